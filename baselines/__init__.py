@@ -1,0 +1,12 @@
+"""The kernels to beat, behind the same interface: dense products, and the dequantising kernels of AQLM and QuIP#."""
+
+if __name__ == "baselines":
+    raise ImportError("import this package as codegemm.baselines")
+
+from codegemm.baselines.aqlm import Aqlm
+from codegemm.baselines.dense import Dense, DenseBf16, DenseCuda
+from codegemm.baselines.dequant_dense import DequantDense
+from codegemm.baselines.quip import Quip
+from codegemm.kernel import Kernel
+
+KERNELS: list[Kernel] = [Dense(), DenseBf16(), DenseCuda(), DequantDense(), Aqlm(), Quip()]

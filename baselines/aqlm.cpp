@@ -1,0 +1,98 @@
+// AQLM's matrix-vector products, one row of x after another; see aqlm.py.
+#include <type_traits>
+
+#include "floats.hpp"
+#include "parallel.hpp"
+
+namespace codegemm {
+
+// Must match `AqlmArgs` in aqlm.py.
+struct AqlmArgs {
+    const void* x;          // [n, in_features], x_dtype
+    void* out;              // [n, rows], out_dtype
+    float* workspace;       // x as float [in_features], y [rows], tables [vectors][m][centroids]
+    const void* codes;      // uint8 [vectors][m][rows], or uint16 [rows][vectors][m]
+    const void* codebooks;  // [m][centroids][v], float (uint8 codes) or half (uint16 codes)
+    const half* scales;     // [rows]
+    int32_t x_dtype, out_dtype;
+    int32_t n, rows, in_features;
+    int32_t v, m, centroids, wide_codes;
+};
+
+namespace {
+
+constexpr int block_rows = 1024;    // of sums that stay in L1 while all tables pass by
+constexpr int table_vectors = 16;   // k-vectors whose tables one task makes
+constexpr int gather_rows = 64;
+
+int tasks(int count, int size) { return (count + size - 1) / size; }
+
+void make_tables(const AqlmArgs& a, const float* x, int first, int end, float* tables) {
+    for (int j = first; j < end; ++j) {
+        const float* book = static_cast<const float*>(a.codebooks);
+        float* to = tables + size_t(j) * a.m * a.centroids;
+        for (int i = 0; i < a.m * a.centroids; ++i, book += a.v) {
+            float sum = 0;
+            for (int t = 0; t < a.v; ++t) sum += book[t] * x[size_t(j) * a.v + t];
+            to[i] = sum;
+        }
+    }
+}
+
+void add_tables(const AqlmArgs& a, const float* tables, int first_row, int end_row, float* y) {
+    for (int row = first_row; row < end_row; ++row) y[row] = 0;
+    const int positions = a.in_features / a.v * a.m;
+    const uint8_t* codes = static_cast<const uint8_t*>(a.codes);
+    for (int p = 0; p < positions; ++p, codes += a.rows, tables += a.centroids)
+        for (int row = first_row; row < end_row; ++row) y[row] += tables[codes[row]];
+}
+
+template <int V>
+void gather(const AqlmArgs& a, const float* x, int first_row, int end_row, float* y) {
+    const int v = V ? V : a.v, positions = a.in_features / v * a.m;
+    const half* books = static_cast<const half*>(a.codebooks);
+    for (int row = first_row; row < end_row; ++row) {
+        const uint16_t* codes = static_cast<const uint16_t*>(a.codes) + size_t(row) * positions;
+        float sums[16] = {};
+        for (int p = 0; p < positions; ++p) {
+            const half* centroid = books + (size_t(p % a.m) * a.centroids + codes[p]) * v;
+            const float* xj = x + size_t(p / a.m) * v;
+            for (int t = 0; t < v; ++t) sums[t] += float(centroid[t]) * xj[t];
+        }
+        y[row] = 0;
+        for (float sum : sums) y[row] += sum;
+    }
+}
+
+void multiply(ParallelFor loop, const AqlmArgs& a, int i) {
+    float* x = a.workspace;
+    float* y = x + a.in_features;
+    float* tables = y + a.rows;
+    to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
+    const int vectors = a.in_features / a.v;
+    auto least = [](int p, int q) { return p < q ? p : q; };
+
+    if (!a.wide_codes)
+        parallel_for(loop, tasks(vectors, table_vectors), [&](int task) {
+            make_tables(a, x, task * table_vectors, least(vectors, (task + 1) * table_vectors), tables);
+        });
+    const int size = a.wide_codes ? gather_rows : block_rows;
+    parallel_for(loop, tasks(a.rows, size), [&](int task) {
+        const int first = task * size, end = least(a.rows, first + size);
+        if (!a.wide_codes)
+            add_tables(a, tables, first, end, y);
+        else if (a.v == 8)
+            gather<8>(a, x, first, end, y);
+        else
+            gather<0>(a, x, first, end, y);
+        for (int row = first; row < end; ++row) y[row] *= float(a.scales[row]);
+        from_float(y + first, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first, end - first);
+    });
+}
+
+}  // namespace
+}  // namespace codegemm
+
+extern "C" void aqlm(codegemm::ParallelFor loop, const codegemm::AqlmArgs* args) {
+    for (int i = 0; i < args->n; ++i) codegemm::multiply(loop, *args, i);
+}

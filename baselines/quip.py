@@ -1,0 +1,143 @@
+"""QuIP#'s way of multiplying (Tseng et al., 2024): rotate x, decode E8P vectors and multiply, rotate the result.
+
+y = SV * U_M(What (U_K^T (SU * x))), all in float32, so nothing needs the original's scaling by 32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int32, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.engines.cpu import library
+from codegemm.formats import e8p_codebook
+from codegemm.formats.e8p import E8PSpec, E8PWeight
+from codegemm.formats.hadamard import hadamard, split_length, transform
+from codegemm.formats.weight import Spec, Weight
+from codegemm.kernel import Cost, Kernel
+
+_SOURCE = Path(__file__).with_name("quip.cpp")
+
+
+class QuipArgs(ctypes.Structure):
+    """Must match `QuipArgs` in quip.cpp."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "residual", "SU", "SV")),
+        *((name, c_void_p) for name in ("abs_vectors", "sign_vectors", "shifts", "ball", "had_in", "had_out")),
+        *((name, c_int32) for name in ("x_dtype", "out_dtype", "n", "rows", "in_features")),
+        *((name, c_int32) for name in ("bits", "order_in", "order_out")),
+        ("resid_factor", c_float),
+    ]
+
+
+@dataclass
+class Prepared:
+    """Unpacked codes uint16 [M, K/8], the residual's [M, K/8] (uint16 or uint8), and the vectors in float32."""
+
+    spec: E8PSpec
+    codes: npt.NDArray[np.uint16]
+    residual: npt.NDArray | None
+    SU: npt.NDArray[np.float32]
+    SV: npt.NDArray[np.float32]
+    resid_scale: float
+
+
+@cache
+def _tables() -> dict[str, npt.NDArray[np.float32]]:
+    """The decode tables, 8 KiB each."""
+    return {
+        "abs_vectors": e8p_codebook.abs_vectors(),
+        "sign_vectors": e8p_codebook.sign_vectors(),
+        "shifts": 0.25 - 0.5 * e8p_codebook.parity(np.arange(256)).astype(np.float32),
+        "ball": e8p_codebook.residual_grid(),
+    }
+
+
+@cache
+def _order_matrix(n: int, transpose: bool) -> npt.NDArray[np.float32]:
+    """hadK of a length (or its transpose), divided by sqrt(n)."""
+    matrix = hadamard(split_length(n)[0]).astype(np.float32) / np.float32(np.sqrt(n))
+    return np.ascontiguousarray(matrix.T if transpose else matrix)
+
+
+class Quip(Kernel):
+    """E8P decode by table, Hadamard transforms of every order, 2, 3 and 4 bit."""
+
+    name = "quip"
+    engine = "cpu"
+    automatic = True
+
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        return None if isinstance(spec, E8PSpec) else "it multiplies E8PWeights"
+
+    def prepare(self, weight: Weight, device: str) -> Prepared:
+        assert isinstance(weight, E8PWeight)
+        codes = weight.codes()
+        su, sv = (np.asarray(vector, np.float32) for vector in (weight.SU, weight.SV))
+        return Prepared(weight.spec, codes.main, codes.residual, su, sv, weight.resid_scale)
+
+    def workspace(self, spec: Spec, n: int) -> int:
+        longest = max(spec.shape)
+        return 4 * n * (spec.in_features + spec.out_features + longest)
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        call = library.function(_SOURCE, "quip", POINTER(QuipArgs))
+        if call is None:
+            return _run_numpy(prepared, x, out)
+        m, k = prepared.spec.shape
+        residual = prepared.residual
+        call(
+            QuipArgs(
+                x=library.address(x),
+                out=library.address(out),
+                workspace=library.address(workspace),
+                codes=library.address(prepared.codes),
+                residual=None if residual is None else library.address(residual),
+                SU=library.address(prepared.SU),
+                SV=library.address(prepared.SV),
+                **{name: library.address(table) for name, table in _tables().items()},
+                had_in=library.address(_order_matrix(k, True)),
+                had_out=library.address(_order_matrix(m, False)),
+                x_dtype=library.DTYPES[x.dtype.name],
+                out_dtype=library.DTYPES[out.dtype.name],
+                n=len(x),
+                rows=m,
+                in_features=k,
+                bits=prepared.spec.bits,
+                order_in=split_length(k)[0],
+                order_out=split_length(m)[0],
+                resid_factor=1 / prepared.resid_scale,
+            )
+        )
+
+    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
+        assert isinstance(spec, E8PSpec)
+        m, k = spec.shape
+        vectors = m * k // 8
+        adds = sum(length * (order + int(np.log2(power))) for length in (m, k) for order, power in [split_length(length)])
+        return Cost(
+            bytes_read=spec.bits * m * k // 8 + 4 * (m + k) + n * k * dtype.itemsize,
+            bytes_written=n * m * dtype.itemsize,
+            lookups=vectors * (1 if spec.bits == 2 else 2),
+            multiply_adds=m * k * n + n * adds,
+            launches=3,
+        )
+
+
+def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
+    """The same where there is no compiler."""
+    m, k = prepared.spec.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        lattice = e8p_codebook.grid().astype(np.float32)[prepared.codes]
+        if prepared.residual is not None:
+            points = e8p_codebook.grid() if prepared.spec.bits == 4 else e8p_codebook.residual_grid()
+            lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[prepared.residual]
+        rotated = transform(x.astype(np.float32) * prepared.SU, transpose=True)
+        out[...] = transform(rotated @ lattice.reshape(m, k).T) * prepared.SV

@@ -1,0 +1,68 @@
+"""Whose arrays come in: NumPy, CuPy or torch, found without importing a library that isn't loaded already."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+# Dtypes that a product takes; names, because bfloat16 exists only once ml_dtypes is imported.
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@cache
+def bfloat16() -> np.dtype:
+    """NumPy's view of bfloat16 (the ml_dtypes extension type)."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def float_dtype(dtype: Any) -> np.dtype:
+    """A dtype or its name as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return bfloat16()
+    resolved = np.dtype(dtype)
+    if resolved.name not in FLOATS:
+        raise TypeError(f"dtype {resolved}: must be one of {', '.join(FLOATS)}")
+    return resolved
+
+
+def array_module(array: Any) -> Any:
+    """numpy or cupy, whichever the array is of."""
+    cupy = sys.modules.get("cupy")
+    return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
+
+
+def is_torch(array: Any) -> bool:
+    """Whether this is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def device_of(array: Any) -> str:
+    """`cpu` or `cuda:<number>` for a NumPy array, a CuPy array or a torch tensor."""
+    if is_torch(array):
+        return "cpu" if array.device.type == "cpu" else f"{array.device.type}:{array.device.index or 0}"
+    return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+
+
+def from_torch(tensor: Any) -> np.ndarray:
+    """A NumPy array on the memory of a torch tensor on the CPU (bfloat16 included)."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(bfloat16())
+    return tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> Any:
+    """The inverse of `from_torch`, on the same memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

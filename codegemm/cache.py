@@ -1,0 +1,110 @@
+"""The user's cache folder: compiled kernels and quantised weights, each entry checked by its content's hash.
+
+The folder is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. It is the user's alone (mode 0700), since
+compiled code is loaded from it. An entry is one file `<key>-<hash of its content>.<suffix>`, written beside its place
+and renamed into it: a damaged, truncated or foreign file is a miss, never an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+SIZE_LIMIT = 2 << 30
+_HASH_DIGITS = 16
+
+
+def folder(kind: str = "") -> Path:
+    """The cache folder (or its part of one kind), made if need be.
+
+    Raises PermissionError where the folder belongs to another user.
+    """
+    base = os.environ.get("CODEGEMM_CACHE_DIR")
+    if base:
+        root = Path(base).expanduser()
+    else:
+        from platformdirs import user_cache_path
+
+        root = user_cache_path("codegemm", appauthor=False)
+    path = root / kind
+    for each in dict.fromkeys((root, path)):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = each.stat()
+        if state.st_uid != os.getuid():
+            raise PermissionError(f"cache folder {each} belongs to another user; set CODEGEMM_CACHE_DIR")
+        if state.st_mode & 0o077:
+            each.chmod(0o700)
+    return path
+
+
+def key(*parts: str | bytes) -> str:
+    """A short hash of everything an entry depends on."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:32]
+
+
+def lookup(kind: str, entry_key: str, suffix: str) -> Path | None:
+    """The entry's file if it is there and whole; its time of use is renewed."""
+    for path in folder(kind).glob(f"{entry_key}-*{suffix}"):
+        try:
+            if path.stat().st_uid == os.getuid() and path.name == _name(entry_key, path, suffix):
+                os.utime(path)
+                return path
+            path.unlink()
+        except OSError:
+            continue
+    return None
+
+
+def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Have `write` fill a temporary file, then move it into place; old entries go when the cache is over its limit."""
+    home = folder(kind)
+    with tempfile.TemporaryDirectory(dir=home, prefix="new-") as temporary:
+        made = Path(temporary) / f"entry{suffix}"
+        write(made)
+        made.chmod(0o600)
+        place = home / _name(entry_key, made, suffix)
+        os.replace(made, place)
+    prune(keep=place)
+    return place
+
+
+def prune(limit: int = SIZE_LIMIT, keep: Path | None = None) -> None:
+    """Remove the entries that were used longest ago until the cache holds at most `limit` bytes."""
+    entries = sorted(_entries(), key=lambda entry: entry[1].st_mtime)
+    total = sum(state.st_size for _, state in entries)
+    for path, state in entries:
+        if total <= limit:
+            break
+        if path != keep:
+            path.unlink(missing_ok=True)
+            total -= state.st_size
+
+
+def clear() -> tuple[int, int]:
+    """Remove every entry; the number of files and bytes removed."""
+    entries = list(_entries())
+    for path, _ in entries:
+        path.unlink(missing_ok=True)
+    return len(entries), sum(state.st_size for _, state in entries)
+
+
+def _entries() -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder().rglob("*"):
+        try:
+            if path.is_file():
+                yield path, path.stat()
+        except OSError:
+            continue
+
+
+def _name(entry_key: str, path: Path, suffix: str) -> str:
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
+    return f"{entry_key}-{content}{suffix}"

@@ -1,0 +1,161 @@
+"""The registry of kernels, and which of them a product gets."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+import numpy as np
+
+from codegemm.errors import KernelError
+from codegemm.formats.weight import Spec, Weight
+from codegemm.kernel import Kernel
+
+ENTRY_POINT_GROUP = "codegemm.kernels"
+
+_REQUIRED = ("name", "engine", "supports", "prepare", "run", "workspace", "cost")
+
+_registry: dict[str, Kernel] = {}
+_lock = threading.RLock()
+_loaded = False
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A row of `codegemm.kernels()`: `reason` says why the kernel is not usable."""
+
+    name: str
+    engine: str
+    usable: bool
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.name}  " + ("usable" if self.usable else f"no: {self.reason}")
+
+
+def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
+    """Add a kernel, so that `kernel=` names it and `codegemm compare` measures it; returns it.
+
+    Raises TypeError where the object lacks a part of the interface, ValueError for a name that is taken.
+    """
+    missing = [attribute for attribute in _REQUIRED if not hasattr(kernel, attribute)]
+    if missing or isinstance(kernel, type):
+        lacks = f"lacks {', '.join(missing)}" if missing else "is a class: register an instance"
+        raise TypeError(f"kernel {kernel!r} {lacks}; subclass codegemm.Kernel")
+    if kernel.engine not in ("cpu", "cuda"):
+        raise ValueError(f"kernel {kernel.name!r}: engine {kernel.engine!r}, must be cpu or cuda")
+    with _lock:
+        _load()
+        _add(kernel, replace)
+    return kernel
+
+
+def unregister_kernel(full_name: str) -> None:
+    """Remove a kernel by its full name, like `cpu:mine`; KeyError if there is none."""
+    with _lock:
+        _load()
+        del _registry[full_name]
+
+
+def registered(engine: str | None = None) -> list[Kernel]:
+    """All kernels, or those of one engine, in the order of registration."""
+    with _lock:
+        _load()
+        return [k for k in _registry.values() if engine in (None, k.engine)]
+
+
+def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
+    """Every kernel and whether it is usable: on this machine, or for n rows (of float32) times the weight `w`."""
+    if n < 1:
+        raise ValueError(f"n={n}: must be at least 1")
+    infos = []
+    for kernel in registered():
+        reason = _unavailable(kernel)
+        if reason is None and w is not None:
+            reason = _refusal(kernel, w.spec, n, np.dtype(np.float32), w.device)
+        infos.append(KernelInfo(kernel.name, kernel.engine, reason is None, reason))
+    return infos
+
+
+def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto") -> Kernel:
+    """The kernel for n rows of `dtype` times a weight of `spec` on `device`.
+
+    `auto` takes the automatic kernel with the least estimate; a name takes that kernel. KernelError says why
+    where it can't run.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"kernel={name!r}: must be a name, like 'psumbook' or 'cpu:psumbook'")
+    return _choose(spec, n, dtype, device) if name == "auto" else _named(spec, n, dtype, device, name)
+
+
+def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
+    engine = device.partition(":")[0]
+    usable = [
+        k
+        for k in registered(engine)
+        if getattr(k, "automatic", False) and not _refusal(k, spec, n, dtype, device)
+    ]
+    if not usable:
+        raise KernelError(
+            f"no kernel is chosen automatically for this weight on {device}; name one: "
+            + "; ".join(f"{k.name} ({_refusal(k, spec, n, dtype, device) or 'usable'})" for k in registered(engine))
+        )
+    return min(usable, key=lambda k: k.estimate(spec, n, dtype))
+
+
+def _named(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:
+    engine, _, short = name.rpartition(":")
+    named = [k for k in registered() if k.name == short and engine in ("", k.engine)]
+    if not named:
+        known = sorted({k.name for k in registered()})
+        raise KernelError(f"kernel {name!r} is unknown; known: {', '.join(known)}")
+    here = [k for k in named if k.engine == device.partition(":")[0]]
+    if not here:
+        raise KernelError(
+            f"kernel {name!r} runs on {' and '.join(k.engine for k in named)} and the weight is on {device}: "
+            "move it with w.to(...)"
+        )
+    reason = _refusal(here[0], spec, n, dtype, device)
+    if reason:
+        raise KernelError(f"kernel {name!r} can't run here: {reason}")
+    return here[0]
+
+
+def _unavailable(kernel: Kernel) -> str | None:
+    check = getattr(kernel, "unavailable", None)
+    return check() if check else None
+
+
+def _refusal(kernel: Kernel, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+    if kernel.engine != device.partition(":")[0]:
+        return f"the weight is on {device}"
+    return _unavailable(kernel) or kernel.supports(spec, n, dtype, device)
+
+
+def _add(kernel: Kernel, replace: bool = False) -> None:
+    full_name = f"{kernel.engine}:{kernel.name}"
+    if full_name in _registry and not replace:
+        raise ValueError(f"kernel {full_name} is registered already; pass replace=True")
+    _registry[full_name] = kernel
+
+
+def _load() -> None:
+    """Register the package's kernels and those of installed third parties, at the first use."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    from codegemm import baselines
+    from codegemm.engines import cpu, cuda, reference
+
+    for group in (reference, cpu, cuda, baselines):
+        for kernel in group.KERNELS:
+            _add(kernel)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            made = entry.load()
+            register_kernel(made() if isinstance(made, type) else made)
+        except Exception as error:  # somebody else's package must not break this one
+            warnings.warn(f"kernel {entry.name!r} of {entry.value!r} was left out: {error}", stacklevel=2)

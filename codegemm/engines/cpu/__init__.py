@@ -1,0 +1,10 @@
+"""The CPU engine: C++ compiled at first use for this machine, NumPy where there is no compiler."""
+
+from codegemm.engines.cpu.dequant import Dequant
+from codegemm.engines.cpu.library import get_num_threads, set_num_threads
+from codegemm.engines.cpu.psumbook import Psumbook
+from codegemm.kernel import Kernel
+
+KERNELS: list[Kernel] = [Psumbook(), Dequant()]
+
+__all__ = ["KERNELS", "Dequant", "Psumbook", "get_num_threads", "set_num_threads"]

@@ -1,0 +1,22 @@
+"""How a product is cut into tasks: pure functions of the shape, so that results don't depend on the threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def split(count: int, most: int) -> npt.NDArray[np.int32]:
+    """Bounds [parts + 1] that cut 0 .. count into the fewest near-equal parts of at most `most`."""
+    parts = max(1, -(-count // most))
+    return (np.arange(parts + 1) * count // parts).astype(np.int32)
+
+
+def row_slices(part_rows: tuple[int, ...], most: int) -> npt.NDArray[np.int32]:
+    """[slices, 3]: (part, first row, end row), no slice longer than `most` or across parts."""
+    slices, start = [], 0
+    for part, rows in enumerate(part_rows):
+        bounds = start + split(rows, most)
+        slices += [(part, first, end) for first, end in zip(bounds, bounds[1:])]
+        start += rows
+    return np.array(slices, np.int32)

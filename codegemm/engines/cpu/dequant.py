@@ -1,0 +1,142 @@
+"""The dequantising kernel: decode a block of rows that stays in cache, multiply it by every row of x."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from ctypes import POINTER, c_int32, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.engines.cpu import compiler, cut, library
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+from codegemm.formats.weight import Spec, Weight
+from codegemm.kernel import Cost, Kernel
+
+_LANES = 16
+# Must match `max_block_rows` and `max_tile` in dequant.cpp.
+MAX_BLOCK_ROWS = 64
+MAX_TILE = 528
+_TILE = 512
+
+
+class DequantArgs(ctypes.Structure):
+    """Must match `DequantArgs` in dequant.cpp."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales", "blocks")),
+        *((name, c_int32) for name in ("block_count", "x_dtype", "out_dtype", "n", "rows", "in_features")),
+        *((name, c_int32) for name in ("v", "m", "centroids", "wide_codes", "group_vectors", "tile_vectors")),
+    ]
+
+
+@dataclass
+class Prepared:
+    """The weight's own codes and scales, centroids in float32 where they are few, and the row blocks."""
+
+    weight: CodebookWeight
+    codebooks: npt.NDArray
+    blocks: npt.NDArray[np.int32]
+
+    def args(self) -> DequantArgs:
+        """A structure of its own for every call: a weight may be multiplied by several threads."""
+        spec = self.weight.spec
+        config = spec.config
+        return DequantArgs(
+            codes=library.address(self.weight.codes),
+            codebooks=library.address(self.codebooks),
+            scales=library.address(self.weight.scales),
+            blocks=library.address(self.blocks),
+            block_count=len(self.blocks),
+            rows=spec.out_features,
+            in_features=spec.in_features,
+            v=config.v,
+            m=config.m,
+            centroids=config.centroids,
+            wide_codes=int(config.b > 8),
+            group_vectors=spec.vectors // spec.groups,
+            tile_vectors=tile_vectors(config.v),
+        )
+
+
+def tile_vectors(v: int) -> int:
+    """k-vectors of a tile: about 512 weights, whole registers of them."""
+    step = math.lcm(_LANES, v)
+    return step * max(1, _TILE // step) // v
+
+
+class Dequant(Kernel):
+    """Decodes blocks of W to float32 in cache; any v, m, b, g and any number of rows of x."""
+
+    name = "dequant"
+    engine = "cpu"
+    automatic = True
+
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        return None if isinstance(spec, CodebookSpec) else "it multiplies CodebookWeights"
+
+    def prepare(self, weight: Weight, device: str) -> Prepared:
+        assert isinstance(weight, CodebookWeight)
+        books = weight.part_codebooks
+        if weight.config.b <= 8:
+            books = books.astype(np.float32)
+        blocks = cut.row_slices(weight.spec.part_rows, MAX_BLOCK_ROWS)
+        # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
+        return Prepared(weight._with_arrays(weight.arrays), books, blocks)
+
+    def workspace(self, spec: Spec, n: int) -> int:
+        padded = -(-spec.in_features // _LANES) * _LANES
+        return 4 * n * (padded + spec.out_features)
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        call = library.function(compiler.SOURCES / "dequant.cpp", "dequant", POINTER(DequantArgs))
+        if call is None:
+            return _run_numpy(prepared, x, out)
+        args = prepared.args()
+        args.x, args.out = library.address(x), library.address(out)
+        args.workspace = library.address(workspace)
+        args.x_dtype, args.out_dtype = library.DTYPES[x.dtype.name], library.DTYPES[out.dtype.name]
+        args.n = len(x)
+        call(args)
+
+    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
+        assert isinstance(spec, CodebookSpec)
+        config, (m_rows, k) = spec.config, spec.shape
+        books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
+        codes = m_rows * spec.vectors * config.m * (1 if config.b <= 8 else 2)
+        return Cost(
+            bytes_read=codes + books + 2 * m_rows * spec.groups + n * k * dtype.itemsize,
+            bytes_written=n * m_rows * dtype.itemsize,
+            lookups=m_rows * spec.vectors * config.m,
+            multiply_adds=m_rows * k * (n + 1),
+        )
+
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
+        cost = self.cost(spec, n, dtype)
+        return cost.lookups * LOOKUP + cost.multiply_adds * MULTIPLY_ADD
+
+
+def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:
+    """Decode the whole weight into float32 [M, K], in parallel."""
+    call = library.function(compiler.SOURCES / "dequant.cpp", "dequantize", POINTER(DequantArgs), c_void_p)
+    if call is None:
+        for start, block in prepared.weight.dense_blocks(np.float32):
+            dense[start : start + len(block)] = block
+    else:
+        call(prepared.args(), library.address(dense))
+
+
+# Relative times in units of a Psumbook lookup, measured by `codegemm compare --threads 1`.
+LOOKUP = 4.0
+MULTIPLY_ADD = 0.05
+
+
+def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
+    """The same where there is no compiler: blocks of rows decoded by NumPy."""
+    x32 = x.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start, block in prepared.weight.dense_blocks(np.float32):
+            out[:, start : start + len(block)] = x32 @ block.T

@@ -1,0 +1,88 @@
+"""The compiled kernels as Python callables, and the thread pool they share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import warnings
+from ctypes import POINTER, Structure, c_int, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codegemm.engines.cpu import compiler
+
+# Must match `Dtype` in floats.hpp.
+DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+
+_lock = threading.Lock()
+_libraries: dict[Path, ctypes.CDLL | None] = {}
+_threads: int | None = None
+
+
+def function(source: Path, name: str, *argtypes: Any) -> Any:
+    """The exported function `name` of a source file, its first argument the parallel loop; None without a compiler.
+
+    The first failure to compile warns, once, and says what to install.
+    """
+    library, pool = _load(source), _load(compiler.SOURCES / "threads.cpp")
+    if library is None or pool is None:
+        return None
+    call = getattr(library, name)
+    call.argtypes, call.restype = (c_void_p, *argtypes), None
+    loop = ctypes.cast(pool.codegemm_parallel_for, c_void_p)
+    return lambda *arguments: call(loop, *arguments)
+
+
+def get_num_threads() -> int:
+    """Threads of the CPU kernels: as set, else $CODEGEMM_NUM_THREADS, else the processors this process may use."""
+    if _threads is not None:
+        return _threads
+    asked = os.environ.get("CODEGEMM_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_num_threads(k: int) -> None:
+    """Let the CPU kernels use k threads from now on; results do not depend on it. ValueError unless k >= 1."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"number of threads {k!r}: must be an integer of at least 1")
+    global _threads
+    with _lock:
+        _threads = int(k)
+        pool = _libraries.get(compiler.SOURCES / "threads.cpp")
+    if pool:
+        pool.codegemm_set_threads(_threads)
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's data starts."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def struct_pointer(arguments: type[Structure]) -> Any:
+    """The ctypes type of a pointer to an argument structure."""
+    return POINTER(arguments)
+
+
+def _load(source: Path) -> ctypes.CDLL | None:
+    with _lock:
+        if source not in _libraries:
+            _libraries[source] = _open(source)
+        return _libraries[source]
+
+
+def _open(source: Path) -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(compiler.build(source)))
+    except (compiler.CompilerError, OSError) as error:
+        if None not in _libraries.values():
+            warnings.warn(f"CPU kernels run in NumPy instead of compiled code: {error}", RuntimeWarning, stacklevel=2)
+        return None
+    if source.name == "threads.cpp":
+        library.codegemm_set_threads.argtypes = (c_int,)
+        library.codegemm_set_threads(get_num_threads())
+    return library

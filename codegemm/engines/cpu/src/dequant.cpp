@@ -1,0 +1,190 @@
+// y = x @ W^T by decoding a block of W that stays in cache and multiplying it by every row of x.
+//
+//            K tile 0     K tile 1
+//          +-----------+-----------+
+//   rows   |  decode: scale * sum of centroids, float [block rows][tile]
+//   block  |  then y[n][row] += x[n][tile] . W[row][tile], 4 x 4 dot products at a time
+//          +-----------+-----------+
+//
+// A task is one block of rows over all of K, so nothing is summed across tasks.
+#include <type_traits>
+
+#include "floats.hpp"
+#include "parallel.hpp"
+
+namespace codegemm {
+
+// Must match `DequantArgs` in dequant.py.
+struct DequantArgs {
+    const void* x;          // [n, in_features], x_dtype
+    void* out;              // [n, rows], out_dtype
+    float* workspace;       // x as float [n][padded in_features], sums [n][rows]
+    const void* codes;      // [rows][vectors][m], uint8 or uint16
+    const void* codebooks;  // [parts][m][centroids][v], float (uint8 codes) or half (uint16 codes)
+    const half* scales;     // [rows][groups]
+    const int32_t* blocks;  // [block_count][3] part, first row, end row
+    int32_t block_count;
+    int32_t x_dtype, out_dtype;
+    int32_t n, rows, in_features;
+    int32_t v, m, centroids, wide_codes;  // wide_codes: uint16
+    int32_t group_vectors;                // k-vectors that share a scale
+    int32_t tile_vectors;                 // k-vectors of a tile; tile_vectors * v is a multiple of `lanes`
+};
+
+// Must match `MAX_BLOCK_ROWS` and `MAX_TILE` in dequant.py.
+constexpr int max_block_rows = 64, max_tile = 528;
+
+namespace {
+
+constexpr int dot_rows = 4;
+
+// block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1; V 0: v known at run time only.
+template <class Code, class Centroid, int V>
+void decode(const DequantArgs& a, int part, int first_row, int end_row, int first, int end, int pitch, float* block) {
+    const int v = V ? V : a.v, m = a.m;
+    const int vectors = a.in_features / v, groups = vectors / a.group_vectors;
+    const size_t book = size_t(a.centroids) * v;
+    const auto* books = static_cast<const Centroid*>(a.codebooks) + size_t(part) * m * book;
+    for (int row = first_row; row < end_row; ++row, block += pitch) {
+        const Code* codes = static_cast<const Code*>(a.codes) + (size_t(row) * vectors + first) * m;
+        const half* scales = a.scales + size_t(row) * groups;
+        float* to = block;
+        for (int j = first; j < end;) {
+            const int group = j / a.group_vectors;
+            const int group_end = (group + 1) * a.group_vectors < end ? (group + 1) * a.group_vectors : end;
+            const float scale = float(scales[group]);
+            for (; j < group_end; ++j, codes += m, to += v) {
+                float sum[V ? V : 16];
+                const Centroid* centroid = books + size_t(codes[0]) * v;
+                for (int t = 0; t < v; ++t) sum[t] = float(centroid[t]);
+                for (int c = 1; c < m; ++c) {
+                    centroid = books + c * book + size_t(codes[c]) * v;
+                    for (int t = 0; t < v; ++t) sum[t] += float(centroid[t]);
+                }
+                for (int t = 0; t < v; ++t) to[t] = sum[t] * scale;
+            }
+        }
+        for (; to < block + pitch; ++to) *to = 0;
+    }
+}
+
+inline float sum_of(vec<lanes> values) {
+    float sum = 0;
+    for (int i = 0; i < lanes; ++i) sum += values[i];
+    return sum;
+}
+
+// sums[i][r] += x[i] . block[r] over `length` elements, i < ROWS_OF_X, r < dot_rows.
+template <int ROWS_OF_X>
+void dot(const float* x, size_t x_pitch, const float* block, int pitch, int length, float* sums, size_t sums_pitch) {
+    vec<lanes> acc[ROWS_OF_X][dot_rows] = {};
+    for (int k = 0; k < length; k += lanes) {
+        vec<lanes> w[dot_rows];
+        for (int r = 0; r < dot_rows; ++r) w[r] = load<lanes>(block + r * pitch + k);
+        for (int i = 0; i < ROWS_OF_X; ++i) {
+            const vec<lanes> xi = load<lanes>(x + i * x_pitch + k);
+            for (int r = 0; r < dot_rows; ++r) acc[i][r] += xi * w[r];
+        }
+    }
+    for (int i = 0; i < ROWS_OF_X; ++i)
+        for (int r = 0; r < dot_rows; ++r) sums[i * sums_pitch + r] += sum_of(acc[i][r]);
+}
+
+template <class Code, class Centroid, int V>
+void multiply(ParallelFor loop, const DequantArgs& a) {
+    const size_t x_pitch = (a.in_features + lanes - 1) / lanes * lanes;
+    float* x = a.workspace;
+    for (int i = 0; i < a.n; ++i) {
+        float* row = x + i * x_pitch;
+        to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, row, a.in_features);
+        for (size_t k = a.in_features; k < x_pitch; ++k) row[k] = 0;
+    }
+    float* y = x + a.n * x_pitch;
+
+    parallel_for(loop, a.block_count, [&](int task) {
+        alignas(64) static thread_local float block[max_block_rows * max_tile];
+        const int32_t* b = a.blocks + 3 * task;
+        const int part = b[0], first_row = b[1], end_row = b[2], count = end_row - first_row;
+        // Blocks are padded to whole dot products; the sums of padding rows stay in this array.
+        float sums[4][max_block_rows];
+        const int vectors = a.in_features / a.v;
+        for (int i = 0; i < a.n; ++i) std::memset(y + size_t(i) * a.rows + first_row, 0, count * sizeof(float));
+        for (int first = 0; first < vectors; first += a.tile_vectors) {
+            const int end = first + a.tile_vectors < vectors ? first + a.tile_vectors : vectors;
+            const int pitch = ((end - first) * a.v + lanes - 1) / lanes * lanes;
+            decode<Code, Centroid, V>(a, part, first_row, end_row, first, end, pitch, block);
+            const float* x_tile = x + size_t(first) * a.v;
+            for (int i = 0; i < a.n;) {
+                const int rows_of_x = a.n - i >= 4 ? 4 : a.n - i >= 2 ? 2 : 1;
+                std::memset(sums, 0, sizeof sums);
+                for (int r = 0; r < count; r += dot_rows) {
+                    const float* xi = x_tile + i * x_pitch;
+                    const float* w = block + r * pitch;
+                    if (rows_of_x == 4)
+                        dot<4>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
+                    else if (rows_of_x == 2)
+                        dot<2>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
+                    else
+                        dot<1>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
+                }
+                for (int s = 0; s < rows_of_x; ++s, ++i)
+                    for (int r = 0; r < count; ++r) y[size_t(i) * a.rows + first_row + r] += sums[s][r];
+            }
+        }
+        for (int i = 0; i < a.n; ++i) {
+            const size_t place = size_t(i) * a.rows + first_row;
+            from_float(y + place, 1, a.out, Dtype(a.out_dtype), place, count);
+        }
+    });
+}
+
+// Decodes all of W to dense [rows][in_features].
+template <class Code, class Centroid, int V>
+void dequantize(ParallelFor loop, const DequantArgs& a, float* dense) {
+    parallel_for(loop, a.block_count, [&](int task) {
+        const int32_t* b = a.blocks + 3 * task;
+        decode<Code, Centroid, V>(a, b[0], b[1], b[2], 0, a.in_features / a.v, a.in_features,
+                                  dense + size_t(b[1]) * a.in_features);
+    });
+}
+
+// Calls `run` with the template arguments <Code, Centroid, V> that the weight needs, as a null pointer and a constant.
+template <class Code, class Centroid, class Run>
+void specialise(int v, Run&& run) {
+    const Code* code = nullptr;
+    const Centroid* centroid = nullptr;
+    switch (v) {
+        case 4: return run(code, centroid, std::integral_constant<int, 4>());
+        case 8: return run(code, centroid, std::integral_constant<int, 8>());
+        case 16: return run(code, centroid, std::integral_constant<int, 16>());
+        default: return run(code, centroid, std::integral_constant<int, 0>());
+    }
+}
+
+template <class Run>
+void specialise(const DequantArgs& a, Run&& run) {
+    if (a.wide_codes)
+        specialise<uint16_t, half>(a.v, run);
+    else
+        specialise<uint8_t, float>(a.v, run);
+}
+
+}  // namespace
+}  // namespace codegemm
+
+extern "C" {
+
+void dequant(codegemm::ParallelFor loop, const codegemm::DequantArgs* args) {
+    using namespace codegemm;
+    specialise(*args, [&](auto* code, auto* centroid, auto v) {
+        multiply<std::decay_t<decltype(*code)>, std::decay_t<decltype(*centroid)>, v>(loop, *args);
+    });
+}
+
+void dequantize(codegemm::ParallelFor loop, const codegemm::DequantArgs* args, float* dense) {
+    using namespace codegemm;
+    specialise(*args, [&](auto* code, auto* centroid, auto v) {
+        dequantize<std::decay_t<decltype(*code)>, std::decay_t<decltype(*centroid)>, v>(loop, *args, dense);
+    });
+}
+}

@@ -1,0 +1,83 @@
+// Element types of x and out, and their conversion to and from float.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace codegemm {
+
+using half = _Float16;
+
+// Must match `DTYPES` in library.py.
+enum class Dtype : int32_t { float16, bfloat16, float32, float64 };
+
+struct bfloat16 {
+    uint16_t bits;
+
+    operator float() const {
+        const uint32_t word = uint32_t(bits) << 16;
+        float value;
+        std::memcpy(&value, &word, 4);
+        return value;
+    }
+
+    explicit bfloat16(float value) {  // to nearest even; a NaN stays one
+        uint32_t word;
+        std::memcpy(&word, &value, 4);
+        const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+        bits = nan ? uint16_t(word >> 16 | 0x40) : uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
+    }
+};
+
+template <class Visitor>
+void visit(Dtype dtype, Visitor&& visitor) {
+    switch (dtype) {
+        case Dtype::float16: return visitor(static_cast<half*>(nullptr));
+        case Dtype::bfloat16: return visitor(static_cast<bfloat16*>(nullptr));
+        case Dtype::float32: return visitor(static_cast<float*>(nullptr));
+        case Dtype::float64: return visitor(static_cast<double*>(nullptr));
+    }
+}
+
+// floats[i] = values[offset + i], i in 0 .. count-1
+inline void to_float(const void* values, Dtype dtype, size_t offset, float* floats, size_t count) {
+    visit(dtype, [&](auto* type) {
+        const auto* typed = static_cast<decltype(type)>(const_cast<void*>(values)) + offset;
+        for (size_t i = 0; i < count; ++i) floats[i] = float(typed[i]);
+    });
+}
+
+// values[offset + i] = floats[i * stride], i in 0 .. count-1
+inline void from_float(const float* floats, size_t stride, void* values, Dtype dtype, size_t offset, size_t count) {
+    visit(dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        T* typed = static_cast<T*>(values) + offset;
+        for (size_t i = 0; i < count; ++i) typed[i] = T(floats[i * stride]);
+    });
+}
+
+// A vector of N floats, for the compiler to map to the machine's registers.
+template <int N>
+struct Vector {
+    typedef float type __attribute__((vector_size(4 * N), aligned(4)));
+};
+template <int N>
+using vec = typename Vector<N>::type;
+
+template <int N>
+inline vec<N> load(const float* from) {
+    vec<N> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+template <int N>
+inline void store(float* to, vec<N> value) {
+    std::memcpy(to, &value, sizeof value);
+}
+
+// The lanes of one register (two on machines whose registers hold fewer).
+constexpr int lanes = 16;
+
+}  // namespace codegemm

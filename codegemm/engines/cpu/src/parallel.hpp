@@ -1,0 +1,17 @@
+// How a kernel spreads its tasks over threads. The pool is a library of its own (threads.cpp), shared by all kernels:
+// each takes a pointer to its loop, so that compiled kernels need not be linked with each other.
+#pragma once
+
+namespace codegemm {
+
+// Runs task(context, i) for every i in 0 .. tasks-1, in any order and on any thread, and returns when all are done.
+using ParallelFor = void (*)(int tasks, void (*task)(void* context, int index), void* context);
+
+// The same for a callable.
+template <class Task>
+void parallel_for(ParallelFor loop, int tasks, Task&& task) {
+    auto call = [](void* context, int index) { (*static_cast<Task*>(context))(index); };
+    loop(tasks, call, &task);
+}
+
+}  // namespace codegemm

@@ -1,0 +1,89 @@
+// The thread pool of the CPU engine: workers sleep on a condition variable, the caller works too.
+//
+// One loop runs at a time; a second caller waits for its turn. Which thread runs a task never changes a result, because
+// kernels cut their work by shape alone. A forked child starts with a fresh pool, since threads do not survive a fork.
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace {
+
+struct Loop {
+    int tasks;
+    void (*task)(void*, int);
+    void* context;
+    std::atomic<int> next{0};
+
+    void work() {
+        for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i);
+    }
+};
+
+class Pool {
+   public:
+    void run(Loop& loop, int threads) {
+        std::lock_guard<std::mutex> turn(turn_);
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (; workers_ < threads - 1; ++workers_) std::thread(&Pool::serve, this).detach();
+        loop_ = &loop;
+        seats_ = threads - 1;  // a pool that was larger once leaves its other workers asleep
+        for (int i = 0; i < seats_; ++i) wake_.notify_one();
+        lock.unlock();
+        loop.work();
+        lock.lock();
+        seats_ = 0;
+        loop_ = nullptr;
+        done_.wait(lock, [this] { return busy_ == 0; });
+    }
+
+   private:
+    void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [this] { return seats_ > 0; });
+            --seats_;
+            ++busy_;
+            Loop* loop = loop_;
+            lock.unlock();
+            loop->work();
+            lock.lock();
+            if (--busy_ == 0) done_.notify_one();
+        }
+    }
+
+    std::mutex turn_;
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    Loop* loop_ = nullptr;
+    int workers_ = 0, seats_ = 0, busy_ = 0;
+};
+
+// Never destroyed: its workers may outlive static destructors.
+std::atomic<Pool*> pool{nullptr};
+std::atomic<int> thread_count{1};
+
+void make_pool() { pool.store(new Pool); }
+
+[[maybe_unused]] const int registered = [] {
+    make_pool();
+    return pthread_atfork(nullptr, nullptr, make_pool);
+}();
+
+}  // namespace
+
+extern "C" {
+
+void codegemm_set_threads(int count) { thread_count.store(count < 1 ? 1 : count); }
+
+void codegemm_parallel_for(int tasks, void (*task)(void*, int), void* context) {
+    const int threads = thread_count.load() < tasks ? thread_count.load() : tasks;
+    Loop loop{tasks, task, context};
+    if (threads <= 1)
+        loop.work();
+    else
+        pool.load()->run(loop, threads);
+}
+}

@@ -1,0 +1,270 @@
+"""Weights stored as sums of codebook vectors, the format that CodeGEMM and AQLM share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
+from codegemm.formats.bits import code_dtype
+from codegemm.formats.weight import Spec, Weight, frozen
+
+# Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
+_DECODE_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class CodebookSpec(Spec):
+    """Shape and configuration of a CodebookWeight; `part_rows` has the rows of each concatenated part."""
+
+    config: CodebookConfig
+    part_rows: tuple[int, ...]
+
+    @property
+    def packed_bits(self) -> int:
+        """Equation 1 of the paper before its division, codebooks counted once for every part."""
+        return self.config.packed_bits(*self.shape, parts=len(self.part_rows))
+
+    @property
+    def vectors(self) -> int:
+        """k-vectors in a row, K / v."""
+        return self.in_features // self.config.v
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row, K / g."""
+        return self.in_features // self.config.group_size(self.in_features)
+
+
+class CodebookWeight(Weight):
+    """W[r, j*v:(j+1)*v] = scales[r, j*v//g] * sum over c of codebooks[c, codes[r, j, c]].
+
+    codes: uint8 (b <= 8) or uint16 (b <= 16) [M, K/v, m].
+    codebooks: float16 [m, 2**b, v]; [P, m, 2**b, v] for P concatenated parts.
+    scales: float16 [M, K/g]; [M, 1] for one scale a row (g = -1).
+    part_rows: rows of each part, in order, where the codebooks have a leading axis.
+
+    The arrays are validated, then read-only; an array that was writeable is copied. A wrong shape, dtype or value
+    raises ValueError.
+    """
+
+    def __init__(
+        self,
+        codes: npt.ArrayLike,
+        codebooks: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        part_rows: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.codes: Any = frozen(_as_array(codes))
+        self.codebooks: Any = frozen(_as_array(codebooks))
+        self.scales: Any = frozen(_as_array(scales))
+        self._spec = _infer_spec(self.codes, self.codebooks, self.scales, part_rows)
+        _check_values(self)
+
+    @property
+    def spec(self) -> CodebookSpec:
+        """Shape and configuration."""
+        return self._spec
+
+    @property
+    def config(self) -> CodebookConfig:
+        """v, m, b and g, as the arrays' shapes say."""
+        return self._spec.config
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float16, the dtype of the centroids and scales."""
+        return np.dtype(self.codebooks.dtype)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """codes, codebooks and scales."""
+        return {"codes": self.codes, "codebooks": self.codebooks, "scales": self.scales}
+
+    @property
+    def part_codebooks(self) -> Any:
+        """The codebooks with the axis of parts: [P, m, 2**b, v]."""
+        return self.codebooks.reshape(-1, *self.codebooks.shape[-3:])
+
+    @property
+    def part_starts(self) -> tuple[int, ...]:
+        """First row of each part, and the number of rows last."""
+        return tuple(np.cumsum([0, *self._spec.part_rows]).tolist())
+
+    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
+        """The dense matrix [M, K]; computed in float64 for float64, else in float32 and rounded once."""
+        dense = np.empty(self.shape, dtype)
+        for start, block in self.dense_blocks(dense.dtype):
+            dense[start : start + len(block)] = block
+        return dense
+
+    def dense_blocks(self, dtype: npt.DTypeLike) -> Iterator[tuple[int, npt.NDArray]]:
+        """The dense matrix in blocks of whole rows: (first row, float32 or float64 rows)."""
+        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+        host = self.to("cpu")
+        rows = max(1, _DECODE_BLOCK // self.shape[1])
+        for part, codebooks in enumerate(host.part_codebooks.astype(compute)):
+            first, last = host.part_starts[part : part + 2]
+            for start in range(first, last, rows):
+                stop = min(start + rows, last)
+                yield start, _decode(host.codes[start:stop], codebooks, host.scales[start:stop])
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Rows r0:r1 as a weight of their own, on the same memory."""
+        if not isinstance(rows, slice):
+            raise TypeError(f"a weight takes row slices only, like w[0:1024]; got {rows!r}")
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1 or stop <= start:
+            raise ValueError(f"row slice {rows}: must take at least one row, with step 1")
+        kept = [
+            (part, min(stop, last) - max(start, first))
+            for part, (first, last) in enumerate(zip(self.part_starts, self.part_starts[1:]))
+            if max(start, first) < min(stop, last)
+        ]
+        books = self.part_codebooks[kept[0][0] : kept[-1][0] + 1]
+        return type(self)(
+            self.codes[start:stop],
+            books if len(kept) > 1 else books[0],
+            self.scales[start:stop],
+            [count for _, count in kept] if len(kept) > 1 else None,
+        )
+
+    def _with_arrays(self, arrays: dict[str, Any]) -> Self:
+        copy = object.__new__(type(self))
+        Weight.__init__(copy)
+        copy.codes, copy.codebooks, copy.scales = (
+            frozen(arrays[name]) for name in ("codes", "codebooks", "scales")
+        )
+        copy._spec = self._spec
+        return copy
+
+    def __reduce__(self) -> Any:
+        parts = self._spec.part_rows if self.codebooks.ndim == 4 else None
+        return type(self), (self.codes, self.codebooks, self.scales, parts)
+
+    def __repr__(self) -> str:
+        parts = f", parts={list(self._spec.part_rows)}" if len(self._spec.part_rows) > 1 else ""
+        return (
+            f"CodebookWeight({self.config}, shape={self.shape}{parts}, "
+            f"{self.bits_per_weight:.3f} bits/weight, {self.device})"
+        )
+
+
+def concat(weights: Sequence[CodebookWeight]) -> CodebookWeight:
+    """The rows of several weights that share x (q, k and v; gate and up) as one weight, multiplied in one call.
+
+    All must have the same in_features, v, m, b, g and device; each keeps its own codebooks.
+    """
+    weights = list(weights)
+    if not weights:
+        raise ValueError("concat needs at least one weight")
+    for weight in weights:
+        if not isinstance(weight, CodebookWeight):
+            raise TypeError(f"concat joins CodebookWeights, got {type(weight).__name__}")
+    first = weights[0]
+    for what in ("in_features", "config"):
+        values = {getattr(w.spec, what) for w in weights}
+        if len(values) > 1:
+            raise ValueError(f"concat: {what} must be the same, got {sorted(map(str, values))}")
+    devices = {w.device for w in weights}
+    if len(devices) > 1:
+        raise ValueError(f"concat: all weights must be on one device, got {sorted(devices)}")
+    if len(weights) == 1:
+        return first
+    from codegemm.arrays import array_module
+
+    xp = array_module(first.codes)
+    return CodebookWeight(
+        xp.concatenate([w.codes for w in weights]),
+        xp.concatenate([w.part_codebooks for w in weights]),
+        xp.concatenate([w.scales for w in weights]),
+        [rows for w in weights for rows in w.spec.part_rows],
+    )
+
+
+def _decode(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:
+    """Dense rows from codes [R, K/v, m], codebooks [m, 2**b, v] and scales [R, K/g], in the codebooks' dtype."""
+    dense = codebooks[0][codes[..., 0]]
+    for c in range(1, len(codebooks)):
+        dense += codebooks[c][codes[..., c]]
+    groups = dense.reshape(*scales.shape, -1)
+    groups *= scales.astype(dense.dtype)[..., None]
+    return groups.reshape(len(codes), -1)
+
+
+def _as_array(values: Any) -> Any:
+    """NumPy and CuPy arrays as they are, anything else through NumPy."""
+    return values if hasattr(values, "__cuda_array_interface__") else np.asarray(values)
+
+
+def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int] | None) -> CodebookSpec:
+    """The configuration that the arrays' shapes and dtypes spell, or ValueError."""
+    if codes.ndim != 3:
+        raise ValueError(f"codes: shape {codes.shape}, must be [out_features, in_features/v, m]")
+    if codebooks.ndim not in (3, 4):
+        raise ValueError(f"codebooks: shape {codebooks.shape}, must be [m, 2**b, v]")
+    if scales.ndim != 2:
+        raise ValueError(f"scales: shape {scales.shape}, must be [out_features, in_features/g]")
+    for name, array in (("codebooks", codebooks), ("scales", scales)):
+        if array.dtype != np.float16:
+            raise ValueError(f"{name}: dtype {array.dtype}, must be float16")
+
+    m, centroids, v = codebooks.shape[-3:]
+    rows, vectors, _ = codes.shape
+    b = centroids.bit_length() - 1
+    if not 1 <= v <= MAX_V or not 1 <= m <= MAX_M or not 1 <= b <= MAX_B or centroids != 1 << b:
+        raise ValueError(
+            f"codebooks: shape {codebooks.shape}, must be [m, 2**b, v] with m up to {MAX_M}, "
+            f"b from 1 to {MAX_B} and v up to {MAX_V}"
+        )
+    if codes.shape[2] != m:
+        raise ValueError(f"codes: shape {codes.shape}, the last must be m={m} as in the codebooks")
+    if codes.dtype != code_dtype(b):
+        raise ValueError(f"codes: dtype {codes.dtype}, must be {code_dtype(b)} for b={b}")
+    if rows < 1 or vectors < 1:
+        raise ValueError(f"codes: shape {codes.shape}, no axis may be empty")
+
+    groups = scales.shape[1]
+    if len(scales) != rows or groups < 1 or vectors % groups:
+        raise ValueError(
+            f"scales: shape {scales.shape}, must be [{rows}, n] with n a divisor of the "
+            f"{vectors} vectors of a row"
+        )
+    config = CodebookConfig(v=v, m=m, b=b, g=-1 if groups == 1 else vectors * v // groups)
+
+    parts = 1 if codebooks.ndim == 3 else len(codebooks)
+    if part_rows is None:
+        if codebooks.ndim == 4:
+            raise ValueError("codebooks: four axes need part_rows, the rows of each part")
+        part_rows = (rows,)
+    part_rows = tuple(int(count) for count in part_rows)
+    if len(part_rows) != parts or sum(part_rows) != rows or min(part_rows, default=0) < 1:
+        raise ValueError(
+            f"part_rows: {part_rows}, must be {parts} positive numbers that sum to {rows}"
+        )
+    return CodebookSpec(rows, vectors * v, config, part_rows)
+
+
+def _check_values(weight: CodebookWeight) -> None:
+    for name in ("codebooks", "scales"):
+        check_finite(name, weight.arrays[name])
+    b = weight.config.b
+    if b not in (8, 16) and int(weight.codes.max()) >> b:
+        raise ValueError(
+            f"codes: largest is {int(weight.codes.max())}, must be below 2**b = {1 << b}"
+        )
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Raise ValueError, naming the first place, where a float array has a NaN or an infinity."""
+    # The sum of magnitudes is finite in float64 only if every half or single is: one pass, no mask.
+    if np.isfinite(float(abs(array).sum(dtype=np.float64))):
+        return
+    flat = np.asarray(array.get() if hasattr(array, "get") else array)
+    where = tuple(int(i) for i in np.argwhere(~np.isfinite(flat))[0])
+    raise ValueError(f"{name}: {flat[where]} at {list(where)}, must be finite")

@@ -1,0 +1,168 @@
+"""QuIP#'s weights: E8P lattice codes between two randomised Hadamard rotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.formats import e8p_codebook
+from codegemm.formats.codebook import check_finite
+from codegemm.formats.hadamard import split_length, transform
+from codegemm.formats.weight import Spec, Weight, frozen
+
+BITS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class E8PSpec(Spec):
+    """Shape and bits (2, 3 or 4) of an E8PWeight; `vector_bits` is the size of one entry of SU and SV."""
+
+    bits: int
+    vector_bits: tuple[int, int]
+
+    @property
+    def packed_bits(self) -> int:
+        """Codes, SU and SV."""
+        su, sv = self.vector_bits
+        return self.bits * self.out_features * self.in_features + su * self.in_features + sv * self.out_features
+
+
+class E8PCodes(NamedTuple):
+    """Unpacked codes: uint16 [M, K/8], and the residual's (uint16 E8P codes, uint8 ball indices or None)."""
+
+    main: npt.NDArray[np.uint16]
+    residual: npt.NDArray | None
+
+
+class E8PWeight(Weight):
+    """W = diag(SV) U_M What U_K^T diag(SU), with What the E8P grid's vectors (plus a residual / resid_scale).
+
+    qidxs: int64 [M, K/32] (2 bit), [M, 3K/64] (3 bit) or [M, K/16] (4 bit), in QuIP#'s packing.
+    SU, SV: float16 or float32 [K], [M]; signs or, after fine-tuning, any reals; the overall scale is in SV.
+    resid_scale: divisor of the residual codebook, 3.45 (4 bit) and 2.04 (3 bit) unless given.
+
+    M must be a multiple of 16 and K of 64, both with a Hadamard matrix. ValueError names what is wrong. Read-only.
+    """
+
+    def __init__(
+        self,
+        qidxs: npt.ArrayLike,
+        SU: npt.ArrayLike,
+        SV: npt.ArrayLike,
+        resid_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        as_is = (a if hasattr(a, "__cuda_array_interface__") else np.asarray(a) for a in (qidxs, SU, SV))
+        self.qidxs, self.SU, self.SV = (frozen(array) for array in as_is)
+        self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
+        if resid_scale is None:
+            resid_scale = DEFAULT_SCALE[self.bits]
+        if not np.isfinite(resid_scale) or resid_scale <= 0:
+            raise ValueError(f"resid_scale={resid_scale}: must be a positive number")
+        self.resid_scale = float(resid_scale) if self.bits > 2 else 1.0
+
+    @property
+    def spec(self) -> E8PSpec:
+        """Shape and bits."""
+        return self._spec
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight in the codes: 2, 3 or 4."""
+        return self._spec.bits
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of SV."""
+        return np.dtype(self.SV.dtype)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """qidxs, SU and SV."""
+        return {"qidxs": self.qidxs, "SU": self.SU, "SV": self.SV}
+
+    def codes(self) -> E8PCodes:
+        """The unpacked codes, on the CPU."""
+        qidxs = self.to("cpu").qidxs
+        words = self.shape[1] // 32
+        main = e8p_codebook.unpack(qidxs[:, :words])
+        if self.bits == 2:
+            return E8PCodes(main, None)
+        rest = np.ascontiguousarray(qidxs[:, words:])
+        return E8PCodes(main, e8p_codebook.unpack(rest) if self.bits == 4 else rest.view(np.uint8))
+
+    def lattice(self, dtype: npt.DTypeLike = np.float64) -> npt.NDArray:
+        """What [M, K]: the decoded matrix between the rotations, in float32 or float64."""
+        codes = self.codes()
+        dense = e8p_codebook.grid().astype(dtype)[codes.main]
+        if codes.residual is not None:
+            points = e8p_codebook.grid() if self.bits == 4 else e8p_codebook.residual_grid()
+            dense += (points.astype(dtype) / np.dtype(dtype).type(self.resid_scale))[codes.residual]
+        return dense.reshape(self.shape)
+
+    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
+        """The dense matrix [M, K], rotated back; computed in float64 for float64, else in float32."""
+        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+        host = self.to("cpu")
+        dense = transform(self.lattice(compute))
+        dense *= host.SU.astype(compute)
+        dense = transform(np.ascontiguousarray(dense.T)).T
+        return (dense * host.SV.astype(compute)[:, None]).astype(dtype, order="C", copy=False)
+
+    def __getitem__(self, rows: slice) -> Self:
+        raise TypeError("an E8PWeight can't be split: its rotation mixes all rows")
+
+    def _with_arrays(self, arrays: dict[str, Any]) -> Self:
+        return type(self)(arrays["qidxs"], arrays["SU"], arrays["SV"], self.resid_scale)
+
+    def __eq__(self, other: object) -> bool:
+        same = super().__eq__(other)
+        if same is not True:
+            return same
+        return isinstance(other, E8PWeight) and self.resid_scale == other.resid_scale
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.qidxs, self.SU, self.SV, self.resid_scale)
+
+    def __repr__(self) -> str:
+        return f"E8PWeight({self.bits} bit, shape={self.shape}, {self.bits_per_weight:.3f} bits/weight, {self.device})"
+
+
+DEFAULT_SCALE = {2: 1.0, **e8p_codebook.DEFAULT_RESID_SCALE}
+
+
+def check_shape(out_features: int, in_features: int) -> None:
+    """Raise ValueError unless a matrix of this shape can be stored as E8P."""
+    if out_features < 1 or out_features % 16:
+        raise ValueError(f"out_features={out_features}: E8P needs a multiple of 16")
+    if in_features < 1 or in_features % 64:
+        raise ValueError(f"in_features={in_features}: E8P needs a multiple of 64")
+    split_length(out_features)
+    split_length(in_features)
+
+
+def _infer_spec(qidxs: Any, su: Any, sv: Any) -> E8PSpec:
+    for name, array in (("SU", su), ("SV", sv)):
+        if array.ndim != 1:
+            raise ValueError(f"{name}: shape {array.shape}, must have one axis")
+        if array.dtype not in (np.float16, np.float32):
+            raise ValueError(f"{name}: dtype {array.dtype}, must be float16 or float32")
+        check_finite(name, array)
+    rows, columns = len(sv), len(su)
+    check_shape(rows, columns)
+    if qidxs.dtype != np.int64:
+        raise ValueError(f"qidxs: dtype {qidxs.dtype}, must be int64")
+    widths = {bits * columns // 64: bits for bits in BITS}
+    if qidxs.ndim != 2 or len(qidxs) != rows or qidxs.shape[1] not in widths:
+        raise ValueError(
+            f"qidxs: shape {qidxs.shape}, must be [{rows}, n] with n = "
+            + ", ".join(f"{n} ({bits} bit)" for n, bits in widths.items())
+            + f" for SU of {columns} and SV of {rows}"
+        )
+    vector_bits = 8 * su.dtype.itemsize, 8 * sv.dtype.itemsize
+    return E8PSpec(rows, columns, widths[qidxs.shape[1]], vector_bits)

@@ -1,0 +1,213 @@
+"""What every quantised weight has in common: a matrix W [out_features, in_features] that NumPy can multiply by."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from codegemm.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class Spec(ABC):
+    """A weight's shape and configuration without its data: all that choosing a kernel needs."""
+
+    out_features: int
+    in_features: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features), the paper's (M, K)."""
+        return self.out_features, self.in_features
+
+    @property
+    @abstractmethod
+    def packed_bits(self) -> int:
+        """Bits of the packed weight, everything counted."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """`packed_bits` divided by the number of weights."""
+        return float(Fraction(self.packed_bits, self.out_features * self.in_features))
+
+
+class Weight(ABC):
+    """A quantised matrix; read-only. `x @ w.T` and `w @ X` multiply by it without rebuilding it."""
+
+    # NumPy must hand `ndarray @ weight` to this class instead of trying to iterate it.
+    __array_priority__ = 1000
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self._prepared: dict[tuple[Kernel, str], Any] = {}
+        self._prepare_lock = threading.Lock()
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """Shape and configuration."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that hold the weight, by name, on `device`."""
+
+    @abstractmethod
+    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
+        """The dense matrix [out_features, in_features], rounded once to `dtype`, as a new NumPy array."""
+
+    @abstractmethod
+    def _with_arrays(self, arrays: dict[str, Any]) -> Self:
+        """The same weight over the same values held elsewhere."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.spec.shape
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight: codes, codebooks and scales (equation 1 of the paper)."""
+        return -(-self.spec.packed_bits // 8)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Average bits of one weight, everything counted (equation 1 of the paper)."""
+        return self.spec.bits_per_weight
+
+    @property
+    def device(self) -> str:
+        """Where the arrays are: `cpu` or `cuda:<number>`; the engine follows it."""
+        some = next(iter(self.arrays.values()))
+        return "cpu" if isinstance(some, np.ndarray) else f"cuda:{some.device.id}"
+
+    @property
+    def T(self) -> TransposedWeight:
+        """W^T [in_features, out_features], to be written on the right: `x @ w.T`."""
+        return TransposedWeight(self)
+
+    def to(self, device: str) -> Self:
+        """This weight on `device` (`cpu`, `cuda` or `cuda:<number>`); itself if it is there already."""
+        from codegemm.engines import cuda
+
+        target = cuda.parse_device(device)
+        if target == self.device:
+            return self
+        move = cuda.to_host if target == "cpu" else lambda array: cuda.to_device(array, target)
+        return self._with_arrays({name: move(array) for name, array in self.arrays.items()})
+
+    def save(self, path: str | PathLike[str], name: str = "weight") -> None:
+        """Write this weight alone to a safetensors file, as `<name>.codes` and so on."""
+        from codegemm.storage import save_all
+
+        save_all(path, {name: self})
+
+    def prepared(self, kernel: Kernel) -> Any:
+        """What `kernel.prepare` made of this weight; made once, freed with the weight."""
+        key = (kernel, self.device)
+        with self._prepare_lock:
+            if key not in self._prepared:
+                self._prepared[key] = kernel.prepare(self, self.device)
+            return self._prepared[key]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Weight) or self.spec != other.spec:
+            return NotImplemented if not isinstance(other, Weight) else False
+        mine, theirs = self.to("cpu").arrays, other.to("cpu").arrays
+        return all(
+            mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine
+        )
+
+    def __matmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(other, self)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _matmul_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
+        raise TypeError(
+            f"{type(self).__name__} does not become a dense array by itself: call dequantize()"
+        )
+
+
+class TransposedWeight:
+    """A view of a weight as its transpose, for the right-hand side of `@`."""
+
+    __array_priority__ = 1000
+
+    def __init__(self, weight: Weight) -> None:
+        self.T = weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(in_features, out_features)."""
+        return self.T.shape[::-1]
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    def __matmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(other, self)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return _matmul_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
+        raise TypeError("a transposed weight does not become a dense array: call w.dequantize().T")
+
+    def __repr__(self) -> str:
+        return f"{self.T!r}.T"
+
+
+def _matmul_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """`numpy.matmul` on weights; NumPy raises its own TypeError for every other ufunc."""
+    if ufunc is not np.matmul or method != "__call__":
+        return NotImplemented
+    from codegemm.products import matmul
+
+    out = kwargs.pop("out", None)
+    if kwargs:
+        raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
+    return matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
+
+
+def frozen(array: Any) -> Any:
+    """A read-only array of the same values; a copy where somebody else could still write to it."""
+    if not isinstance(array, np.ndarray):
+        return array
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable:
+        array = array.copy()
+        array.flags.writeable = False
+    return array

@@ -1,0 +1,84 @@
+"""The kernel interface: how a weight is multiplied, whatever its format and wherever it runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codegemm.formats.weight import Spec, Weight
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one product costs a kernel, counted, not measured.
+
+    bytes_read, bytes_written: memory traffic if every byte moves once (weights as the kernel holds them, x, y).
+    lookups: table entries or centroids fetched by a code.
+    multiply_adds: fused multiply-adds.
+    launches: kernels started (CUDA) or parallel loops entered (CPU).
+    """
+
+    bytes_read: int
+    bytes_written: int
+    lookups: int
+    multiply_adds: int
+    launches: int = 1
+
+
+class Kernel(ABC):
+    """One way to compute y = x @ W^T. Subclass it and pass an instance to `codegemm.register_kernel`.
+
+    name: what `kernel=` takes, like `psumbook`.
+    engine: `cpu` (weights on the CPU, NumPy arrays) or `cuda` (CuPy arrays).
+    automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
+        of the output's norm before rounding.
+    """
+
+    name: str
+    engine: str
+    automatic: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """The name with its engine, `cpu:psumbook`."""
+        return f"{self.engine}:{self.name}"
+
+    def unavailable(self) -> str | None:
+        """Why this kernel can't run on this machine at all, or None."""
+        return None
+
+    @abstractmethod
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        """None if weights of `spec` on `device` can be multiplied by n rows of `dtype`, else the reason why not."""
+
+    @abstractmethod
+    def prepare(self, weight: Weight, device: str) -> Any:
+        """The weight in the form that `run` reads, on `device`; made once per weight and kept with it."""
+
+    @abstractmethod
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        """out = x @ W^T, every element written.
+
+        x: [n, K], contiguous, float16, bfloat16, float32 or float64; never written to, never overlapping `out`.
+        out: [n, M], contiguous, x's dtype or float32.
+        workspace: uint8 array of at least `workspace(spec, n)` bytes, aligned to 64; its content is arbitrary.
+        stream: the CUDA stream to run on; None on the CPU.
+        """
+
+    def workspace(self, spec: Spec, n: int) -> int:
+        """Bytes of workspace that n rows (and any fewer) need; none unless a kernel says so."""
+        return 0
+
+    @abstractmethod
+    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
+        """What `run` with n rows of `dtype` costs."""
+
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
+        """Relative time of a product, by which `auto` ranks the automatic kernels of one engine."""
+        return float(self.cost(spec, n, dtype).bytes_read)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.full_name}>"
