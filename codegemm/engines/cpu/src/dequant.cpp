@@ -38,6 +38,16 @@ namespace {
 
 constexpr int dot_rows = 4;
 
+template <int N>
+vec<N> widen(const float* from) {
+    return load<N>(from);
+}
+template <int N>
+vec<N> widen(const half* from) {
+    typedef half halves __attribute__((vector_size(2 * N), aligned(2), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const halves*>(from), vec<N>);
+}
+
 // block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1; V 0: v known at run time only.
 template <class Code, class Centroid, int V>
 void decode(const DequantArgs& a, int part, int first_row, int end_row, int first, int end, int pitch, float* block) {
@@ -48,20 +58,28 @@ void decode(const DequantArgs& a, int part, int first_row, int end_row, int firs
     for (int row = first_row; row < end_row; ++row, block += pitch) {
         const Code* codes = static_cast<const Code*>(a.codes) + (size_t(row) * vectors + first) * m;
         const half* scales = a.scales + size_t(row) * groups;
+        for (int p = 0; p < (end - first) * m * int(sizeof(Code)); p += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(codes + size_t(vectors) * m) + p);
         float* to = block;
         for (int j = first; j < end;) {
             const int group = j / a.group_vectors;
             const int group_end = (group + 1) * a.group_vectors < end ? (group + 1) * a.group_vectors : end;
             const float scale = float(scales[group]);
             for (; j < group_end; ++j, codes += m, to += v) {
-                float sum[V ? V : 16];
                 const Centroid* centroid = books + size_t(codes[0]) * v;
-                for (int t = 0; t < v; ++t) sum[t] = float(centroid[t]);
-                for (int c = 1; c < m; ++c) {
-                    centroid = books + c * book + size_t(codes[c]) * v;
-                    for (int t = 0; t < v; ++t) sum[t] += float(centroid[t]);
+                if constexpr (V != 0) {
+                    vec<V> sum = widen<V>(centroid);
+                    for (int c = 1; c < m; ++c) sum += widen<V>(books + c * book + size_t(codes[c]) * V);
+                    store<V>(to, sum * scale);
+                } else {
+                    float sum[16];
+                    for (int t = 0; t < v; ++t) sum[t] = float(centroid[t]);
+                    for (int c = 1; c < m; ++c) {
+                        centroid = books + c * book + size_t(codes[c]) * v;
+                        for (int t = 0; t < v; ++t) sum[t] += float(centroid[t]);
+                    }
+                    for (int t = 0; t < v; ++t) to[t] = sum[t] * scale;
                 }
-                for (int t = 0; t < v; ++t) to[t] = sum[t] * scale;
             }
         }
         for (; to < block + pitch; ++to) *to = 0;
@@ -74,20 +92,38 @@ inline float sum_of(vec<lanes> values) {
     return sum;
 }
 
-// sums[i][r] += x[i] . block[r] over `length` elements, i < ROWS_OF_X, r < dot_rows.
+// One row of x times four rows of W. Named, not an array: compilers keep these in registers.
+struct FourDots {
+    vec<lanes> row0{}, row1{}, row2{}, row3{};
+
+    void add(vec<lanes> x, vec<lanes> w0, vec<lanes> w1, vec<lanes> w2, vec<lanes> w3) {
+        row0 += x * w0, row1 += x * w1, row2 += x * w2, row3 += x * w3;
+    }
+    void add_to(float* sums) const {
+        sums[0] += sum_of(row0), sums[1] += sum_of(row1), sums[2] += sum_of(row2), sums[3] += sum_of(row3);
+    }
+};
+
+// sums[i][r] += x[i] . block[r] over `length` elements, i < ROWS_OF_X (1, 2 or 4), r < dot_rows.
 template <int ROWS_OF_X>
 void dot(const float* x, size_t x_pitch, const float* block, int pitch, int length, float* sums, size_t sums_pitch) {
-    vec<lanes> acc[ROWS_OF_X][dot_rows] = {};
-    for (int k = 0; k < length; k += lanes) {
-        vec<lanes> w[dot_rows];
-        for (int r = 0; r < dot_rows; ++r) w[r] = load<lanes>(block + r * pitch + k);
-        for (int i = 0; i < ROWS_OF_X; ++i) {
-            const vec<lanes> xi = load<lanes>(x + i * x_pitch + k);
-            for (int r = 0; r < dot_rows; ++r) acc[i][r] += xi * w[r];
+    FourDots x0, x1, x2, x3;
+    for (int k = 0; k < length; k += lanes, x += lanes, block += lanes) {
+        const auto w0 = load<lanes>(block), w1 = load<lanes>(block + pitch);
+        const auto w2 = load<lanes>(block + 2 * pitch), w3 = load<lanes>(block + 3 * pitch);
+        x0.add(load<lanes>(x), w0, w1, w2, w3);
+        if constexpr (ROWS_OF_X > 1) x1.add(load<lanes>(x + x_pitch), w0, w1, w2, w3);
+        if constexpr (ROWS_OF_X > 2) {
+            x2.add(load<lanes>(x + 2 * x_pitch), w0, w1, w2, w3);
+            x3.add(load<lanes>(x + 3 * x_pitch), w0, w1, w2, w3);
         }
     }
-    for (int i = 0; i < ROWS_OF_X; ++i)
-        for (int r = 0; r < dot_rows; ++r) sums[i * sums_pitch + r] += sum_of(acc[i][r]);
+    x0.add_to(sums);
+    if constexpr (ROWS_OF_X > 1) x1.add_to(sums + sums_pitch);
+    if constexpr (ROWS_OF_X > 2) {
+        x2.add_to(sums + 2 * sums_pitch);
+        x3.add_to(sums + 3 * sums_pitch);
+    }
 }
 
 template <class Code, class Centroid, int V>

@@ -61,20 +61,25 @@ inline void from_float(const float* floats, size_t stride, void* values, Dtype d
 // A vector of N floats, for the compiler to map to the machine's registers.
 template <int N>
 struct Vector {
-    typedef float type __attribute__((vector_size(4 * N), aligned(4)));
+    typedef float type __attribute__((vector_size(4 * N)));
+    typedef float unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias));
+};
+template <>  // a vector of one is kept in memory by GCC, a float is not
+struct Vector<1> {
+    using type = float;
+    using unaligned = float;
 };
 template <int N>
 using vec = typename Vector<N>::type;
 
 template <int N>
 inline vec<N> load(const float* from) {
-    vec<N> value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
+    // Not memcpy: of 64 bytes GCC 12 makes it in pieces, through the stack.
+    return *reinterpret_cast<const typename Vector<N>::unaligned*>(from);
 }
 template <int N>
 inline void store(float* to, vec<N> value) {
-    std::memcpy(to, &value, sizeof value);
+    *reinterpret_cast<typename Vector<N>::unaligned*>(to) = value;
 }
 
 // The lanes of one register (two on machines whose registers hold fewer).

@@ -40,6 +40,7 @@ struct PsumbookArgs {
     int32_t group_vectors;  // k-vectors that share a scale; a tile is part of a group or some whole groups
 };
 
+constexpr int prefetch_bytes = 2048;
 constexpr int max_table_bytes = 32 << 10;  // of one row of x; must match `TABLE_BYTES` in psumbook.py
 
 namespace {
@@ -73,16 +74,18 @@ void build(const PsumbookArgs& a, int part, int first, int end, const float* x, 
 template <int WIDTH, int STRIDE>
 inline vec<WIDTH> gather(const float* table, int stride, const uint8_t* codes, int count) {
     const size_t step = size_t(STRIDE ? STRIDE : stride) * WIDTH;
-    vec<WIDTH> sums[4] = {};
+    // Named, not an array: compilers keep these four in registers.
+    vec<WIDTH> sum0{}, sum1{}, sum2{}, sum3{};
     int p = 0;
     for (; p + 8 <= count; p += 8, table += 8 * step) {
         uint64_t eight;  // one load for eight codes leaves the load ports to the table
         std::memcpy(&eight, codes + p, 8);
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) sums[i & 3] += load<WIDTH>(table + i * step + (eight >> 8 * i & 255) * WIDTH);
+        auto entry = [&](int i) { return load<WIDTH>(table + i * step + (eight >> 8 * i & 255) * WIDTH); };
+        sum0 += entry(0), sum1 += entry(1), sum2 += entry(2), sum3 += entry(3);
+        sum0 += entry(4), sum1 += entry(5), sum2 += entry(6), sum3 += entry(7);
     }
-    for (; p < count; ++p, table += step) sums[p & 3] += load<WIDTH>(table + codes[p] * WIDTH);
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (; p < count; ++p, table += step) sum0 += load<WIDTH>(table + codes[p] * WIDTH);
+    return (sum0 + sum1) + (sum2 + sum3);
 }
 
 // Adds a tile's part of rows first_row .. end_row-1 to sums [row][WIDTH].
@@ -93,6 +96,8 @@ void add_tile(const PsumbookArgs& a, int first, int end, int first_row, int end_
     const half* scales = a.scales + size_t(first / a.group_vectors) * a.rows;
     const int per_group = (end - first < a.group_vectors ? end - first : a.group_vectors) * a.m;
     for (int row = first_row; row < end_row; ++row, codes += positions, sums += WIDTH) {
+        // Some rows ahead: without it the hardware's prefetchers stop at every page of a new tile.
+        for (int p = 0; p < positions; p += 64) __builtin_prefetch(codes + prefetch_bytes + p);
         vec<WIDTH> sum = load<WIDTH>(sums);
         const half* scale = scales + row;
         for (int p = 0; p < positions; p += per_group, scale += a.rows)
