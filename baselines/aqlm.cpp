@@ -47,20 +47,25 @@ void add_tables(const AqlmArgs& a, const float* tables, int first_row, int end_r
         for (int row = first_row; row < end_row; ++row) y[row] += tables[codes[row]];
 }
 
+// V 0: v known at run time only.
 template <int V>
 void gather(const AqlmArgs& a, const float* x, int first_row, int end_row, float* y) {
-    const int v = V ? V : a.v, positions = a.in_features / v * a.m;
+    const int v = V ? V : a.v, vectors = a.in_features / v;
     const half* books = static_cast<const half*>(a.codebooks);
+    const uint16_t* codes = static_cast<const uint16_t*>(a.codes) + size_t(first_row) * vectors * a.m;
     for (int row = first_row; row < end_row; ++row) {
-        const uint16_t* codes = static_cast<const uint16_t*>(a.codes) + size_t(row) * positions;
-        float sums[16] = {};
-        for (int p = 0; p < positions; ++p) {
-            const half* centroid = books + (size_t(p % a.m) * a.centroids + codes[p]) * v;
-            const float* xj = x + size_t(p / a.m) * v;
-            for (int t = 0; t < v; ++t) sums[t] += float(centroid[t]) * xj[t];
-        }
+        vec<V ? V : 16> sums{};
+        for (int j = 0; j < vectors; ++j)
+            for (int c = 0; c < a.m; ++c) {
+                const half* centroid = books + (size_t(c) * a.centroids + *codes++) * v;
+                const float* xj = x + size_t(j) * v;
+                if constexpr (V != 0)
+                    sums += widen<V>(centroid) * load<V>(xj);
+                else
+                    for (int t = 0; t < v; ++t) sums[t] += float(centroid[t]) * xj[t];
+            }
         y[row] = 0;
-        for (float sum : sums) y[row] += sum;
+        for (int t = 0; t < v; ++t) y[row] += sums[t];
     }
 }
 

@@ -38,15 +38,6 @@ namespace {
 
 constexpr int dot_rows = 4;
 
-template <int N>
-vec<N> widen(const float* from) {
-    return load<N>(from);
-}
-template <int N>
-vec<N> widen(const half* from) {
-    typedef half halves __attribute__((vector_size(2 * N), aligned(2), may_alias));
-    return __builtin_convertvector(*reinterpret_cast<const halves*>(from), vec<N>);
-}
 
 // block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1; V 0: v known at run time only.
 template <class Code, class Centroid, int V>

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <type_traits>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace codegemm {
 
 using half = _Float16;
@@ -80,6 +84,21 @@ inline vec<N> load(const float* from) {
 template <int N>
 inline void store(float* to, vec<N> value) {
     *reinterpret_cast<typename Vector<N>::unaligned*>(to) = value;
+}
+
+// N centroid components as floats.
+template <int N>
+inline vec<N> widen(const float* from) {
+    return load<N>(from);
+}
+template <int N>
+inline vec<N> widen(const half* from) {
+#ifdef __F16C__  // GCC 12 converts vectors of halves one by one
+    if constexpr (N == 4) return vec<N>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    if constexpr (N == 8) return vec<N>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#endif
+    typedef half halves __attribute__((vector_size(2 * N), aligned(2), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const halves*>(from), vec<N>);
 }
 
 // The lanes of one register (two on machines whose registers hold fewer).

@@ -1,0 +1,38 @@
+"""Checks that the readers of all formats share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import arrays
+from codegemm.errors import CheckpointError
+
+
+def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.NDArray:
+    """`values` as a NumPy array of one of `dtypes` with that many axes; CheckpointError names what is wrong."""
+    array = arrays.from_torch(values.cpu()) if arrays.is_torch(values) else np.asarray(values)
+    if array.dtype.name not in dtypes:
+        raise CheckpointError(f"{name}: dtype {array.dtype}, must be {' or '.join(dtypes)}")
+    if array.ndim != axes:
+        raise CheckpointError(f"{name}: shape {array.shape}, must have {axes} axes")
+    return array
+
+
+def code_bits(name: str, codebooks: npt.NDArray) -> int:
+    """b of codebooks [m, 2**b, ...]."""
+    centroids = codebooks.shape[1]
+    if centroids < 2 or centroids & (centroids - 1) or centroids > 1 << 16:
+        raise CheckpointError(f"{name}: {centroids} centroids, must be a power of two from 2 to 65536")
+    return centroids.bit_length() - 1
+
+
+def half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:
+    """The same values in float16; CheckpointError where one does not fit."""
+    with np.errstate(over="ignore"):
+        rounded = array.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        raise CheckpointError(f"{name}: has a value that is not a finite float16")
+    return rounded

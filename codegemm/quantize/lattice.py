@@ -1,0 +1,109 @@
+"""E8P: random signs and Hadamard rotations on both sides, then the nearest lattice point, the scale by search."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.formats import e8p_codebook
+from codegemm.formats.e8p import E8PWeight, check_shape
+from codegemm.formats.hadamard import transform
+from codegemm.quantize.progress import Progress
+
+_BLOCK = 4096  # vectors at a time
+_SEARCH_SAMPLE = 1 << 14  # vectors on which a scale is tried
+# Scales tried, as the root mean square of the rotated weights in units of the grid, coarse and then fine.
+_RMS = np.linspace(0.85, 1.15, 11)
+
+
+def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> E8PWeight:
+    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix."""
+    rows, columns = matrix.shape
+    check_shape(rows, columns)
+    rng = np.random.default_rng(seed)
+    su, sv = (rng.choice(np.array([-1, 1], np.float32), length) for length in (columns, rows))
+    rotated = transform(matrix * su * sv[:, None], transpose=True)
+    rotated = np.ascontiguousarray(transform(np.ascontiguousarray(rotated.T), transpose=True).T)
+    vectors = rotated.reshape(-1, e8p_codebook.DIM)
+
+    progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
+    scale = _search_scale(vectors, rng, progress)
+    codes = nearest(vectors / np.float32(scale or 1), progress)
+    vector = sv * np.float32(scale)
+    halves = vector.astype(np.float16)
+    # Scales below the normal halves would lose bits.
+    sv_stored = halves if scale == 0 or 2.0**-14 <= scale < 2.0**15 else vector
+    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), sv_stored)
+
+
+def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) -> npt.NDArray[np.uint16]:
+    """The code of the nearest of the 65,536 grid points for each vector [n, 8]."""
+    codes = np.empty(len(vectors), np.uint16)
+
+    def work(begin: int) -> None:
+        codes[begin : begin + _BLOCK] = _nearest_block(vectors[begin : begin + _BLOCK])
+        if progress:
+            progress.advance()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(work, range(0, len(vectors), _BLOCK)))
+    return codes
+
+
+def _search_scale(vectors: npt.NDArray[np.float32], rng: np.random.Generator, progress: Progress) -> float:
+    """The half-precision scale of the grid with the least squared error on a sample; 0 for a zero matrix."""
+    rms = float(np.sqrt((vectors.astype(np.float64) ** 2).mean()))
+    if rms == 0:
+        return 0.0
+    sample = vectors[rng.choice(len(vectors), min(len(vectors), _SEARCH_SAMPLE), replace=False)] / np.float32(rms)
+    grid = e8p_codebook.grid().astype(np.float32)
+
+    def error(size: float) -> float:
+        progress.advance()
+        return float(((sample - grid[nearest(sample * np.float32(size))] / np.float32(size)) ** 2).sum(dtype=np.float64))
+
+    best = min(_RMS, key=error)
+    step = (_RMS[1] - _RMS[0]) / 2
+    best = min(np.linspace(best - step, best + step, len(_RMS)), key=error)
+    scale = rms / best
+    return float(np.float16(scale)) if 2.0**-14 <= scale < 2.0**15 else scale
+
+
+def _nearest_block(block: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Each vector has two candidates, one for each shift of +-1/4: the better wins."""
+    best_gap = np.full(len(block), np.inf, np.float32)
+    codes = np.zeros(len(block), np.uint16)
+    for odd, shift in ((0, 0.25), (1, -0.25)):
+        index, signs, gap = _nearest_even(block - np.float32(shift))
+        better = gap < best_gap
+        best_gap[better] = gap[better]
+        codes[better] = (index << 8 | signs ^ odd)[better]
+    return codes
+
+
+def _nearest_even(
+    x: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """The nearest base vector after an even number of sign flips: its index, the flips as bits, the squared distance.
+
+    Flipping every coordinate to x's sign is best; where that is an odd number of flips, the coordinate that costs
+    least keeps the wrong sign.
+    """
+    base = e8p_codebook.abs_vectors()
+    size, magnitude = np.abs(base), np.abs(x)
+    odd = ((x < 0).sum(1) & 1)[:, None] != (base[:, 7] < 0)
+    cheapest = magnitude[:, :1] * size[:, 0]
+    for i in range(1, e8p_codebook.DIM):
+        np.minimum(cheapest, magnitude[:, i : i + 1] * size[:, i], out=cheapest)
+    score = magnitude @ size.T - (size**2).sum(1) / 2 - np.where(odd, 2 * cheapest, 0)
+    index = score.argmax(1)
+    rows = np.arange(len(x))
+    flips = (x < 0) != (base[index] < 0)
+    wrong = (magnitude * size[index]).argmin(1)
+    flips[rows, wrong] ^= odd[rows, index]
+    signs = (flips << np.array(e8p_codebook.SIGN_BIT)).sum(1)
+    gap = (magnitude**2).sum(1) - 2 * score[rows, index]
+    return index, signs, gap

@@ -1,0 +1,24 @@
+"""The dense matrix that comes in, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import arrays
+from codegemm.formats.codebook import check_finite
+
+
+def as_matrix(W: Any) -> npt.NDArray[np.float32]:
+    """W as float32 [out_features, in_features]; ValueError or TypeError for anything that isn't a finite matrix."""
+    array = arrays.from_torch(W.cpu()) if arrays.is_torch(W) else np.asarray(W)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"W: shape {array.shape}, must be [out_features, in_features]")
+    if array.dtype.name not in arrays.FLOATS:
+        raise TypeError(f"W: dtype {array.dtype}, must be one of {', '.join(arrays.FLOATS)}")
+    with np.errstate(over="ignore"):
+        matrix = array.astype(np.float32)
+    check_finite("W", matrix)
+    return matrix
