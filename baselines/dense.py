@@ -69,6 +69,9 @@ class Dense(Kernel):
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         return dense_cost(spec, n, dtype, 4)
 
+    def bits_per_weight(self, spec: Spec) -> float:
+        return 32
+
 
 class DenseBf16(Kernel):
     """bfloat16 weights and x, torch on the CPU; its error is that of bfloat16."""
@@ -98,6 +101,9 @@ class DenseBf16(Kernel):
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         return dense_cost(spec, n, dtype, 2)
 
+    def bits_per_weight(self, spec: Spec) -> float:
+        return 16
+
 
 class DenseCuda(Kernel):
     """float16 weights, cuBLAS through CuPy; float32 weights for float32 x."""
@@ -126,3 +132,6 @@ class DenseCuda(Kernel):
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         return dense_cost(spec, n, dtype, 2)
+
+    def bits_per_weight(self, spec: Spec) -> float:
+        return 16

@@ -76,6 +76,10 @@ class Kernel(ABC):
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         """What `run` with n rows of `dtype` costs."""
 
+    def bits_per_weight(self, spec: Spec) -> float:
+        """Bits of one weight as this kernel multiplies it; those of the format unless it keeps another form."""
+        return spec.bits_per_weight
+
     def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
         """Relative time of a product, by which `auto` ranks the automatic kernels of one engine."""
         return float(self.cost(spec, n, dtype).bytes_read)

@@ -1,8 +1,27 @@
 """The CUDA engine: arrays on a GPU through CuPy."""
 
-from codegemm.engines.cuda.device import parse_device, to_device, to_host, unavailable
+from codegemm.engines.cuda.device import (
+    cache_and_memory,
+    measure_bandwidth,
+    name,
+    parse_device,
+    time_call,
+    to_device,
+    to_host,
+    unavailable,
+)
 from codegemm.kernel import Kernel
 
 KERNELS: list[Kernel] = []
 
-__all__ = ["KERNELS", "parse_device", "to_device", "to_host", "unavailable"]
+__all__ = [
+    "KERNELS",
+    "cache_and_memory",
+    "measure_bandwidth",
+    "name",
+    "parse_device",
+    "time_call",
+    "to_device",
+    "to_host",
+    "unavailable",
+]

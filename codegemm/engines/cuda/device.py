@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -40,7 +42,7 @@ def to_device(array: Any, device: str) -> Any:
         raise RuntimeError(f"{device}: {reason}")
     import cupy
 
-    number = int(device.partition(":")[2])
+    number = _number(device)
     if number >= cupy.cuda.runtime.getDeviceCount():
         raise RuntimeError(f"{device}: there are {cupy.cuda.runtime.getDeviceCount()} GPUs")
     with cupy.cuda.Device(number):
@@ -50,3 +52,48 @@ def to_device(array: Any, device: str) -> Any:
 def to_host(array: Any) -> np.ndarray:
     """A NumPy array with the same values."""
     return array if isinstance(array, np.ndarray) else array.get()
+
+
+def name(device: str = "cuda:0") -> str:
+    """The GPU's product name."""
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(_number(device))["name"].decode())
+
+
+def cache_and_memory(device: str) -> tuple[int, int]:
+    """Bytes of the GPU's L2 cache and of its free memory."""
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(_number(device))
+    with cupy.cuda.Device(_number(device)):
+        free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(properties["l2CacheSize"]), int(free)
+
+
+def time_call(call: Callable[[], object], device: str) -> float:
+    """Seconds that the GPU spends on what `call` starts on the current stream."""
+    import cupy
+
+    with cupy.cuda.Device(_number(device)):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3
+
+
+def measure_bandwidth(device: str = "cuda:0", repeats: int = 7) -> float:
+    """Bytes a second moved by a copy of 1 GiB, read and written counted: the median."""
+    import cupy
+
+    with cupy.cuda.Device(_number(device)):
+        source = cupy.ones(1 << 28, np.float32)
+        target = cupy.empty_like(source)
+        times = [time_call(lambda: cupy.copyto(target, source), device) for _ in range(repeats + 1)]
+    return 2 * source.nbytes / statistics.median(times[1:])
+
+
+def _number(device: str) -> int:
+    return int(device.partition(":")[2])

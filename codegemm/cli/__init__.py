@@ -1,0 +1,39 @@
+"""The command line: `codegemm compare`, `quantize`, `info` and `cache`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from codegemm.cli.cache import cache
+from codegemm.cli.compare import compare
+from codegemm.cli.info import info
+from codegemm.cli.quantize import quantize
+from codegemm.errors import KernelError
+from codegemm.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="codegemm")
+def cli() -> None:
+    """Multiply by codebook-quantised weights, and compare the kernels that do."""
+
+
+for command in (compare, quantize, info, cache):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong is one line, not a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.Abort:
+        click.echo("stopped: nothing was written", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ValueError, KernelError, OSError) as error:
+        click.echo(f"codegemm: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,64 @@
+"""`codegemm quantize`: the matrices of a safetensors file into the package's format."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--config", required=True, help="Like m2v8g128, or e8p.")
+@click.option("--include", default=r".*\.weight", show_default=True, help="Regular expression of the whole tensor names.")
+@click.option("--seed", default=0, show_default=True)
+def quantize(source: Path, target: Path, config: str, include: str, seed: int) -> None:
+    """Quantise the matrices of SOURCE whose names match, copy everything else, write TARGET.
+
+    A matrix `name.weight` becomes the weight `name`. Embeddings are matrices too: name what you want with --include.
+    """
+    from codegemm.comparison.sources import E8P, check_config
+    from codegemm.config import CodebookConfig
+    from codegemm.quantize import quantize as quantize_matrix
+    from codegemm.storage import File, RawTensor, save_all
+
+    try:
+        wanted = re.compile(include)
+    except re.error as error:
+        raise click.BadParameter(f"--include {include!r}: {error}") from None
+    if config != E8P:
+        CodebookConfig.parse(config)
+    if not target.parent.is_dir():
+        raise click.BadParameter(f"{target}: there is no folder {target.parent}")
+    file = File(source)
+    weights, copied = {}, dict[str, RawTensor]()
+    for name, tensor in file.tensors.items():
+        if not wanted.fullmatch(name):
+            copied[name] = tensor
+            continue
+        reason = None
+        if len(tensor.shape) != 2 or tensor.dtype not in ("F16", "BF16", "F32", "F64"):
+            reason = f"{tensor.dtype} {list(tensor.shape)} is not a matrix of floats"
+        else:
+            try:
+                check_config(config, (tensor.shape[0], tensor.shape[1]))
+                weight = quantize_matrix(tensor.numpy(), config, seed=seed, progress=sys.stderr.isatty())
+            except ValueError as error:
+                reason = str(error)
+        if reason:
+            click.echo(f"copied as it is: {name}: {reason}")
+            copied[name] = tensor
+        else:
+            weights[name.removesuffix(".weight")] = weight
+            click.echo(f"{name}: {list(tensor.shape)} at {weight.bits_per_weight:.3f} bits/weight")
+    if not weights:
+        raise click.ClickException(f"{source}: nothing to quantise: no matrix matches --include {include!r}")
+    kept = {key: value for key, value in file.metadata.items() if key not in ("format", "version")}
+    save_all(target, weights, copied, kept)
+    click.echo(
+        f"{target}: {len(weights)} quantised, {len(copied)} copied; "
+        f"{source.stat().st_size / 1e6:.1f} MB -> {target.stat().st_size / 1e6:.1f} MB"
+    )

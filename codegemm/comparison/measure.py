@@ -1,0 +1,169 @@
+"""Fair timing of a kernel: warm-up, medians, weights rotated through more copies than the last-level cache holds."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.dispatch import KernelInfo, registered
+from codegemm.engines import cuda
+from codegemm.engines.cpu import device, get_num_threads, set_num_threads
+from codegemm.engines.reference.reference import product
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Kernel
+from codegemm.products import Plan, plan
+from codegemm.version import __version__
+
+NOT_COMPARED = ("reference",)
+# Kernels whose time depends on the shape alone: one row a shape stands for all its weights.
+DENSE = ("dense", "dense_bf16")
+
+_CACHE_FACTOR = 1.25
+_MEMORY_SHARE = 8  # copies take at most this part of the free memory
+_WARM_UP = 3
+_MIN_CALLS, _MAX_CALLS = 7, 300
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the numbers were measured on. bandwidth: bytes read a second, measured in the same run."""
+
+    engine: str
+    device: str
+    threads: int
+    bandwidth: float
+    version: str = __version__
+    numpy: str = np.__version__
+    python: str = platform.python_version()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel, weight and batch. seconds: the median; error: against the dequantised weight in float64."""
+
+    case: str
+    shape: tuple[int, int]
+    kernel: str
+    config: str
+    bits_per_weight: float
+    batch: int
+    seconds: float
+    calls: int
+    bytes_read: int
+    bandwidth_share: float
+    times_dense: float | None
+    error: float
+    error_to_original: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """The same number of threads for the kernels, NumPy's BLAS and torch."""
+    if count is None:
+        count = get_num_threads()
+    before = get_num_threads()
+    with ExitStack() as stack:
+        set_num_threads(count)
+        stack.callback(set_num_threads, before)
+        from threadpoolctl import threadpool_limits
+
+        stack.enter_context(threadpool_limits(count))
+        if any(k.name == "dense_bf16" and k.unavailable() is None for k in registered("cpu")):
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(count)
+        yield
+
+
+def machine(engine: str) -> Machine:
+    """This machine, its read bandwidth measured now."""
+    if engine == "cpu":
+        return Machine(engine, device.name(), get_num_threads(), device.measure_bandwidth())
+    return Machine(engine, cuda.name(), 1, cuda.measure_bandwidth())
+
+
+class Candidate:
+    """A kernel and a weight, with the copies that its timing rotates through."""
+
+    def __init__(self, kernel: Kernel, weight: Weight, batches: Sequence[int], dtype: np.dtype) -> None:
+        self._device = weight.device
+        self._plans = {n: plan(weight, n, dtype, kernel.full_name) for n in batches}
+        prepared = weight.prepared(kernel)
+        # x and y stay in cache, as they do in a model; the weight does not.
+        size = max(1, kernel.cost(weight.spec, 1, dtype).bytes_read - weight.shape[1] * dtype.itemsize)
+        if self._device == "cpu":
+            cache, free = device.last_level_cache(), device.available_memory()
+        else:
+            cache, free = cuda.cache_and_memory(self._device)
+        wanted = -(-int(_CACHE_FACTOR * cache) // size)
+        affordable = max(2, free // _MEMORY_SHARE // size)
+        self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
+
+    def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, list[float]]:
+        """The product of the last call (float32) and the seconds of each, until `budget` seconds are over."""
+        bound = self._plans[len(x)]
+        out: Any = np.full((len(x), bound.weight.shape[0]), np.nan, np.float32)
+        rows: Any = x
+        if self._device != "cpu":
+            rows, out = cuda.to_device(x, self._device), cuda.to_device(out, self._device)
+        for turn in range(_WARM_UP):
+            self._time_call(bound, turn, rows, out)
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < _MIN_CALLS or (time.perf_counter() - begin < budget and len(times) < _MAX_CALLS):
+            times.append(self._time_call(bound, _WARM_UP + len(times), rows, out))
+        return cuda.to_host(out), times
+
+    def _time_call(self, bound: Plan, turn: int, x: Any, out: Any) -> float:
+        bound._prepared = self._copies[turn % len(self._copies)]
+        if self._device != "cpu":
+            return cuda.time_call(lambda: bound(x, out=out), self._device)
+        begin = time.perf_counter()
+        bound(x, out=out)
+        return time.perf_counter() - begin
+
+
+def compared_kernels(engine: str, names: Sequence[str] | None) -> list[Kernel]:
+    """The engine's kernels by name, in the order asked for; all but the reference without names."""
+    known = {kernel.name: kernel for kernel in registered(engine)}
+    if names is None:
+        return [kernel for name, kernel in known.items() if name not in NOT_COMPARED]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"kernel {name!r}: the engine {engine} has {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def unusable(kernels: Sequence[Kernel]) -> list[KernelInfo]:
+    """Those that can't run on this machine at all, with the reason."""
+    reasons = ((kernel, getattr(kernel, "unavailable", lambda: None)()) for kernel in kernels)
+    return [KernelInfo(kernel.name, kernel.engine, False, reason) for kernel, reason in reasons if reason]
+
+
+def inputs(columns: int, rows: int, dtype: np.dtype, seed: int = 0) -> npt.NDArray:
+    """Standard normal x [rows, columns]."""
+    return np.random.default_rng(seed).standard_normal((rows, columns), np.float32).astype(dtype)
+
+
+def relative_error(y: npt.NDArray, truth: npt.NDArray) -> float:
+    """||y - truth|| / ||truth||."""
+    norm = float(np.linalg.norm(truth))
+    return float(np.linalg.norm(y.astype(np.float64) - truth)) / norm if norm else float(np.linalg.norm(y))
+
+
+def exact(weight: Weight, x: npt.NDArray) -> npt.NDArray[np.float64]:
+    """x @ W^T in float64."""
+    return product(weight.to("cpu"), x)

@@ -1,0 +1,148 @@
+"""Runs a comparison: every case, weight, kernel and batch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.comparison import measure
+from codegemm.comparison.measure import DENSE, Candidate, Machine, Row
+from codegemm.comparison.sources import Case
+from codegemm.dispatch import KernelInfo
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Kernel
+from codegemm.quantize.progress import Progress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured: kernels of one engine, batch sizes, seconds for each kernel, weight and batch."""
+
+    kernels: Sequence[Kernel]
+    batches: Sequence[int]
+    machine: Machine
+    budget: float
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of x: what a model uses on that engine."""
+        return np.dtype(np.float32 if self.machine.engine == "cpu" else np.float16)
+
+
+@dataclass(frozen=True)
+class Operands:
+    """x [largest batch, K], its product with the dequantised weight and with the original, in float64."""
+
+    x: npt.NDArray
+    truth: npt.NDArray[np.float64]
+    original: npt.NDArray[np.float64] | None
+
+
+@dataclass
+class Result:
+    """Everything that a comparison found, as plain data."""
+
+    machine: Machine
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[KernelInfo] = field(default_factory=list)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def by_case(self) -> dict[str, list[Row]]:
+        """The rows of each case, in order."""
+        cases: dict[str, list[Row]] = {}
+        for row in self.rows:
+            cases.setdefault(row.case, []).append(row)
+        return cases
+
+    def means(self) -> list[tuple[str, str, int, float, int]]:
+        """(kernel, config, batch, geometric mean of times dense, number of cases), in order of appearance."""
+        ratios: dict[tuple[str, str, int], list[float]] = {}
+        for row in self.rows:
+            if row.times_dense is not None:
+                ratios.setdefault((row.kernel, row.config, row.batch), []).append(row.times_dense)
+        return [(*key, statistics.geometric_mean(values), len(values)) for key, values in ratios.items()]
+
+
+def run(
+    cases: Sequence[Case],
+    kernels: Sequence[Kernel],
+    batches: Sequence[int],
+    engine: str,
+    budget: float,
+    progress: Progress,
+) -> Result:
+    """Measure every case; `budget` is the time in seconds for one kernel, weight and batch."""
+    left_out = measure.unusable(kernels)
+    usable = [kernel for kernel in kernels if kernel.name not in {info.name for info in left_out}]
+    progress.total(sum(len(case.configs) for case in cases) * len(usable) + 1)
+    settings = Settings(usable, sorted(set(batches)), measure.machine(engine), budget)
+    progress.advance()
+    result = Result(settings.machine, left_out=left_out)
+    for case in cases:
+        if case.skipped:
+            result.skipped[case.title] = case.skipped
+        result.rows += _run_case(case, settings, progress)
+    return result
+
+
+def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Row]:
+    x = measure.inputs(case.shape[1], max(settings.batches), settings.dtype)
+    original = None if case.original is None else x.astype(np.float64) @ case.original.astype(np.float64).T
+    dense: dict[int, float] = {}
+    seen: set[str] = set()
+    for config in case.configs:
+        host = case.weight(config)
+        operands = Operands(x, measure.exact(host, x), original)
+        weight = host.to("cpu" if settings.machine.engine == "cpu" else "cuda:0")
+        # The dense product comes first, since the others are told in its terms.
+        for kernel in sorted(settings.kernels, key=lambda k: k.name != "dense"):
+            if kernel.name not in seen:
+                label = "" if kernel.name in DENSE else config
+                for row in _run_kernel(case, kernel, weight, label, operands, settings, dense):
+                    yield row
+                    if kernel.name in DENSE:
+                        seen.add(kernel.name)
+            progress.advance()
+
+
+def _run_kernel(
+    case: Case,
+    kernel: Kernel,
+    weight: Weight,
+    label: str,
+    operands: Operands,
+    settings: Settings,
+    dense: dict[int, float],
+) -> Iterator[Row]:
+    """A row for every batch that the kernel supports; `dense` collects and gives the dense product's seconds."""
+    spec, dtype, machine = weight.spec, settings.dtype, settings.machine
+    batches = [n for n in settings.batches if not kernel.supports(spec, n, dtype, weight.device)]
+    if not batches:
+        return
+    candidate = Candidate(kernel, weight, batches, dtype)
+    for n in batches:
+        y, times = candidate.measure(operands.x[:n], settings.budget)
+        seconds = statistics.median(times)
+        if kernel.name == "dense":
+            dense[n] = seconds
+        bytes_read = kernel.cost(spec, n, dtype).bytes_read
+        original = operands.original
+        yield Row(
+            case=case.title,
+            shape=case.shape,
+            kernel=kernel.name,
+            config=label,
+            bits_per_weight=kernel.bits_per_weight(spec),
+            batch=n,
+            seconds=seconds,
+            calls=len(times),
+            bytes_read=bytes_read,
+            bandwidth_share=bytes_read / seconds / machine.bandwidth,
+            times_dense=dense[n] / seconds if n in dense else None,
+            error=measure.relative_error(y, operands.truth[:n]),
+            error_to_original=None if original is None else measure.relative_error(y, original[:n]),
+        )

