@@ -9,13 +9,12 @@ From 7 rows of x on it dequantises and multiplies dense.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int32, c_void_p
+from ctypes import c_int32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from codegemm.baselines.dequant_dense import DequantDense
 from codegemm.engines.cpu import library
@@ -43,9 +42,7 @@ class Prepared:
     """Codes uint8 [K/v, m, M] for tables, uint16 [M, K/v, m] for centroids; `dequantiser` for large batches."""
 
     spec: CodebookSpec
-    codes: npt.NDArray
-    codebooks: npt.NDArray
-    scales: npt.NDArray[np.float16]
+    arguments: library.Arguments
     dequantiser: Dequantiser
 
 
@@ -67,11 +64,22 @@ class Aqlm(Kernel):
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
         assert isinstance(weight, CodebookWeight)
+        spec, config = weight.spec, weight.config
         codes, books = weight.codes, weight.part_codebooks[0]
-        if weight.config.b <= 8:
+        if config.b <= 8:
             codes = np.ascontiguousarray(codes.transpose(1, 2, 0))
             books = books.astype(np.float32)
-        return Prepared(weight.spec, codes, books, weight.scales, self._large.prepare(weight, device))
+        arguments = library.Arguments(
+            AqlmArgs,
+            {"codes": codes, "codebooks": books, "scales": weight.scales},
+            rows=spec.out_features,
+            in_features=spec.in_features,
+            v=config.v,
+            m=config.m,
+            centroids=config.centroids,
+            wide_codes=int(config.b > 8),
+        )
+        return Prepared(spec, arguments, self._large.prepare(weight, device))
 
     def workspace(self, spec: Spec, n: int) -> int:
         assert isinstance(spec, CodebookSpec)
@@ -81,31 +89,12 @@ class Aqlm(Kernel):
         return max(matvec, self._large.workspace(spec, n)) if n > MATVEC_ROWS else matvec
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        call = library.function(_SOURCE, "aqlm", POINTER(AqlmArgs))
         if len(x) > MATVEC_ROWS:
             return self._large.run(prepared.dequantiser, x, out, workspace, stream)
-        if call is None:
+        multiply = library.function(_SOURCE, "aqlm", AqlmArgs)
+        if multiply is None:
             return _run_numpy(prepared, x, out)
-        config = prepared.spec.config
-        call(
-            AqlmArgs(
-                x=library.address(x),
-                out=library.address(out),
-                workspace=library.address(workspace),
-                codes=library.address(prepared.codes),
-                codebooks=library.address(prepared.codebooks),
-                scales=library.address(prepared.scales),
-                x_dtype=library.DTYPES[x.dtype.name],
-                out_dtype=library.DTYPES[out.dtype.name],
-                n=len(x),
-                rows=prepared.spec.out_features,
-                in_features=prepared.spec.in_features,
-                v=config.v,
-                m=config.m,
-                centroids=config.centroids,
-                wide_codes=int(config.b > 8),
-            )
-        )
+        prepared.arguments.call(multiply, x, out, workspace)
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
@@ -128,12 +117,12 @@ class Aqlm(Kernel):
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
     """The same where there is no compiler."""
-    spec, config = prepared.spec, prepared.spec.config
+    spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
     with np.errstate(over="ignore", invalid="ignore"):
         x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
         y = np.zeros((len(x), spec.out_features), np.float32)
         for j in range(spec.vectors):
-            for c, book in enumerate(prepared.codebooks):
-                codes = prepared.codes[j, c] if config.b <= 8 else prepared.codes[:, j, c]
+            for c, book in enumerate(arrays["codebooks"]):
+                codes = arrays["codes"][j, c] if config.b <= 8 else arrays["codes"][:, j, c]
                 y += (x32[:, j] @ book.astype(np.float32).T)[:, codes]
-        out[...] = y * prepared.scales[:, 0].astype(np.float32)
+        out[...] = y * arrays["scales"][:, 0].astype(np.float32)

@@ -6,7 +6,7 @@ y = SV * U_M(What (U_K^T (SU * x))), all in float32, so nothing needs the origin
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_float, c_int32, c_void_p
+from ctypes import c_float, c_int32, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,13 +39,10 @@ class QuipArgs(ctypes.Structure):
 
 @dataclass
 class Prepared:
-    """Unpacked codes uint16 [M, K/8], the residual's [M, K/8] (uint16 or uint8), and the vectors in float32."""
+    """Unpacked codes uint16 [M, K/8], the residual's [M, K/8] (uint16 or uint8), SU and SV in float32."""
 
     spec: E8PSpec
-    codes: npt.NDArray[np.uint16]
-    residual: npt.NDArray | None
-    SU: npt.NDArray[np.float32]
-    SV: npt.NDArray[np.float32]
+    arguments: library.Arguments
     resid_scale: float
 
 
@@ -79,43 +76,39 @@ class Quip(Kernel):
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
         assert isinstance(weight, E8PWeight)
-        codes = weight.codes()
-        su, sv = (np.asarray(vector, np.float32) for vector in (weight.SU, weight.SV))
-        return Prepared(weight.spec, codes.main, codes.residual, su, sv, weight.resid_scale)
+        spec, codes = weight.spec, weight.codes()
+        m, k = spec.shape
+        arrays = {
+            "codes": codes.main,
+            "SU": np.asarray(weight.SU, np.float32),
+            "SV": np.asarray(weight.SV, np.float32),
+            "had_in": _order_matrix(k, True),
+            "had_out": _order_matrix(m, False),
+            **_tables(),
+        }
+        if codes.residual is not None:
+            arrays["residual"] = codes.residual
+        arguments = library.Arguments(
+            QuipArgs,
+            arrays,
+            rows=m,
+            in_features=k,
+            bits=spec.bits,
+            order_in=split_length(k)[0],
+            order_out=split_length(m)[0],
+            resid_factor=1 / weight.resid_scale,
+        )
+        return Prepared(spec, arguments, weight.resid_scale)
 
     def workspace(self, spec: Spec, n: int) -> int:
         longest = max(spec.shape)
         return 4 * n * (spec.in_features + spec.out_features + longest)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        call = library.function(_SOURCE, "quip", POINTER(QuipArgs))
-        if call is None:
+        multiply = library.function(_SOURCE, "quip", QuipArgs)
+        if multiply is None:
             return _run_numpy(prepared, x, out)
-        m, k = prepared.spec.shape
-        residual = prepared.residual
-        call(
-            QuipArgs(
-                x=library.address(x),
-                out=library.address(out),
-                workspace=library.address(workspace),
-                codes=library.address(prepared.codes),
-                residual=None if residual is None else library.address(residual),
-                SU=library.address(prepared.SU),
-                SV=library.address(prepared.SV),
-                **{name: library.address(table) for name, table in _tables().items()},
-                had_in=library.address(_order_matrix(k, True)),
-                had_out=library.address(_order_matrix(m, False)),
-                x_dtype=library.DTYPES[x.dtype.name],
-                out_dtype=library.DTYPES[out.dtype.name],
-                n=len(x),
-                rows=m,
-                in_features=k,
-                bits=prepared.spec.bits,
-                order_in=split_length(k)[0],
-                order_out=split_length(m)[0],
-                resid_factor=1 / prepared.resid_scale,
-            )
-        )
+        prepared.arguments.call(multiply, x, out, workspace)
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, E8PSpec)
@@ -134,10 +127,11 @@ class Quip(Kernel):
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
     """The same where there is no compiler."""
     m, k = prepared.spec.shape
+    arrays = prepared.arguments.arrays
     with np.errstate(over="ignore", invalid="ignore"):
-        lattice = e8p_codebook.grid().astype(np.float32)[prepared.codes]
-        if prepared.residual is not None:
+        lattice = e8p_codebook.grid().astype(np.float32)[arrays["codes"]]
+        if prepared.spec.bits > 2:
             points = e8p_codebook.grid() if prepared.spec.bits == 4 else e8p_codebook.residual_grid()
-            lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[prepared.residual]
-        rotated = transform(x.astype(np.float32) * prepared.SU, transpose=True)
-        out[...] = transform(rotated @ lattice.reshape(m, k).T) * prepared.SV
+            lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[arrays["residual"]]
+        rotated = transform(x.astype(np.float32) * arrays["SU"], transpose=True)
+        out[...] = transform(rotated @ lattice.reshape(m, k).T) * arrays["SV"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
-from ctypes import POINTER, c_int32, c_void_p
+from ctypes import c_int32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
 
+_SOURCE = compiler.SOURCES / "dequant.cpp"
 _LANES = 16
 # Must match `max_block_rows` and `max_tile` in dequant.cpp.
 MAX_BLOCK_ROWS = 64
@@ -38,28 +40,37 @@ class Prepared:
     """The weight's own codes and scales, centroids in float32 where they are few, and the row blocks."""
 
     weight: CodebookWeight
-    codebooks: npt.NDArray
-    blocks: npt.NDArray[np.int32]
+    arguments: library.Arguments
 
-    def args(self) -> DequantArgs:
-        """A structure of its own for every call: a weight may be multiplied by several threads."""
-        spec = self.weight.spec
-        config = spec.config
-        return DequantArgs(
-            codes=library.address(self.weight.codes),
-            codebooks=library.address(self.codebooks),
-            scales=library.address(self.weight.scales),
-            blocks=library.address(self.blocks),
-            block_count=len(self.blocks),
-            rows=spec.out_features,
-            in_features=spec.in_features,
-            v=config.v,
-            m=config.m,
-            centroids=config.centroids,
-            wide_codes=int(config.b > 8),
-            group_vectors=spec.vectors // spec.groups,
-            tile_vectors=tile_vectors(config.v),
-        )
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        return prepare(copy.deepcopy(self.weight, memo))
+
+
+def prepare(weight: CodebookWeight) -> Prepared:
+    """The form that `run` and `dequantize_into` read."""
+    spec, config = weight.spec, weight.config
+    books = weight.part_codebooks
+    blocks = cut.row_slices(spec.part_rows, MAX_BLOCK_ROWS)
+    arguments = library.Arguments(
+        DequantArgs,
+        {
+            "codes": weight.codes,
+            "codebooks": books.astype(np.float32) if config.b <= 8 else books,
+            "scales": weight.scales,
+            "blocks": blocks,
+        },
+        block_count=len(blocks),
+        rows=spec.out_features,
+        in_features=spec.in_features,
+        v=config.v,
+        m=config.m,
+        centroids=config.centroids,
+        wide_codes=int(config.b > 8),
+        group_vectors=spec.vectors // spec.groups,
+        tile_vectors=tile_vectors(config.v),
+    )
+    # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
+    return Prepared(weight._with_arrays(weight.arrays), arguments)
 
 
 def tile_vectors(v: int) -> int:
@@ -80,27 +91,17 @@ class Dequant(Kernel):
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
         assert isinstance(weight, CodebookWeight)
-        books = weight.part_codebooks
-        if weight.config.b <= 8:
-            books = books.astype(np.float32)
-        blocks = cut.row_slices(weight.spec.part_rows, MAX_BLOCK_ROWS)
-        # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
-        return Prepared(weight._with_arrays(weight.arrays), books, blocks)
+        return prepare(weight)
 
     def workspace(self, spec: Spec, n: int) -> int:
         padded = -(-spec.in_features // _LANES) * _LANES
         return 4 * n * (padded + spec.out_features)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        call = library.function(compiler.SOURCES / "dequant.cpp", "dequant", POINTER(DequantArgs))
-        if call is None:
+        multiply = library.function(_SOURCE, "dequant", DequantArgs)
+        if multiply is None:
             return _run_numpy(prepared, x, out)
-        args = prepared.args()
-        args.x, args.out = library.address(x), library.address(out)
-        args.workspace = library.address(workspace)
-        args.x_dtype, args.out_dtype = library.DTYPES[x.dtype.name], library.DTYPES[out.dtype.name]
-        args.n = len(x)
-        call(args)
+        prepared.arguments.call(multiply, x, out, workspace)
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
@@ -121,12 +122,12 @@ class Dequant(Kernel):
 
 def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:
     """Decode the whole weight into float32 [M, K], in parallel."""
-    call = library.function(compiler.SOURCES / "dequant.cpp", "dequantize", POINTER(DequantArgs), c_void_p)
-    if call is None:
+    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p)
+    if decode is None:
         for start, block in prepared.weight.dense_blocks(np.float32):
             dense[start : start + len(block)] = block
     else:
-        call(prepared.args(), library.address(dense))
+        decode(prepared.arguments.filled, library.address(dense))
 
 
 # Relative times in units of a Psumbook lookup, measured by `codegemm compare --threads 1`.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import threading
 import warnings
 from ctypes import POINTER, Structure, c_int, c_void_p
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,19 @@ _libraries: dict[Path, ctypes.CDLL | None] = {}
 _threads: int | None = None
 
 
+@cache
 def function(source: Path, name: str, *argtypes: Any) -> Any:
     """The exported function `name` of a source file, its first argument the parallel loop; None without a compiler.
 
-    The first failure to compile warns, once, and says what to install.
+    argtypes: ctypes types of the arguments after the loop; a Structure stands for a pointer to it. The first failure
+    to compile warns, once, and says what to install.
     """
     library, pool = _load(source), _load(compiler.SOURCES / "threads.cpp")
     if library is None or pool is None:
         return None
     call = getattr(library, name)
-    call.argtypes, call.restype = (c_void_p, *argtypes), None
+    by_pointer = (POINTER(t) if issubclass(t, Structure) else t for t in argtypes)
+    call.argtypes, call.restype = (c_void_p, *by_pointer), None
     loop = ctypes.cast(pool.codegemm_parallel_for, c_void_p)
     return lambda *arguments: call(loop, *arguments)
 
@@ -63,9 +68,29 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-def struct_pointer(arguments: type[Structure]) -> Any:
-    """The ctypes type of a pointer to an argument structure."""
-    return POINTER(arguments)
+class Arguments:
+    """The argument structure of a kernel with the weight's own fields filled in, and the arrays they point to.
+
+    The structure must have the fields x, out, workspace, x_dtype, out_dtype and n, set by every call.
+    """
+
+    def __init__(self, structure: type[Structure], arrays: dict[str, np.ndarray], **numbers: float) -> None:
+        self.arrays, self._numbers = arrays, numbers
+        pointers = {name: address(array) for name, array in arrays.items()}
+        self.filled = structure(**pointers, **numbers)
+
+    def call(
+        self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int
+    ) -> None:
+        """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
+        filled = type(self.filled).from_buffer_copy(self.filled)
+        filled.x, filled.out, filled.workspace = address(x), address(out), address(workspace)
+        filled.x_dtype, filled.out_dtype = DTYPES[x.dtype.name], DTYPES[out.dtype.name]
+        filled.n = len(x)
+        function(filled, *more)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
+        return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
 
 
 def _load(source: Path) -> ctypes.CDLL | None:

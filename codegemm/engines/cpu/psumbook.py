@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_int, c_int32, c_void_p
+from ctypes import c_int, c_int32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
 
+_SOURCE = compiler.SOURCES / "psumbook.cpp"
 MAX_N = 16
 MAX_B = 8
 # A tile's table for one row of x fits L1 beside the codes; must match `max_table_bytes` in psumbook.cpp.
@@ -48,33 +49,11 @@ class Cut:
 
 @dataclass
 class Prepared:
-    """The weight as the kernel reads it, and the argument structure with everything but x and out filled in."""
+    """The weight as the kernel reads it: codes [tile][row][position], codebooks [parts, m, v, stride] in float32,
+    scales [groups, rows], and the cut."""
 
     spec: CodebookSpec
-    cut: Cut
-    codes: npt.NDArray[np.uint8]  # tile after tile, each [rows][positions]
-    codebooks: npt.NDArray[np.float32]  # [parts, m, v, stride]
-    scales: npt.NDArray[np.float16]  # [groups, rows]
-
-    def args(self) -> PsumbookArgs:
-        """A structure of its own for every call: a weight may be multiplied by several threads."""
-        config = self.spec.config
-        return PsumbookArgs(
-            codes=library.address(self.codes),
-            codebooks=library.address(self.codebooks),
-            scales=library.address(self.scales),
-            tiles=library.address(self.cut.tiles),
-            pieces=library.address(self.cut.pieces),
-            slices=library.address(self.cut.slices),
-            piece_count=len(self.cut.pieces) - 1,
-            slice_count=len(self.cut.slices),
-            rows=self.spec.out_features,
-            in_features=self.spec.in_features,
-            v=config.v,
-            m=config.m,
-            stride=table_stride(config.b),
-            group_vectors=self.spec.vectors // self.spec.groups,
-        )
+    arguments: library.Arguments
 
 
 def table_stride(b: int) -> int:
@@ -132,7 +111,26 @@ class Psumbook(Kernel):
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         padded = np.zeros((*books.shape[:-1], table_stride(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
-        return Prepared(spec, plan, codes, padded, np.ascontiguousarray(weight.scales.T))
+        arguments = library.Arguments(
+            PsumbookArgs,
+            {
+                "codes": codes,
+                "codebooks": padded,
+                "scales": np.ascontiguousarray(weight.scales.T),
+                "tiles": plan.tiles,
+                "pieces": plan.pieces,
+                "slices": plan.slices,
+            },
+            piece_count=len(plan.pieces) - 1,
+            slice_count=len(plan.slices),
+            rows=spec.out_features,
+            in_features=spec.in_features,
+            v=spec.config.v,
+            m=spec.config.m,
+            stride=padded.shape[-1],
+            group_vectors=spec.vectors // spec.groups,
+        )
+        return Prepared(spec, arguments)
 
     def workspace(self, spec: Spec, n: int) -> int:
         assert isinstance(spec, CodebookSpec)
@@ -141,17 +139,10 @@ class Psumbook(Kernel):
         return 4 * (floats + len(plan.slices))
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        call = library.function(
-            compiler.SOURCES / "psumbook.cpp", "psumbook", POINTER(PsumbookArgs), c_int
-        )
-        if call is None:
+        multiply = library.function(_SOURCE, "psumbook", PsumbookArgs, c_int)
+        if multiply is None:
             return _run_numpy(prepared, x, out)
-        args = prepared.args()
-        args.x, args.out = library.address(x), library.address(out)
-        args.workspace = library.address(workspace)
-        args.x_dtype, args.out_dtype = library.DTYPES[x.dtype.name], library.DTYPES[out.dtype.name]
-        args.n = len(x)
-        call(args, batch_width(len(x)))
+        prepared.arguments.call(multiply, x, out, workspace, batch_width(len(x)))
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
@@ -182,20 +173,21 @@ def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
     x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
     group = spec.vectors // spec.groups
     sums = np.zeros((len(x), spec.out_features), np.float32)
-    tiles, offset = prepared.cut.tiles, 0
+    arrays, offset = prepared.arguments.arrays, 0
+    tiles = arrays["tiles"]
     parts = np.cumsum([0, *spec.part_rows])
     with np.errstate(over="ignore", invalid="ignore"):
         for first, end in zip(tiles, tiles[1:]):
             width = (end - first) * config.m
-            codes = prepared.codes[offset : offset + width * spec.out_features].reshape(-1, width)
+            codes = arrays["codes"][offset : offset + width * spec.out_features].reshape(-1, width)
             offset += codes.size
             for part, (r0, r1) in enumerate(zip(parts, parts[1:])):
                 # [n, position, centroid]
-                table = np.einsum("njt,mti->njmi", x32[:, first:end], prepared.codebooks[part])
+                table = np.einsum("njt,mti->njmi", x32[:, first:end], arrays["codebooks"][part])
                 table = table.reshape(len(x), width, -1)
                 found = table[:, np.arange(width), codes[r0:r1]]
                 step = min(end - first, group) * config.m
                 by_group = found.reshape(len(x), r1 - r0, -1, step).sum(-1)
-                scales = prepared.scales[first // group : first // group + by_group.shape[-1], r0:r1]
+                scales = arrays["scales"][first // group : first // group + by_group.shape[-1], r0:r1]
                 sums[:, r0:r1] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
         out[...] = sums
