@@ -21,11 +21,13 @@ struct AqlmArgs {
 
 namespace {
 
-constexpr int block_rows = 1024;    // of sums that stay in L1 while all tables pass by
-constexpr int table_vectors = 16;   // k-vectors whose tables one task makes
+constexpr int block_rows = 1024;   // of sums that stay in L1 while all tables pass by
+constexpr int table_vectors = 16;  // k-vectors whose tables one task makes
 constexpr int gather_rows = 64;
 
-int tasks(int count, int size) { return (count + size - 1) / size; }
+int tasks(int count, int size) {
+    return (count + size - 1) / size;
+}
 
 void make_tables(const AqlmArgs& a, const float* x, int first, int end, float* tables) {
     for (int j = first; j < end; ++j) {

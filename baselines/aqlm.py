@@ -1,9 +1,9 @@
 """AQLM's own way of multiplying (Egiazarian et al., 2024): one row of x at a time, one scale a row.
 
-Up to 8 bits a code, as AQLM does on a CPU: the table of every k-vector and centroid is made first, whole, and the codes,
-stored by k-vector, gather from it. The original adds into shared outputs from several threads, which races; here each
-thread has rows of its own. Above 8 bits (1x16), as its GPU kernel does: the centroids are fetched and multiplied.
-From 7 rows of x on it dequantises and multiplies dense.
+Up to 8 bits a code, as AQLM does on a CPU: the table of every k-vector and centroid is made first, whole, and the
+codes, stored by k-vector, gather from it. The original adds into shared outputs from several threads, which races;
+here each thread has rows of its own. Above 8 bits (1x16), as its GPU kernel does: the centroids are fetched and
+multiplied. From 7 rows of x on it dequantises and multiplies dense.
 """
 
 from __future__ import annotations

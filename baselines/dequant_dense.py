@@ -37,6 +37,4 @@ class DequantDense(Kernel):
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         decode = self._dequant.cost(spec, n, dtype)
         dense = 4 * spec.out_features * spec.in_features
-        return Cost(
-            decode.bytes_read + dense, decode.bytes_written + dense, decode.lookups, decode.multiply_adds, 2
-        )
+        return Cost(decode.bytes_read + dense, decode.bytes_written + dense, decode.lookups, decode.multiply_adds, 2)

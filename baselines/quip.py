@@ -78,7 +78,7 @@ class Quip(Kernel):
         assert isinstance(weight, E8PWeight)
         spec, codes = weight.spec, weight.codes()
         m, k = spec.shape
-        arrays = {
+        arrays: dict[str, npt.NDArray] = {
             "codes": codes.main,
             "SU": np.asarray(weight.SU, np.float32),
             "SV": np.asarray(weight.SV, np.float32),
@@ -114,7 +114,9 @@ class Quip(Kernel):
         assert isinstance(spec, E8PSpec)
         m, k = spec.shape
         vectors = m * k // 8
-        adds = sum(length * (order + int(np.log2(power))) for length in (m, k) for order, power in [split_length(length)])
+        adds = sum(
+            length * (order + int(np.log2(power))) for length in (m, k) for order, power in [split_length(length)]
+        )
         return Cost(
             bytes_read=spec.bits * m * k // 8 + 4 * (m + k) + n * k * dtype.itemsize,
             bytes_written=n * m * dtype.itemsize,

@@ -13,8 +13,6 @@ from codegemm.quantize import quantize
 from codegemm.storage import load, load_all, save_all
 from codegemm.version import __version__
 
-
-
 __all__ = [
     "CheckpointError",
     "CodebookConfig",

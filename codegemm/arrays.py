@@ -20,6 +20,12 @@ def bfloat16() -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
+@cache
+def name_of(dtype: np.dtype) -> str:
+    """`dtype.name`, which NumPy puts together anew at every look."""
+    return dtype.name
+
+
 def float_dtype(dtype: Any) -> np.dtype:
     """A dtype or its name as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
     if isinstance(dtype, str) and dtype == "bfloat16":

@@ -46,9 +46,7 @@ class CodebookConfig:
             raise ValueError(
                 f"configuration {text!r}: expected m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
             )
-        return cls(
-            m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=int(match["g"] or -1)
-        )
+        return cls(m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=int(match["g"] or -1))
 
     def __str__(self) -> str:
         bits = "" if self.b == 8 else f"b{self.b}"
@@ -68,13 +66,9 @@ class CodebookConfig:
         if out_features < 1 or in_features < 1:
             raise ValueError(f"shape ({out_features}, {in_features}): both must be at least 1")
         if in_features % self.v:
-            raise ValueError(
-                f"in_features={in_features}: must be a multiple of the vector length v={self.v}"
-            )
+            raise ValueError(f"in_features={in_features}: must be a multiple of the vector length v={self.v}")
         if self.g != -1 and in_features % self.g:
-            raise ValueError(
-                f"in_features={in_features}: must be a multiple of the group size g={self.g}"
-            )
+            raise ValueError(f"in_features={in_features}: must be a multiple of the group size g={self.g}")
 
     def bits_per_weight(self, out_features: int, in_features: int) -> float:
         """Average bits of one weight: codes, codebooks and scales (equation 1 of the paper)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -57,6 +58,7 @@ def unregister_kernel(full_name: str) -> None:
     with _lock:
         _load()
         del _registry[full_name]
+        _select.cache_clear()
 
 
 def registered(engine: str | None = None) -> list[Kernel]:
@@ -87,15 +89,18 @@ def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto")
     """
     if not isinstance(name, str):
         raise TypeError(f"kernel={name!r}: must be a name, like 'psumbook' or 'cpu:psumbook'")
+    return _select(spec, n, dtype, device, name)
+
+
+@lru_cache(maxsize=1024)
+def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:
     return _choose(spec, n, dtype, device) if name == "auto" else _named(spec, n, dtype, device, name)
 
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
     engine = device.partition(":")[0]
     usable = [
-        k
-        for k in registered(engine)
-        if getattr(k, "automatic", False) and not _refusal(k, spec, n, dtype, device)
+        k for k in registered(engine) if getattr(k, "automatic", False) and not _refusal(k, spec, n, dtype, device)
     ]
     if not usable:
         raise KernelError(
@@ -139,6 +144,7 @@ def _add(kernel: Kernel, replace: bool = False) -> None:
     if full_name in _registry and not replace:
         raise ValueError(f"kernel {full_name} is registered already; pass replace=True")
     _registry[full_name] = kernel
+    _select.cache_clear()
 
 
 def _load() -> None:

@@ -32,8 +32,7 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     if isinstance(a, Weight) and not isinstance(b, (Weight, TransposedWeight)):
         return _times_columns(a, b, out, kernel, precision)
     raise TypeError(
-        f"matmul of {_named(a)} and {_named(b)}: a weight multiplies as x @ w.T or w @ X, "
-        "with x and X dense"
+        f"matmul of {_named(a)} and {_named(b)}: a weight multiplies as x @ w.T or w @ X, with x and X dense"
     )
 
 
@@ -148,7 +147,7 @@ def _operand(x: Any, device: str) -> Any:
         _check_float(str(x.dtype).removeprefix("torch."))
         return arrays.from_torch(x)
     array = _as_array(x)
-    _check_float(array.dtype.name)
+    _check_float(arrays.name_of(array.dtype))
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return _device_array(array, device)
@@ -173,9 +172,7 @@ def _device_array(array: Any, device: str) -> Any:
         from codegemm.engines import cuda
 
         return cuda.to_device(array, device)
-    raise TypeError(
-        f"x is on {here} and the weight is on {device}: move one of them, like w.to({here!r})"
-    )
+    raise TypeError(f"x is on {here} and the weight is on {device}: move one of them, like w.to({here!r})")
 
 
 def _result_shape(x: Any, weight: Weight) -> tuple[int, ...]:
@@ -190,12 +187,15 @@ def _target(out: Any, shape: tuple[int, ...], dtype: np.dtype, device: str) -> A
     """The array on the weight's device that a kernel's result ends in: `out` itself where that is possible."""
     if out is None:
         return _module(device).empty(shape, dtype)
-    name = str(out.dtype).removeprefix("torch.") if hasattr(out, "dtype") else type(out).__name__
+    if isinstance(out, np.ndarray):
+        name = arrays.name_of(out.dtype)
+    else:
+        name = str(getattr(out, "dtype", type(out).__name__)).removeprefix("torch.")
     if tuple(getattr(out, "shape", ())) != shape:
         raise ValueError(f"out: shape {tuple(getattr(out, 'shape', ()))}, must be {shape}")
-    allowed = {dtype.name} | ({"float32"} if dtype.itemsize == 2 else set())
-    if name not in allowed:
-        raise TypeError(f"out: dtype {name}, must be {' or '.join(sorted(allowed))} for {dtype} x")
+    if name != arrays.name_of(dtype) and (name != "float32" or dtype.itemsize != 2):
+        allowed = f"{dtype} or float32" if dtype.itemsize == 2 else f"{dtype}"
+        raise TypeError(f"out: dtype {name}, must be {allowed} for {dtype} x")
     place = arrays.device_of(out)
     if place not in (device, "cpu"):
         raise TypeError(f"out is on {place} and the weight is on {device}")

@@ -153,7 +153,10 @@ def save_all(
     tensors: Mapping[str, np.ndarray | RawTensor] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights, and any other tensors and metadata, to one file; an existing file is replaced only when all is written."""
+    """Write weights, and any other tensors and metadata, to one file.
+
+    An existing file is replaced only when everything is written. Raises CheckpointError where that fails.
+    """
     out: dict[str, RawTensor] = {}
     notes = {**(metadata or {}), "format": FORMAT, "version": str(VERSION)}
     for name, weight in weights.items():

@@ -13,7 +13,12 @@ import click
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--config", required=True, help="Like m2v8g128, or e8p.")
-@click.option("--include", default=r".*\.weight", show_default=True, help="Regular expression of the whole tensor names.")
+@click.option(
+    "--include",
+    default=r".*\.weight",
+    show_default=True,
+    help="Regular expression of the whole tensor names.",
+)
 @click.option("--seed", default=0, show_default=True)
 def quantize(source: Path, target: Path, config: str, include: str, seed: int) -> None:
     """Quantise the matrices of SOURCE whose names match, copy everything else, write TARGET.

@@ -60,7 +60,7 @@ def write_plot(result: Result, path: str | Path) -> None:
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
     labels = list(dict.fromkeys(_label(row) for row in result.rows if row.kernel != "dense"))
-    colours = dict(zip(labels, pyplot.get_cmap("tab20").colors * (1 + len(labels) // 20)))  # type: ignore[attr-defined]
+    colours = dict(zip(labels, pyplot.get_cmap("tab20").colors * (1 + len(labels) // 20)))
     figure, panels = pyplot.subplots(
         lines, columns, figsize=(1.5 + 4.2 * columns, 1.4 + 3 * lines), squeeze=False, layout="constrained"
     )

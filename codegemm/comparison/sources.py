@@ -84,7 +84,9 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
         weights = {name: load(path, name) for name in names}
         return [Case(f"{name} {_by(w.shape)}", w.shape, (_label(w),), stored=w) for name, w in weights.items()]
     if not tensors:
-        matrices = [n for n, t in file.tensors.items() if len(t.shape) == 2 and t.dtype in ("F16", "BF16", "F32", "F64")]
+        matrices = [
+            n for n, t in file.tensors.items() if len(t.shape) == 2 and t.dtype in ("F16", "BF16", "F32", "F64")
+        ]
         raise CheckpointError(
             f"{path}: name a tensor with --tensor; its matrices: {', '.join(matrices[:20]) or 'none'}"
             + (", ..." if len(matrices) > 20 else "")
@@ -116,8 +118,8 @@ def random_weight(shape: tuple[int, int], config: str, seed: int = 0) -> Weight:
     rows, columns = shape
     if config == E8P:
         qidxs = rng.integers(-(1 << 63), 1 << 63, (rows, columns // 32), np.int64)
-        signs = (rng.choice(np.array([-1, 1], np.float16), length) for length in (columns, rows))
-        return E8PWeight(qidxs, *signs)
+        su, sv = (rng.choice(np.array([-1, 1], np.float16), length) for length in (columns, rows))
+        return E8PWeight(qidxs, su, sv)
     parsed = CodebookConfig.parse(config)
     parsed.check_shape(rows, columns)
     return CodebookWeight(
@@ -152,7 +154,7 @@ def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]
 
 
 def _quantized(matrix: npt.NDArray, config: str, seed: int) -> Weight:
-    digest = hashlib.sha256(np.ascontiguousarray(matrix).view(np.uint8)).hexdigest()
+    digest = hashlib.sha256(matrix.tobytes()).hexdigest()
     key = cache.key(digest, str(matrix.shape), str(matrix.dtype), config, str(seed), _QUANTIZER)
     found = cache.lookup("weights", key, ".safetensors")
     if found is None:

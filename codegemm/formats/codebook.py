@@ -137,9 +137,7 @@ class CodebookWeight(Weight):
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         copy = object.__new__(type(self))
         Weight.__init__(copy)
-        copy.codes, copy.codebooks, copy.scales = (
-            frozen(arrays[name]) for name in ("codes", "codebooks", "scales")
-        )
+        copy.codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in ("codes", "codebooks", "scales"))
         copy._spec = self._spec
         return copy
 
@@ -232,8 +230,7 @@ def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int
     groups = scales.shape[1]
     if len(scales) != rows or groups < 1 or vectors % groups:
         raise ValueError(
-            f"scales: shape {scales.shape}, must be [{rows}, n] with n a divisor of the "
-            f"{vectors} vectors of a row"
+            f"scales: shape {scales.shape}, must be [{rows}, n] with n a divisor of the {vectors} vectors of a row"
         )
     config = CodebookConfig(v=v, m=m, b=b, g=-1 if groups == 1 else vectors * v // groups)
 
@@ -244,9 +241,7 @@ def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int
         part_rows = (rows,)
     part_rows = tuple(int(count) for count in part_rows)
     if len(part_rows) != parts or sum(part_rows) != rows or min(part_rows, default=0) < 1:
-        raise ValueError(
-            f"part_rows: {part_rows}, must be {parts} positive numbers that sum to {rows}"
-        )
+        raise ValueError(f"part_rows: {part_rows}, must be {parts} positive numbers that sum to {rows}")
     return CodebookSpec(rows, vectors * v, config, part_rows)
 
 
@@ -255,9 +250,7 @@ def _check_values(weight: CodebookWeight) -> None:
         check_finite(name, weight.arrays[name])
     b = weight.config.b
     if b not in (8, 16) and int(weight.codes.max()) >> b:
-        raise ValueError(
-            f"codes: largest is {int(weight.codes.max())}, must be below 2**b = {1 << b}"
-        )
+        raise ValueError(f"codes: largest is {int(weight.codes.max())}, must be below 2**b = {1 << b}")
 
 
 def check_finite(name: str, array: Any) -> None:

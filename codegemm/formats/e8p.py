@@ -100,7 +100,7 @@ class E8PWeight(Weight):
         dense = e8p_codebook.grid().astype(dtype)[codes.main]
         if codes.residual is not None:
             points = e8p_codebook.grid() if self.bits == 4 else e8p_codebook.residual_grid()
-            dense += (points.astype(dtype) / np.dtype(dtype).type(self.resid_scale))[codes.residual]
+            dense += (points.astype(dtype) / self.resid_scale)[codes.residual]
         return dense.reshape(self.shape)
 
     def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
@@ -124,7 +124,7 @@ class E8PWeight(Weight):
             return same
         return isinstance(other, E8PWeight) and self.resid_scale == other.resid_scale
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __reduce__(self) -> Any:
         return type(self), (self.qidxs, self.SU, self.SV, self.resid_scale)

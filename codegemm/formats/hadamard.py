@@ -74,9 +74,7 @@ def _paley_two(order: int) -> npt.NDArray[np.int8]:
     conference[0, 0] = 0
     conference[1:, 1:] = _circulant(_legendre(half - 1))
     eye = np.eye(half, dtype=np.int8)
-    return np.block(
-        [[conference + eye, conference - eye], [conference - eye, -conference - eye]]
-    )
+    return np.block([[conference + eye, conference - eye], [conference - eye, -conference - eye]])
 
 
 def _williamson(order: int) -> npt.NDArray[np.int8]:
@@ -108,9 +106,7 @@ def split_length(n: int) -> tuple[int, int]:
         rest, remainder = divmod(n, order)
         if remainder == 0 and rest & (rest - 1) == 0:
             return order, rest
-    raise ValueError(
-        f"length {n}: must be a power of two times 1 or one of {sorted(ORDERS)} for a Hadamard transform"
-    )
+    raise ValueError(f"length {n}: must be a power of two times 1 or one of {sorted(ORDERS)} for a Hadamard transform")
 
 
 def transform(x: npt.NDArray, *, transpose: bool = False) -> npt.NDArray:

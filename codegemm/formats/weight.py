@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -90,7 +91,7 @@ class Weight(ABC):
         """Average bits of one weight, everything counted (equation 1 of the paper)."""
         return self.spec.bits_per_weight
 
-    @property
+    @cached_property
     def device(self) -> str:
         """Where the arrays are: `cpu` or `cuda:<number>`; the engine follows it."""
         some = next(iter(self.arrays.values()))
@@ -129,9 +130,7 @@ class Weight(ABC):
         if not isinstance(other, Weight) or self.spec != other.spec:
             return NotImplemented if not isinstance(other, Weight) else False
         mine, theirs = self.to("cpu").arrays, other.to("cpu").arrays
-        return all(
-            mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine
-        )
+        return all(mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine)
 
     def __matmul__(self, other: Any) -> Any:
         from codegemm.products import matmul
@@ -147,9 +146,7 @@ class Weight(ABC):
         return _matmul_ufunc(ufunc, method, inputs, kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
-        raise TypeError(
-            f"{type(self).__name__} does not become a dense array by itself: call dequantize()"
-        )
+        raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
 
 
 class TransposedWeight:

@@ -38,7 +38,10 @@ def quantize(matrix: Vectors, config: CodebookConfig, seed: int, progress: Progr
     codebooks = _round(codebooks * np.float32(level)).astype(np.float32)
     share = 4 / len(vectors)
     codes = encode(
-        vectors, codebooks / np.float32(level), _FINAL_BEAM, done=lambda count: progress.advance(share * count)
+        vectors,
+        codebooks / np.float32(level),
+        _FINAL_BEAM,
+        done=lambda count: progress.advance(share * count),
     )
     scales = _refit_scales(groups, decode(codes, codebooks).reshape(groups.shape), scales)
     return CodebookWeight(
@@ -72,7 +75,11 @@ def _normalise(groups: Vectors, scales: npt.NDArray) -> Vectors:
 
 
 def _fit(
-    vectors: Vectors, weights: npt.NDArray, config: CodebookConfig, rng: np.random.Generator, progress: Progress
+    vectors: Vectors,
+    weights: npt.NDArray,
+    config: CodebookConfig,
+    rng: np.random.Generator,
+    progress: Progress,
 ) -> Vectors:
     """Codebooks float32 [m, 2**b, v] for the vectors, each counted `weights` times."""
     draw = _Sampler(vectors, weights, min(_MAX_SAMPLE, max(1 << 16, _SAMPLE_PER_CENTROID * config.centroids)), rng)

@@ -31,7 +31,7 @@ def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> 
 
     progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
     scale = _search_scale(vectors, rng, progress)
-    codes = nearest(vectors / np.float32(scale or 1), progress)
+    codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress)
     vector = sv * np.float32(scale)
     halves = vector.astype(np.float16)
     # Scales below the normal halves would lose bits.
@@ -63,7 +63,9 @@ def _search_scale(vectors: npt.NDArray[np.float32], rng: np.random.Generator, pr
 
     def error(size: float) -> float:
         progress.advance()
-        return float(((sample - grid[nearest(sample * np.float32(size))] / np.float32(size)) ** 2).sum(dtype=np.float64))
+        return float(
+            ((sample - grid[nearest(sample * np.float32(size))] / np.float32(size)) ** 2).sum(dtype=np.float64)
+        )
 
     best = min(_RMS, key=error)
     step = (_RMS[1] - _RMS[0]) / 2

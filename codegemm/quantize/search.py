@@ -16,7 +16,11 @@ _BLOCK = 1 << 21  # candidate scores held at a time by a thread
 
 
 def encode(
-    vectors: Vectors, codebooks: Vectors, beam: int, sweeps: int = 1, done: Callable[[int], None] | None = None
+    vectors: Vectors,
+    codebooks: Vectors,
+    beam: int,
+    sweeps: int = 1,
+    done: Callable[[int], None] | None = None,
 ) -> Codes:
     """Codes [n, m] whose centroids [m, 2**b, v] sum to nearly the nearest point of each vector [n, v].
 
@@ -50,8 +54,7 @@ def decode(codes: Codes, codebooks: Vectors) -> Vectors:
 
 def cross_products(codebooks: Vectors) -> Vectors:
     """2 * <centroid i of codebook c, centroid j of codebook d>, [m, m, 2**b, 2**b]; empty for one codebook."""
-    m, centroids, _ = codebooks.shape
-    if m == 1:
+    if len(codebooks) == 1:
         return np.empty((1, 1, 0, 0), np.float32)
     return 2 * np.einsum("civ,djv->cdij", codebooks, codebooks, optimize=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,6 @@ def row_slices(part_rows: tuple[int, ...], most: int) -> npt.NDArray[np.int32]:
     slices, start = [], 0
     for part, rows in enumerate(part_rows):
         bounds = start + split(rows, most)
-        slices += [(part, first, end) for first, end in zip(bounds, bounds[1:])]
+        slices += [(part, first, end) for first, end in itertools.pairwise(bounds)]
         start += rows
     return np.array(slices, np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-
 import time
 from ctypes import c_int, c_long, c_void_p
 from pathlib import Path
@@ -51,13 +50,11 @@ def available_memory() -> int:
 
 
 def measure_bandwidth(repeats: int = 7) -> float:
-    """Bytes a second that the engine's threads read from memory: the best of some passes over a buffer larger than the caches."""
+    """Bytes a second that the engine's threads read: the best of some passes over a buffer larger than the caches."""
     size = min(max(_PROBE_BYTES, 2 * last_level_cache()), available_memory() // 4) // 4
     size -= size % (_PIECES * 1024)
     data = np.ones(size, np.float32)
-    read = library.function(
-        compiler.SOURCES / "stream.cpp", "stream_read", c_void_p, c_long, c_int, c_void_p
-    )
+    read = library.function(compiler.SOURCES / "stream.cpp", "stream_read", c_void_p, c_long, c_int, c_void_p)
     sums, vector = np.empty(_PIECES, np.float32), np.ones(1024, np.float32)
     times = []
     for _ in range(repeats + 1):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from codegemm.arrays import name_of
 from codegemm.engines.cpu import compiler
 
 # Must match `Dtype` in floats.hpp.
@@ -65,7 +66,7 @@ def set_num_threads(k: int) -> None:
 
 def address(array: np.ndarray) -> int:
     """Where an array's data starts."""
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    return array.__array_interface__["data"][0]
 
 
 class Arguments:
@@ -79,18 +80,23 @@ class Arguments:
         pointers = {name: address(array) for name, array in arrays.items()}
         self.filled = structure(**pointers, **numbers)
 
-    def call(
-        self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int
-    ) -> None:
+    def call(self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
         filled = type(self.filled).from_buffer_copy(self.filled)
         filled.x, filled.out, filled.workspace = address(x), address(out), address(workspace)
-        filled.x_dtype, filled.out_dtype = DTYPES[x.dtype.name], DTYPES[out.dtype.name]
+        filled.x_dtype, filled.out_dtype = DTYPES[name_of(x.dtype)], DTYPES[name_of(out.dtype)]
         filled.n = len(x)
         function(filled, *more)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
         return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
+
+
+def forget() -> None:
+    """Look for the compiler and its libraries anew at the next call."""
+    with _lock:
+        _libraries.clear()
+    function.cache_clear()
 
 
 def _load(source: Path) -> ctypes.CDLL | None:

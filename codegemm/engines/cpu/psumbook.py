@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from ctypes import c_int, c_int32, c_void_p
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,7 @@ def table_stride(b: int) -> int:
     return max(1 << b, _MIN_STRIDE)
 
 
+@lru_cache
 def cut_for(spec: CodebookSpec) -> Cut:
     """The cut of a product: tiles that fit L1 and respect groups, pieces and slices of enough work each."""
     config = spec.config
@@ -105,9 +108,7 @@ class Psumbook(Kernel):
         assert isinstance(weight, CodebookWeight)
         spec = weight.spec
         plan = cut_for(spec)
-        codes = np.concatenate(
-            [weight.codes[:, first:end].ravel() for first, end in zip(plan.tiles, plan.tiles[1:])]
-        )
+        codes = np.concatenate([weight.codes[:, first:end].ravel() for first, end in zip(plan.tiles, plan.tiles[1:])])
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         padded = np.zeros((*books.shape[:-1], table_stride(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
@@ -148,7 +149,9 @@ class Psumbook(Kernel):
         assert isinstance(spec, CodebookSpec)
         config, (m_rows, k) = spec.config, spec.shape
         plan = cut_for(spec)
-        stored = m_rows * spec.vectors * config.m + 4 * len(spec.part_rows) * config.m * config.v * table_stride(config.b)
+        stored = m_rows * spec.vectors * config.m + 4 * len(spec.part_rows) * config.m * config.v * table_stride(
+            config.b
+        )
         tables = len(plan.slices) * config.m * table_stride(config.b) * k
         return Cost(
             bytes_read=stored + 2 * m_rows * spec.groups + n * k * dtype.itemsize,
@@ -177,11 +180,11 @@ def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
     tiles = arrays["tiles"]
     parts = np.cumsum([0, *spec.part_rows])
     with np.errstate(over="ignore", invalid="ignore"):
-        for first, end in zip(tiles, tiles[1:]):
+        for first, end in itertools.pairwise(tiles):
             width = (end - first) * config.m
             codes = arrays["codes"][offset : offset + width * spec.out_features].reshape(-1, width)
             offset += codes.size
-            for part, (r0, r1) in enumerate(zip(parts, parts[1:])):
+            for part, (r0, r1) in enumerate(itertools.pairwise(parts)):
                 # [n, position, centroid]
                 table = np.einsum("njt,mti->njmi", x32[:, first:end], arrays["codebooks"][part])
                 table = table.reshape(len(x), width, -1)

@@ -38,7 +38,6 @@ namespace {
 
 constexpr int dot_rows = 4;
 
-
 // block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1; V 0: v known at run time only.
 template <class Code, class Centroid, int V>
 void decode(const DequantArgs& a, int part, int first_row, int end_row, int first, int end, int pitch, float* block) {

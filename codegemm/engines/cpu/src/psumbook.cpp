@@ -140,7 +140,8 @@ void multiply(ParallelFor loop, const PsumbookArgs& a) {
             for (size_t i = 0; i < count; ++i) total[i] += more[i];
         }
         for (int i = 0; i < a.n; ++i)
-            from_float(total + i, WIDTH, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first_row, end_row - first_row);
+            from_float(total + i, WIDTH, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first_row,
+                       end_row - first_row);
     });
 }
 

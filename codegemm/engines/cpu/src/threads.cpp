@@ -23,7 +23,7 @@ struct Loop {
 };
 
 class Pool {
-   public:
+ public:
     void run(Loop& loop, int threads) {
         std::lock_guard<std::mutex> turn(turn_);
         std::unique_lock<std::mutex> lock(mutex_);
@@ -39,7 +39,7 @@ class Pool {
         done_.wait(lock, [this] { return busy_ == 0; });
     }
 
-   private:
+ private:
     void serve() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
@@ -65,7 +65,9 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> thread_count{1};
 
-void make_pool() { pool.store(new Pool); }
+void make_pool() {
+    pool.store(new Pool);
+}
 
 [[maybe_unused]] const int registered = [] {
     make_pool();
@@ -76,7 +78,9 @@ void make_pool() { pool.store(new Pool); }
 
 extern "C" {
 
-void codegemm_set_threads(int count) { thread_count.store(count < 1 ? 1 : count); }
+void codegemm_set_threads(int count) {
+    thread_count.store(count < 1 ? 1 : count);
+}
 
 void codegemm_parallel_for(int tasks, void (*task)(void*, int), void* context) {
     const int threads = thread_count.load() < tasks ? thread_count.load() : tasks;

@@ -1,0 +1,71 @@
+"""Random weights and golden arrays for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import codegemm
+from codegemm.comparison.sources import random_weight
+from codegemm.engines.cpu import compiler, library
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Fresh numbers in every run; a failure names them through the test's own output."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def make_weight(rng: np.random.Generator) -> Callable[..., codegemm.Weight]:
+    """A random weight of a shape and configuration; parts > 1: concatenated."""
+
+    def make(rows: int, columns: int, config: str, parts: int = 1) -> codegemm.Weight:
+        seeds = rng.integers(0, 1 << 31, parts)
+        if parts == 1:
+            return random_weight((rows, columns), config, int(seeds[0]))
+        bounds = np.linspace(0, rows, parts + 1).astype(int)
+        pieces = [
+            random_weight((int(end - start), columns), config, int(seed))
+            for start, end, seed in zip(bounds, bounds[1:], seeds, strict=False)
+        ]
+        return codegemm.concat(pieces)
+
+    return make
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """The arrays of one file of tests/data."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+            return dict(file)
+
+    return read
+
+
+@pytest.fixture
+def fresh_engine() -> Iterator[None]:
+    """The CPU engine as in a new process, before and after: nothing loaded, nothing remembered."""
+
+    def forget() -> None:
+        library.forget()
+        compiler.find_compiler.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def no_compiler(fresh_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a C++ compiler."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
