@@ -1,0 +1,216 @@
+"""matmul, linear, plan and the array protocols mean what NumPy means."""
+
+import gc
+import threading
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import codegemm
+from codegemm import KernelError, arrays
+from codegemm.comparison.sources import random_weight
+
+WEIGHT = random_weight((24, 32), "m1v4g16")
+DENSE = WEIGHT.dequantize(np.float64)
+
+
+def close(y, truth, dtype=np.float32):
+    """Within the rounding of the result's dtype."""
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(arrays.float_dtype(dtype).name, 2e-5)
+    return np.allclose(np.asarray(y, np.float64), truth, rtol=tolerance, atol=tolerance * max(1, np.abs(truth).max(initial=0)))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["float16", "bfloat16", "float32", "float64"]), st.data())
+def test_any_leading_shape_dtype_and_stride(leading, dtype, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    x = rng.standard_normal((*leading, 32)).astype(arrays.float_dtype(dtype))
+    how = data.draw(st.sampled_from(["plain", "fortran", "reversed", "every second"]))
+    if how == "fortran":
+        x = np.asfortranarray(x)
+    elif how == "reversed":
+        x = x[..., ::-1]
+    elif how == "every second":
+        x = np.repeat(x, 2, axis=-1)[..., ::2]
+    truth = x.astype(np.float64) @ DENSE.T
+    for y in (codegemm.matmul(x, WEIGHT.T), x @ WEIGHT.T, np.matmul(x, WEIGHT.T), codegemm.linear(x, WEIGHT)):
+        assert y.shape == truth.shape
+        assert y.dtype == x.dtype
+        assert close(y, truth, dtype)
+    bound = codegemm.plan(WEIGHT, max(1, truth.size // 24), dtype)
+    assert close(bound(x), truth, dtype)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 5), st.booleans())
+def test_weight_on_the_left(leading, columns, vector):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32,) if vector else (*leading, 32, columns)).astype(np.float32)
+    truth = DENSE @ x.astype(np.float64)
+    for y in (codegemm.matmul(WEIGHT, x), WEIGHT @ x, np.matmul(WEIGHT, x)):
+        assert y.shape == truth.shape
+        assert close(y, truth)
+    out = np.full(truth.shape, np.nan, np.float32)
+    assert codegemm.matmul(WEIGHT, x, out=out) is out
+    assert close(out, truth)
+
+
+def test_lists_are_arrays():
+    assert close(codegemm.matmul([1.0] * 32, WEIGHT.T), DENSE.sum(1))
+
+
+def test_other_byte_order():
+    x = np.arange(32, dtype=">f4")
+    assert close(x @ WEIGHT.T, x.astype(np.float64) @ DENSE.T, np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_out(dtype, rng):
+    dtype = arrays.float_dtype(dtype)
+    x = rng.standard_normal((5, 32)).astype(dtype)
+    truth = x.astype(np.float64) @ DENSE.T
+    for out_dtype in {dtype, np.dtype(np.float32) if dtype.itemsize == 2 else dtype}:
+        for out in (
+            np.full((5, 24), np.nan, out_dtype),
+            np.full((24, 5), np.nan, out_dtype).T,
+            np.full((10, 24), np.nan, out_dtype)[::2],
+        ):
+            assert codegemm.matmul(x, WEIGHT.T, out=out) is out
+            assert close(out, truth, out_dtype)
+            out[...] = np.nan
+            assert np.matmul(x, WEIGHT.T, out=out) is out
+            assert close(out, truth, out_dtype)
+            out[...] = np.nan
+            assert codegemm.plan(WEIGHT, 5, dtype)(x, out=out) is out
+            assert close(out, truth, out_dtype)
+
+
+def test_out_may_overlap_x(rng):
+    square = random_weight((32, 32), "m1v4g16")
+    x = rng.standard_normal((4, 32)).astype(np.float32)
+    truth = x.astype(np.float64) @ square.dequantize(np.float64).T
+    for multiply in (
+        lambda a: codegemm.matmul(a, square.T, out=a),
+        lambda a: codegemm.plan(square, 4)(a, out=a),
+    ):
+        overlapping = x.copy()
+        multiply(overlapping)
+        assert close(overlapping, truth)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda x: codegemm.matmul(x[:, :31], WEIGHT.T), ValueError, r"x: shape \(3, 31\).*in_features=32"),
+        (lambda x: codegemm.matmul(x[0, 0], WEIGHT.T), ValueError, r"x: shape \(\)"),
+        (lambda x: codegemm.matmul(x.astype(np.int32), WEIGHT.T), TypeError, "x: dtype int32, must be one of float16"),
+        (lambda x: codegemm.matmul(x.astype(complex), WEIGHT.T), TypeError, "x: dtype complex128"),
+        (lambda x: codegemm.matmul(["a"] * 32, WEIGHT.T), TypeError, "x: dtype"),
+        (lambda x: codegemm.matmul(x, WEIGHT), TypeError, r"x @ w.T or w @ X"),
+        (lambda x: x @ WEIGHT, TypeError, r"x @ w.T or w @ X"),
+        (lambda x: WEIGHT.T @ x, TypeError, r"x @ w.T or w @ X"),
+        (lambda x: WEIGHT @ WEIGHT.T, TypeError, r"x @ w.T or w @ X"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 23), np.float32)), ValueError, r"out: shape \(3, 23\)"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 24))), TypeError, "out: dtype float64, must be float32"),
+        (
+            lambda x: codegemm.matmul(x.astype(np.float16), WEIGHT.T, out=np.empty((3, 24))),
+            TypeError,
+            "out: dtype float64, must be float16 or float32 for float16 x",
+        ),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, out=[[0.0] * 24] * 3), ValueError, "out: shape"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.broadcast_to(x[0, :24], (3, 24))), ValueError, "out: is read-only"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, precision="exact"), ValueError, "precision='exact': must be one of full"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="nothing"), KernelError, "kernel 'nothing' is unknown; known: "),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, kernel=3), TypeError, "kernel=3: must be a name"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="quip"), KernelError, "it multiplies E8PWeights"),
+        (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="aqlm"), KernelError, "g=16: AQLM has one scale a row"),
+        (lambda x: np.matmul(x, WEIGHT.T, dtype=np.float64), TypeError, r"takes out= only, got \['dtype'\]"),
+        (lambda x: np.add(x, WEIGHT.T), TypeError, "add"),
+        (lambda x: np.asarray(WEIGHT), TypeError, r"call dequantize\(\)"),
+        (lambda x: np.asarray(WEIGHT.T), TypeError, r"call w.dequantize\(\).T"),
+        (lambda x: codegemm.linear(x, DENSE), TypeError, "linear: w is ndarray"),
+        (lambda x: codegemm.linear(x, WEIGHT, np.ones(23)), ValueError, r"bias: shape \(23,\), must be \(24,\)"),
+        (lambda x: codegemm.plan(DENSE), TypeError, "plan: w is ndarray"),
+        (lambda x: codegemm.plan(WEIGHT, 0), ValueError, "n=0: must be an integer of at least 1"),
+        (lambda x: codegemm.plan(WEIGHT, 1, np.int8), TypeError, "dtype int8: must be one of"),
+        (lambda x: codegemm.plan(WEIGHT, 17, kernel="psumbook"), KernelError, "n=17: its tables hold up to 16 rows"),
+        (lambda x: codegemm.plan(WEIGHT, 2)(x), ValueError, "x: 3 rows, this plan is for at most 2"),
+        (lambda x: codegemm.plan(WEIGHT, 3)(x.astype(np.float16)), TypeError, "x: dtype float16, this plan is for float32"),
+    ],
+)
+def test_mistakes_are_named(call, kind, message, rng):
+    with pytest.raises(kind, match=message):
+        call(rng.standard_normal((3, 32)).astype(np.float32))
+
+
+def test_linear_adds_the_bias(rng):
+    x, bias = rng.standard_normal((2, 3, 32)).astype(np.float32), rng.standard_normal(24)
+    assert close(codegemm.linear(x, WEIGHT, bias), x.astype(np.float64) @ DENSE.T + bias)
+    half = codegemm.linear(x.astype(np.float16), WEIGHT, bias)
+    assert half.dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("config", ["m1v4g32", "m1v8b12g-1", "e8p"])
+def test_a_plan_with_out_allocates_nothing(dtype, config, make_weight):
+    weight = make_weight(512, 1024, config)
+    dtype = arrays.float_dtype(dtype)
+    for name in ("auto", "dense", "dequant_dense", "aqlm"):
+        try:
+            bound = codegemm.plan(weight, 8, dtype, name)
+        except KernelError:
+            continue
+        x, out = np.ones((8, 1024), dtype), np.empty((8, 512), dtype)
+        strided_x, strided_out = np.ones((8, 2048), dtype)[:, ::2], np.empty((512, 8), dtype).T
+        for arguments in ((x, out), (strided_x, strided_out)):
+            bound(arguments[0], out=arguments[1])
+            tracemalloc.start()
+            bound(arguments[0], out=arguments[1])
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            # Python's own small objects; an x in float32 alone would be 32 KiB.
+            assert peak < 8192, (name, peak)
+
+
+def test_several_threads_multiply_by_one_weight(make_weight, rng):
+    weight = make_weight(512, 512, "m2v8g128")
+    inputs = [rng.standard_normal((3, 512)).astype(np.float32) for _ in range(8)]
+    expected = [codegemm.matmul(x, weight.T) for x in inputs]
+    fresh = weight[:]
+    failures = []
+
+    def work(i):
+        for _ in range(30):
+            if not np.array_equal(codegemm.matmul(inputs[i], fresh.T), expected[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
+    for config in ("m1v4g32", "e8p"):
+        weight = make_weight(64, 64, config)
+        x = np.ones(64, np.float32)
+        for info in codegemm.kernels(weight):
+            if info.usable:
+                codegemm.matmul(x, weight.T, kernel=info.name)
+        held = dict(weight._prepared)
+        codegemm.matmul(x, weight.T)
+        assert {key: id(value) for key, value in weight._prepared.items()} == {k: id(v) for k, v in held.items()}
+        gone = weakref.ref(weight)
+        gc.disable()
+        try:
+            del weight, held
+            assert gone() is None  # at once: nothing prepared refers back
+        finally:
+            gc.enable()
+
