@@ -1,0 +1,182 @@
+"""The CPU engine around its kernels: compiling, caching, threads, processes."""
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+
+import codegemm
+from codegemm import cache
+from codegemm.config import CodebookConfig
+from codegemm.engines.cpu import compiler, device, library
+from codegemm.engines.cpu.cut import row_slices, split
+from codegemm.engines.cpu.psumbook import TABLE_BYTES, cut_for, table_stride
+from codegemm.formats.codebook import CodebookSpec
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch, fresh_engine):
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+SMALL = compiler.SOURCES / "threads.cpp"
+
+
+def test_the_cache_is_the_users_alone(own_cache):
+    own_cache.mkdir(mode=0o755)
+    library_file = compiler.build(SMALL)
+    for folder in (own_cache, library_file.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert library_file.parent == own_cache / "cpu"
+    assert [path.name for path in library_file.parent.iterdir()] == [library_file.name]
+
+
+def test_a_library_is_compiled_once(own_cache, monkeypatch):
+    first = compiler.build(SMALL)
+    monkeypatch.setattr(compiler.store, "store", None)
+    assert compiler.build(SMALL) == first
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_entry_is_a_miss(own_cache, damage):
+    first = compiler.build(SMALL)
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-100] if damage is None else damage)
+    again = compiler.build(SMALL)
+    assert again.stat().st_size == len(whole)
+    assert cache.lookup("cpu", again.name.partition("-")[0], ".so") == again
+
+
+def test_a_foreign_entry_is_a_miss(own_cache, monkeypatch):
+    first = compiler.build(SMALL)
+    key = first.name.partition("-")[0]
+    monkeypatch.setattr(cache.os, "getuid", lambda: first.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match=r"belongs to another user; set CODEGEMM_CACHE_DIR"):
+        cache.lookup("cpu", key, ".so")
+
+
+def test_everything_that_matters_is_in_the_key(own_cache, monkeypatch, tmp_path):
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }\n')
+    names = {compiler.build(source)}
+    source.write_text('extern "C" int one() { return 2; }\n')
+    names.add(compiler.build(source))
+    (tmp_path / "header.hpp").write_text("// a header beside it\n")
+    names.add(compiler.build(source))
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-g0"))
+    names.add(compiler.build(source))
+    monkeypatch.setattr(compiler, "machine", lambda: "another processor")
+    names.add(compiler.build(source))
+    assert len({name.name.partition("-")[0] for name in names}) == 5
+
+
+def test_old_entries_go_when_the_cache_is_full(own_cache):
+    places = []
+    for i in range(4):
+        places.append(cache.store("cpu", cache.key(str(i)), ".bin", lambda path: path.write_bytes(bytes(1000))))
+        os.utime(places[-1], (i, i))
+    assert cache.lookup("cpu", cache.key("0"), ".bin") == places[0]  # used again
+    cache.prune(limit=2500)
+    assert [place.exists() for place in places] == [True, False, False, True]
+    assert cache.clear() == (2, 2000)
+    assert cache.clear() == (0, 0)
+
+
+def test_a_failed_write_leaves_nothing(own_cache):
+    with pytest.raises(RuntimeError):
+        cache.store("cpu", "key", ".bin", lambda path: (_ for _ in ()).throw(RuntimeError))
+    assert list((own_cache / "cpu").iterdir()) == []
+
+
+def test_a_compiler_that_fails_says_what_it_printed(own_cache, tmp_path):
+    source = tmp_path / "broken.cpp"
+    source.write_text("int broken( { }\n")
+    with pytest.raises(compiler.CompilerError, match=r"could not compile broken.cpp:\n(.|\n)*error"):
+        compiler.build(source)
+
+
+def test_without_a_compiler_there_is_one_warning(no_compiler, make_weight):
+    weight = make_weight(32, 64, "m1v4")
+    with pytest.warns(RuntimeWarning, match="run in NumPy instead of compiled code.*apt install g"):
+        first = np.ones(64, np.float32) @ weight.T
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(np.ones(64, np.float32) @ weight.T, first)
+
+
+def test_number_of_threads(monkeypatch):
+    before = codegemm.get_num_threads()
+    try:
+        codegemm.set_num_threads(3)
+        assert codegemm.get_num_threads() == 3
+        for bad in (0, -1, 1.5, "2", True):
+            with pytest.raises(ValueError, match="must be an integer of at least 1"):
+                codegemm.set_num_threads(bad)
+    finally:
+        codegemm.set_num_threads(before)
+    monkeypatch.setattr(library, "_threads", None)
+    monkeypatch.setenv("CODEGEMM_NUM_THREADS", "5")
+    assert codegemm.get_num_threads() == 5
+
+
+def test_a_forked_child_multiplies_too():
+    script = """
+        import os, sys
+        import numpy as np, codegemm
+        from codegemm.comparison.sources import random_weight
+        codegemm.set_num_threads(4)
+        w = random_weight((4096, 512), "m1v4g128")
+        x = np.ones((1, 512), np.float32)
+        y = x @ w.T
+        for _ in range(3):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if np.array_equal(x @ w.T, y) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        assert np.array_equal(x @ w.T, y)
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def test_split_and_slices_cover_everything_once():
+    for count, most in ((1, 1), (10, 3), (4096, 2048), (4097, 2048), (7, 100)):
+        bounds = split(count, most)
+        assert bounds[0] == 0
+        assert bounds[-1] == count
+        assert 1 <= np.diff(bounds).min() <= np.diff(bounds).max() <= most
+    assert row_slices((3, 5), 4).tolist() == [[0, 0, 3], [1, 3, 5], [1, 5, 8]]
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m8v1b1g1", "m3v5g15", "m1v16b3g-1", "m4v8g64", "m1v4g48"])
+@pytest.mark.parametrize("shape", [(1, 240 * 8), (4096, 3840), (28672, 7680)])
+def test_the_psumbook_cut(config, shape):
+    parsed = CodebookConfig.parse(config)
+    columns = shape[1] if parsed.g != 48 else shape[1] // 48 * 48
+    spec = CodebookSpec(shape[0], columns - columns % max(parsed.g, parsed.v), parsed, (shape[0],))
+    plan = cut_for(spec)
+    group = spec.vectors // spec.groups
+    widths = np.diff(plan.tiles)
+    assert plan.tiles[0] == 0
+    assert plan.tiles[-1] == spec.vectors
+    assert widths.min() >= 1
+    assert widths.max() == 1 or widths.max() * parsed.m * table_stride(parsed.b) * 4 <= TABLE_BYTES
+    for first, end in zip(plan.tiles, plan.tiles[1:], strict=False):
+        inside_one = first // group == (end - 1) // group
+        assert inside_one or (first % group == 0 and end % group == 0)
+    assert plan.pieces[0] == 0
+    assert plan.pieces[-1] == len(plan.tiles) - 1
+    assert np.diff(plan.pieces).min() >= 1
+
+
+def test_the_machine_is_known():
+    assert device.name()
+    assert device.last_level_cache() >= 1 << 20
+    assert device.available_memory() > 1 << 28
