@@ -32,11 +32,9 @@ def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> 
     progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
     scale = _search_scale(vectors, rng, progress)
     codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress)
-    vector = sv * np.float32(scale)
-    halves = vector.astype(np.float16)
-    # Scales below the normal halves would lose bits.
-    sv_stored = halves if scale == 0 or 2.0**-14 <= scale < 2.0**15 else vector
-    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), sv_stored)
+    precision = np.float16 if scale == 0 or _is_normal_half(scale) else np.float32
+    signed = (sv * np.float32(scale)).astype(precision)
+    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), signed)
 
 
 def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) -> npt.NDArray[np.uint16]:
@@ -71,7 +69,12 @@ def _search_scale(vectors: npt.NDArray[np.float32], rng: np.random.Generator, pr
     step = (_RMS[1] - _RMS[0]) / 2
     best = min(np.linspace(best - step, best + step, len(_RMS)), key=error)
     scale = rms / best
-    return float(np.float16(scale)) if 2.0**-14 <= scale < 2.0**15 else scale
+    return float(np.float16(scale)) if _is_normal_half(scale) else scale
+
+
+def _is_normal_half(scale: float) -> bool:
+    """Whether float16 holds the scale without losing bits to underflow or overflow."""
+    return 2.0**-14 <= scale < 2.0**15
 
 
 def _nearest_block(block: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

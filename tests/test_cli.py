@@ -1,0 +1,97 @@
+"""`codegemm quantize`, `info` and `cache`, run as a user runs them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import codegemm
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", "from codegemm.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,
+    )
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    tensors = {
+        "a.weight": rng.standard_normal((32, 64)).astype(np.float32),
+        "a.bias": np.ones(32, np.float32),
+        "b.weight": rng.standard_normal((16, 30)).astype(np.float16),
+        "norm.weight": np.ones(64, np.float32),
+        "other": rng.standard_normal((8, 8)).astype(np.float32),
+    }
+    save_file(tensors, tmp_path / "in.safetensors", {"note": "kept", "format": "pt"})
+    return tmp_path, tensors
+
+
+def test_quantize_and_info(model):
+    folder, tensors = model
+    done = run("quantize", folder / "in.safetensors", folder / "out.safetensors", "--config", "m1v4b4g32")
+    assert done.returncode == 0, done.stderr
+    assert "a.weight: [32, 64] at 2.000 bits/weight" in done.stdout
+    assert "copied as it is: b.weight: in_features=30: must be a multiple of the vector length v=4" in done.stdout
+    assert "copied as it is: norm.weight: F32 [64] is not a matrix of floats" in done.stdout
+    assert "1 quantised, 4 copied" in done.stdout
+    weight = codegemm.load(folder / "out.safetensors")
+    assert weight == codegemm.quantize(tensors["a.weight"], "m1v4b4g32")
+    stored = load_file(folder / "out.safetensors")
+    for name in ("a.bias", "b.weight", "norm.weight", "other"):
+        assert np.array_equal(stored[name], tensors[name])
+    told = run("info", folder / "out.safetensors")
+    assert told.returncode == 0, told.stderr
+    for text in ("a", "m1v4b4g32", "32 x 64", "2.000", "1 weight,"):
+        assert text in told.stdout
+
+
+def test_include_chooses(model):
+    folder, _ = model
+    done = run("quantize", folder / "in.safetensors", folder / "out.safetensors", "--config", "m1v2b2", "--include", "b.*")
+    assert done.returncode == 0, done.stderr
+    assert list(codegemm.load_all(folder / "out.safetensors")) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "m1v4", "--include", "nothing"], "no matrix matches --include 'nothing'"),
+        (["--config", "m1v4", "--include", "("], "--include '('"),
+        (["--config", "x"], "configuration 'x': expected"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_file(arguments, message, model):
+    folder, _ = model
+    done = run("quantize", folder / "in.safetensors", folder / "out.safetensors", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_files_that_are_not_there(tmp_path):
+    done = run("info", tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert done.stderr == f"codegemm: {tmp_path / 'nowhere'}: no such file\n"
+    done = run("quantize", tmp_path / "in", tmp_path / "no folder" / "out", "--config", "m1v4")
+    assert "there is no folder" in done.stderr
+
+
+def test_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    assert run("cache", "path").stdout.strip() == str(tmp_path / "cache")
+    assert run("cache", "clear").stdout == "removed 0 files, 0.0 MB\n"
+
+
+def test_help_and_version():
+    assert "compare" in run("--help").stdout
+    assert run("--version").stdout.strip() == f"codegemm, version {codegemm.__version__}"
+    assert run("compare", "--nonsense").returncode == 2

