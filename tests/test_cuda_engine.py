@@ -142,11 +142,13 @@ def test_the_engine_follows_the_weight(fake_cupy, make_weight, rng):
     assert codegemm.matmul(x, moved.T, kernel="dense", out=out) is out
     for y in (there, back, out):
         assert np.allclose(np.asarray(host(y), np.float64), expected, atol=0.05)
-    with pytest.raises(TypeError, match=r"x is on cuda:0 and the weight is on cpu: move one of them, like w.to\('cuda:0'\)"):
+    with pytest.raises(
+        TypeError, match=r"x is on cuda:0 and the weight is on cpu: move one of them, like w.to\('cuda:0'\)"
+    ):
         codegemm.matmul(fake_cupy.asarray(x), weight.T)
     with pytest.raises(TypeError, match="out is on cuda:0 and the weight is on cpu"):
         codegemm.matmul(x, weight.T, out=there)
-    with pytest.raises(codegemm.KernelError, match="no kernel is chosen automatically.*dense"):
+    with pytest.raises(codegemm.KernelError, match=r"no kernel is chosen automatically.*dense"):
         codegemm.matmul(x, moved.T)
     with pytest.raises(ValueError, match="all weights must be on one device"):
         codegemm.concat([weight, moved])

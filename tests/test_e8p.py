@@ -64,7 +64,7 @@ def test_lengths_without_a_matrix_are_named():
 
 @pytest.mark.parametrize("case", range(4))
 def test_layers_of_the_original(case, golden):
-    data = {key: value for key, value in golden("quip_e8p").items()}
+    data = golden("quip_e8p")
     qidxs, su, sv, x, y = (data[f"case{case}_{name}"] for name in ("qidxs", "SU", "SV", "x", "y"))
     codes = data[f"case{case}_codes"]
     assert np.array_equal(e8p_codebook.unpack(qidxs), codes)

@@ -1,5 +1,7 @@
 """Every CPU kernel against the float64 definition: configurations, shapes, dtypes, NaNs, threads."""
 
+import platform
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,7 @@ import codegemm
 from codegemm import arrays, dispatch
 from codegemm.baselines.aqlm import MATVEC_ROWS
 from codegemm.comparison.sources import random_weight
+from codegemm.engines.cpu import compiler
 from codegemm.formats.hadamard import hadamard, split_length
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -126,9 +129,25 @@ def test_the_same_without_a_compiler(rows, columns, config, parts, make_weight, 
     weight = make_weight(rows, columns, config, parts)
     x = rng.standard_normal((3, columns)).astype(np.float32)
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
-    with pytest.warns(RuntimeWarning, match="no-such-compiler is not there.*install g\\+\\+"):
-        for name in usable(weight, 3):
-            assert error(product(weight, x, name), truth) <= TOLERANCE.get(name, FULL), name
+    names = usable(weight, 3)
+    with pytest.warns(RuntimeWarning, match=r"no-such-compiler is not there.*install g\+\+"):
+        products = [product(weight, x, name) for name in names]
+    for name, y in zip(names, products, strict=True):
+        assert error(y, truth) <= TOLERANCE.get(name, FULL), name
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.parametrize("flags", [("-march=x86-64",), ("-march=x86-64-v3",)])
+def test_the_same_on_older_processors(flags, monkeypatch, fresh_engine, make_weight, rng):
+    """The sources take other branches where there is no AVX-512, no F16C."""
+    monkeypatch.setattr(compiler, "_X86_FLAGS", flags)
+    for rows, columns, config, parts in CONFIGS:
+        weight = make_weight(rows, columns, config, parts)
+        for n in (1, 3, 16):
+            x = rng.standard_normal((n, columns)).astype(np.float16)
+            truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+            for name in set(usable(weight, n)) & {"psumbook", "dequant", "aqlm", "quip"}:
+                assert error(product(weight, x, name, np.float32), truth) <= FULL, (config, n, name)
 
 
 @pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p"])

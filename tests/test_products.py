@@ -21,11 +21,15 @@ DENSE = WEIGHT.dequantize(np.float64)
 def close(y, truth, dtype=np.float32):
     """Within the rounding of the result's dtype."""
     tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(arrays.float_dtype(dtype).name, 2e-5)
-    return np.allclose(np.asarray(y, np.float64), truth, rtol=tolerance, atol=tolerance * max(1, np.abs(truth).max(initial=0)))
+    return np.allclose(
+        np.asarray(y, np.float64), truth, rtol=tolerance, atol=tolerance * max(1, np.abs(truth).max(initial=0))
+    )
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["float16", "bfloat16", "float32", "float64"]), st.data())
+@given(
+    st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["float16", "bfloat16", "float32", "float64"]), st.data()
+)
 def test_any_leading_shape_dtype_and_stride(leading, dtype, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     x = rng.standard_normal((*leading, 32)).astype(arrays.float_dtype(dtype))
@@ -114,16 +118,32 @@ def test_out_may_overlap_x(rng):
         (lambda x: x @ WEIGHT, TypeError, r"x @ w.T or w @ X"),
         (lambda x: WEIGHT.T @ x, TypeError, r"x @ w.T or w @ X"),
         (lambda x: WEIGHT @ WEIGHT.T, TypeError, r"x @ w.T or w @ X"),
-        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 23), np.float32)), ValueError, r"out: shape \(3, 23\)"),
-        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 24))), TypeError, "out: dtype float64, must be float32"),
+        (
+            lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 23), np.float32)),
+            ValueError,
+            r"out: shape \(3, 23\)",
+        ),
+        (
+            lambda x: codegemm.matmul(x, WEIGHT.T, out=np.empty((3, 24))),
+            TypeError,
+            "out: dtype float64, must be float32",
+        ),
         (
             lambda x: codegemm.matmul(x.astype(np.float16), WEIGHT.T, out=np.empty((3, 24))),
             TypeError,
             "out: dtype float64, must be float16 or float32 for float16 x",
         ),
         (lambda x: codegemm.matmul(x, WEIGHT.T, out=[[0.0] * 24] * 3), ValueError, "out: shape"),
-        (lambda x: codegemm.matmul(x, WEIGHT.T, out=np.broadcast_to(x[0, :24], (3, 24))), ValueError, "out: is read-only"),
-        (lambda x: codegemm.matmul(x, WEIGHT.T, precision="exact"), ValueError, "precision='exact': must be one of full"),
+        (
+            lambda x: codegemm.matmul(x, WEIGHT.T, out=np.broadcast_to(x[0, :24], (3, 24))),
+            ValueError,
+            "out: is read-only",
+        ),
+        (
+            lambda x: codegemm.matmul(x, WEIGHT.T, precision="exact"),
+            ValueError,
+            "precision='exact': must be one of full",
+        ),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="nothing"), KernelError, "kernel 'nothing' is unknown; known: "),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel=3), TypeError, "kernel=3: must be a name"),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="quip"), KernelError, "it multiplies E8PWeights"),
@@ -139,7 +159,11 @@ def test_out_may_overlap_x(rng):
         (lambda x: codegemm.plan(WEIGHT, 1, np.int8), TypeError, "dtype int8: must be one of"),
         (lambda x: codegemm.plan(WEIGHT, 17, kernel="psumbook"), KernelError, "n=17: its tables hold up to 16 rows"),
         (lambda x: codegemm.plan(WEIGHT, 2)(x), ValueError, "x: 3 rows, this plan is for at most 2"),
-        (lambda x: codegemm.plan(WEIGHT, 3)(x.astype(np.float16)), TypeError, "x: dtype float16, this plan is for float32"),
+        (
+            lambda x: codegemm.plan(WEIGHT, 3)(x.astype(np.float16)),
+            TypeError,
+            "x: dtype float16, this plan is for float32",
+        ),
     ],
 )
 def test_mistakes_are_named(call, kind, message, rng):
@@ -213,4 +237,3 @@ def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
             assert gone() is None  # at once: nothing prepared refers back
         finally:
             gc.enable()
-

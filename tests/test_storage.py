@@ -87,7 +87,11 @@ def test_other_tensors_travel_unchanged(tmp_path, make_weight):
         assert stored.dtype == array.dtype
         assert np.array_equal(stored, array)
     raw = {name: file.tensors[name] for name in others}
-    storage.save_all(tmp_path / "again.safetensors", {}, {**raw, "odd": storage.RawTensor("F8_E4M3", (3,), np.arange(3, dtype=np.uint8))})
+    storage.save_all(
+        tmp_path / "again.safetensors",
+        {},
+        {**raw, "odd": storage.RawTensor("F8_E4M3", (3,), np.arange(3, dtype=np.uint8))},
+    )
     again = storage.File(tmp_path / "again.safetensors").tensors
     assert all(np.array_equal(again[name].data, raw[name].data) for name in raw)
     assert again["odd"].dtype == "F8_E4M3"

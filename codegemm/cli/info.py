@@ -26,4 +26,6 @@ def info(file: Path) -> None:
         table.add_row(name, form, size, f"{weight.bits_per_weight:.3f}", f"{weight.nbytes / 1e6:.2f}")
     Console().print(table)
     total = sum(weight.nbytes for weight in weights.values())
-    click.echo(f"{len(weights)} weight{'s' * (len(weights) != 1)}, {total / 1e6:.1f} MB of {file.stat().st_size / 1e6:.1f} MB")
+    click.echo(
+        f"{len(weights)} weight{'s' * (len(weights) != 1)}, {total / 1e6:.1f} MB of {file.stat().st_size / 1e6:.1f} MB"
+    )

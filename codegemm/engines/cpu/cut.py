@@ -14,11 +14,11 @@ def split(count: int, most: int) -> npt.NDArray[np.int32]:
     return (np.arange(parts + 1) * count // parts).astype(np.int32)
 
 
-def row_slices(part_rows: tuple[int, ...], most: int) -> npt.NDArray[np.int32]:
-    """[slices, 3]: (part, first row, end row), no slice longer than `most` or across parts."""
+def row_slices(part_rows: tuple[int, ...], most: int, unit: int = 1) -> npt.NDArray[np.int32]:
+    """[slices, 3]: (part, first row, end row), none longer than `most` or across parts, cut at multiples of `unit`."""
     slices, start = [], 0
     for part, rows in enumerate(part_rows):
-        bounds = start + split(rows, most)
+        bounds = start + np.minimum(unit * split(-(-rows // unit), most // unit), rows)
         slices += [(part, first, end) for first, end in itertools.pairwise(bounds)]
         start += rows
     return np.array(slices, np.int32)

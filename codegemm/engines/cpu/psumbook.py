@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 from ctypes import c_int, c_int32, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from codegemm.kernel import Cost, Kernel
 _SOURCE = compiler.SOURCES / "psumbook.cpp"
 MAX_N = 16
 MAX_B = 8
+LANES = 16  # rows that look up together; must match `lanes` in floats.hpp
 # A tile's table for one row of x fits L1 beside the codes; must match `max_table_bytes` in psumbook.cpp.
 TABLE_BYTES = 32 << 10
 _MIN_STRIDE = 16  # entries of a table: whole vector registers
@@ -36,23 +37,39 @@ class PsumbookArgs(ctypes.Structure):
         *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales")),
         *((name, c_void_p) for name in ("tiles", "pieces", "slices")),
         *((name, c_int32) for name in ("piece_count", "slice_count", "x_dtype", "out_dtype", "n", "rows")),
-        *((name, c_int32) for name in ("in_features", "v", "m", "stride", "group_vectors")),
+        *((name, c_int32) for name in ("padded_rows", "in_features", "v", "m", "stride", "group_vectors")),
     ]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Bounds of the tiles in k-vectors, of the pieces in tiles, and the slices (part, first row, end row)."""
+    """Bounds of the tiles in k-vectors, of the pieces in tiles, and the slices of rows.
+
+    A slice is (part, first row, end row, first padded row, end padded row): rows are padded to whole blocks of LANES.
+    """
 
     tiles: npt.NDArray[np.int32]
     pieces: npt.NDArray[np.int32]
     slices: npt.NDArray[np.int32]
 
+    @property
+    def padded_rows(self) -> int:
+        """Rows of all slices with their padding."""
+        return int(self.slices[-1, 4])
+
+    def pad(self, rows: npt.NDArray) -> npt.NDArray:
+        """`rows` [M, ...] in the order of the padded rows; padding repeats a slice's last row."""
+        index = [
+            np.minimum(np.arange(end_padded - first_padded) + first, end - 1)
+            for _, first, end, first_padded, end_padded in self.slices
+        ]
+        return rows[np.concatenate(index)]
+
 
 @dataclass
 class Prepared:
-    """The weight as the kernel reads it: codes [tile][row][position], codebooks [parts, m, v, stride] in float32,
-    scales [groups, rows], and the cut."""
+    """The weight as the kernel reads it: codes [tile][block of rows][position][lane], codebooks
+    [parts, m, v, stride] in float32, scales [groups, padded rows], and the cut."""
 
     spec: CodebookSpec
     arguments: library.Arguments
@@ -76,11 +93,18 @@ def cut_for(spec: CodebookSpec) -> Cut:
         inner = cut.split(group, most)[:-1]
         starts = (np.arange(spec.groups)[:, None] * group + inner).ravel()
         tiles = np.append(starts, spec.vectors)
-    slices = cut.row_slices(spec.part_rows, _SLICE_ROWS)
+    slices = _padded(cut.row_slices(spec.part_rows, _SLICE_ROWS, LANES))
     lookups = spec.out_features * spec.vectors * config.m
     wanted = -(-lookups // _TASK_LOOKUPS // len(slices))
     pieces = min(max(wanted, 1), _MAX_PIECES, len(tiles) - 1)
     return Cut(tiles.astype(np.int32), cut.split(len(tiles) - 1, -(-(len(tiles) - 1) // pieces)), slices)
+
+
+def _padded(slices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The slices with the bounds of their padded rows."""
+    blocks = -(-(slices[:, 2] - slices[:, 1]) // LANES)
+    ends = (LANES * np.cumsum(blocks)).astype(np.int32)
+    return np.column_stack([slices, ends - LANES * blocks, ends]).astype(np.int32)
 
 
 def batch_width(n: int) -> int:
@@ -108,7 +132,13 @@ class Psumbook(Kernel):
         assert isinstance(weight, CodebookWeight)
         spec = weight.spec
         plan = cut_for(spec)
-        codes = np.concatenate([weight.codes[:, first:end].ravel() for first, end in zip(plan.tiles, plan.tiles[1:])])
+        blocks = plan.pad(weight.codes).reshape(-1, LANES, spec.vectors, spec.config.m)
+        codes = np.concatenate(
+            [
+                blocks[:, :, first:end].reshape(len(blocks), LANES, -1).transpose(0, 2, 1).ravel()
+                for first, end in zip(plan.tiles, plan.tiles[1:])
+            ]
+        )
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         padded = np.zeros((*books.shape[:-1], table_stride(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
@@ -117,7 +147,7 @@ class Psumbook(Kernel):
             {
                 "codes": codes,
                 "codebooks": padded,
-                "scales": np.ascontiguousarray(weight.scales.T),
+                "scales": np.ascontiguousarray(plan.pad(weight.scales).T),
                 "tiles": plan.tiles,
                 "pieces": plan.pieces,
                 "slices": plan.slices,
@@ -125,6 +155,7 @@ class Psumbook(Kernel):
             piece_count=len(plan.pieces) - 1,
             slice_count=len(plan.slices),
             rows=spec.out_features,
+            padded_rows=plan.padded_rows,
             in_features=spec.in_features,
             v=spec.config.v,
             m=spec.config.m,
@@ -136,7 +167,7 @@ class Psumbook(Kernel):
     def workspace(self, spec: Spec, n: int) -> int:
         assert isinstance(spec, CodebookSpec)
         plan = cut_for(spec)
-        floats = (spec.in_features + (len(plan.pieces) - 1) * spec.out_features) * batch_width(n)
+        floats = (spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows) * batch_width(n)
         return 4 * (floats + len(plan.slices))
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -171,26 +202,26 @@ MULTIPLY_ADD = 0.06
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same algorithm where there is no compiler: one table a tile, gathered for all rows at once."""
-    spec, config = prepared.spec, prepared.spec.config
+    """The same algorithm where there is no compiler: one table a tile, gathered for all rows of a slice at once."""
+    spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
     x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
     group = spec.vectors // spec.groups
-    sums = np.zeros((len(x), spec.out_features), np.float32)
-    arrays, offset = prepared.arguments.arrays, 0
-    tiles = arrays["tiles"]
-    parts = np.cumsum([0, *spec.part_rows])
+    padded_rows = arrays["scales"].shape[1]
+    sums, offset = np.zeros((len(x), padded_rows), np.float32), 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for first, end in itertools.pairwise(tiles):
-            width = (end - first) * config.m
-            codes = arrays["codes"][offset : offset + width * spec.out_features].reshape(-1, width)
+        for first, end in pairwise(arrays["tiles"]):
+            width = int(end - first) * config.m
+            blocks = arrays["codes"][offset : offset + width * padded_rows].reshape(-1, width, LANES)
+            codes = blocks.transpose(0, 2, 1).reshape(padded_rows, width)
             offset += codes.size
-            for part, (r0, r1) in enumerate(itertools.pairwise(parts)):
+            for part, _, _, begin, stop in arrays["slices"]:
                 # [n, position, centroid]
                 table = np.einsum("njt,mti->njmi", x32[:, first:end], arrays["codebooks"][part])
                 table = table.reshape(len(x), width, -1)
-                found = table[:, np.arange(width), codes[r0:r1]]
+                found = table[:, np.arange(width), codes[begin:stop]]
                 step = min(end - first, group) * config.m
-                by_group = found.reshape(len(x), r1 - r0, -1, step).sum(-1)
-                scales = arrays["scales"][first // group : first // group + by_group.shape[-1], r0:r1]
-                sums[:, r0:r1] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
-        out[...] = sums
+                by_group = found.reshape(len(x), stop - begin, -1, step).sum(-1)
+                scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
+                sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
+        for _, row, end_row, begin, _ in arrays["slices"]:
+            out[:, row:end_row] = sums[:, begin : begin + end_row - row]

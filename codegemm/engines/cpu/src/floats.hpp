@@ -95,6 +95,9 @@ template <int N>
 inline vec<N> widen(const half* from) {
 #ifdef __F16C__  // GCC 12 converts vectors of halves one by one
     if constexpr (N == 4) return vec<N>(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#ifdef __AVX512F__
+    if constexpr (N == 16) return vec<N>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#endif
     if constexpr (N == 8) return vec<N>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #endif
     typedef half halves __attribute__((vector_size(2 * N), aligned(2), may_alias));
