@@ -131,8 +131,8 @@ def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:
 
 
 # Relative times in units of a Psumbook lookup, measured by `codegemm compare --threads 1`.
-LOOKUP = 2.0
-MULTIPLY_ADD = 0.06
+LOOKUP = 3.3
+MULTIPLY_ADD = 0.11
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
