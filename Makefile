@@ -16,7 +16,7 @@ CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp)
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
 
-compare: $(VENV)/eval $(VENV)/minilm
+compare: $(VENV)/plot $(VENV)/minilm
 	$(BIN)/codegemm compare
 
 bench: $(VENV)/test $(VENV)/minilm
@@ -44,7 +44,7 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/test $(VENV)/eval: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
+$(VENV)/test $(VENV)/plot: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
 	$(PIP) --editable '.[$*]'
 	touch $@
 

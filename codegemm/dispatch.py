@@ -32,7 +32,7 @@ class KernelInfo:
     usable: bool
     reason: str | None
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.engine}:{self.name}  " + ("usable" if self.usable else f"no: {self.reason}")
 
 

@@ -128,7 +128,7 @@ class File:
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
-    """The only weight of a file, or the one called `name`. Codes of 8 or 16 bits stay memory-mapped."""
+    """The only weight of a file, or the one called `name`. Codes are memory-mapped, and read at their first use."""
     file = File(path)
     names = list(file.descriptions())
     if name is None:
@@ -142,7 +142,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
 
 
 def load_all(path: str | os.PathLike[str]) -> dict[str, Weight]:
-    """Every weight of a file by name. Codes of 8 or 16 bits stay memory-mapped."""
+    """Every weight of a file by name. Codes are memory-mapped, and read at their first use."""
     file = File(path)
     return {name: file.weight(name) for name in file.descriptions()}
 
@@ -247,16 +247,10 @@ def _read_weight(name: str, described: dict[str, Any], tensors: Mapping[str, Raw
             raise ValueError(f"qidxs are of {weight.bits} bits, the description says {described['bits']}")
     else:
         config = CodebookConfig(**{key: described[key] for key in "vmbg"})
-        config.check_shape(rows, columns)
-        count = columns // config.v * config.m
-        packed = tensor("codes")
-        expected = (rows, bits.row_bytes(count, config.b))
-        if packed.shape != expected or packed.dtype != np.uint8:
-            raise ValueError(f"codes: {packed.dtype} {packed.shape}, must be uint8 {expected}")
-        codes = bits.unpack(packed, count, config.b).reshape(rows, -1, config.m)
-        weight = CodebookWeight(codes, tensor("codebooks"), tensor("scales"), described.get("part_rows"))
-        if weight.config != config and config.group_size(columns) != weight.config.group_size(columns):
-            raise ValueError(f"the tensors are {weight.config}, the description says {config}")
+        packed, codebooks, scales = (tensor(part) for part in ("codes", "codebooks", "scales"))
+        weight = CodebookWeight.from_packed(
+            packed, codebooks, scales, config, (rows, columns), described.get("part_rows")
+        )
     if weight.shape != (rows, columns):
         raise ValueError(f"the tensors are of shape {weight.shape}, the description says {(rows, columns)}")
     return weight

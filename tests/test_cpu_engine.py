@@ -55,7 +55,16 @@ def test_a_damaged_entry_is_a_miss(own_cache, damage):
     assert cache.lookup("cpu", again.name.partition("-")[0], ".so") == again
 
 
-def test_a_foreign_entry_is_a_miss(own_cache, monkeypatch):
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_foreign_entry_is_a_miss(own_cache):
+    first = compiler.build(SMALL)
+    key = first.name.partition("-")[0]
+    os.chown(first, 12345, -1)
+    assert cache.lookup("cpu", key, first.suffix) is None
+    assert compiler.build(SMALL).stat().st_uid == 0
+
+
+def test_a_foreign_cache_folder_is_refused(own_cache, monkeypatch):
     first = compiler.build(SMALL)
     key = first.name.partition("-")[0]
     monkeypatch.setattr(cache.os, "getuid", lambda: first.stat().st_uid + 1)

@@ -71,7 +71,7 @@ def test_engines_can_be_named(make_weight):
      ("e8p", 1, "quip"), ("e8p", 300, "quip")],
 )  # fmt: skip
 def test_auto(config, n, name, make_weight):
-    weight = make_weight(512, 1024, config)
+    weight = make_weight(4096, 512, config)
     assert codegemm.plan(weight, n).kernel.name == name
 
 

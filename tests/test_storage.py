@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import codegemm
 from codegemm import CheckpointError, storage
 from codegemm.comparison.sources import random_weight
+from codegemm.formats import bits
 
 
 @pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m3v4b5g16", "m1v16b16g-1", "m2v4b11g64", "m1v1b1g1", "e8p"])
@@ -106,6 +107,18 @@ def test_codes_stay_on_disk(tmp_path, make_weight):
         while base.base is not None and not isinstance(base, np.memmap):
             base = base.base
         assert type(base).__name__ in ("memmap", "mmap")
+
+
+def test_codes_of_other_widths_are_unpacked_at_their_first_use(tmp_path, make_weight, monkeypatch):
+    weight = make_weight(64, 256, "m2v8b5g32")
+    weight.save(tmp_path / "w.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(bits, "unpack", None)
+        loaded = codegemm.load(tmp_path / "w.safetensors")
+        assert (loaded.shape, loaded.config, loaded.device) == (weight.shape, weight.config, "cpu")
+        assert loaded.nbytes == weight.nbytes
+    assert loaded == weight
+    assert loaded.codes is loaded.codes
 
 
 def test_tensors_are_aligned(tmp_path, make_weight):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.arrays import array_module, device_of
 from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
-from codegemm.formats.bits import code_dtype
+from codegemm.formats import bits
 from codegemm.formats.weight import Spec, Weight, frozen
 
 # Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
@@ -60,11 +62,67 @@ class CodebookWeight(Weight):
         part_rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.codes: Any = frozen(_as_array(codes))
+        held = frozen(_as_array(codes))
+        self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
+        _check_codes(self.codes, self.config.b)
+
+    @classmethod
+    def from_packed(
+        cls,
+        packed: npt.NDArray[np.uint8],
+        codebooks: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        config: CodebookConfig,
+        shape: tuple[int, int],
+        part_rows: Sequence[int] | None = None,
+    ) -> Self:
+        """A weight whose codes are packed (`formats.bits`) and only unpacked, or read from disk, at their first use.
+
+        packed: uint8 [M, ceil(K/v*m*b/8)]. The other arrays must spell `config`. ValueError names what is wrong.
+        """
+        config.check_shape(*shape)
+        rows, vectors = shape[0], shape[1] // config.v
+        expected = (rows, bits.row_bytes(vectors * config.m, config.b))
+        if packed.shape != expected or packed.dtype != np.uint8:
+            raise ValueError(f"codes: {packed.dtype} {packed.shape}, must be uint8 {expected}")
+        unpacked = (rows, vectors, config.m)
+        weight = object.__new__(cls)
+        Weight.__init__(weight)
+        weight._hold(
+            lambda: frozen(bits.unpack(packed, vectors * config.m, config.b).reshape(unpacked)),
+            codebooks,
+            scales,
+            (unpacked, bits.code_dtype(config.b)),
+            part_rows,
+        )
+        if weight.config != config and config.group_size(shape[1]) != weight.config.group_size(shape[1]):
+            raise ValueError(f"the tensors are {weight.config}, the description says {config}")
+        return weight
+
+    def _hold(
+        self,
+        codes: Callable[[], Any],
+        codebooks: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        codes_like: tuple[tuple[int, ...], np.dtype],
+        part_rows: Sequence[int] | None,
+    ) -> None:
+        self._make_codes = codes
         self.codebooks: Any = frozen(_as_array(codebooks))
         self.scales: Any = frozen(_as_array(scales))
-        self._spec = _infer_spec(self.codes, self.codebooks, self.scales, part_rows)
-        _check_values(self)
+        self._spec = _infer_spec(*codes_like, self.codebooks, self.scales, part_rows)
+        for name in ("codebooks", "scales"):
+            check_finite(name, getattr(self, name))
+
+    @cached_property
+    def codes(self) -> Any:
+        """uint8 or uint16 [M, K/v, m]."""
+        return self._make_codes()
+
+    @cached_property
+    def device(self) -> str:
+        """Where the arrays are: `cpu` or `cuda:<number>`."""
+        return device_of(self.scales)
 
     @property
     def spec(self) -> CodebookSpec:
@@ -137,7 +195,8 @@ class CodebookWeight(Weight):
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         copy = object.__new__(type(self))
         Weight.__init__(copy)
-        copy.codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in ("codes", "codebooks", "scales"))
+        codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in ("codes", "codebooks", "scales"))
+        copy._make_codes = lambda: codes
         copy._spec = self._spec
         return copy
 
@@ -174,8 +233,6 @@ def concat(weights: Sequence[CodebookWeight]) -> CodebookWeight:
         raise ValueError(f"concat: all weights must be on one device, got {sorted(devices)}")
     if len(weights) == 1:
         return first
-    from codegemm.arrays import array_module
-
     xp = array_module(first.codes)
     return CodebookWeight(
         xp.concatenate([w.codes for w in weights]),
@@ -200,10 +257,16 @@ def _as_array(values: Any) -> Any:
     return values if hasattr(values, "__cuda_array_interface__") else np.asarray(values)
 
 
-def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int] | None) -> CodebookSpec:
+def _infer_spec(
+    codes_shape: tuple[int, ...],
+    codes_dtype: np.dtype,
+    codebooks: Any,
+    scales: Any,
+    part_rows: Sequence[int] | None,
+) -> CodebookSpec:
     """The configuration that the arrays' shapes and dtypes spell, or ValueError."""
-    if codes.ndim != 3:
-        raise ValueError(f"codes: shape {codes.shape}, must be [out_features, in_features/v, m]")
+    if len(codes_shape) != 3:
+        raise ValueError(f"codes: shape {codes_shape}, must be [out_features, in_features/v, m]")
     if codebooks.ndim not in (3, 4):
         raise ValueError(f"codebooks: shape {codebooks.shape}, must be [m, 2**b, v]")
     if scales.ndim != 2:
@@ -213,19 +276,19 @@ def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int
             raise ValueError(f"{name}: dtype {array.dtype}, must be float16")
 
     m, centroids, v = codebooks.shape[-3:]
-    rows, vectors, _ = codes.shape
+    rows, vectors, last = codes_shape
     b = centroids.bit_length() - 1
     if not 1 <= v <= MAX_V or not 1 <= m <= MAX_M or not 1 <= b <= MAX_B or centroids != 1 << b:
         raise ValueError(
             f"codebooks: shape {codebooks.shape}, must be [m, 2**b, v] with m up to {MAX_M}, "
             f"b from 1 to {MAX_B} and v up to {MAX_V}"
         )
-    if codes.shape[2] != m:
-        raise ValueError(f"codes: shape {codes.shape}, the last must be m={m} as in the codebooks")
-    if codes.dtype != code_dtype(b):
-        raise ValueError(f"codes: dtype {codes.dtype}, must be {code_dtype(b)} for b={b}")
+    if last != m:
+        raise ValueError(f"codes: shape {codes_shape}, the last must be m={m} as in the codebooks")
+    if codes_dtype != bits.code_dtype(b):
+        raise ValueError(f"codes: dtype {codes_dtype}, must be {bits.code_dtype(b)} for b={b}")
     if rows < 1 or vectors < 1:
-        raise ValueError(f"codes: shape {codes.shape}, no axis may be empty")
+        raise ValueError(f"codes: shape {codes_shape}, no axis may be empty")
 
     groups = scales.shape[1]
     if len(scales) != rows or groups < 1 or vectors % groups:
@@ -245,12 +308,9 @@ def _infer_spec(codes: Any, codebooks: Any, scales: Any, part_rows: Sequence[int
     return CodebookSpec(rows, vectors * v, config, part_rows)
 
 
-def _check_values(weight: CodebookWeight) -> None:
-    for name in ("codebooks", "scales"):
-        check_finite(name, weight.arrays[name])
-    b = weight.config.b
-    if b not in (8, 16) and int(weight.codes.max()) >> b:
-        raise ValueError(f"codes: largest is {int(weight.codes.max())}, must be below 2**b = {1 << b}")
+def _check_codes(codes: Any, b: int) -> None:
+    if b not in (8, 16) and int(codes.max()) >> b:
+        raise ValueError(f"codes: largest is {int(codes.max())}, must be below 2**b = {1 << b}")
 
 
 def check_finite(name: str, array: Any) -> None:

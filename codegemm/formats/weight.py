@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.arrays import device_of
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -94,8 +96,7 @@ class Weight(ABC):
     @cached_property
     def device(self) -> str:
         """Where the arrays are: `cpu` or `cuda:<number>`; the engine follows it."""
-        some = next(iter(self.arrays.values()))
-        return "cpu" if isinstance(some, np.ndarray) else f"cuda:{some.device.id}"
+        return device_of(next(iter(self.arrays.values())))
 
     @property
     def T(self) -> TransposedWeight:

@@ -179,26 +179,30 @@ class Psumbook(Kernel):
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
         config, (m_rows, k) = spec.config, spec.shape
-        plan = cut_for(spec)
-        stored = m_rows * spec.vectors * config.m + 4 * len(spec.part_rows) * config.m * config.v * table_stride(
-            config.b
-        )
-        tables = len(plan.slices) * config.m * table_stride(config.b) * k
+        rows = cut_for(spec).padded_rows
+        codes = rows * spec.vectors * config.m
+        books = 4 * len(spec.part_rows) * config.m * config.v * table_stride(config.b)
         return Cost(
-            bytes_read=stored + 2 * m_rows * spec.groups + n * k * dtype.itemsize,
+            bytes_read=codes + books + 2 * rows * spec.groups + n * k * dtype.itemsize,
             bytes_written=n * m_rows * dtype.itemsize,
             lookups=m_rows * spec.vectors * config.m,
-            multiply_adds=n * (tables + m_rows * spec.groups),
+            multiply_adds=n * (_table_entries(spec) * config.v + m_rows * spec.groups),
         )
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
-        cost = self.cost(spec, n, dtype)
-        return cost.lookups * LOOKUP[batch_width(n)] + cost.multiply_adds * MULTIPLY_ADD
+        assert isinstance(spec, CodebookSpec)
+        width = batch_width(n)
+        return self.cost(spec, n, dtype).lookups * LOOKUP[width] + _table_entries(spec) * spec.config.v * BUILD[width]
 
 
-# Relative times, measured by `codegemm compare --threads 1`: a lookup by batch width, a multiply-add in a table.
+def _table_entries(spec: CodebookSpec) -> int:
+    """Entries of all tables that one row of x needs."""
+    return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_stride(spec.config.b)
+
+
+# Relative times by batch width, measured by `codegemm compare`: of a lookup, of a vector component in a table's entry.
 LOOKUP = {1: 1.0, 2: 3.0, 4: 3.3, 8: 4.0, 16: 5.0}
-MULTIPLY_ADD = 0.2
+BUILD = {1: 0.2, 2: 0.9, 4: 0.9, 8: 0.9, 16: 1.1}
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
