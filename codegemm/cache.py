@@ -20,7 +20,7 @@ _HASH_DIGITS = 16
 def folder(kind: str = "") -> Path:
     """The cache folder (or its part of one kind), made if need be.
 
-    Raises PermissionError where the folder belongs to another user.
+    Raises PermissionError where the folder can't be made or belongs to another user.
     """
     base = os.environ.get("CODEGEMM_CACHE_DIR")
     if base:
@@ -31,7 +31,10 @@ def folder(kind: str = "") -> Path:
         root = user_cache_path("codegemm", appauthor=False)
     path = root / kind
     for each in dict.fromkeys((root, path)):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise PermissionError(f"cache folder {each}: {error.strerror}; set CODEGEMM_CACHE_DIR") from None
         state = each.stat()
         if state.st_uid != os.getuid():
             raise PermissionError(f"cache folder {each} belongs to another user; set CODEGEMM_CACHE_DIR")

@@ -72,6 +72,13 @@ def test_a_foreign_cache_folder_is_refused(own_cache, monkeypatch):
         cache.lookup("cpu", key, ".so")
 
 
+def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch, fresh_engine, make_weight):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.warns(RuntimeWarning, match=r"file/cache: Not a directory; set CODEGEMM_CACHE_DIR"):
+        np.ones(64, np.float32) @ make_weight(32, 64, "m1v4").T
+
+
 def test_everything_that_matters_is_in_the_key(own_cache, monkeypatch, tmp_path):
     source = tmp_path / "one.cpp"
     source.write_text('extern "C" int one() { return 1; }\n')

@@ -24,6 +24,7 @@ def test_tensors_come_back_as_tensors(dtype, make_weight):
     wide = torch.full((2, 3, 24), torch.nan, dtype=torch.float64 if dtype == "float64" else torch.float32)
     codegemm.plan(weight, 6, dtype)(x, out=wide)
     assert np.abs(wide.double().numpy() - truth).max() <= tolerance
+    assert torch.equal(x @ weight.T, y)
     assert torch.equal(codegemm.matmul(weight, x.mT.contiguous()), y.mT)
 
 

@@ -47,8 +47,6 @@ class Spec(ABC):
 class Weight(ABC):
     """A quantised matrix; read-only. `x @ w.T` and `w @ X` multiply by it without rebuilding it."""
 
-    # NumPy must hand `ndarray @ weight` to this class instead of trying to iterate it.
-    __array_priority__ = 1000
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self) -> None:
@@ -128,8 +126,10 @@ class Weight(ABC):
             return self._prepared[key]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Weight) or self.spec != other.spec:
-            return NotImplemented if not isinstance(other, Weight) else False
+        if not isinstance(other, Weight):
+            return NotImplemented
+        if self.spec != other.spec:
+            return False
         mine, theirs = self.to("cpu").arrays, other.to("cpu").arrays
         return all(mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine)
 
@@ -152,8 +152,6 @@ class Weight(ABC):
 
 class TransposedWeight:
     """A view of a weight as its transpose, for the right-hand side of `@`."""
-
-    __array_priority__ = 1000
 
     def __init__(self, weight: Weight) -> None:
         self.T = weight
