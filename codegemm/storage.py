@@ -52,6 +52,14 @@ class RawTensor:
         name = "BF16" if array.dtype.name == "bfloat16" else _NAMES[array.dtype.newbyteorder("<")]
         return cls(name, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix of floats that NumPy (with ml_dtypes) can read."""
+        return len(self.shape) == 2 and self.dtype in ("F16", "BF16", "F32", "F64")
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
     def numpy(self) -> np.ndarray:
         """The tensor as a read-only array; bfloat16 through ml_dtypes. CheckpointError for a dtype without one."""
         if self.dtype == "BF16":

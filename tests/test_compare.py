@@ -70,6 +70,22 @@ def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
     assert [row["error_to_original"] for row in again] == [row["error_to_original"] for row in rows]
 
 
+def test_of_a_file_the_first_matrix_of_each_shape(tmp_path):
+    tensors = {
+        "b": np.ones((4, 8)),
+        "a": np.ones((4, 8)),
+        "c": np.ones((8, 4)),
+        "d": np.ones(3),
+        "e": np.ones((2, 2), int),
+    }
+    save_file(tensors, tmp_path / "m.safetensors")
+    cases = sources.file_cases(tmp_path / "m.safetensors", (), ["m1v4b2"])
+    assert [case.title for case in cases] == ["4 x 8 (a)", "8 x 4 (c)"]
+    save_file({"d": np.ones(3)}, tmp_path / "m.safetensors")
+    with pytest.raises(codegemm.CheckpointError, match="has no matrix of floats"):
+        sources.file_cases(tmp_path / "m.safetensors", (), None)
+
+
 def test_a_third_partys_kernel_joins(tmp_path):
     codegemm.register_kernel(Twice())
     try:
@@ -184,13 +200,11 @@ def test_mistakes_are_named(arguments, message):
     assert message in getattr(caught.value, "message", str(caught.value))
 
 
-def test_a_tensor_must_be_named(tmp_path):
+def test_tensors_that_will_not_do(tmp_path):
     save_file({"a": np.ones((4, 8)), "b": np.ones(3)}, tmp_path / "m.safetensors")
-    with pytest.raises(codegemm.CheckpointError, match="name a tensor with --tensor; its matrices: a"):
-        compare("--weights", str(tmp_path / "m.safetensors"))
     with pytest.raises(codegemm.CheckpointError, match="no tensor 'c'"):
         compare("--weights", str(tmp_path / "m.safetensors"), "--tensor", "c")
-    with pytest.raises(codegemm.CheckpointError, match=r"b: shape \(3,\), must be a matrix"):
+    with pytest.raises(codegemm.CheckpointError, match=r"b: F64 \[3\], must be a matrix of floats"):
         compare("--weights", str(tmp_path / "m.safetensors"), "--tensor", "b")
 
 

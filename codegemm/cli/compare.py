@@ -35,7 +35,12 @@ def _shape(text: str) -> tuple[int, int]:
 
 @click.command()
 @click.option("--weights", type=click.Path(path_type=Path), help="A safetensors file to take matrices from.")
-@click.option("--tensor", "tensors", multiple=True, help="A matrix of that file (may be repeated).")
+@click.option(
+    "--tensor",
+    "tensors",
+    multiple=True,
+    help="A matrix of that file, in place of the first of each shape (may be repeated).",
+)
 @click.option("--shape", "shapes", multiple=True, help="MxK with random codes (may be repeated).")
 @click.option("--config", "configs", type=_List(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
 @click.option("--batch", "batches", type=_List(int), default="1,4,16", show_default=True, help="Rows of x.")

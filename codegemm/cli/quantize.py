@@ -45,8 +45,8 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
             copied[name] = tensor
             continue
         reason = None
-        if len(tensor.shape) != 2 or tensor.dtype not in ("F16", "BF16", "F32", "F64"):
-            reason = f"{tensor.dtype} {list(tensor.shape)} is not a matrix of floats"
+        if not tensor.is_matrix:
+            reason = f"{tensor} is not a matrix of floats"
         else:
             try:
                 check_config(config, (tensor.shape[0], tensor.shape[1]))

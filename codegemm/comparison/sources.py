@@ -77,20 +77,19 @@ def minilm(configs: Sequence[str] | None) -> list[Case]:
 
 
 def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] | None) -> list[Case]:
-    """The named tensors of a safetensors file; of a file in this package's format, its weights as they are."""
+    """The named tensors of a safetensors file, else its first matrix of each shape.
+
+    Of a file in this package's format, its weights as they are.
+    """
     file = File(path)
     if file.is_native:
-        names = tensors or list(file.descriptions())
-        weights = {name: load(path, name) for name in names}
+        weights = {name: file.weight(name) for name in tensors or file.descriptions()}
         return [Case(f"{name} {_by(w.shape)}", w.shape, (_label(w),), stored=w) for name, w in weights.items()]
     if not tensors:
-        matrices = [
-            n for n, t in file.tensors.items() if len(t.shape) == 2 and t.dtype in ("F16", "BF16", "F32", "F64")
-        ]
-        raise CheckpointError(
-            f"{path}: name a tensor with --tensor; its matrices: {', '.join(matrices[:20]) or 'none'}"
-            + (", ..." if len(matrices) > 20 else "")
-        )
+        matrices = {t.shape: name for name, t in sorted(file.tensors.items(), reverse=True) if t.is_matrix}
+        if not matrices:
+            raise CheckpointError(f"{path}: has no matrix of floats")
+        tensors = sorted(matrices.values())
     return [file_case(path, tensor, configs, "") for tensor in tensors]
 
 
@@ -99,9 +98,9 @@ def file_case(path: str | Path, tensor: str, configs: Sequence[str] | None, mode
     file = File(path)
     if tensor not in file.tensors:
         raise CheckpointError(f"{path}: no tensor {tensor!r}")
+    if not file.tensors[tensor].is_matrix:
+        raise CheckpointError(f"{path}: {tensor}: {file.tensors[tensor]}, must be a matrix of floats")
     matrix = file.tensors[tensor].numpy()
-    if matrix.ndim != 2:
-        raise CheckpointError(f"{path}: {tensor}: shape {matrix.shape}, must be a matrix")
     title = " ".join(filter(None, (model, _by(matrix.shape), f"({tensor.removesuffix('.weight')})")))
     return _fitting(Case(title, matrix.shape, (), matrix), configs, REAL_CONFIGS)
 
