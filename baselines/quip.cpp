@@ -1,4 +1,5 @@
 // QuIP#'s product with E8P codes: rotate x, decode and multiply, rotate y; see quip.py.
+#include <cmath>
 #include <type_traits>
 
 #include "floats.hpp"
@@ -19,8 +20,8 @@ struct QuipArgs {
     const float* sign_vectors;  // [256][8]
     const float* shifts;        // [256] +-1/4 by sign byte
     const float* ball;          // [256][8] residual points of the 3-bit form
-    const float* had_in;        // [order_in][order_in], transposed, divided by sqrt(in_features)
-    const float* had_out;       // [order_out][order_out], divided by sqrt(rows)
+    const float* had_in;        // [order_in][order_in], transposed
+    const float* had_out;       // [order_out][order_out]
     int32_t x_dtype, out_dtype;
     int32_t n, rows, in_features;
     int32_t bits, order_in, order_out;
@@ -32,9 +33,11 @@ namespace {
 constexpr int dim = 8;
 constexpr int task_rows = 64;
 
-// y = (matrix kron Sylvester) x, x [order][power] overwritten.
+// y = (matrix kron Sylvester) x / sqrt(length), x [order][power] overwritten.
 void rotate(float* x, float* y, int length, int order, const float* matrix) {
     const int power = length / order;
+    const float norm = 1 / std::sqrt(float(length));  // first: sums of large numbers stay in range
+    for (int i = 0; i < length; ++i) x[i] *= norm;
     for (int step = 1; step < power; step *= 2)
         for (int start = 0; start < length; start += 2 * step)
             for (int i = start; i < start + step; ++i) {

@@ -59,8 +59,8 @@ def _tables() -> dict[str, npt.NDArray[np.float32]]:
 
 @cache
 def _order_matrix(n: int, transpose: bool) -> npt.NDArray[np.float32]:
-    """hadK of a length (or its transpose), divided by sqrt(n)."""
-    matrix = hadamard(split_length(n)[0]).astype(np.float32) / np.float32(np.sqrt(n))
+    """hadK of a length, or its transpose."""
+    matrix = hadamard(split_length(n)[0]).astype(np.float32)
     return np.ascontiguousarray(matrix.T if transpose else matrix)
 
 

@@ -30,7 +30,7 @@ def float_dtype(dtype: Any) -> np.dtype:
     """A dtype or its name as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
     if isinstance(dtype, str) and dtype == "bfloat16":
         return bfloat16()
-    resolved = np.dtype(dtype)
+    resolved = np.dtype(dtype).newbyteorder("=")
     if resolved.name not in FLOATS:
         raise TypeError(f"dtype {resolved}: must be one of {', '.join(FLOATS)}")
     return resolved

@@ -1,45 +1,53 @@
 """The user's cache folder: compiled kernels and quantised weights, each entry checked by its content's hash.
 
-The folder is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. It is the user's alone (mode 0700), since
-compiled code is loaded from it. An entry is one file `<key>-<hash of its content>.<suffix>`, written beside its place
-and renamed into it: a damaged, truncated or foreign file is a miss, never an error.
+It is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. A folder in it for each kind of entry is the user's
+alone (mode 0700), since compiled code is loaded from there; other files are never touched. An entry is one file
+`<key>-<hash of its content>.<suffix>`, written beside its place and renamed into it: a damaged, truncated or foreign
+file is a miss, never an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZE_LIMIT = 2 << 30
-_HASH_DIGITS = 16
+KINDS = ("cpu", "weights")
+
+_KEY_DIGITS, _HASH_DIGITS = 32, 16
+_ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")
 
 
-def folder(kind: str = "") -> Path:
-    """The cache folder (or its part of one kind), made if need be.
+def root() -> Path:
+    """The cache folder."""
+    base = os.environ.get("CODEGEMM_CACHE_DIR")
+    if base:
+        return Path(base).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("codegemm", appauthor=False)
+
+
+def folder(kind: str) -> Path:
+    """The folder of one of `KINDS`, made if need be; its mode is 0700.
 
     Raises PermissionError where the folder can't be made or belongs to another user.
     """
-    base = os.environ.get("CODEGEMM_CACHE_DIR")
-    if base:
-        root = Path(base).expanduser()
-    else:
-        from platformdirs import user_cache_path
-
-        root = user_cache_path("codegemm", appauthor=False)
-    path = root / kind
-    for each in dict.fromkeys((root, path)):
-        try:
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise PermissionError(f"cache folder {each}: {error.strerror}; set CODEGEMM_CACHE_DIR") from None
-        state = each.stat()
-        if state.st_uid != os.getuid():
-            raise PermissionError(f"cache folder {each} belongs to another user; set CODEGEMM_CACHE_DIR")
-        if state.st_mode & 0o077:
-            each.chmod(0o700)
+    path = root() / kind
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(f"cache folder {path}: {error.strerror}; set CODEGEMM_CACHE_DIR") from None
+    state = path.stat()
+    if state.st_uid != os.getuid():
+        raise PermissionError(f"cache folder {path} belongs to another user; set CODEGEMM_CACHE_DIR")
+    if state.st_mode & 0o077:
+        path.chmod(0o700)
     return path
 
 
@@ -49,7 +57,7 @@ def key(*parts: str | bytes) -> str:
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:_KEY_DIGITS]
 
 
 def lookup(kind: str, entry_key: str, suffix: str) -> Path | None:
@@ -99,12 +107,14 @@ def clear() -> tuple[int, int]:
 
 
 def _entries() -> Iterator[tuple[Path, os.stat_result]]:
-    for path in folder().rglob("*"):
-        try:
-            if path.is_file():
-                yield path, path.stat()
-        except OSError:
-            continue
+    for kind in KINDS:
+        place = root() / kind
+        for path in place.iterdir() if place.is_dir() else ():
+            try:
+                if _ENTRY.fullmatch(path.name):
+                    yield path, path.stat()
+            except OSError:
+                continue
 
 
 def _name(entry_key: str, path: Path, suffix: str) -> str:

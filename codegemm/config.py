@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,13 +31,23 @@ class CodebookConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in (("v", 1, MAX_V), ("m", 1, MAX_M), ("b", 1, MAX_B)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            value = self._integer(name)
+            if not low <= value <= high:
                 raise ValueError(f"{name}={value!r}: must be an integer from {low} to {high}")
-        if not isinstance(self.g, int) or isinstance(self.g, bool) or (self.g != -1 and self.g < 1):
+        if self._integer("g") != -1 and self.g < 1:
             raise ValueError(f"g={self.g!r}: must be -1 (the whole row) or a positive multiple of v")
         if self.g != -1 and self.g % self.v:
             raise ValueError(f"g={self.g}: must be -1 or a multiple of v={self.v}")
+
+    def _integer(self, name: str) -> int:
+        """The field as a plain int (NumPy's integers become one)."""
+        value = getattr(self, name)
+        try:
+            plain = operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name}={value!r}: must be an integer") from None
+        object.__setattr__(self, name, plain)
+        return plain
 
     @classmethod
     def parse(cls, text: str) -> CodebookConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     if missing or isinstance(kernel, type):
         lacks = f"lacks {', '.join(missing)}" if missing else "is a class: register an instance"
         raise TypeError(f"kernel {kernel!r} {lacks}; subclass codegemm.Kernel")
+    if kernel.name == "auto" or not isinstance(kernel.name, str) or ":" in kernel.name:
+        raise ValueError(f"kernel name {kernel.name!r}: must be text without a colon, and not 'auto'")
     if kernel.engine not in ("cpu", "cuda"):
         raise ValueError(f"kernel {kernel.name!r}: engine {kernel.engine!r}, must be cpu or cuda")
     with _lock:
@@ -70,8 +73,10 @@ def registered(engine: str | None = None) -> list[Kernel]:
 
 def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
     """Every kernel and whether it is usable: on this machine, or for n rows (of float32) times the weight `w`."""
-    if n < 1:
-        raise ValueError(f"n={n}: must be at least 1")
+    if w is not None and not isinstance(w, Weight):
+        raise TypeError(f"kernels: w is {type(w).__name__}, must be a quantised weight")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"n={n!r}: must be an integer of at least 1")
     infos = []
     for kernel in registered():
         reason = _unavailable(kernel)
@@ -126,6 +131,16 @@ def _named(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kerne
     if reason:
         raise KernelError(f"kernel {name!r} can't run here: {reason}")
     return here[0]
+
+
+def _renew_lock() -> None:
+    """A child forked while another thread registers must not wait for that thread."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _unavailable(kernel: Kernel) -> str | None:

@@ -19,8 +19,8 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
 
     matmul(x, w.T): x [..., K] -> [..., M].   matmul(w, X): X [K] or [..., K, N] -> [M] or [..., M, N].
 
-    x: float16, bfloat16, float32 or float64 (computed in float32), NumPy or torch on the CPU; with a weight on a GPU
-        CuPy, or NumPy, which is copied there and back.
+    x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU
+        (gradients are not tracked); with a weight on a GPU CuPy, or NumPy, which is copied there and back.
     out: where to write, of the result's shape; x's dtype, or float32 for half x.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the result's norm, before it is rounded to its dtype.
@@ -40,30 +40,33 @@ def linear(x: Any, w: Weight, bias: Any = None, *, kernel: str = "auto", precisi
     """x @ w.T + bias, a linear layer: x [..., K], bias [M] or None -> [..., M] in x's dtype."""
     if not isinstance(w, Weight):
         raise TypeError(f"linear: w is {_named(w)}, must be a quantised weight")
-    if bias is not None and tuple(np.shape(bias)) != (w.shape[0],):
-        raise ValueError(f"bias: shape {tuple(np.shape(bias))}, must be ({w.shape[0]},)")
+    if bias is not None:
+        bias = _bias(bias, w)
     y = matmul(x, w.T, kernel=kernel, precision=precision)
     if bias is not None:
-        y += bias if arrays.is_torch(y) else _device_array(bias, w.device).astype(y.dtype, copy=False)
+        total = arrays.from_torch(y) if arrays.is_torch(y) else y
+        total += _device_array(bias, arrays.device_of(total)).astype(total.dtype, copy=False)
     return y
 
 
 class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
-    With `out=` it allocates nothing. It holds a workspace, so it serves one thread and stream at a time.
+    With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
+    compiler, do allocate). It holds a workspace, so it serves one thread and stream at a time. `prepared` is the
+    weight in the kernel's form.
     """
 
     def __init__(self, weight: Weight, n: int, dtype: Any, kernel: str) -> None:
         if not isinstance(weight, Weight):
             raise TypeError(f"plan: w is {_named(weight)}, must be a quantised weight")
-        if not isinstance(n, (int, np.integer)) or n < 1:
+        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n={n!r}: must be an integer of at least 1")
         self.weight = weight
         self.n = int(n)
         self.dtype = arrays.float_dtype(dtype)
         self.kernel: Kernel = dispatch.select(weight.spec, self.n, self.dtype, weight.device, kernel)
-        self._prepared = weight.prepared(self.kernel)
+        self.prepared = weight.prepared(self.kernel)
         self._workspace = _workspace(self.kernel, weight, self.n)
         xp = _module(weight.device)
         self._x = xp.empty((self.n, weight.shape[1]), self.dtype)
@@ -84,9 +87,9 @@ class Plan:
             x2d = _rows_of(array, self._x[:rows])
             staged = None
             if not _direct(target, array):
-                staged = self._y[: target.size * target.itemsize].view(target.dtype).reshape(rows, -1)
+                staged = self._y[: target.size * target.itemsize].view(target.dtype.newbyteorder("=")).reshape(rows, -1)
             y2d = target.reshape(rows, -1) if staged is None else staged
-            self.kernel.run(self._prepared, x2d, y2d, self._workspace, stream)
+            self.kernel.run(self.prepared, x2d, y2d, self._workspace, stream)
             if staged is not None:
                 target[...] = staged.reshape(shape)
         return _result(target, out, x)
@@ -112,7 +115,8 @@ def _times_transposed(x: Any, weight: Weight, out: Any, kernel: str, precision: 
     if rows:
         xp = arrays.array_module(array)
         x2d = xp.ascontiguousarray(array).reshape(rows, -1)
-        y2d = target.reshape(rows, -1) if _direct(target, array) else xp.empty((rows, shape[-1]), target.dtype)
+        staged_dtype = target.dtype.newbyteorder("=")
+        y2d = target.reshape(rows, -1) if _direct(target, array) else xp.empty((rows, shape[-1]), staged_dtype)
         chosen.run(weight.prepared(chosen), x2d, y2d, _workspace(chosen, weight, rows), None)
         if not _direct(target, array):
             target[...] = y2d.reshape(shape)
@@ -125,11 +129,26 @@ def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str
         x = _as_array(x)
     if x.ndim < 2:
         return _times_transposed(x, weight, out, kernel, precision)
+    if x.shape[-2] != weight.shape[1]:
+        raise ValueError(
+            f"X: shape {tuple(x.shape)}, its last axis but one must be in_features={weight.shape[1]} of the weight"
+        )
+    shape = (*x.shape[:-2], weight.shape[0], x.shape[-1])
+    if out is not None and tuple(getattr(out, "shape", ())) != shape:
+        raise ValueError(f"out: shape {tuple(getattr(out, 'shape', ()))}, must be {shape}")
     rows = _swap(x)
-    if out is not None and getattr(out, "ndim", 0) < 2:
-        raise ValueError(f"out: must be an array with the result's {x.ndim} axes")
     y = _times_transposed(rows, weight, None if out is None else _swap(out), kernel, precision)
     return _swap(y) if out is None else out
+
+
+def _bias(bias: Any, weight: Weight) -> Any:
+    """The bias as a NumPy or CuPy array of the right shape; ValueError or TypeError otherwise."""
+    array = arrays.from_torch(bias.cpu()) if arrays.is_torch(bias) else _as_array(bias)
+    if array.dtype.kind not in "fiu" and array.dtype.name not in arrays.FLOATS:
+        raise TypeError(f"bias: dtype {array.dtype}, must be real numbers")
+    if array.shape != (weight.shape[0],):
+        raise ValueError(f"bias: shape {tuple(array.shape)}, must be ({weight.shape[0]},)")
+    return array
 
 
 def _swap(array: Any) -> Any:
@@ -148,7 +167,7 @@ def _operand(x: Any, device: str) -> Any:
         return arrays.from_torch(x)
     array = _as_array(x)
     _check_float(arrays.name_of(array.dtype))
-    if not array.dtype.isnative:
+    if not array.dtype.isnative or (isinstance(array, np.ndarray) and not array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="))
     return _device_array(array, device)
 
@@ -207,10 +226,12 @@ def _target(out: Any, shape: tuple[int, ...], dtype: np.dtype, device: str) -> A
 
 
 def _direct(target: Any, x: Any) -> bool:
-    """Whether a kernel may write to `target` itself: contiguous and apart from x."""
+    """Whether a kernel may write to `target` itself: contiguous, aligned, native and apart from x."""
     if not target.flags.c_contiguous:
         return False
-    return not (isinstance(target, np.ndarray) and np.may_share_memory(target, x))
+    if not isinstance(target, np.ndarray):
+        return True
+    return target.flags.aligned and target.dtype.isnative and not np.may_share_memory(target, x)
 
 
 def _rows_of(x: Any, staging: Any) -> Any:

@@ -29,6 +29,9 @@ from codegemm.formats.weight import Weight
 
 FORMAT = "codegemm"
 VERSION = 1
+# The tensors of a weight, by format.
+PARTS = (("codes", "codebooks", "scales"), ("qidxs", "SU", "SV"))
+RESERVED = ("", "format", "version", "__metadata__")
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
 _DTYPES = {
@@ -48,8 +51,12 @@ class RawTensor:
 
     @classmethod
     def of(cls, array: np.ndarray) -> RawTensor:
-        """A NumPy array as such a tensor (bfloat16 included)."""
-        name = "BF16" if array.dtype.name == "bfloat16" else _NAMES[array.dtype.newbyteorder("<")]
+        """A NumPy array as such a tensor (bfloat16 included); TypeError for a dtype that the files don't have."""
+        if array.dtype.name != "bfloat16":
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        name = "BF16" if array.dtype.name == "bfloat16" else _NAMES.get(array.dtype)
+        if name is None:
+            raise TypeError(f"dtype {array.dtype}: must be bfloat16 or one of {', '.join(map(str, _NAMES))}")
         return cls(name, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     @property
@@ -111,16 +118,26 @@ class File:
                 "(codegemm quantize makes such a file)"
             )
         version = self.metadata.get("version", "")
-        if not version.isdecimal() or not 1 <= int(version) <= VERSION:
-            raise CheckpointError(f"{self.path}: version {version!r}, this package reads up to {VERSION}")
+        if version not in map(str, range(1, VERSION + 1)):
+            raise CheckpointError(f"{self.path}: version {version[:20]!r}, this package reads up to {VERSION}")
+        return {name: self._description(name) for name in sorted(self._weight_names())}
+
+    def _weight_names(self) -> set[str]:
+        """Names with a description or all the tensors of a weight; somebody else's `<name>.codes` is neither."""
         names = {name.rpartition(".")[0] for name in self.tensors if name.endswith((".codes", ".qidxs"))}
+        return {
+            name
+            for name in names
+            if name in self.metadata or any(all(f"{name}.{part}" in self.tensors for part in parts) for parts in PARTS)
+        }
+
+    def _description(self, name: str) -> dict[str, Any]:
         try:
-            found = {name: json.loads(self.metadata[name]) for name in sorted(names)}
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: a weight's description is missing or broken ({error})") from None
-        for name, entry in found.items():
-            if not isinstance(entry, dict):
-                raise CheckpointError(f"{self.path}: {name}: its description is {entry!r}, must be a JSON object")
+            found = json.loads(self.metadata[name])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.path}: {name}: its description is missing or broken ({error})") from None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self.path}: {name}: its description is {found!r}, must be a JSON object")
         return found
 
     def weight(self, name: str) -> Weight:
@@ -130,7 +147,7 @@ class File:
             raise CheckpointError(f"{self.path}: no weight {name!r}; it has {', '.join(described) or 'none'}")
         try:
             return _read_weight(name, described[name], self.tensors)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(f"{self.path}: {name}: {what}") from None
 
@@ -163,27 +180,48 @@ def save_all(
 ) -> None:
     """Write weights, and any other tensors and metadata, to one file.
 
-    An existing file is replaced only when everything is written. Raises CheckpointError where that fails.
+    An existing file is replaced only when everything is written. Raises ValueError or TypeError for names, metadata
+    and dtypes that a file can't hold, CheckpointError where writing fails.
     """
+    check_names(weights, tensors or (), metadata or {})
     out: dict[str, RawTensor] = {}
     notes = {**(metadata or {}), "format": FORMAT, "version": str(VERSION)}
     for name, weight in weights.items():
-        if not name or name in ("format", "version"):
-            raise ValueError(f"name {name!r}: can't be a weight's name")
         parts, description = _write_weight(weight)
         notes[name] = json.dumps(description)
         out.update({f"{name}.{part}": RawTensor.of(array) for part, array in parts.items()})
     for name, tensor in (tensors or {}).items():
-        if name in out:
-            raise ValueError(f"tensor {name!r}: is part of a weight of that name")
-        out[name] = tensor if isinstance(tensor, RawTensor) else RawTensor.of(tensor)
+        try:
+            out[name] = tensor if isinstance(tensor, RawTensor) else RawTensor.of(np.asarray(tensor))
+        except TypeError as error:
+            raise TypeError(f"tensor {name!r}: {error}") from None
     write(path, out, notes)
+
+
+def check_names(weights: Iterable[str], tensors: Iterable[str], metadata: Mapping[str, str]) -> None:
+    """ValueError unless one file can hold weights, other tensors and metadata of these names."""
+    weights, tensors = list(weights), set(tensors)
+    for kind, names in (("weight", weights), ("tensor", tensors), ("metadata", metadata)):
+        for name in names:
+            reserved = RESERVED if kind != "tensor" else ("", "__metadata__")
+            if not isinstance(name, str) or not name.isprintable() or name in reserved:
+                raise ValueError(f"name {name!r}: can't be that of a {kind}")
+    for name, note in metadata.items():
+        if not isinstance(note, str):
+            raise ValueError(f"metadata {name!r}: {note!r}, must be text")
+        if name in weights:
+            raise ValueError(f"metadata {name!r}: a weight has that name")
+    for name in weights:
+        for taken in (f"{name}.{part}" for parts in PARTS for part in parts):
+            if taken in tensors:
+                raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file tensor by tensor, beside its place, and rename it there."""
-    # Largest elements first, as the format's own writer does, so that every tensor is aligned.
-    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), name))
+    # Largest elements first, as the format's own writer does, so that every tensor is aligned; of bytes those of an
+    # even number, since 16-bit codes are stored as bytes.
+    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), tensors[name].data.nbytes % 2, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in order:
@@ -201,10 +239,12 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metada
 
 def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
     """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    path = Path(os.path.realpath(path))  # a link stays one
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         with temporary.open("xb") as file:
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)
             for chunk in chunks:
                 file.write(chunk)
             file.flush()

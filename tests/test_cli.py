@@ -62,6 +62,26 @@ def test_include_chooses(model):
     assert list(codegemm.load_all(folder / "out.safetensors")) == ["b"]
 
 
+def test_names_that_would_collide_are_refused_first(tmp_path):
+    matrix = np.ones((4, 8), np.float32)
+    for tensors, message in (
+        ({"a": matrix, "a.weight": matrix}, "both a and a.weight match --include"),
+        ({"format.weight": matrix}, "name 'format': can't be that of a weight"),
+        ({"a.weight": matrix, "a.codes": np.ones(3)}, "tensor 'a.codes': is part of a weight"),
+    ):
+        save_file(tensors, tmp_path / "in.safetensors")
+        arguments = ("--config", "m1v4b2", "--include", r"a|.*\.weight")
+        done = run("quantize", tmp_path / "in.safetensors", tmp_path / "out.safetensors", *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stdout == ""
+
+
+def test_info_prints_names_as_they_are(tmp_path, make_weight):
+    make_weight(16, 64, "m1v4").save(tmp_path / "w.safetensors", "x[/b][red]y")
+    assert "x[/b][red]y" in run("info", tmp_path / "w.safetensors").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

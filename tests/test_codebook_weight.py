@@ -57,6 +57,10 @@ def test_arrays_are_read_only_and_apart_from_the_callers():
         weight.scales[0, 0] = 1
     frozen = CodebookWeight(weight.codes, weight.codebooks, weight.scales)
     assert frozen.codes is weight.codes
+    # A read-only view of memory that somebody can still write to is copied as well.
+    view = codes.view()
+    view.flags.writeable = False
+    assert not np.shares_memory(CodebookWeight(view, codebooks, scales).codes, codes)
 
 
 @pytest.mark.parametrize(

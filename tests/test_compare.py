@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 
 import numpy as np
 import pytest
@@ -159,6 +160,46 @@ def test_weights_are_rotated_through_more_than_the_cache(make_weight):
     assert all(np.array_equal(codes, copies[0]) for codes in copies)
 
 
+def test_the_copies_take_turns(make_weight):
+    weight = make_weight(64, 128, "m1v4g128")
+    seen = []
+
+    class Watched(Twice):
+        name = "watched"
+
+        def run(self, prepared, x, out, workspace, stream):
+            seen.append(prepared.__array_interface__["data"][0])
+            super().run(prepared, x, out, workspace, stream)
+
+    kernel = codegemm.register_kernel(Watched())
+    try:
+        candidate = measure.Candidate(kernel, weight, [1], np.dtype(np.float32))
+        candidate.measure(measure.inputs(128, 1, np.dtype(np.float32)), 0)
+    finally:
+        codegemm.unregister_kernel("cpu:watched")
+    assert len(set(seen)) == len(seen) > 5
+
+
+def test_times_dense_is_the_dense_time_over_mine(tmp_path):
+    class Slow(Twice):
+        name = "slow"
+
+        def run(self, prepared, x, out, workspace, stream):
+            time.sleep(0.01)
+            super().run(prepared, x, out, workspace, stream)
+
+    codegemm.register_kernel(Slow())
+    try:
+        _, rows = rows_of(tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "slow,dense")
+    finally:
+        codegemm.unregister_kernel("cpu:slow")
+    seconds = {row["kernel"]: row["seconds"] for row in rows}
+    [slow] = [row for row in rows if row["kernel"] == "slow"]
+    assert slow["times_dense"] == pytest.approx(seconds["dense"] / seconds["slow"])
+    assert slow["times_dense"] < 0.5
+    assert slow["bandwidth_share"] == pytest.approx(slow["bytes_read"] / slow["seconds"] / 1e10)
+
+
 def test_an_interrupt_leaves_no_file(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
@@ -189,6 +230,7 @@ def test_threads_are_the_same_for_all(monkeypatch):
         (["--shape", "64x128", "--kernels", "nothing"], "kernel 'nothing': the engine cpu has reference, psumbook"),
         (["--shape", "64x128", "--batch", "0"], "--batch"),
         (["--shape", "64x128", "--batch", "x"], "'x': must be ints, separated by commas"),
+        (["--shape", "64x128", "--kernels", ""], "--kernels: names nothing"),
         (["--tensor", "a"], "--tensor needs --weights"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--shape", "64x128", "--json", "/nowhere/r.json"], "there is no folder /nowhere"),

@@ -1,5 +1,6 @@
 """CodebookConfig: its text, its limits, equation 1 of the paper."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,14 @@ def test_equation_one_gives_the_papers_values(text, bits):
 def test_text_and_back(v, m, b, groups):
     config = CodebookConfig(v=v, m=m, b=b, g=v * groups or -1)
     assert CodebookConfig.parse(str(config)) == config
+
+
+def test_numpys_integers_are_integers():
+    config = CodebookConfig(v=np.int64(4), m=np.uint8(1), b=8, g=np.int32(-1))
+    assert config == CodebookConfig(v=4, m=1, b=8, g=-1)
+    assert repr(config) == "CodebookConfig(v=4, m=1, b=8, g=-1)"
+    with pytest.raises(ValueError, match=r"v=4\.0: must be an integer"):
+        CodebookConfig(v=4.0)
 
 
 def test_defaults_of_the_text():

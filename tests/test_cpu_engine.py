@@ -13,7 +13,7 @@ import pytest
 import codegemm
 from codegemm import cache
 from codegemm.config import CodebookConfig
-from codegemm.engines.cpu import compiler, device, library
+from codegemm.engines.cpu import compiler, dequant, device, library
 from codegemm.engines.cpu.cut import row_slices, split
 from codegemm.engines.cpu.psumbook import TABLE_BYTES, cut_for, table_stride
 from codegemm.formats.codebook import CodebookSpec
@@ -31,10 +31,9 @@ SMALL = compiler.SOURCES / "threads.cpp"
 
 
 def test_the_cache_is_the_users_alone(own_cache):
-    own_cache.mkdir(mode=0o755)
+    (own_cache / "cpu").mkdir(mode=0o755, parents=True)
     library_file = compiler.build(SMALL)
-    for folder in (own_cache, library_file.parent):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(library_file.parent.stat().st_mode) == 0o700
     assert library_file.parent == own_cache / "cpu"
     assert [path.name for path in library_file.parent.iterdir()] == [library_file.name]
 
@@ -75,7 +74,7 @@ def test_a_foreign_cache_folder_is_refused(own_cache, monkeypatch):
 def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch, fresh_engine, make_weight):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(RuntimeWarning, match=r"file/cache: Not a directory; set CODEGEMM_CACHE_DIR"):
+    with pytest.warns(RuntimeWarning, match=r"file/cache/cpu: Not a directory; set CODEGEMM_CACHE_DIR"):
         np.ones(64, np.float32) @ make_weight(32, 64, "m1v4").T
 
 
@@ -106,9 +105,31 @@ def test_old_entries_go_when_the_cache_is_full(own_cache):
     assert cache.clear() == (0, 0)
 
 
+def test_what_was_just_made_stays(own_cache, monkeypatch):
+    monkeypatch.setattr(cache, "SIZE_LIMIT", 500)
+    monkeypatch.setattr(cache.prune, "__defaults__", (500, None))
+    place = cache.store("cpu", cache.key("large"), ".bin", lambda path: path.write_bytes(bytes(1000)))
+    assert place.exists()
+
+
+def test_other_peoples_files_are_left_alone(own_cache):
+    (own_cache / "cpu").mkdir(parents=True)
+    own_cache.chmod(0o755)
+    others = [own_cache / "thesis.txt", own_cache / "cpu" / "notes.bin", own_cache / "photos" / "big.bin"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
+    cache.store("cpu", cache.key("mine"), ".bin", lambda path: path.write_bytes(bytes(1000)))
+    cache.prune(limit=0)
+    assert cache.clear() == (0, 0)
+    assert all(path.exists() for path in others)
+    assert stat.S_IMODE(own_cache.stat().st_mode) == 0o755
+
+
 def test_a_failed_write_leaves_nothing(own_cache):
     with pytest.raises(RuntimeError):
-        cache.store("cpu", "key", ".bin", lambda path: (_ for _ in ()).throw(RuntimeError))
+        cache.store("cpu", cache.key("a"), ".bin", lambda path: (_ for _ in ()).throw(RuntimeError))
     assert list((own_cache / "cpu").iterdir()) == []
 
 
@@ -133,33 +154,76 @@ def test_number_of_threads(monkeypatch):
     try:
         codegemm.set_num_threads(3)
         assert codegemm.get_num_threads() == 3
-        for bad in (0, -1, 1.5, "2", True):
-            with pytest.raises(ValueError, match="must be an integer of at least 1"):
+        for bad in (0, -1, 1.5, "2", True, 1 << 32):
+            with pytest.raises(ValueError, match="must be an integer from 1 to 1024"):
                 codegemm.set_num_threads(bad)
     finally:
         codegemm.set_num_threads(before)
     monkeypatch.setattr(library, "_threads", None)
     monkeypatch.setenv("CODEGEMM_NUM_THREADS", "5")
     assert codegemm.get_num_threads() == 5
+    monkeypatch.setenv("CODEGEMM_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="CODEGEMM_NUM_THREADS=many: must be"):
+        codegemm.get_num_threads()
+
+
+def test_a_compiler_may_come_with_arguments(monkeypatch, fresh_engine):
+    monkeypatch.setenv("CXX", "g++ -DNDEBUG")
+    path, argument = compiler.find_compiler()
+    assert path.endswith("g++")
+    assert argument == "-DNDEBUG"
+
+
+def test_where_the_system_gives_no_threads_the_caller_works_alone():
+    script = """
+        import resource
+        import numpy as np, codegemm
+        from codegemm.comparison.sources import random_weight
+        w = random_weight((4096, 512), "m1v4g128")
+        x = np.ones((1, 512), np.float32)
+        codegemm.set_num_threads(1)
+        y = x @ w.T
+        with open("/proc/self/statm") as f:
+            used = int(f.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+        codegemm.set_num_threads(1000)
+        assert np.array_equal(x @ w.T, y)
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
 
 
 def test_a_forked_child_multiplies_too():
     script = """
-        import os, sys
+        import os, threading
         import numpy as np, codegemm
         from codegemm.comparison.sources import random_weight
         codegemm.set_num_threads(4)
         w = random_weight((4096, 512), "m1v4g128")
         x = np.ones((1, 512), np.float32)
         y = x @ w.T
-        for _ in range(3):
+        stop = threading.Event()
+        def busy():
+            while not stop.is_set():
+                assert np.array_equal(x @ w.T, y)
+        other = threading.Thread(target=busy)
+        other.start()
+        for _ in range(10):
             child = os.fork()
             if child == 0:
                 os._exit(0 if np.array_equal(x @ w.T, y) else 1)
             assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        other.join()
         assert np.array_equal(x @ w.T, y)
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("v", range(1, 17))
+def test_a_tile_of_the_dequantiser_fits_its_buffer(v):
+    width = dequant.tile_vectors(v) * v
+    assert width % 16 == 0
+    assert width <= dequant.MAX_TILE
 
 
 def test_split_and_slices_cover_everything_once():

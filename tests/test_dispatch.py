@@ -75,6 +75,12 @@ def test_auto(config, n, name, make_weight):
     assert codegemm.plan(weight, n).kernel.name == name
 
 
+def test_auto_weighs_tables_against_decoding(make_weight):
+    """Tables are not worth their building for few rows and several codebooks."""
+    assert codegemm.plan(make_weight(384, 384, "m2v8g128"), 2).kernel.name == "dequant"
+    assert codegemm.plan(make_weight(384, 384, "m2v8g128"), 1).kernel.name == "psumbook"
+
+
 def test_a_third_partys_kernel(twice, make_weight, rng):
     weight = make_weight(32, 64, "m1v4")
     x = rng.standard_normal((3, 64)).astype(np.float32)
@@ -94,6 +100,11 @@ def test_registration_is_checked():
         codegemm.register_kernel(object())
     with pytest.raises(TypeError, match="register an instance"):
         codegemm.register_kernel(Twice)
+    for name in ("auto", "a:b", None):
+        kernel = Twice()
+        kernel.name = name
+        with pytest.raises(ValueError, match=r"must be text without a colon, and not 'auto'"):
+            codegemm.register_kernel(kernel)
     kernel = Twice()
     kernel.engine = "tpu"
     with pytest.raises(ValueError, match="engine 'tpu', must be cpu or cuda"):

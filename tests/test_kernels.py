@@ -150,6 +150,13 @@ def test_the_same_on_older_processors(flags, monkeypatch, fresh_engine, make_wei
                 assert error(product(weight, x, name, np.float32), truth) <= FULL, (config, n, name)
 
 
+def test_quip_stays_in_range_where_the_result_does(make_weight):
+    weight = make_weight(64, 4096, "e8p")
+    x = np.where(np.arange(4096) % 2, 1e36, -1e36).astype(np.float32)[None]
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    assert error(product(weight, x, "quip"), truth) <= FULL
+
+
 @pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p"])
 @pytest.mark.parametrize("scale", [2.0**-14, 1e4])
 def test_large_and_tiny_x(config, scale, make_weight, rng):

@@ -97,13 +97,54 @@ def test_out_may_overlap_x(rng):
     square = random_weight((32, 32), "m1v4g16")
     x = rng.standard_normal((4, 32)).astype(np.float32)
     truth = x.astype(np.float64) @ square.dequantize(np.float64).T
-    for multiply in (
-        lambda a: codegemm.matmul(a, square.T, out=a),
-        lambda a: codegemm.plan(square, 4)(a, out=a),
-    ):
-        overlapping = x.copy()
-        multiply(overlapping)
-        assert close(overlapping, truth)
+    for info in codegemm.kernels(square, 4):
+        if not info.usable or info.name == "dense_bf16":
+            continue
+        for multiply in (
+            lambda a, name=info.name: codegemm.matmul(a, square.T, out=a, kernel=name),
+            lambda a, name=info.name: codegemm.plan(square, 4, kernel=name)(a, out=a),
+        ):
+            overlapping = x.copy()
+            multiply(overlapping)
+            assert close(overlapping, truth), info.name
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_out_and_x_of_other_byte_orders_and_misaligned(size, rng):
+    x = rng.standard_normal((size, 32)).astype(np.float32)
+    truth = x.astype(np.float64) @ DENSE.T
+    memory = np.zeros(size * 24 * 4 + 1, np.uint8)
+    crooked_x = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    assert not crooked_x.flags.aligned
+    for out in (np.empty((size, 24), ">f4"), memory[1:].view(np.float32).reshape(size, 24)):
+        for multiply in (codegemm.plan(WEIGHT, size), lambda a, out: codegemm.matmul(a, WEIGHT.T, out=out)):
+            for operand in (x, x.astype(">f4"), crooked_x):
+                out[...] = 0
+                multiply(operand, out=out)
+                assert close(out, truth)
+    assert codegemm.plan(WEIGHT, size, ">f4").dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_rounded_to_nearest_even(dtype, rng):
+    """The compiled conversions of results agree with NumPy's to the bit."""
+    dtype = arrays.float_dtype(dtype)
+    for name in ("psumbook", "dequant"):
+        for n in (1, 5):
+            x = rng.standard_normal((n, 32)).astype(dtype)
+            exact = codegemm.matmul(x, WEIGHT.T, out=np.empty((n, 24), np.float32), kernel=name)
+            assert np.array_equal(codegemm.matmul(x, WEIGHT.T, kernel=name), exact.astype(dtype))
+        identity = codegemm.CodebookWeight(
+            np.zeros((1, 1, 1), np.uint8), np.full((1, 2, 1), 1, np.float16), np.ones((1, 1), np.float16)
+        )
+        values = rng.integers(0, 1 << 32, 2000, np.uint32).view(np.float32)
+        ties = (rng.integers(0, 1 << 15, 2000, np.uint32) << 16 | 0x8000).view(np.float32)
+        edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519, 65520, 1e-8, 3.4e38, 2.0**-24], np.float32)
+        for value in np.concatenate([values[:500], ties[:500], edges]):
+            x = np.array([[value]], np.float32)
+            with np.errstate(over="ignore"):
+                y = codegemm.matmul(x, identity.T, kernel=name)
+                assert np.array_equal(y, x, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +194,16 @@ def test_out_may_overlap_x(rng):
         (lambda x: np.asarray(WEIGHT), TypeError, r"call dequantize\(\)"),
         (lambda x: np.asarray(WEIGHT.T), TypeError, r"call w.dequantize\(\).T"),
         (lambda x: codegemm.linear(x, DENSE), TypeError, "linear: w is ndarray"),
+        (lambda x: WEIGHT @ x.T[:31], ValueError, r"X: shape \(31, 3\), its last axis but one must be in_features=32"),
+        (
+            lambda x: codegemm.matmul(WEIGHT, x.T, out=np.empty((24, 6), np.float32)),
+            ValueError,
+            r"out: shape \(24, 6\), must be \(24, 3\)",
+        ),
+        (lambda x: codegemm.linear(x, WEIGHT, np.ones(24, complex)), TypeError, "bias: dtype complex128, must be real"),
+        (lambda x: codegemm.plan(WEIGHT, True), ValueError, "n=True: must be an integer"),
+        (lambda x: codegemm.kernels(DENSE), TypeError, "kernels: w is ndarray"),
+        (lambda x: codegemm.kernels(WEIGHT, 1.5), ValueError, r"n=1\.5: must be an integer"),
         (lambda x: codegemm.linear(x, WEIGHT, np.ones(23)), ValueError, r"bias: shape \(23,\), must be \(24,\)"),
         (lambda x: codegemm.plan(DENSE), TypeError, "plan: w is ndarray"),
         (lambda x: codegemm.plan(WEIGHT, 0), ValueError, "n=0: must be an integer of at least 1"),
@@ -174,6 +225,7 @@ def test_mistakes_are_named(call, kind, message, rng):
 def test_linear_adds_the_bias(rng):
     x, bias = rng.standard_normal((2, 3, 32)).astype(np.float32), rng.standard_normal(24)
     assert close(codegemm.linear(x, WEIGHT, bias), x.astype(np.float64) @ DENSE.T + bias)
+    assert close(codegemm.linear(x, WEIGHT, list(range(24))), x.astype(np.float64) @ DENSE.T + np.arange(24))
     half = codegemm.linear(x.astype(np.float16), WEIGHT, bias)
     assert half.dtype == np.float16
 

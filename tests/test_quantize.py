@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm.quantize import additive
 from codegemm.quantize.kmeans import assign
 from codegemm.quantize.search import decode, encode
 
@@ -43,6 +44,21 @@ def test_configurations_of_any_kind(gaussian):
         weight = codegemm.quantize(part, codegemm.CodebookConfig.parse(config))
         assert str(weight.config) == config
         assert relative_mse(part, weight) < 0.9
+
+
+def test_scales_are_fitted_to_the_codes(gaussian, monkeypatch):
+    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g16"))
+    monkeypatch.setattr(additive, "_refit_scales", lambda groups, decoded, scales: scales)
+    assert fitted < 0.996 * relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g16"))
+
+
+def test_codebooks_are_drawn_to_where_the_error_is(gaussian, monkeypatch):
+    """Rows of large and small weights of different kinds: the large ones decide the squared error."""
+    matrix = gaussian.copy()
+    matrix[128:] = 0.01 * np.sign(matrix[128:])
+    drawn = relative_mse(matrix, codegemm.quantize(matrix, "m1v4b4g-1"))
+    monkeypatch.setattr(additive.np, "repeat", lambda weights, count: np.ones(weights.size * count))
+    assert drawn < 0.99 * relative_mse(matrix, codegemm.quantize(matrix, "m1v4b4g-1"))
 
 
 def test_joint_search_is_better_than_greedy(gaussian):
@@ -120,6 +136,7 @@ def test_other_dtypes(dtype, gaussian):
         (np.ones((4, 64)), 3, TypeError, "config 3: must be"),
         (np.ones((4, 64)), "e8p", ValueError, "out_features=4: E8P needs a multiple of 16"),
         (np.ones((16, 60)), "e8p", ValueError, "in_features=60: E8P needs a multiple of 64"),
+        (np.ones((4, 64)), "m2v8b16", ValueError, "needs a table of 64.0 GiB, at most 1 are allowed"),
         (np.full((4, 64), 1e30), "m1v4", ValueError, "do not fit float16"),
     ],
 )

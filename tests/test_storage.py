@@ -123,9 +123,11 @@ def test_codes_of_other_widths_are_unpacked_at_their_first_use(tmp_path, make_we
 
 def test_tensors_are_aligned(tmp_path, make_weight):
     weights = {f"w{i}": make_weight(3, 12, "m1v4b3g4") for i in range(4)}
+    weights["wide"] = make_weight(3, 12, "m1v4b16")
     storage.save_all(tmp_path / "w.safetensors", weights, {"x": np.ones(3, np.uint8), "y": np.ones(1)})
     for tensor in storage.File(tmp_path / "w.safetensors").tensors.values():
         assert tensor.data.ctypes.data % storage._item_size(tensor) == 0
+    assert codegemm.load(tmp_path / "w.safetensors", "wide").codes.flags.aligned
 
 
 @pytest.fixture
@@ -185,6 +187,10 @@ def described(**values):
         (lambda h: h["__metadata__"].pop("weight"), "description is missing or broken"),
         (lambda h: h["__metadata__"].update(weight="{"), "description is missing or broken"),
         (lambda h: h["__metadata__"].update(weight="[]"), "must be a JSON object"),
+        (lambda h: h["__metadata__"].update(weight="[" * 200000), "description is missing or broken"),
+        (lambda h: h["__metadata__"].update(version="9" * 5000), r"w\.safetensors: version '9999"),
+        (described(part_rows=[24.9, 24]), "weight: "),
+        (described(part_rows=[float("inf")]), "weight: "),
         (described(v=8), r"codes: uint8 \(48, 16\), must be uint8 \(48, 8\)"),
         (described(b=7), r"codes: uint8 \(48, 16\), must be"),
         (described(g=32), "the tensors are m1v4g16, the description says m1v4g32"),
@@ -234,6 +240,45 @@ def test_a_folder_that_is_not_there(tmp_path, make_weight):
         make_weight(16, 64, "m1v4").save(tmp_path / "nowhere" / "w.safetensors")
 
 
+def test_permissions_and_links_stay(saved, make_weight):
+    saved.chmod(0o600)
+    link = saved.with_name("link.safetensors")
+    link.symlink_to(saved.name)
+    weight = make_weight(16, 64, "m1v4")
+    weight.save(link)
+    assert link.is_symlink()
+    assert codegemm.load(saved) == weight
+    assert saved.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "kind", "message"),
+    [
+        ({}, {"note": 3}, ValueError, "metadata 'note': 3, must be text"),
+        ({}, {"a": "x"}, ValueError, "metadata 'a': a weight has that name"),
+        ({"__metadata__": np.ones(3)}, {}, ValueError, "name '__metadata__': can't be that of a tensor"),
+        ({"\ud800": np.ones(3)}, {}, ValueError, "can't be that of a tensor"),
+        ({"c": np.ones(3, complex)}, {}, TypeError, "tensor 'c': dtype complex128: must be bfloat16 or one of"),
+        ({"a.scales": np.ones(3)}, {}, ValueError, r"tensor 'a\.scales': is part of a weight"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_said_before_it_is_written(tensors, metadata, kind, message, saved, make_weight):
+    before = saved.read_bytes()
+    with pytest.raises(kind, match=message):
+        storage.save_all(saved, {"a": make_weight(16, 64, "m1v4")}, tensors, metadata)
+    assert saved.read_bytes() == before
+
+
+def test_other_byte_orders_and_foreign_codes(tmp_path, make_weight):
+    weight = make_weight(16, 64, "m1v4")
+    others = {"big": np.arange(4, dtype=">f4"), "other.codes": np.arange(3)}
+    storage.save_all(tmp_path / "w.safetensors", {"a": weight}, others)
+    assert codegemm.load_all(tmp_path / "w.safetensors") == {"a": weight}
+    stored = storage.File(tmp_path / "w.safetensors").tensors
+    for name, array in others.items():
+        assert np.array_equal(stored[name].numpy(), array)
+
+
 def test_a_file_may_replace_the_one_it_was_read_from(saved):
     weight = codegemm.load(saved)
     copy = codegemm.CodebookWeight(*(np.array(a) for a in (weight.codes, weight.codebooks, weight.scales)))
@@ -244,7 +289,7 @@ def test_a_file_may_replace_the_one_it_was_read_from(saved):
 def test_names_that_collide(tmp_path, make_weight):
     weight = make_weight(16, 64, "m1v4")
     for name in ("", "format", "version"):
-        with pytest.raises(ValueError, match="can't be a weight's name"):
+        with pytest.raises(ValueError, match="can't be that of a weight"):
             weight.save(tmp_path / "w.safetensors", name)
     with pytest.raises(ValueError, match=r"tensor 'a\.codes': is part of a weight"):
         storage.save_all(tmp_path / "w.safetensors", {"a": weight}, {"a.codes": np.ones(3)})

@@ -32,7 +32,9 @@ def test_linear_with_a_bias(make_weight):
     weight = make_weight(24, 32, "m1v4g16")
     x, bias = torch.randn(5, 32), torch.randn(24)
     truth = x.double() @ torch.from_numpy(weight.dequantize(np.float64)).T + bias
-    assert torch.allclose(codegemm.linear(x, weight, bias).double(), truth, atol=1e-4)
+    for given in (bias, bias.numpy(), bias.clone().requires_grad_(True)):
+        assert torch.allclose(codegemm.linear(x, weight, given).double(), truth, atol=1e-4)
+    assert np.allclose(codegemm.linear(x.numpy(), weight, bias), truth, atol=1e-4)
 
 
 def test_gradients_are_not_tracked(make_weight):

@@ -13,14 +13,14 @@ def cache() -> None:
 @cache.command()
 def path() -> None:
     """Print where it is."""
-    from codegemm.cache import folder
+    from codegemm.cache import root
 
-    click.echo(folder())
+    click.echo(root())
 
 
 @cache.command()
 def clear() -> None:
-    """Remove everything in it."""
+    """Remove every entry."""
     from codegemm import cache as entries
 
     count, size = entries.clear()

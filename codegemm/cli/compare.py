@@ -75,6 +75,9 @@ def compare(
 
     if tensors and weights is None:
         raise click.UsageError("--tensor needs --weights")
+    for option, values in (("--config", configs), ("--kernels", names)):
+        if values is not None and not values:
+            raise click.BadParameter(f"{option}: names nothing")
     if not batches or min(batches) < 1:
         raise click.BadParameter(f"--batch {batches}: must be positive numbers")
     for path in (json_path, plot_path):

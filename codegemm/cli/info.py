@@ -10,8 +10,9 @@ import click
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
-    """List the quantised weights of FILE and what else is in it."""
+    """List the quantised weights of FILE."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from codegemm.storage import load_all
@@ -23,7 +24,7 @@ def info(file: Path) -> None:
     for name, weight in weights.items():
         form = str(getattr(weight, "config", None) or f"e8p, {weight.spec.bits} bit")  # type: ignore[attr-defined]
         size = f"{weight.shape[0]} x {weight.shape[1]}"
-        table.add_row(name, form, size, f"{weight.bits_per_weight:.3f}", f"{weight.nbytes / 1e6:.2f}")
+        table.add_row(escape(name), form, size, f"{weight.bits_per_weight:.3f}", f"{weight.nbytes / 1e6:.2f}")
     Console().print(table)
     total = sum(weight.nbytes for weight in weights.values())
     click.echo(

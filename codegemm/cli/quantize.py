@@ -28,7 +28,7 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
     from codegemm.comparison.sources import E8P, check_config
     from codegemm.config import CodebookConfig
     from codegemm.quantize import quantize as quantize_matrix
-    from codegemm.storage import File, RawTensor, save_all
+    from codegemm.storage import RESERVED, File, RawTensor, check_names, save_all
 
     try:
         wanted = re.compile(include)
@@ -39,6 +39,13 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
     if not target.parent.is_dir():
         raise click.BadParameter(f"{target}: there is no folder {target.parent}")
     file = File(source)
+    kept = {key: value for key, value in file.metadata.items() if key not in RESERVED}
+    chosen = {name for name, tensor in file.tensors.items() if wanted.fullmatch(name) and tensor.is_matrix}
+    targets = [name.removesuffix(".weight") for name in sorted(chosen)]
+    for target_name in targets:
+        if targets.count(target_name) > 1:
+            raise click.ClickException(f"{source}: both {target_name} and {target_name}.weight match --include")
+    check_names(targets, file.tensors.keys() - chosen, kept)
     weights, copied = {}, dict[str, RawTensor]()
     for name, tensor in file.tensors.items():
         if not wanted.fullmatch(name):
@@ -61,7 +68,6 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
             click.echo(f"{name}: {list(tensor.shape)} at {weight.bits_per_weight:.3f} bits/weight")
     if not weights:
         raise click.ClickException(f"{source}: nothing to quantise: no matrix matches --include {include!r}")
-    kept = {key: value for key, value in file.metadata.items() if key not in ("format", "version")}
     save_all(target, weights, copied, kept)
     click.echo(
         f"{target}: {len(weights)} quantised, {len(copied)} copied; "

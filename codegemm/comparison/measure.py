@@ -28,7 +28,7 @@ NOT_COMPARED = ("reference",)
 DENSE = ("dense", "dense_bf16")
 
 _CACHE_FACTOR = 1.25
-_MEMORY_SHARE = 8  # copies take at most this part of the free memory
+_MEMORY_SHARE = 8  # copies take this part of the free memory, but there are at least two
 _WARM_UP = 3
 # The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
 _QUIET = 0.05
@@ -146,7 +146,7 @@ class Candidate:
         return bound, cuda.to_device(x, self._device), cuda.to_device(out, self._device)
 
     def _time_call(self, bound: Plan, turn: int, x: Any, out: Any) -> float:
-        bound._prepared = self._copies[turn % len(self._copies)]
+        bound.prepared = self._copies[turn % len(self._copies)]
         if self._device != "cpu":
             return cuda.time_call(lambda: bound(x, out=out), self._device)
         begin = time.perf_counter()

@@ -32,10 +32,10 @@ def print_tables(result: Result) -> None:
     if len(result.by_case()) > 1:
         console.print(_mean_table(result))
     for info in result.left_out:
-        console.print(f"left out: {info.name}: {info.reason}", highlight=False)
+        console.print(f"left out: {info.name}: {info.reason}", highlight=False, markup=False)
     for title, reasons in result.skipped.items():
         for config, reason in reasons.items():
-            console.print(f"left out: {title}: {config}: {reason}", highlight=False)
+            console.print(f"left out: {title}: {config}: {reason}", highlight=False, markup=False)
 
 
 def write_json(result: Result, path: str | Path) -> None:
@@ -99,9 +99,10 @@ def _draw_case(panel: Any, title: str, rows: list[Row], labels: list[str], colou
 
 
 def _case_table(title: str, rows: list[Row]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     with_original = any(row.error_to_original is not None for row in rows)
     table.add_column("kernel")
     table.add_column("weights")

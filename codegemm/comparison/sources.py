@@ -83,6 +83,8 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
     """
     file = File(path)
     if file.is_native:
+        if configs:
+            raise ValueError(f"{path}: its weights are quantised already; --config {','.join(configs)} does not apply")
         weights = {name: file.weight(name) for name in tensors or file.descriptions()}
         return [Case(f"{name} {_by(w.shape)}", w.shape, (_label(w),), stored=w) for name, w in weights.items()]
     if not tensors:

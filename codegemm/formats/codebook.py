@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -302,7 +303,7 @@ def _infer_spec(
         if codebooks.ndim == 4:
             raise ValueError("codebooks: four axes need part_rows, the rows of each part")
         part_rows = (rows,)
-    part_rows = tuple(int(count) for count in part_rows)
+    part_rows = tuple(operator.index(count) for count in part_rows)
     if len(part_rows) != parts or sum(part_rows) != rows or min(part_rows, default=0) < 1:
         raise ValueError(f"part_rows: {part_rows}, must be {parts} positive numbers that sum to {rows}")
     return CodebookSpec(rows, vectors * v, config, part_rows)

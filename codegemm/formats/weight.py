@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ class Weight(ABC):
 
     def __init__(self) -> None:
         self._prepared: dict[tuple[Kernel, str], Any] = {}
-        self._prepare_lock = threading.Lock()
 
     @property
     @abstractmethod
@@ -118,12 +116,12 @@ class Weight(ABC):
         save_all(path, {name: self})
 
     def prepared(self, kernel: Kernel) -> Any:
-        """What `kernel.prepare` made of this weight; made once, freed with the weight."""
+        """What `kernel.prepare` made of this weight; kept, and freed with the weight."""
         key = (kernel, self.device)
-        with self._prepare_lock:
-            if key not in self._prepared:
-                self._prepared[key] = kernel.prepare(self, self.device)
-            return self._prepared[key]
+        if key not in self._prepared:
+            # Two threads may both prepare the first time; all get the same result.
+            self._prepared.setdefault(key, kernel.prepare(self, self.device))
+        return self._prepared[key]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weight):
@@ -202,8 +200,21 @@ def frozen(array: Any) -> Any:
     """A read-only array of the same values; a copy where somebody else could still write to it."""
     if not isinstance(array, np.ndarray):
         return array
-    array = np.ascontiguousarray(array)
-    if array.flags.writeable:
+    array = np.require(array, requirements=["C", "A"])
+    if _is_writeable(array):
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+def _is_writeable(array: np.ndarray) -> bool:
+    """Whether the memory can be written to through this array or any that it is a view of."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return True
+        owner = owner.base
+    try:
+        return owner is not None and not memoryview(owner).readonly
+    except TypeError:  # memory of another library, which said that it is read-only
+        return False

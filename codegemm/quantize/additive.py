@@ -19,12 +19,19 @@ _ROUNDS = 12  # of search and least squares, each on vectors drawn afresh
 _TRAIN_BEAM = 4
 _FINAL_BEAM = 8
 _RIDGE = 1e-3
+_MAX_CROSS_PRODUCTS = 1 << 30  # bytes
 
 
 def quantize(matrix: Vectors, config: CodebookConfig, seed: int, progress: Progress) -> CodebookWeight:
     """A CodebookWeight near matrix [M, K], minimising |W - W'|^2."""
     rows, columns = matrix.shape
     config.check_shape(rows, columns)
+    table = 4 * config.m**2 * config.centroids**2
+    if config.m > 1 and table > _MAX_CROSS_PRODUCTS:
+        raise ValueError(
+            f"config {config}: the joint search of {config.m} codebooks of 2^{config.b} centroids needs a table of "
+            f"{table / 2**30:.1f} GiB, at most {_MAX_CROSS_PRODUCTS >> 30} are allowed: choose a smaller b or m=1"
+        )
     rng = np.random.default_rng(seed)
     groups = matrix.reshape(rows, -1, config.group_size(columns))
     level = _level(matrix)
@@ -110,9 +117,11 @@ class _Sampler:
         self._cumulative = np.cumsum(weights)
 
     def __call__(self) -> Vectors:
-        if self._count == len(self._vectors) or not self._cumulative[-1] > 0:
+        if not self._cumulative[-1] > 0:
             return self._vectors[: self._count]
-        at = self._rng.random(self._count) * self._cumulative[-1]
+        # One from each of `count` equal strata: vectors of equal weight are drawn equally often.
+        strata = (np.arange(self._count) + self._rng.random(self._count)) / self._count
+        at = strata * self._cumulative[-1]
         index = np.searchsorted(self._cumulative, at, side="right")
         return self._vectors[np.minimum(index, len(self._vectors) - 1)]
 

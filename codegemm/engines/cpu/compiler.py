@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,16 +32,16 @@ class CompilerError(RuntimeError):
 
 
 @cache
-def find_compiler() -> str:
-    """The C++ compiler: $CXX, else the first of g++, clang++ and c++ on the PATH; CompilerError if there is none."""
-    wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("g++", "clang++", "c++"):
+def find_compiler() -> tuple[str, ...]:
+    """The C++ compiler's command: $CXX, else the first of g++, clang++ and c++; CompilerError if there is none."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for name, *arguments in [wanted] if wanted else (["g++"], ["clang++"], ["c++"]):
         path = shutil.which(name)
         if path:
-            return path
+            return path, *arguments
     raise CompilerError(
-        f"no C++ compiler ({f'CXX={wanted} is not there' if wanted else 'g++, clang++ or c++'}): install g++ 12 or "
-        "later (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or clang 15 or later"
+        f"no C++ compiler ({f'CXX={shlex.join(wanted)} is not there' if wanted else 'g++, clang++ or c++'}): "
+        "install g++ 12 or later (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or clang 15 or later"
     )
 
 
@@ -66,7 +67,7 @@ def build(source: Path) -> Path:
     flags = (*FLAGS, *native, *(f"-I{folder}" for folder in folders))
     headers = [header for folder in folders for header in sorted(folder.glob("*.hpp"))]
     key = store.key(
-        compiler, _version(compiler), *FLAGS, *native, machine(), source.name,
+        *compiler, _version(compiler), *FLAGS, *native, machine(), source.name,
         *(path.read_bytes() for path in (source, *headers)),
     )  # fmt: skip
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
@@ -77,10 +78,12 @@ def build(source: Path) -> Path:
     def compile_to(path: Path) -> None:
         start = time.perf_counter()
         made = subprocess.run(
-            [compiler, *flags, str(source), "-o", str(path)], capture_output=True, text=True, check=False
+            [*compiler, *flags, str(source), "-o", str(path)], capture_output=True, text=True, check=False
         )
         if made.returncode:
-            raise CompilerError(f"{compiler} could not compile {source.name}:\n{made.stderr.strip()[-2000:]}")
+            raise CompilerError(
+                f"{shlex.join(compiler)} could not compile {source.name}:\n{made.stderr.strip()[-2000:]}"
+            )
         seconds = time.perf_counter() - start
         if seconds > _SLOW_BUILD:
             print(
@@ -92,5 +95,5 @@ def build(source: Path) -> Path:
 
 
 @cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+def _version(compiler: tuple[str, ...]) -> str:
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout

@@ -21,8 +21,7 @@ _SOURCE = compiler.SOURCES / "dequant.cpp"
 _LANES = 16
 # Must match `max_block_rows` and `max_tile` in dequant.cpp.
 MAX_BLOCK_ROWS = 64
-MAX_TILE = 528
-_TILE = 512
+MAX_TILE = 512
 
 
 class DequantArgs(ctypes.Structure):
@@ -76,7 +75,7 @@ def prepare(weight: CodebookWeight) -> Prepared:
 def tile_vectors(v: int) -> int:
     """k-vectors of a tile: about 512 weights, whole registers of them."""
     step = math.lcm(_LANES, v)
-    return step * max(1, _TILE // step) // v
+    return step * max(1, MAX_TILE // step) // v
 
 
 class Dequant(Kernel):

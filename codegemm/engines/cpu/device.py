@@ -14,7 +14,7 @@ from codegemm.engines.cpu import compiler, library
 
 _PROBE_BYTES = 1 << 29
 _PIECES = 64
-_DEFAULT_CACHE = 32 << 20
+_SMALLEST_CACHE = 32 << 20
 
 
 def name() -> str:
@@ -28,8 +28,8 @@ def name() -> str:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that the system reports; 32 MiB where it reports none."""
-    sizes = [_DEFAULT_CACHE]
+    """Bytes of the largest cache that the system reports, at least 32 MiB."""
+    sizes = [_SMALLEST_CACHE]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
         factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 0)

@@ -20,6 +20,8 @@ from codegemm.engines.cpu import compiler
 # Must match `Dtype` in floats.hpp.
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
+MAX_THREADS = 1024
+
 _lock = threading.Lock()
 _libraries: dict[Path, ctypes.CDLL | None] = {}
 _threads: int | None = None
@@ -46,16 +48,18 @@ def get_num_threads() -> int:
     """Threads of the CPU kernels: as set, else $CODEGEMM_NUM_THREADS, else the processors this process may use."""
     if _threads is not None:
         return _threads
-    asked = os.environ.get("CODEGEMM_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
+    asked = os.environ.get("CODEGEMM_NUM_THREADS")
+    if asked:
+        if not asked.isdecimal() or not 1 <= int(asked) <= MAX_THREADS:
+            raise ValueError(f"CODEGEMM_NUM_THREADS={asked}: must be an integer from 1 to {MAX_THREADS}")
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_num_threads(k: int) -> None:
-    """Let the CPU kernels use k threads from now on; results do not depend on it. ValueError unless k >= 1."""
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"number of threads {k!r}: must be an integer of at least 1")
+    """Let the CPU kernels use k threads from now on, 1 to 1024; results do not depend on it."""
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= MAX_THREADS:
+        raise ValueError(f"number of threads {k!r}: must be an integer from 1 to {MAX_THREADS}")
     global _threads
     with _lock:
         _threads = int(k)
@@ -90,6 +94,16 @@ class Arguments:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
         return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
+
+
+def _renew_lock() -> None:
+    """A child forked while another thread compiles must not wait for that thread."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def forget() -> None:

@@ -32,13 +32,14 @@ struct DequantArgs {
 };
 
 // Must match `MAX_BLOCK_ROWS` and `MAX_TILE` in dequant.py.
-constexpr int max_block_rows = 64, max_tile = 528;
+constexpr int max_block_rows = 64, max_tile = 512;
 
 namespace {
 
 constexpr int dot_rows = 4;
 
-// block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1; V 0: v known at run time only.
+// block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1. A row's end up to the pitch is left as
+// it is: there x is zero. V 0: v known at run time only.
 template <class Code, class Centroid, int V>
 void decode(const DequantArgs& a, int part, int first_row, int end_row, int first, int end, int pitch, float* block) {
     const int v = V ? V : a.v, m = a.m;
@@ -72,7 +73,6 @@ void decode(const DequantArgs& a, int part, int first_row, int end_row, int firs
                 }
             }
         }
-        for (; to < block + pitch; ++to) *to = 0;
     }
 }
 

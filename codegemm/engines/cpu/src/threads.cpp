@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace {
@@ -27,9 +28,13 @@ class Pool {
     void run(Loop& loop, int threads) {
         std::lock_guard<std::mutex> turn(turn_);
         std::unique_lock<std::mutex> lock(mutex_);
-        for (; workers_ < threads - 1; ++workers_) std::thread(&Pool::serve, this).detach();
+        try {
+            for (; workers_ < threads - 1; ++workers_) std::thread(&Pool::serve, this).detach();
+        } catch (const std::system_error&) {
+            // The system gives no more threads: those that are there do the work.
+        }
         loop_ = &loop;
-        seats_ = threads - 1;  // a pool that was larger once leaves its other workers asleep
+        seats_ = workers_ < threads - 1 ? workers_ : threads - 1;  // once larger, the others stay asleep
         for (int i = 0; i < seats_; ++i) wake_.notify_one();
         lock.unlock();
         loop.work();
