@@ -14,6 +14,7 @@ from codegemm.quantize.search import Vectors, decode, encode
 
 _SAMPLE_PER_CENTROID = 512
 _MAX_SAMPLE = 1 << 18
+_DRAWS_PER_VECTOR = 4
 _KMEANS_ITERATIONS = 30
 _ROUNDS = 12  # of search and least squares, each on vectors drawn afresh
 _TRAIN_BEAM = 4
@@ -113,12 +114,13 @@ class _Sampler:
 
     def __init__(self, vectors: Vectors, weights: npt.NDArray, count: int, rng: np.random.Generator) -> None:
         self._vectors, self._rng = vectors, rng
-        self._count = min(count, len(vectors))
+        # Of few vectors several draws each, so that those of small weight are not left out.
+        self._count = min(count, _DRAWS_PER_VECTOR * len(vectors))
         self._cumulative = np.cumsum(weights)
 
     def __call__(self) -> Vectors:
         if not self._cumulative[-1] > 0:
-            return self._vectors[: self._count]
+            return self._vectors
         # One from each of `count` equal strata: vectors of equal weight are drawn equally often.
         strata = (np.arange(self._count) + self._rng.random(self._count)) / self._count
         at = strata * self._cumulative[-1]
