@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -43,7 +42,36 @@ class Spec(ABC):
         return float(Fraction(self.packed_bits, self.out_features * self.in_features))
 
 
-class Weight(ABC):
+class Matrix:
+    """What `@`, numpy.matmul and NumPy's conversions find on a weight and on its transpose."""
+
+    ndim = 2
+
+    def __matmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        from codegemm.products import matmul
+
+        return matmul(other, self)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if ufunc is not np.matmul or method != "__call__":
+            return NotImplemented  # NumPy raises its own TypeError
+        from codegemm.products import matmul
+
+        out = kwargs.pop("out", None)
+        if kwargs:
+            raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
+        return matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
+        raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
+
+
+class Weight(Matrix, ABC):
     """A quantised matrix; read-only. `x @ w.T` and `w @ X` multiply by it without rebuilding it."""
 
     __hash__ = None  # type: ignore[assignment]
@@ -73,11 +101,6 @@ class Weight(ABC):
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self.spec.shape
-
-    @property
-    def ndim(self) -> int:
-        """2."""
-        return 2
 
     @property
     def nbytes(self) -> int:
@@ -131,24 +154,8 @@ class Weight(ABC):
         mine, theirs = self.to("cpu").arrays, other.to("cpu").arrays
         return all(mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine)
 
-    def __matmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
 
-        return matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
-
-        return matmul(other, self)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _matmul_ufunc(ufunc, method, inputs, kwargs)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
-        raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
-
-
-class TransposedWeight:
+class TransposedWeight(Matrix):
     """A view of a weight as its transpose, for the right-hand side of `@`."""
 
     def __init__(self, weight: Weight) -> None:
@@ -159,41 +166,8 @@ class TransposedWeight:
         """(in_features, out_features)."""
         return self.T.shape[::-1]
 
-    @property
-    def ndim(self) -> int:
-        """2."""
-        return 2
-
-    def __matmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
-
-        return matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
-
-        return matmul(other, self)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return _matmul_ufunc(ufunc, method, inputs, kwargs)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
-        raise TypeError("a transposed weight does not become a dense array: call w.dequantize().T")
-
     def __repr__(self) -> str:
         return f"{self.T!r}.T"
-
-
-def _matmul_ufunc(ufunc: np.ufunc, method: str, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """`numpy.matmul` on weights; NumPy raises its own TypeError for every other ufunc."""
-    if ufunc is not np.matmul or method != "__call__":
-        return NotImplemented
-    from codegemm.products import matmul
-
-    out = kwargs.pop("out", None)
-    if kwargs:
-        raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
-    return matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
 
 
 def frozen(array: Any) -> Any:
