@@ -106,6 +106,12 @@ def clear() -> tuple[int, int]:
     return len(entries), sum(state.st_size for _, state in entries)
 
 
+def usage() -> tuple[int, int]:
+    """The number of entries and their bytes."""
+    entries = list(_entries())
+    return len(entries), sum(state.st_size for _, state in entries)
+
+
 def _entries() -> Iterator[tuple[Path, os.stat_result]]:
     for kind in KINDS:
         place = root() / kind

@@ -1,5 +1,7 @@
 """`codegemm quantize`, `info` and `cache`, run as a user runs them."""
 
+import importlib
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import codegemm
+
+# The command of that name hides the module behind it.
+doctor = importlib.import_module("codegemm.cli.doctor")
 
 
 def run(*arguments, **options):
@@ -111,6 +116,39 @@ def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
     assert run("cache", "path").stdout.strip() == str(tmp_path / "cache")
     assert run("cache", "clear").stdout == "removed 0 files, 0.0 MB\n"
+
+
+def test_doctor_says_what_there_is_and_what_is_missing():
+    done = run("doctor", env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    for text in ("codegemm", "C++ compiler", "psumbook", "cache", "CuPy", "GPU"):
+        assert text in done.stdout
+
+
+def test_doctor_never_fails(monkeypatch, tmp_path, fresh_engine):
+    def broken(*arguments):
+        raise OSError("out of order")
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: broken())
+    monkeypatch.setattr("codegemm.engines.cuda.unavailable", lambda: "CuPy finds no usable GPU: the driver is too old")
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert findings["C++ compiler"].found is None
+    assert "apt install g++" in findings["C++ compiler"].mend
+    assert findings["GPU"].mend == "CuPy finds no usable GPU: the driver is too old"
+    assert findings["codegemm"].mend == "out of order"
+    assert findings["cache"].found == f"{tmp_path}: 0 files, 0.0 MB"
+
+
+def test_doctor_names_the_command_that_installs(monkeypatch):
+    def missing(name):
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert findings["torch (the bfloat16 baseline)"].mend == "pip install 'codegemm[torch]'"
+    assert findings["CuPy"].mend == "pip install 'codegemm[cuda12]' (or cuda13)"
 
 
 def test_help_and_version():

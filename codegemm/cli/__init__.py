@@ -1,4 +1,4 @@
-"""The command line: `codegemm compare`, `quantize`, `info` and `cache`."""
+"""The command line: `codegemm compare`, `quantize`, `info`, `cache` and `doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
+from codegemm.cli.doctor import doctor
 from codegemm.cli.info import info
 from codegemm.cli.quantize import quantize
 from codegemm.errors import KernelError
@@ -20,7 +21,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, quantize, info, cache):
+for command in (compare, quantize, info, cache, doctor):
     cli.add_command(command)
 
 

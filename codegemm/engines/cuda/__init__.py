@@ -2,6 +2,7 @@
 
 from codegemm.engines.cuda.device import (
     cache_and_memory,
+    count,
     measure_bandwidth,
     name,
     parse_device,
@@ -17,6 +18,7 @@ KERNELS: list[Kernel] = []
 __all__ = [
     "KERNELS",
     "cache_and_memory",
+    "count",
     "measure_bandwidth",
     "name",
     "parse_device",

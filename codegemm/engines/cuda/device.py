@@ -43,8 +43,8 @@ def to_device(array: Any, device: str) -> Any:
     import cupy
 
     number = _number(device)
-    if number >= cupy.cuda.runtime.getDeviceCount():
-        raise RuntimeError(f"{device}: there are {cupy.cuda.runtime.getDeviceCount()} GPUs")
+    if number >= count():
+        raise RuntimeError(f"{device}: there are {count()} GPUs")
     with cupy.cuda.Device(number):
         return cupy.asarray(array)
 
@@ -52,6 +52,13 @@ def to_device(array: Any, device: str) -> Any:
 def to_host(array: Any) -> np.ndarray:
     """A NumPy array with the same values."""
     return array if isinstance(array, np.ndarray) else array.get()
+
+
+def count() -> int:
+    """How many GPUs there are."""
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
 
 
 def name(device: str = "cuda:0") -> str:

