@@ -1,10 +1,11 @@
-// The thread pool of the CPU engine: workers sleep on a condition variable, the caller works too.
+// The thread pool of the CPU engine: workers sleep on a condition variable between loops, the caller works too.
 //
 // One loop runs at a time; a second caller waits for its turn. Which thread runs a task never changes a result, because
 // kernels cut their work by shape alone. A forked child starts with a fresh pool, since threads do not survive a fork.
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -22,6 +23,21 @@ struct Loop {
         for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i);
     }
 };
+
+// Waking a thread takes longer than many products: for a moment it looks for work before it sleeps, not for long.
+constexpr std::chrono::microseconds spin_time(50);
+
+template <class Condition>
+void spin_until(Condition&& condition) {
+    const auto end = std::chrono::steady_clock::now() + spin_time;
+    while (!condition() && std::chrono::steady_clock::now() < end) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
+#endif
+    }
+}
 
 class Pool {
  public:
@@ -41,13 +57,17 @@ class Pool {
         lock.lock();
         seats_ = 0;
         loop_ = nullptr;
+        lock.unlock();
+        spin_until([this] { return busy_ == 0; });
+        lock.lock();
         done_.wait(lock, [this] { return busy_ == 0; });
     }
 
  private:
     void serve() {
-        std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
+            spin_until([this] { return seats_ > 0; });
+            std::unique_lock<std::mutex> lock(mutex_);
             wake_.wait(lock, [this] { return seats_ > 0; });
             --seats_;
             ++busy_;
@@ -63,7 +83,8 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_, done_;
     Loop* loop_ = nullptr;
-    int workers_ = 0, seats_ = 0, busy_ = 0;
+    int workers_ = 0;
+    std::atomic<int> seats_{0}, busy_{0};  // changed under the mutex, looked at without it
 };
 
 // Never destroyed: its workers may outlive static destructors.
