@@ -36,6 +36,11 @@ def float_dtype(dtype: Any) -> np.dtype:
     return resolved
 
 
+def as_array(values: Any) -> Any:
+    """CuPy's arrays (and others on a GPU) as they are, anything else through NumPy."""
+    return values if hasattr(values, "__cuda_array_interface__") else np.asarray(values)
+
+
 def array_module(array: Any) -> Any:
     """numpy or cupy, whichever the array is of."""
     cupy = sys.modules.get("cupy")

@@ -84,15 +84,16 @@ class Plan:
             raise ValueError(f"x: {rows} rows, this plan is for at most {self.n}")
         target = _target(out, shape, self.dtype, self.weight.device)
         if rows:
-            x2d = _rows_of(array, self._x[:rows])
-            staged = None
-            if not _direct(target, array):
-                staged = self._y[: target.size * target.itemsize].view(target.dtype.newbyteorder("=")).reshape(rows, -1)
-            y2d = target.reshape(rows, -1) if staged is None else staged
-            self.kernel.run(self.prepared, x2d, y2d, self._workspace, stream)
-            if staged is not None:
-                target[...] = staged.reshape(shape)
+            direct = _direct(target, array)
+            y2d = (target if direct else self._staged(target)).reshape(rows, -1)
+            self.kernel.run(self.prepared, _rows_of(array, self._x[:rows]), y2d, self._workspace, stream)
+            if not direct:
+                target[...] = y2d.reshape(shape)
         return _result(target, out, x)
+
+    def _staged(self, target: Any) -> Any:
+        """As much of the plan's own buffer as `target` has, in its dtype."""
+        return self._y[: target.size * target.itemsize].view(target.dtype.newbyteorder("="))
 
     def __repr__(self) -> str:
         return f"<plan {self.kernel.full_name} for {self.n} x {self.dtype} times {self.weight!r}>"
@@ -115,10 +116,10 @@ def _times_transposed(x: Any, weight: Weight, out: Any, kernel: str, precision: 
     if rows:
         xp = arrays.array_module(array)
         x2d = xp.ascontiguousarray(array).reshape(rows, -1)
-        staged_dtype = target.dtype.newbyteorder("=")
-        y2d = target.reshape(rows, -1) if _direct(target, array) else xp.empty((rows, shape[-1]), staged_dtype)
+        direct = _direct(target, array)
+        y2d = (target if direct else xp.empty(shape, target.dtype.newbyteorder("="))).reshape(rows, -1)
         chosen.run(weight.prepared(chosen), x2d, y2d, _workspace(chosen, weight, rows), None)
-        if not _direct(target, array):
+        if not direct:
             target[...] = y2d.reshape(shape)
     return _result(target, out, x)
 
@@ -126,7 +127,7 @@ def _times_transposed(x: Any, weight: Weight, out: Any, kernel: str, precision: 
 def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str) -> Any:
     """W @ X, through the transposes: the columns of X are the rows of a batch."""
     if not arrays.is_torch(x):
-        x = _as_array(x)
+        x = arrays.as_array(x)
     if x.ndim < 2:
         return _times_transposed(x, weight, out, kernel, precision)
     if x.shape[-2] != weight.shape[1]:
@@ -143,7 +144,7 @@ def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str
 
 def _bias(bias: Any, weight: Weight) -> Any:
     """The bias as a NumPy or CuPy array of the right shape; ValueError or TypeError otherwise."""
-    array = arrays.from_torch(bias.cpu()) if arrays.is_torch(bias) else _as_array(bias)
+    array = arrays.from_torch(bias.cpu()) if arrays.is_torch(bias) else arrays.as_array(bias)
     if array.dtype.kind not in "fiu" and array.dtype.name not in arrays.FLOATS:
         raise TypeError(f"bias: dtype {array.dtype}, must be real numbers")
     if array.shape != (weight.shape[0],):
@@ -165,7 +166,7 @@ def _operand(x: Any, device: str) -> Any:
             )
         _check_float(str(x.dtype).removeprefix("torch."))
         return arrays.from_torch(x)
-    array = _as_array(x)
+    array = arrays.as_array(x)
     _check_float(arrays.name_of(array.dtype))
     if not array.dtype.isnative or (isinstance(array, np.ndarray) and not array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="))
@@ -177,13 +178,9 @@ def _check_float(name: str) -> None:
         raise TypeError(f"x: dtype {name}, must be one of {', '.join(arrays.FLOATS)}")
 
 
-def _as_array(x: Any) -> Any:
-    return x if hasattr(x, "__cuda_array_interface__") else np.asarray(x)
-
-
 def _device_array(array: Any, device: str) -> Any:
     """NumPy goes to a GPU; every other move is the caller's to make."""
-    array = _as_array(array)
+    array = arrays.as_array(array)
     here = arrays.device_of(array)
     if here == device:
         return array
@@ -250,7 +247,7 @@ def _result(target: Any, out: Any, x: Any) -> Any:
         return out
     if arrays.is_torch(x):
         return arrays.to_torch(target)
-    if isinstance(target, np.ndarray) or not isinstance(_as_array(x), np.ndarray):
+    if isinstance(target, np.ndarray) or not isinstance(arrays.as_array(x), np.ndarray):
         return target
     return target.get()
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import array_module, device_of
+from codegemm.arrays import array_module, as_array, device_of
 from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
 from codegemm.formats import bits
 from codegemm.formats.weight import Spec, Weight, frozen
@@ -63,7 +63,7 @@ class CodebookWeight(Weight):
         part_rows: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        held = frozen(_as_array(codes))
+        held = frozen(as_array(codes))
         self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
         _check_codes(self.codes, self.config.b)
 
@@ -109,8 +109,8 @@ class CodebookWeight(Weight):
         part_rows: Sequence[int] | None,
     ) -> None:
         self._make_codes = codes
-        self.codebooks: Any = frozen(_as_array(codebooks))
-        self.scales: Any = frozen(_as_array(scales))
+        self.codebooks: Any = frozen(as_array(codebooks))
+        self.scales: Any = frozen(as_array(scales))
         self._spec = _infer_spec(*codes_like, self.codebooks, self.scales, part_rows)
         for name in ("codebooks", "scales"):
             check_finite(name, getattr(self, name))
@@ -251,11 +251,6 @@ def _decode(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> 
     groups = dense.reshape(*scales.shape, -1)
     groups *= scales.astype(dense.dtype)[..., None]
     return groups.reshape(len(codes), -1)
-
-
-def _as_array(values: Any) -> Any:
-    """NumPy and CuPy arrays as they are, anything else through NumPy."""
-    return values if hasattr(values, "__cuda_array_interface__") else np.asarray(values)
 
 
 def _infer_spec(

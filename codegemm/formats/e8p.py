@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.hadamard import split_length, transform
@@ -55,8 +56,7 @@ class E8PWeight(Weight):
         resid_scale: float | None = None,
     ) -> None:
         super().__init__()
-        as_is = (a if hasattr(a, "__cuda_array_interface__") else np.asarray(a) for a in (qidxs, SU, SV))
-        self.qidxs, self.SU, self.SV = (frozen(array) for array in as_is)
+        self.qidxs, self.SU, self.SV = (frozen(as_array(values)) for values in (qidxs, SU, SV))
         self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
         if resid_scale is None:
             resid_scale = DEFAULT_SCALE[self.bits]
