@@ -40,11 +40,12 @@ class KernelInfo:
 def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     """Add a kernel, so that `kernel=` names it and `codegemm compare` measures it; returns it.
 
-    Raises TypeError where the object lacks a part of the interface, ValueError for a name that is taken.
+    Raises TypeError unless it is an instance of a subclass of Kernel, ValueError for a name that is taken or reserved.
     """
     missing = [attribute for attribute in _REQUIRED if not hasattr(kernel, attribute)]
-    if missing or isinstance(kernel, type):
-        lacks = f"lacks {', '.join(missing)}" if missing else "is a class: register an instance"
+    if missing or not isinstance(kernel, Kernel):
+        is_class = "is a class: register an instance" if isinstance(kernel, type) else "is not a codegemm.Kernel"
+        lacks = f"lacks {', '.join(missing)}" if missing else is_class
         raise TypeError(f"kernel {kernel!r} {lacks}; subclass codegemm.Kernel")
     if kernel.name == "auto" or not isinstance(kernel.name, str) or ":" in kernel.name:
         raise ValueError(f"kernel name {kernel.name!r}: must be text without a colon, and not 'auto'")
@@ -79,7 +80,7 @@ def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
         raise ValueError(f"n={n!r}: must be an integer of at least 1")
     infos = []
     for kernel in registered():
-        reason = _unavailable(kernel)
+        reason = kernel.unavailable()
         if reason is None and w is not None:
             reason = _refusal(kernel, w.spec, n, np.dtype(np.float32), w.device)
         infos.append(KernelInfo(kernel.name, kernel.engine, reason is None, reason))
@@ -104,9 +105,7 @@ def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kern
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
     engine = device.partition(":")[0]
-    usable = [
-        k for k in registered(engine) if getattr(k, "automatic", False) and not _refusal(k, spec, n, dtype, device)
-    ]
+    usable = [k for k in registered(engine) if k.automatic and not _refusal(k, spec, n, dtype, device)]
     if not usable:
         raise KernelError(
             f"no kernel is chosen automatically for this weight on {device}; name one: "
@@ -143,22 +142,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def _unavailable(kernel: Kernel) -> str | None:
-    check = getattr(kernel, "unavailable", None)
-    return check() if check else None
-
-
 def _refusal(kernel: Kernel, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
     if kernel.engine != device.partition(":")[0]:
         return f"the weight is on {device}"
-    return _unavailable(kernel) or kernel.supports(spec, n, dtype, device)
+    return kernel.unavailable() or kernel.supports(spec, n, dtype, device)
 
 
 def _add(kernel: Kernel, replace: bool = False) -> None:
-    full_name = f"{kernel.engine}:{kernel.name}"
-    if full_name in _registry and not replace:
-        raise ValueError(f"kernel {full_name} is registered already; pass replace=True")
-    _registry[full_name] = kernel
+    if kernel.full_name in _registry and not replace:
+        raise ValueError(f"kernel {kernel.full_name} is registered already; pass replace=True")
+    _registry[kernel.full_name] = kernel
     _select.cache_clear()
 
 

@@ -1,6 +1,7 @@
 """Which kernels there are, which a product gets, and how a third party's joins."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,9 @@ def test_a_third_partys_kernel(twice, make_weight, rng):
 def test_registration_is_checked():
     with pytest.raises(TypeError, match="lacks name, engine, supports"):
         codegemm.register_kernel(object())
+    alike = SimpleNamespace(**{name: None for name in ("name", "engine", *dir(Twice)) if not name.startswith("_")})
+    with pytest.raises(TypeError, match=r"is not a codegemm\.Kernel; subclass codegemm\.Kernel"):
+        codegemm.register_kernel(alike)
     with pytest.raises(TypeError, match="register an instance"):
         codegemm.register_kernel(Twice)
     for name in ("auto", "a:b", None):

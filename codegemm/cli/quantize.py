@@ -25,8 +25,8 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
 
     A matrix `name.weight` becomes the weight `name`. Embeddings are matrices too: name what you want with --include.
     """
-    from codegemm.comparison.sources import E8P, check_config
     from codegemm.config import CodebookConfig
+    from codegemm.quantize import E8P, check_config
     from codegemm.quantize import quantize as quantize_matrix
     from codegemm.storage import RESERVED, File, RawTensor, check_names, save_all
 

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,6 @@ class Row:
     times_dense: float | None
     error: float
     error_to_original: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
 
 
 @contextmanager
@@ -167,7 +163,7 @@ def compared_kernels(engine: str, names: Sequence[str] | None) -> list[Kernel]:
 
 def unusable(kernels: Sequence[Kernel]) -> list[KernelInfo]:
     """Those that can't run on this machine at all, with the reason."""
-    reasons = ((kernel, getattr(kernel, "unavailable", lambda: None)()) for kernel in kernels)
+    reasons = ((kernel, kernel.unavailable()) for kernel in kernels)
     return [KernelInfo(kernel.name, kernel.engine, False, reason) for kernel, reason in reasons if reason]
 
 

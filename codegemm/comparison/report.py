@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def print_tables(result: Result) -> None:
 def write_json(result: Result, path: str | Path) -> None:
     """The machine and every row; seconds, bytes and ratios unrounded."""
     data = {
-        "machine": result.machine.__dict__,
-        "rows": [row.as_dict() for row in result.rows],
+        "machine": asdict(result.machine),
+        "rows": [asdict(row) for row in result.rows],
         "left_out": {info.name: info.reason for info in result.left_out},
         "skipped": result.skipped,
     }

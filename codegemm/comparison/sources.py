@@ -14,15 +14,13 @@ import numpy.typing as npt
 from codegemm import cache
 from codegemm.config import CodebookConfig
 from codegemm.errors import CheckpointError
-from codegemm.formats import e8p
 from codegemm.formats.bits import code_dtype
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.weight import Weight
-from codegemm.quantize import quantize
+from codegemm.quantize import E8P, check_config, quantize
 from codegemm.storage import File, load, save_all
 
-E8P = "e8p"
 REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", E8P)
 # AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
 RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", E8P)
@@ -128,14 +126,6 @@ def random_weight(shape: tuple[int, int], config: str, seed: int = 0) -> Weight:
         rng.standard_normal((parsed.m, parsed.centroids, parsed.v), np.float32).astype(np.float16),
         rng.uniform(0.5, 1.5, (rows, columns // parsed.group_size(columns))).astype(np.float16),
     )
-
-
-def check_config(config: str, shape: tuple[int, int]) -> None:
-    """ValueError unless a matrix of this shape can be stored so."""
-    if config == E8P:
-        e8p.check_shape(*shape)
-    else:
-        CodebookConfig.parse(config).check_shape(*shape)
 
 
 def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]) -> Case:

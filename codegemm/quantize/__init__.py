@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from codegemm.config import CodebookConfig
+from codegemm.formats import e8p
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.weight import Weight
+
+E8P = "e8p"
+
+
+def check_config(config: str, shape: tuple[int, int]) -> None:
+    """ValueError unless `config` is `e8p` or a CodebookConfig's text and a matrix of this shape can be stored so."""
+    if config == E8P:
+        e8p.check_shape(*shape)
+    else:
+        CodebookConfig.parse(config).check_shape(*shape)
 
 
 @overload
@@ -31,7 +42,7 @@ def quantize(W: Any, config: CodebookConfig | str, *, seed: int = 0, progress: b
     from codegemm.quantize.progress import Progress
 
     matrix = as_matrix(W)
-    if isinstance(config, str) and config != "e8p":
+    if isinstance(config, str) and config != E8P:
         config = CodebookConfig.parse(config)
     if not isinstance(config, (str, CodebookConfig)):
         raise TypeError(f"config {config!r}: must be a CodebookConfig, its text or 'e8p'")
