@@ -176,18 +176,26 @@ def test_a_compiler_may_come_with_arguments(monkeypatch, fresh_engine):
 
 def test_where_the_system_gives_no_threads_the_caller_works_alone():
     script = """
-        import resource
+        import ctypes, resource
         import numpy as np, codegemm
         from codegemm.comparison.sources import random_weight
         w = random_weight((4096, 512), "m1v4g128")
         x = np.ones((1, 512), np.float32)
         codegemm.set_num_threads(1)
         y = x @ w.T
+        # No thread's stack fits what is left of memory, and everything else does.
+        libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        assert libc.pthread_attr_init(attributes) == 0
+        assert libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(1 << 30)) == 0
+        assert libc.pthread_setattr_default_np(attributes) == 0
         with open("/proc/self/statm") as f:
             used = int(f.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), used + (512 << 20)))
         codegemm.set_num_threads(1000)
         assert np.array_equal(x @ w.T, y)
+        with open("/proc/self/status") as f:
+            [threads] = [int(line.split()[1]) for line in f if line.startswith("Threads:")]
+        assert threads < 1000
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
 
