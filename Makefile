@@ -1,5 +1,8 @@
 # Every target sets up what it needs in .venv; only Python 3.11 or later, make and g++ must be there.
 #   make test          the tests (TORCH=0: without those that need torch)
+#   make test-all      the same with larger sets of emulated and compiled kernels, about twelve minutes
+#   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
+#   make gpu           the tests that need a GPU, and compute-sanitizer, with the Python that is active
 #   make compare       the head-to-head comparison on this machine
 #   make bench         two minutes of benchmarks
 #   make lint          formatting, linting, types
@@ -9,12 +12,24 @@ TORCH ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp)
+CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test compare bench lint format wheel clean
+.PHONY: test test-all counters gpu compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
+
+test-all: export CODEGEMM_TEST_ALL = 1
+test-all: test
+
+counters: $(VENV)/test
+	PYTHONPATH=tests $(BIN)/python -m emulator.table
+
+# Installs nothing: what it needs is what a machine with a GPU has.
+gpu:
+	$(PYTHON) -c "from codegemm.engines import cuda; raise SystemExit(cuda.unavailable())"
+	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py
+	$(PYTHON) tests/sanitize.py
 
 compare: $(VENV)/plot $(VENV)/minilm
 	$(BIN)/codegemm compare

@@ -81,12 +81,12 @@ class Aqlm(Kernel):
         )
         return Prepared(spec, arguments, self._large.prepare(weight, device))
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         tables = spec.vectors * spec.config.m * spec.config.centroids if spec.config.b <= 8 else 0
         matvec = 4 * (spec.in_features + spec.out_features + tables)
         # A plan for n rows also runs fewer, and those one at a time.
-        return max(matvec, self._large.workspace(spec, n)) if n > MATVEC_ROWS else matvec
+        return max(matvec, self._large.workspace(spec, n, device)) if n > MATVEC_ROWS else matvec
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         if len(x) > MATVEC_ROWS:

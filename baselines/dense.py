@@ -60,7 +60,7 @@ class Dense(Kernel):
     def prepare(self, weight: Weight, device: str) -> Any:
         return weight.dequantize(np.float32)
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         return staging_bytes(n, spec.shape)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -125,9 +125,9 @@ class DenseCuda(Kernel):
         return cuda.to_device(weight.dequantize(np.float16), device)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        import cupy
+        from codegemm.engines import cuda
 
-        with prepared.device, stream or cupy.cuda.get_current_stream():
+        with cuda.scope(f"cuda:{prepared.device.id}", None, stream):
             out[...] = x @ prepared.astype(x.dtype, copy=False).T
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:

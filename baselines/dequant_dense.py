@@ -25,7 +25,7 @@ class DequantDense(Kernel):
     def prepare(self, weight: Weight, device: str) -> Prepared:
         return self._dequant.prepare(weight, device)
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         return 4 * spec.out_features * spec.in_features + staging_bytes(n, spec.shape)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:

@@ -100,7 +100,7 @@ class Quip(Kernel):
         )
         return Prepared(spec, arguments, weight.resid_scale)
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         longest = max(spec.shape)
         return 4 * n * (spec.in_features + spec.out_features + longest)
 

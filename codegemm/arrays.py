@@ -37,8 +37,14 @@ def float_dtype(dtype: Any) -> np.dtype:
 
 
 def as_array(values: Any) -> Any:
-    """CuPy's arrays (and others on a GPU) as they are, anything else through NumPy."""
-    return values if hasattr(values, "__cuda_array_interface__") else np.asarray(values)
+    """NumPy's and CuPy's arrays as they are, others on a GPU as CuPy's, anything else through NumPy."""
+    if isinstance(values, np.ndarray) or array_module(values) is not np:
+        return values
+    if hasattr(type(values), "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.asarray(values)
+    return np.asarray(values)
 
 
 def array_module(array: Any) -> Any:
@@ -60,11 +66,15 @@ def device_of(array: Any) -> str:
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
 
 
-def from_torch(tensor: Any) -> np.ndarray:
-    """A NumPy array on the memory of a torch tensor on the CPU (bfloat16 included)."""
+def from_torch(tensor: Any) -> Any:
+    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included)."""
     import torch
 
     tensor = tensor.detach()
+    if tensor.device.type == "cuda":
+        from codegemm.engines.cuda import tensors
+
+        return tensors.view(tensor)
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(bfloat16())
     return tensor.numpy()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZE_LIMIT = 2 << 30
-KINDS = ("cpu", "weights")
+KINDS = ("cpu", "cuda", "weights")
 
 _KEY_DIGITS, _HASH_DIGITS = 32, 16
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")

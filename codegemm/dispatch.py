@@ -22,6 +22,7 @@ _REQUIRED = ("name", "engine", "supports", "prepare", "run", "workspace", "cost"
 _registry: dict[str, Kernel] = {}
 _lock = threading.RLock()
 _loaded = False
+_version = 0
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,17 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     return kernel
 
 
+def version() -> int:
+    """Changes whenever the registry does."""
+    return _version
+
+
 def unregister_kernel(full_name: str) -> None:
     """Remove a kernel by its full name, like `cpu:mine`; KeyError if there is none."""
     with _lock:
         _load()
         del _registry[full_name]
-        _select.cache_clear()
+        _changed()
 
 
 def registered(engine: str | None = None) -> list[Kernel]:
@@ -93,9 +99,14 @@ def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto")
     `auto` takes the automatic kernel with the least estimate; a name takes that kernel. KernelError says why
     where it can't run.
     """
+    check_name(name)
+    return _select(spec, n, dtype, device, name)
+
+
+def check_name(name: object) -> None:
+    """TypeError unless a kernel's name is text."""
     if not isinstance(name, str):
         raise TypeError(f"kernel={name!r}: must be a name, like 'psumbook' or 'cpu:psumbook'")
-    return _select(spec, n, dtype, device, name)
 
 
 @lru_cache(maxsize=1024)
@@ -152,6 +163,12 @@ def _add(kernel: Kernel, replace: bool = False) -> None:
     if kernel.full_name in _registry and not replace:
         raise ValueError(f"kernel {kernel.full_name} is registered already; pass replace=True")
     _registry[kernel.full_name] = kernel
+    _changed()
+
+
+def _changed() -> None:
+    global _version
+    _version += 1
     _select.cache_clear()
 
 

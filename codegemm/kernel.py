@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ class Kernel(ABC):
     name: what `kernel=` takes, like `psumbook`.
     engine: `cpu` (weights on the CPU, NumPy arrays) or `cuda` (CuPy arrays).
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
-        of the output's norm before rounding.
+        of the output's norm before rounding, on a GPU 1e-3 for more than one row.
     """
 
     name: str
@@ -62,15 +64,27 @@ class Kernel(ABC):
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """out = x @ W^T, every element written.
 
-        x: [n, K], contiguous, float16, bfloat16, float32 or float64; never written to, never overlapping `out`.
+        x: [n, K], contiguous, float16, bfloat16, float32 or float64; never written to, never overlapping `out`;
+            on a GPU aligned to 16 bytes.
         out: [n, M], contiguous, x's dtype or float32.
-        workspace: uint8 array of at least `workspace(spec, n)` bytes, aligned to 64; its content is arbitrary.
-        stream: the CUDA stream to run on; None on the CPU.
+        workspace: uint8 array of at least `workspace(spec, n, device)` bytes, aligned to 64; its content is arbitrary,
+            but on a GPU the first 64 KiB are zero and must be zero again when the kernel has run.
+        stream: on a GPU an object whose `ptr` is the CUDA stream to run on, or None for CuPy's current one.
         """
 
-    def workspace(self, spec: Spec, n: int) -> int:
-        """Bytes of workspace that n rows (and any fewer) need; none unless a kernel says so."""
+    def bind(self, prepared: Any, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Callable[[Any, Any, Any, Any], None]:
+        """`run` for exactly n rows of `dtype` and such an output, as a function of x, out, workspace and stream.
+
+        A kernel of microseconds decides here what need not be decided at every call.
+        """
+        return partial(self.run, prepared)
+
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
+        """Bytes of workspace that n rows (and any fewer) need on `device`; none unless a kernel says so."""
         return 0
+
+    def load(self, prepared: Any, n: int, dtype: np.dtype) -> None:  # noqa: B027 (most kernels have nothing to do)
+        """Do now what the first `run` with n rows (and any fewer) of `dtype` would do beside multiplying."""
 
     @abstractmethod
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:

@@ -12,6 +12,8 @@ import codegemm
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, library
 
+pytest_plugins = ["emulator.gpu"]
+
 DATA = Path(__file__).parent / "data"
 
 

@@ -121,7 +121,7 @@ def test_cache(tmp_path, monkeypatch):
 def test_doctor_says_what_there_is_and_what_is_missing():
     done = run("doctor", env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
-    for text in ("codegemm", "C++ compiler", "psumbook", "cache", "CuPy", "GPU"):
+    for text in ("codegemm", "C++ compiler", "psumbook", "cache", "CuPy", "NVRTC", "CUDA driver", "GPU"):
         assert text in done.stdout
 
 

@@ -1,15 +1,18 @@
 """The CUDA engine where there is no GPU, and its logic with a stand-in for CuPy."""
 
-import contextlib
-import sys
-import types
+import copy
+import re
+import threading
 
 import numpy as np
 import pytest
+from emulator import emulate
+from emulator.gpu import Array, Tensor, host
 
 import codegemm
 from codegemm.engines import cuda
-from codegemm.engines.cuda import device
+from codegemm.engines.cuda import compiler, device, library, psumbook
+from codegemm.engines.cuda.cut import Gpu
 
 
 @pytest.fixture(autouse=True)
@@ -44,83 +47,11 @@ def test_without_cupy_there_is_a_sentence(monkeypatch, make_weight):
     assert dense.reason.startswith("CuPy is not installed")
 
 
-class FakeDevice(contextlib.nullcontext):
-    """A GPU's context."""
-
-    def __init__(self, number=0):
-        super().__init__()
-        self.id = number
-
-
-class FakeArray:
-    """An array that NumPy does not know, on host memory."""
-
-    device = FakeDevice()
-
-    def __init__(self, host):
-        self.host = host
-
-    @property
-    def __cuda_array_interface__(self):
-        return self.host.__array_interface__
-
-    def __getattr__(self, name):
-        value = getattr(self.host, name)
-        if callable(value):
-            return lambda *arguments, **named: fake(value(*map(host, arguments), **named))
-        return fake(value)
-
-    def __getitem__(self, key):
-        return fake(self.host[key])
-
-    def __setitem__(self, key, value):
-        self.host[key] = host(value)
-
-    def __matmul__(self, other):
-        return fake(self.host @ host(other))
-
-    def __abs__(self):
-        return fake(abs(self.host))
-
-    def __len__(self):
-        return len(self.host)
-
-    def get(self):
-        return self.host.copy()
-
-
-def fake(value):
-    return FakeArray(value) if isinstance(value, np.ndarray) else value
-
-
-def host(value):
-    return value.host if isinstance(value, FakeArray) else value
-
-
-@pytest.fixture
-def fake_cupy(monkeypatch):
-    """One GPU whose memory is the host's, so that every decision on the way can be tested."""
-    cupy = types.ModuleType("cupy")
-    cupy.ndarray = FakeArray
-    cupy.asarray = lambda array: FakeArray(np.array(host(array)))
-    cupy.empty = lambda shape, dtype: FakeArray(np.empty(shape, dtype))
-    cupy.ascontiguousarray = lambda array: FakeArray(np.ascontiguousarray(array.host))
-    cupy.concatenate = lambda arrays: FakeArray(np.concatenate([array.host for array in arrays]))
-    cupy.cuda = types.SimpleNamespace(
-        runtime=types.SimpleNamespace(getDeviceCount=lambda: 1),
-        Device=FakeDevice,
-        get_current_stream=contextlib.nullcontext,
-    )
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
-    return cupy
-
-
-def test_a_weight_moves_there_and_back(fake_cupy, make_weight):
+def test_a_weight_moves_there_and_back(emulated_gpu, make_weight):
     weight = make_weight(16, 64, "m1v4g16")
     moved = weight.to("cuda")
     assert moved.device == "cuda:0"
-    assert isinstance(moved.codes, FakeArray)
+    assert isinstance(moved.codes, Array)
     assert moved.to("cuda:0") is moved
     assert moved == weight
     assert moved.to("cpu").device == "cpu"
@@ -129,13 +60,13 @@ def test_a_weight_moves_there_and_back(fake_cupy, make_weight):
         weight.to("cuda:1")
 
 
-def test_the_engine_follows_the_weight(fake_cupy, make_weight, rng):
+def test_the_engine_follows_the_weight(emulated_gpu, make_weight, rng):
     weight = make_weight(16, 64, "m1v4g16")
     moved = weight.to("cuda")
     x = rng.standard_normal((3, 64)).astype(np.float16)
     expected = x.astype(np.float64) @ weight.dequantize(np.float64).T
-    there = codegemm.matmul(fake_cupy.asarray(x), moved.T, kernel="dense")
-    assert isinstance(there, FakeArray)
+    there = codegemm.matmul(emulated_gpu.asarray(x), moved.T, kernel="dense")
+    assert isinstance(there, Array)
     back = codegemm.matmul(x, moved.T, kernel="dense")
     assert type(back) is np.ndarray
     out = np.full((3, 16), np.nan, np.float16)
@@ -145,10 +76,274 @@ def test_the_engine_follows_the_weight(fake_cupy, make_weight, rng):
     with pytest.raises(
         TypeError, match=r"x is on cuda:0 and the weight is on cpu: move one of them, like w.to\('cuda:0'\)"
     ):
-        codegemm.matmul(fake_cupy.asarray(x), weight.T)
+        codegemm.matmul(emulated_gpu.asarray(x), weight.T)
     with pytest.raises(TypeError, match="out is on cuda:0 and the weight is on cpu"):
         codegemm.matmul(x, weight.T, out=there)
-    with pytest.raises(codegemm.KernelError, match=r"no kernel is chosen automatically.*dense"):
-        codegemm.matmul(x, moved.T)
     with pytest.raises(ValueError, match="all weights must be on one device"):
         codegemm.concat([weight, moved])
+
+
+def tensor_of(array):
+    return Tensor(emulate.aligned(array))
+
+
+def truth(x, weight):
+    return np.asarray(host(x), np.float64) @ weight.to("cpu").dequantize(np.float64).T
+
+
+def close(y, expected, limit=2e-3):
+    return np.linalg.norm(np.asarray(host(y), np.float64) - expected) <= limit * np.linalg.norm(expected)
+
+
+@pytest.fixture
+def moved(emulated_gpu, make_weight):
+    """A weight on the emulated GPU."""
+    return make_weight(100, 512, "m1v4g128", parts=2).to("cuda")
+
+
+def test_emulated_psumbook_is_chosen(emulated_gpu, moved, rng):
+    x = emulated_gpu.asarray(rng.standard_normal((2, 512)).astype(np.float16))
+    y = x @ moved.T
+    assert isinstance(y, Array)
+    assert y.dtype == np.float16
+    assert close(y, truth(x, moved))
+    assert repr(codegemm.plan(moved, 2, np.float16)).startswith("<plan cuda:psumbook for 2 x float16")
+
+
+def test_emulated_products_of_every_kind_of_array(emulated_gpu, emulated_torch, moved, rng):
+    array = rng.standard_normal((1, 512)).astype(np.float16)
+    expected = truth(array, moved)
+    there = codegemm.matmul(emulated_gpu.asarray(array), moved.T)
+    back = codegemm.matmul(array, moved.T)
+    tensor = codegemm.matmul(tensor_of(array), moved.T)
+    assert (type(there), type(back), type(tensor)) == (Array, np.ndarray, Tensor)
+    for y in (there.host, back, tensor.array):
+        assert close(y, expected)
+    column = codegemm.matmul(moved, emulated_gpu.asarray(array[0]))
+    assert column.shape == (100,)
+    assert close(column, expected[0])
+    assert close(codegemm.linear(array, moved, np.ones(100, np.float16)), expected + 1)
+
+
+def test_emulated_plan_writes_to_out_and_allocates_nothing(emulated_gpu, emulated_torch, moved, rng, monkeypatch):
+    plan = codegemm.plan(moved, 4, np.float16, "psumbook")
+    cases = []
+    for rows in (1, 3, 4):
+        x = rng.standard_normal((rows, 512)).astype(np.float16)
+        cases.append((emulated_gpu.asarray(x), emulated_gpu.zeros((rows, 100), np.float32)))
+        cases.append((tensor_of(x), tensor_of(np.zeros((rows, 100), np.float16))))
+    cases.append((cases[0][0].reshape(512), emulated_gpu.zeros((100,), np.float16)))
+
+    def refuse(*arguments, **named):
+        raise AssertionError("a plan's call allocates, loads or waits")
+
+    for name in ("empty", "zeros", "asarray", "ascontiguousarray", "RawModule"):
+        monkeypatch.setattr(emulated_gpu, name, refuse)
+    monkeypatch.setattr(type(emulated_gpu.cuda.get_current_stream()), "synchronize", refuse)
+    for x, out in cases:
+        assert plan(x, out=out) is out
+        array = getattr(x, "array", None)
+        assert close(getattr(out, "array", out), truth(x if array is None else array, moved))
+
+
+def test_emulated_plan_takes_what_needs_a_copy(emulated_gpu, emulated_torch, moved, rng):
+    plan = codegemm.plan(moved, 2, np.float16, "psumbook")
+    wide = emulated_gpu.asarray(rng.standard_normal((2, 1024)).astype(np.float16))
+    expected = truth(wide.host[:, ::2], moved)
+    assert close(plan(wide[:, ::2]), expected)  # strides
+    odd = wide.reshape(-1)[1:513]
+    assert odd.data.ptr % 16
+    assert close(plan(odd), truth(odd.host, moved))  # alignment
+    square = emulated_gpu.zeros((2, 512), np.float16)
+    square[:] = wide[:, ::2]
+    flat = square.reshape(-1)
+    assert close(plan(flat[:512], out=flat[400:500]), expected[0])  # overlap
+    strided = tensor_of(wide.host)
+    strided = Tensor(strided.array[:, ::2])
+    assert close(plan(strided).array, expected)
+    out = np.zeros((2, 100), np.float16)
+    assert plan(wide.host[:, ::2], out=out) is out
+    assert close(out, expected)
+    with pytest.raises(TypeError, match="x: dtype float32, this plan is for float16"):
+        plan(emulated_gpu.zeros((1, 512), np.float32))
+    with pytest.raises(ValueError, match="x: 3 rows, this plan is for at most 2"):
+        plan(emulated_gpu.zeros((3, 512), np.float16))
+    with pytest.raises(ValueError, match=r"out: shape \(1, 99\), must be \(1, 100\)"):
+        plan(emulated_gpu.zeros((1, 512), np.float16), out=emulated_gpu.zeros((1, 99), np.float16))
+
+
+def test_emulated_products_run_on_the_callers_stream(emulated_gpu, emulated_torch, moved, rng):
+    x = rng.standard_normal((1, 512)).astype(np.float16)
+    mine, tensor = emulated_gpu.asarray(x), tensor_of(x)
+    plan = codegemm.plan(moved, 1, np.float16, "psumbook")
+    kernel = plan.prepared.launch(1, np.dtype(np.float16), np.dtype(np.float16)).function
+    kernel.launches.clear()
+    out = emulated_gpu.zeros((1, 100), np.float16)
+    with emulated_gpu.cuda.ExternalStream(5):
+        plan(mine)
+        plan(mine, out=out)
+        codegemm.matmul(mine, moved.T)
+        codegemm.matmul(mine, moved.T, out=out)
+        codegemm.matmul(mine, moved.T, out=out)
+        assert [stream for *_, stream in kernel.launches] == [5] * 5
+        kernel.launches.clear()
+        codegemm.matmul(tensor, moved.T)
+        plan(tensor)
+        plan(tensor, out=tensor_of(np.zeros((1, 100), np.float16)))
+        codegemm.matmul(tensor, moved.T, out=tensor_of(np.zeros((1, 100), np.float16)))
+        assert [stream for *_, stream in kernel.launches] == [77] * 4
+        kernel.launches.clear()
+        codegemm.linear(tensor, moved, np.ones(100, np.float16))
+        codegemm.plan(moved, 1, np.float16, "dense")(tensor, out=tensor_of(np.zeros((1, 100), np.float16)))
+        assert [stream for *_, stream in kernel.launches] == [77]
+        kernel.launches.clear()
+        plan(mine, out=out, stream=emulated_gpu.cuda.ExternalStream(9))
+        plan(mine, stream=emulated_gpu.cuda.ExternalStream(9))
+        assert [stream for *_, stream in kernel.launches] == [9] * 2
+
+
+def test_psumbook_says_what_it_does_not_multiply(emulated_gpu, make_weight, monkeypatch):
+    moved = make_weight(64, 512, "m1v8b9g-1").to("cuda")
+
+    def reason(weight, n, dtype=np.float16):
+        with pytest.raises(codegemm.KernelError) as caught:
+            codegemm.plan(weight, n, dtype, "psumbook")
+        return str(caught.value)
+
+    assert "b=9: its tables hold 2^b entries a position, b up to 8" in reason(moved, 1)
+    moved = make_weight(64, 512, "m1v4").to("cuda")
+    assert "n=5: its tables hold up to 4 rows of x; more cost more lookups than dequantising does" in reason(moved, 5)
+    assert "x is float64: it takes float16, bfloat16, float32" in reason(moved, 1, np.float64)
+    assert "it multiplies CodebookWeights" in reason(make_weight(64, 128, "e8p").to("cuda"), 1)
+    old = Gpu(75, 40, 65536, 65536, 1024)
+    monkeypatch.setattr(device, "gpu", lambda where: old)
+    codegemm.dispatch._select.cache_clear()
+    assert "cuda:0 has compute capability 7.5: it needs 8.0 or later" in reason(moved, 1)
+
+
+def test_missing_nvrtc_is_a_sentence(emulated_gpu, monkeypatch):
+    def missing():
+        raise compiler.CompilerError("NVRTC, CUDA's run-time compiler, is missing: pip install 'codegemm[cuda12]'")
+
+    monkeypatch.setattr(compiler, "version", missing)
+    [info] = [i for i in codegemm.kernels() if (i.engine, i.name) == ("cuda", "psumbook")]
+    assert info.reason.startswith("NVRTC, CUDA's run-time compiler, is missing: pip install")
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (0, "CuPy finds no usable GPU: no NVIDIA driver is installed"),
+        (11040, r"CuPy finds no usable GPU: the NVIDIA driver is for CUDA 11.4, CuPy for CUDA 1[23]: renew the driver"),
+        (99000, "CuPy finds no usable GPU: cudaErrorInsufficientDriver: .*"),
+    ],
+)
+def test_what_is_wrong_with_the_driver_is_a_sentence(driver, reason, monkeypatch):
+    """CuPy itself, installed for the tests, on a machine with a GPU or without one."""
+    runtime = pytest.importorskip("cupy").cuda.runtime
+
+    def raises():
+        raise runtime.CUDARuntimeError(35)
+
+    monkeypatch.setattr(runtime, "getDeviceCount", raises)
+    monkeypatch.setattr(runtime, "driverGetVersion", lambda: driver)
+    [info] = [i for i in codegemm.kernels() if (i.engine, i.name) == ("cuda", "psumbook")]
+    assert re.fullmatch(reason, info.reason)
+
+
+def test_emulated_weights_are_prepared_where_they_are(emulated_gpu, moved, monkeypatch):
+    """Nothing of the weight goes through the host."""
+    monkeypatch.setattr(Array, "get", lambda self: pytest.fail("a copy to the host"))
+    prepared = psumbook.Prepared.of(moved)
+    on_host = psumbook.Prepared.of(host_weight(moved))
+    for name in ("codes", "codebooks", "scales"):
+        there, here = getattr(prepared, name), getattr(on_host, name)
+        assert isinstance(there, Array)
+        assert there.host.dtype == here.dtype
+        assert np.array_equal(there.host, here)
+    assert prepared.table_scale == on_host.table_scale
+
+
+def host_weight(moved):
+    return moved._with_arrays({name: array.host for name, array in moved.arrays.items()})
+
+
+def test_emulated_copies_of_a_prepared_weight_are_independent(emulated_gpu, moved, rng):
+    x = emulated_gpu.asarray(rng.standard_normal((1, 512)).astype(np.float16))
+    plan = codegemm.plan(moved, 1, np.float16, "psumbook")
+    first = plan(x).host
+    twin = copy.deepcopy(plan.prepared)
+    plan.prepared.codes[:] = 0
+    assert not np.array_equal(plan(x).host, first)
+    plan.prepared = twin
+    assert twin.launches  # a call compiles and loads nothing
+    assert np.array_equal(plan(x).host, first)
+
+
+def test_emulated_results_for_arrays_elsewhere(emulated_gpu, moved, rng):
+    """NumPy and torch on the CPU as out; what is refused says so."""
+    torch = pytest.importorskip("torch")
+
+    x = rng.standard_normal((1, 512)).astype(np.float16)
+    out = torch.zeros(1, 100, dtype=torch.float32)
+    assert codegemm.matmul(x, moved.T, out=out) is out
+    assert close(out.numpy(), truth(x, moved))
+    message = "x is a torch tensor on cpu and the weight is on cuda:0: move one of them, like w.to('cpu')"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        codegemm.matmul(torch.zeros(1, 512), moved.T)
+
+
+def test_emulated_products_on_the_weights_own_gpu(emulated_gpu, moved, rng, monkeypatch):
+    """Another GPU is the current one: nothing goes the short way, and everything happens on the weight's."""
+    x, out = (
+        emulated_gpu.asarray(rng.standard_normal((1, 512)).astype(np.float16)),
+        emulated_gpu.zeros((1, 100), np.float16),
+    )
+    current, entered = [0], []
+    monkeypatch.setattr(emulated_gpu.cuda.runtime, "getDevice", lambda: current[0])
+    plan = codegemm.plan(moved, 1, np.float16, "psumbook")
+    current[0] = 1
+
+    class Device(emulated_gpu.cuda.Device):
+        def __enter__(self):
+            entered.append(self.id)
+
+    monkeypatch.setattr(emulated_gpu.cuda, "Device", Device)
+    for call in (plan, lambda x, out: codegemm.matmul(x, moved.T, out=out)):
+        entered.clear()
+        out[:] = np.float16(np.nan)
+        call(x, out=out)
+        assert set(entered) == {0}
+        assert close(out, truth(x, moved))
+
+
+def test_emulated_workspaces_belong_to_streams(emulated_gpu):
+    first = library.workspace("cuda:0", 1000)
+    assert library.workspace("cuda:0", 500) is first
+    assert library.find_workspace("cuda:0", 1 << 20) is None
+    assert library.workspace("cuda:0", 1 << 20) is not first
+    with emulated_gpu.cuda.ExternalStream(3):
+        assert library.find_workspace("cuda:0", 1) is None
+    with emulated_gpu.cuda.ExternalStream(2):  # every thread's own
+        mine = library.workspace("cuda:0", 1)
+        thread = threading.Thread(target=lambda: others.append(library.find_workspace("cuda:0", 1)))
+        others = []
+        thread.start()
+        thread.join()
+        assert others == [None]
+        assert library.find_workspace("cuda:0", 1) is mine
+
+
+def test_emulated_comparison(emulated_gpu, monkeypatch):
+    """`codegemm compare --engine cuda` from its arguments to its table."""
+    from click.testing import CliRunner
+
+    from codegemm.cli.compare import compare
+
+    monkeypatch.setattr(cuda, "measure_bandwidth", lambda: 1e9)
+    arguments = ["--engine=cuda", "--shape=256x512", "--config=m1v4g128,m2v8g-1", "--batch=1,3,8", "--seconds=0"]
+    done = CliRunner().invoke(compare, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "emulated GPU" in done.output
+    rows = [line for line in done.output.splitlines() if "psumbook" in line]
+    assert len(rows) >= 4  # two configurations, batches 1 and 3; 8 is not for it

@@ -44,7 +44,7 @@ def product(weight, x, kernel, out_dtype=None):
     """kernel's product in a poisoned output with a poisoned workspace, float64."""
     chosen = dispatch.select(weight.spec, len(x), x.dtype, "cpu", kernel)
     out = np.full((len(x), weight.shape[0]), np.nan, out_dtype or x.dtype)
-    workspace = np.full(chosen.workspace(weight.spec, len(x)), 0xFF, np.uint8)
+    workspace = np.full(chosen.workspace(weight.spec, len(x), "cpu"), 0xFF, np.uint8)
     chosen.run(weight.prepared(chosen), x, out, workspace, None)
     return out
 

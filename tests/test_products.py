@@ -289,3 +289,11 @@ def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
             assert gone() is None  # at once: nothing prepared refers back
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("kernel", [["psumbook"], 1, None])
+def test_kernel_must_be_a_name(kernel, make_weight):
+    weight, x = make_weight(16, 64, "m1v4"), np.ones((1, 64), np.float32)
+    for call in (lambda: codegemm.matmul(x, weight.T, kernel=kernel), lambda: codegemm.plan(weight, kernel=kernel)):
+        with pytest.raises(TypeError, match=r"kernel=.*: must be a name, like 'psumbook' or 'cpu:psumbook'"):
+            call()

@@ -39,7 +39,10 @@ def examine() -> list[Finding]:
         _look("compiled kernels", _compiled),
         _look("cache", _cache),
         _look("CuPy", _cupy, "pip install 'codegemm[cuda12]' (or cuda13)"),
+        _look("CUDA compiler", _nvrtc),
+        _look("CUDA driver", _driver),
         _look("GPU", _gpus),
+        _look("kernels on the GPU", _cuda_kernels),
         *(_look(f"{name} ({use})", _version(name), mend) for name, (use, mend) in _OPTIONAL.items()),
     ]
 
@@ -112,13 +115,40 @@ def _cupy() -> str:
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
+def _nvrtc() -> str:
+    from codegemm.engines.cuda import compiler
+
+    return f"NVRTC {'.'.join(map(str, compiler.version()))}; the kernels need no headers but their own"
+
+
+def _driver() -> str:
+    import cupy
+
+    from codegemm.engines.cuda import device
+
+    problem = device.driver_problem()
+    if problem:
+        raise RuntimeError(problem)
+    return f"for CUDA up to {device.version_name(cupy.cuda.runtime.driverGetVersion())}"
+
+
+def _cuda_kernels() -> str:
+    from codegemm.dispatch import registered
+
+    reasons = {kernel.name: kernel.unavailable() for kernel in registered("cuda")}
+    if not any(reason is None for reason in reasons.values()):
+        raise RuntimeError("none; see above")
+    return ", ".join(name if reason is None else f"{name} (no: {reason})" for name, reason in reasons.items())
+
+
 def _gpus() -> str:
     from codegemm.engines import cuda
 
     reason = cuda.unavailable()
     if reason:
         raise RuntimeError(reason)
-    return ", ".join(cuda.name(f"cuda:{number}") for number in range(cuda.count()))
+    devices = [f"cuda:{number}" for number in range(cuda.count())]
+    return ", ".join(f"{cuda.name(device)} (sm_{cuda.gpu(device).arch})" for device in devices)
 
 
 def _is_installed(package: str) -> bool:

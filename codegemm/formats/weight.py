@@ -78,6 +78,7 @@ class Weight(Matrix, ABC):
 
     def __init__(self) -> None:
         self._prepared: dict[tuple[Kernel, str], Any] = {}
+        self.calls: dict[Any, Any] = {}  # what `products` remembers about this weight
 
     @property
     @abstractmethod

@@ -92,7 +92,7 @@ class Dequant(Kernel):
         assert isinstance(weight, CodebookWeight)
         return prepare(weight)
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         padded = -(-spec.in_features // _LANES) * _LANES
         return 4 * n * (padded + spec.out_features)
 

@@ -164,7 +164,7 @@ class Psumbook(Kernel):
         )
         return Prepared(spec, arguments)
 
-    def workspace(self, spec: Spec, n: int) -> int:
+    def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         plan = cut_for(spec)
         floats = (spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows) * batch_width(n)

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from codegemm.engines.cuda.cut import Gpu
+
+_SPIN_CLOCKS = 200_000  # a tenth of a millisecond: longer than any call's host time
+
 
 def parse_device(device: str) -> str:
     """`cpu`, or `cuda:<number>` of `cuda` and `cuda:<number>`; ValueError for anything else."""
@@ -32,26 +36,55 @@ def unavailable() -> str | None:
             return None
         return "CuPy finds no GPU"
     except Exception as error:  # a missing driver or library: every version raises another type
-        return f"CuPy finds no usable GPU: {error}"
+        try:
+            return f"CuPy finds no usable GPU: {driver_problem() or error}"
+        except Exception:
+            return f"CuPy finds no usable GPU: {error}"
+
+
+def driver_problem() -> str | None:
+    """What is wrong with NVIDIA's driver, or None."""
+    import cupy
+
+    driver, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    if not driver:
+        return "no NVIDIA driver is installed"
+    if driver // 1000 < needed // 1000:
+        return f"the NVIDIA driver is for CUDA {version_name(driver)}, CuPy for CUDA {needed // 1000}: renew the driver"
+    return None
+
+
+def version_name(number: int) -> str:
+    """12.4 of 12040."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def to_device(array: Any, device: str) -> Any:
-    """A copy of a NumPy (or another GPU's) array on `cuda:<number>`; RuntimeError where there is no such GPU."""
+    """A copy of a NumPy (or another GPU's) array on `cuda:<number>`; RuntimeError where there is no such GPU.
+
+    It is there when this returns: what reads it may run on any stream.
+    """
     reason = unavailable()
     if reason:
         raise RuntimeError(f"{device}: {reason}")
     import cupy
 
-    number = _number(device)
-    if number >= count():
+    if number(device) >= count():
         raise RuntimeError(f"{device}: there are {count()} GPUs")
-    with cupy.cuda.Device(number):
-        return cupy.asarray(array)
+    with using(device):
+        copy = cupy.asarray(array)
+        synchronize()
+    return copy
 
 
 def to_host(array: Any) -> np.ndarray:
     """A NumPy array with the same values."""
     return array if isinstance(array, np.ndarray) else array.get()
+
+
+def address(array: Any) -> int:
+    """Where an array's data starts on its GPU."""
+    return int(array.data.ptr)
 
 
 def count() -> int:
@@ -65,25 +98,58 @@ def name(device: str = "cuda:0") -> str:
     """The GPU's product name."""
     import cupy
 
-    return str(cupy.cuda.runtime.getDeviceProperties(_number(device))["name"].decode())
+    return str(cupy.cuda.runtime.getDeviceProperties(number(device))["name"].decode())
 
 
 def cache_and_memory(device: str) -> tuple[int, int]:
     """Bytes of the GPU's L2 cache and of its free memory."""
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(_number(device))
-    with cupy.cuda.Device(_number(device)):
+    properties = cupy.cuda.runtime.getDeviceProperties(number(device))
+    with using(device):
         free, _ = cupy.cuda.runtime.memGetInfo()
     return int(properties["l2CacheSize"]), int(free)
 
 
-def time_call(call: Callable[[], object], device: str) -> float:
-    """Seconds that the GPU spends on what `call` starts on the current stream."""
+@cache
+def gpu(device: str) -> Gpu:
+    """What decides how a product is cut there."""
     import cupy
 
-    with cupy.cuda.Device(_number(device)):
+    properties = cupy.cuda.runtime.getDeviceProperties(number(device))
+    return Gpu(
+        arch=10 * properties["major"] + properties["minor"],
+        multiprocessors=properties["multiProcessorCount"],
+        shared_per_block=properties["sharedMemPerBlockOptin"],
+        shared_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
+        threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
+    )
+
+
+def using(device: str) -> Any:
+    """A context in which that GPU is the current one."""
+    import cupy
+
+    return cupy.cuda.Device(number(device))
+
+
+def synchronize() -> None:
+    """Wait for everything on the current stream."""
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def time_call(call: Callable[[], object], device: str) -> float:
+    """Seconds that the GPU spends on what `call` starts on the current stream, queued before it begins."""
+    import cupy
+
+    from codegemm.engines.cuda import library
+
+    with using(device):
+        spin = library.function("spin.cu", "spin", device)
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        spin((1,), (1,), (np.int64(_SPIN_CLOCKS),))
         begin.record()
         call()
         end.record()
@@ -95,12 +161,13 @@ def measure_bandwidth(device: str = "cuda:0", repeats: int = 7) -> float:
     """Bytes a second moved by a copy of 1 GiB, read and written counted: the median."""
     import cupy
 
-    with cupy.cuda.Device(_number(device)):
+    with using(device):
         source = cupy.ones(1 << 28, np.float32)
         target = cupy.empty_like(source)
         times = [time_call(lambda: cupy.copyto(target, source), device) for _ in range(repeats + 1)]
     return 2 * source.nbytes / statistics.median(times[1:])
 
 
-def _number(device: str) -> int:
+def number(device: str) -> int:
+    """1 of `cuda:1`."""
     return int(device.partition(":")[2])

@@ -1,0 +1,98 @@
+"""Compiles the kernels by NVRTC at first use, each instance for one architecture; cubins are kept in the user's cache.
+
+CuPy's own cache would not see a change in an included file; this one's key covers every file of `kernels_cu`. Nothing
+here needs a GPU or a driver.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from codegemm import cache as store
+from codegemm.kernels_cu import FOLDER
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # that the kernels are built for and tested on; others from 80 on may work
+OPTIONS = ("--std=c++17", "-default-device")
+_SLOW_BUILD = 1.0
+
+
+class CompilerError(RuntimeError):
+    """NVRTC is missing or refused a source; the message says what to install or what it printed."""
+
+
+@cache
+def version() -> tuple[int, int]:
+    """NVRTC's version; CompilerError if it is not there."""
+    return _nvrtc().getVersion()
+
+
+def entry_name(instance: str) -> str:
+    """What the kernel of a template's instance is called: `psumbook<4, Half>` is codegemm_psumbook_4_Half."""
+    return "codegemm_" + re.sub(r"\W+", "_", instance).strip("_")
+
+
+def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
+    """The cubin of one instance of a kernel in `source`, whose entry is `entry_name(instance)`, compiled unless cached.
+
+    Raises CompilerError with what NVRTC printed.
+    """
+    files = _files(folder)
+    key = store.key(*map(str, version()), str(arch), *OPTIONS, source, instance, *files, *files.values())
+    found = store.lookup("cuda", key, ".cubin")
+    if found:
+        return found
+    start = time.perf_counter()
+    cubin, _ = compile_instance(source, instance, arch, folder=folder)
+    seconds = time.perf_counter() - start
+    if seconds > _SLOW_BUILD:
+        print(f"codegemm: compiled {instance} for sm_{arch} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
+    return store.store("cuda", key, ".cubin", lambda path: _write(path, cubin))
+
+
+def compile_instance(
+    source: str, instance: str, arch: int, options: tuple[str, ...] = (), folder: Path = FOLDER
+) -> tuple[bytes, str]:
+    """The cubin and NVRTC's log."""
+    nvrtc = _nvrtc()
+    files = _files(folder)
+    headers = [name for name in files if name != source]
+    code = f"{files[source].decode()}\nENTRY({entry_name(instance)}, {instance})\n"
+    program = nvrtc.createProgram(code, source, [files[name] for name in headers], [name.encode() for name in headers])
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, f"--gpu-architecture=sm_{arch}", *options))
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)  # CuPy drops the last byte
+    except nvrtc.NVRTCError as error:
+        said = nvrtc.getProgramLog(program).strip() or str(error)
+        nvrtc_version = ".".join(map(str, version()))
+        raise CompilerError(
+            f"NVRTC {nvrtc_version} could not compile {instance} for sm_{arch}:\n{said:.2000}"
+        ) from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+@cache
+def _nvrtc() -> Any:
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # a missing library: every version raises another type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CompilerError(
+            f"NVRTC, CUDA's run-time compiler, is missing: {reason}; pip install 'codegemm[cuda12]' (or cuda13)"
+        ) from None
+    return nvrtc

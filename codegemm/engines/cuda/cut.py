@@ -1,0 +1,166 @@
+"""How a product is cut into thread blocks: pure functions of the shape and of the GPU's limits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.engines.cuda import layout
+from codegemm.formats.codebook import CodebookSpec
+
+BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
+MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` in layout.cuh
+MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
+LINE_BYTES = 256
+_TILE_LINES = 256  # centroids of a tile: 64 KiB
+# Clocks, counted from the compiled code; they only have to rank cuts.
+_START = 1500.0  # a block's launch and its first codes
+_TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
+_JOIN = 2000.0  # fence, counter and partial sums
+_MMA = 2.0
+_L2_BYTES = 20.0  # a clock and multiprocessor
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a cut depends on; shared memory in bytes that a block may ask for and that a multiprocessor has."""
+
+    arch: int
+    multiprocessors: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    threads_per_multiprocessor: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A launch: `slices` x `splits` thread blocks.
+
+    rows: position rows of a unit, 1 or 2 (layout.cuh).
+    slices: (part, first block of 32 rows, end block, first row of y, end row of y) of each slice of rows.
+    """
+
+    batch: int
+    rows: int
+    units: int
+    units_per_tile: int
+    units_per_split: int
+    slices: tuple[tuple[int, int, int, int, int], ...]
+    warps: int
+    shared_bytes: int
+
+    @property
+    def splits(self) -> int:
+        """Parts of K whose sums are added at the end."""
+        return -(-self.units // self.units_per_split)
+
+
+def kernel_batch(n: int) -> int:
+    """The tables' rows of x for n rows."""
+    return next(batch for batch in BATCHES if batch >= n)
+
+
+def slices(spec: CodebookSpec, most_blocks: int) -> tuple[tuple[int, int, int, int, int], ...]:
+    """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts."""
+    made, block, row = [], 0, 0
+    for part, (blocks, rows) in enumerate(zip(layout.part_blocks(spec), spec.part_rows)):
+        count = -(-blocks // most_blocks)
+        bounds = [blocks * i // count for i in range(count + 1)]
+        made += [
+            (part, block + first, block + end, row + first * layout.LANES, row + rows)
+            for first, end in itertools.pairwise(bounds)
+        ]
+        block, row = block + blocks, row + rows
+    return tuple(made)
+
+
+def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int, blocks: int) -> int:
+    """Tables, powers of two of x, and the sums of a slice of `blocks` blocks of rows."""
+    tables = units_per_tile * (LINE_BYTES << spec.config.b)
+    unscale = 4 * units_per_tile * rows * batch if batch > 1 else 0
+    return tables + unscale + 4 * batch * layout.LANES * blocks
+
+
+@lru_cache(maxsize=1024)
+def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
+    """The cut with the least estimated time among those that fit the GPU."""
+    return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
+
+
+def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
+    """Clocks of a product: the busiest multiprocessor's lookups, tables and latencies, and the sums of split K."""
+    blocks = max(end - first for _, first, end, _, _ in cut.slices)
+    resident = max(1, min(
+        gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
+        gpu.threads_per_multiprocessor // (32 * cut.warps),
+        MAX_WARPS // cut.warps,
+    ))  # fmt: skip
+    per_multiprocessor = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
+    waves = -(-per_multiprocessor // resident)
+    tiles = -(-cut.units_per_split // cut.units_per_tile)
+    work = cut.units_per_split * (_build(cut, spec) + _gather(cut, spec) * blocks)
+    # Warps that wait leave the shared memory's port to others; with few, some clocks pass unused.
+    few = 1.0 + 1.0 / (cut.warps * min(resident, per_multiprocessor))
+    joined = 0.0
+    if cut.splits > 1:
+        partial = 8 * cut.batch * layout.LANES * layout.row_blocks(spec) * cut.splits
+        joined = _JOIN + partial / gpu.multiprocessors / _L2_BYTES
+    return per_multiprocessor * work * few + waves * (_START + tiles * _TILE_LATENCY) + joined
+
+
+def _build(cut: Cut, spec: CodebookSpec) -> float:
+    """Clocks of a unit's tables: tensor cores or stores, whichever takes longer."""
+    centroids = 1 << spec.config.b
+    tiles, quarters = -(-centroids // 16), -(-spec.config.v // 4)
+    mma = 4 * tiles * cut.rows * cut.batch * quarters * _MMA
+    stores = centroids * cut.rows * (2 if cut.batch == 4 else 1)
+    return max(mma, stores) + 0.25 * min(mma, stores)
+
+
+def _gather(cut: Cut, spec: CodebookSpec) -> float:
+    """Clocks of 32 rows in a unit: wavefronts of lookups, codes and scales, or instructions at four a clock."""
+    lookups = layout.POSITIONS * cut.rows
+    wavefronts = lookups * (2 if cut.batch == 4 else 1) + cut.rows * layout.block_bytes(spec.config.b) / 128 + 4
+    instructions = lookups * (3.9 + 0.3 * (cut.batch > 1) + 1.5 * (cut.batch > 2)) + 4 * layout.phases(spec) * cut.rows
+    return max(wavefronts, instructions / 4)
+
+
+def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
+    """Every cut worth an estimate; at least one, whatever the shape."""
+    batch = kernel_batch(n)
+    total = layout.row_blocks(spec)
+    found = []
+    for rows in _unit_rows(spec, batch):
+        units = -(-layout.k_blocks(spec) * spec.config.m // rows)
+        most_tile = min(units, _TILE_LINES >> spec.config.b)
+        for splits in sorted({-(-units // per) for per in range(1, units + 1)}) if total <= MAX_ROW_BLOCKS else [1]:
+            per_split = -(-units // splits)
+            tile = min(most_tile, per_split)
+            fixed = shared_bytes(spec, batch, rows, tile, 0)
+            fit = (gpu.shared_per_block - fixed) // (4 * batch * layout.LANES)
+            for turns in range(1, 5):
+                wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
+                blocks = max(1, min(fit, wanted))
+                for warps in (8, MAX_WARPS):
+                    found.append((rows, units, tile, per_split, blocks, warps))
+    return [
+        Cut(batch, rows, units, tile, per_split, slices(spec, blocks), warps,
+            shared_bytes(spec, batch, rows, tile, blocks))
+        for rows, units, tile, per_split, blocks, warps in dict.fromkeys(found)
+    ]  # fmt: skip
+
+
+def _unit_rows(spec: CodebookSpec, batch: int) -> tuple[int, ...]:
+    """Position rows that a unit may have: one where two would not fit its line, or their scales the registers."""
+    if batch == 4 or layout.phases(spec) > 8:
+        return (1,)
+    return (1, 2)
+
+
+def slice_table(cut: Cut) -> npt.NDArray[np.int32]:
+    """The slices as the kernel reads them."""
+    return np.array(cut.slices, np.int32)

@@ -1,0 +1,155 @@
+// Building a tile's tables: inner products of all centroids with 32 k-vectors of x, by tensor cores.
+//
+// mma's B is 32 k-vectors in four octets, one in each quarter of its k axis: lane 4r + q holds four components of
+// k-vector 8q + r. A is 16 centroids, of which row r keeps its four components in quarter (s + r) & 3 only, zeros in
+// the others. Row r of D then is centroid r times octet (s + r) & 3, so that the eight rows that store together fill
+// different banks: every store is conflict-free, with no selects behind the mma. Four s cover the octets; components
+// beyond four are further mma into the same D.
+//
+// x becomes fp16 under a power of two for each 32 k-vectors; float32 x becomes two fp16 for tables of fp32 entries.
+// Entries of fp16 keep that power (`unscale`, in shared memory), fp32 entries are freed of it here.
+#pragma once
+
+#include "floats.cuh"
+#include "layout.cuh"
+
+// Components 4h .. 4h+3 of one k-vector; zeros beyond v, beyond K and for rows that x does not have.
+template <class S>
+DEVICE float4 load_quarter(const typename S::x_type::storage* x, int vector, int h, bool inside) {
+    using X = typename S::x_type;
+    float4 f = make_float4(0, 0, 0, 0);
+    if (!inside) return f;
+    const auto* from = x + size_t(vector) * S::v + 4 * h;
+    if constexpr (S::v % 4 == 0) return load_four<X>(from);
+    f.x = X::widen(ptx::load(from));
+    if (4 * h + 1 < S::v) f.y = X::widen(ptx::load(from + 1));
+    if (4 * h + 2 < S::v) f.z = X::widen(ptx::load(from + 2));
+    if (4 * h + 3 < S::v) f.w = X::widen(ptx::load(from + 3));
+    return f;
+}
+
+// The exponent field of the power of two that brings the warp's largest |x| to 2^13 .. 2^14.
+template <int Q>
+DEVICE u32 common_exponent(const float4 (&x)[Q]) {
+    u32 largest = 0;  // magnitudes compare as their bits do
+#pragma unroll
+    for (int h = 0; h < Q; h++) {
+        const float f[4] = {x[h].x, x[h].y, x[h].z, x[h].w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 magnitude = ptx::float_to_bits(f[i]) & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+    }
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) {
+        const u32 other = ptx::shuffle_xor(largest, mask);
+        largest = other > largest ? other : largest;
+    }
+    const u32 exponent = largest >> 23;
+    return 267u - (exponent < 14u ? 14u : exponent);  // so that both the power and its inverse are normal
+}
+
+template <class S>
+struct Operand {
+    static constexpr bool exact = S::x_type::is_half && S::n == 1;  // fp16 as it is
+    static constexpr int parts = S::n == 1 && sizeof(typename S::x_type::storage) == 4 ? 2 : 1;
+    uint2 pairs[parts][S::quarters];
+    float unscale;
+
+    DEVICE void load(const typename S::x_type::storage* x, int vector, bool inside) {
+        float4 f[S::quarters];
+#pragma unroll
+        for (int h = 0; h < S::quarters; h++) f[h] = load_quarter<S>(x, vector, h, inside);
+        u32 exponent = 127;
+        if constexpr (!exact) exponent = common_exponent(f);
+        const float scale = ptx::bits_to_float(exponent << 23);
+        unscale = ptx::bits_to_float((254 - exponent) << 23);
+#pragma unroll
+        for (int h = 0; h < S::quarters; h++) {
+            float4 rest = make_float4(f[h].x * scale, f[h].y * scale, f[h].z * scale, f[h].w * scale);
+#pragma unroll
+            for (int p = 0; p < parts; p++) {
+                const u32 low = ptx::pack_half2(rest.x, rest.y), high = ptx::pack_half2(rest.z, rest.w);
+                pairs[p][h] = make_uint2(low, high);
+                rest.x -= ptx::half_to_float(u16(low));
+                rest.y -= ptx::half_to_float(u16(low >> 16));
+                rest.z -= ptx::half_to_float(u16(high));
+                rest.w -= ptx::half_to_float(u16(high >> 16));
+            }
+        }
+    }
+};
+
+// Two neighbouring entries, d[n][from] and d[n][from + 1] of all rows n of x.
+template <class S>
+DEVICE void store_entries(ptx::Shared address, const float (&d)[S::n][4], int from, float factor) {
+    if constexpr (S::n == 1) {
+        ptx::shared_store(address, make_float2(d[0][from] * factor, d[0][from + 1] * factor));
+    } else {
+        u32 entries[2][S::n / 2];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int n = 0; n < S::n; n += 2)
+                entries[i][n / 2] = ptx::pack_half2(d[n][from + i] * factor, d[n + 1][from + i] * factor);
+        if constexpr (S::n == 2)
+            ptx::shared_store(address, make_uint2(entries[0][0], entries[1][0]));
+        else
+            ptx::shared_store(address, make_uint4(entries[0][0], entries[0][1], entries[1][0], entries[1][1]));
+    }
+}
+
+// The tables of `units` units from `first_unit` on, at `tables`; `unscale` [unit][position row][n] behind them for n
+// > 1. All threads of the block take part; who reads the tables synchronises first.
+template <class S>
+DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, const typename S::x_type::storage* x,
+                  int batch, int part, int first_unit, int units) {
+    constexpr int row_tiles = S::centroids < 16 ? 1 : S::centroids / 16;
+    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
+    const int vectors = w.in_features / S::v;
+
+    for (int item = ptx::warp(); item < units * S::rows * row_tiles; item += ptx::warps()) {
+        const int row = item / row_tiles, centroid = item % row_tiles * 16 + r;
+        const int position_row = first_unit * S::rows + row;
+        const int vector = position_row / S::m * 32 + 8 * q + r;
+
+        uint2 upper[S::quarters], lower[S::quarters];  // centroids r and r + 8
+        const int last = S::centroids - 1;
+        const u16* book = w.codebooks + size_t(part * S::m + position_row % S::m) * S::centroids * S::quarters * 4;
+#pragma unroll
+        for (int h = 0; h < S::quarters; h++) {
+            const auto* from = reinterpret_cast<const uint2*>(book) + h;
+            upper[h] = ptx::load(from + (centroid < last ? centroid : last) * S::quarters);
+            lower[h] = ptx::load(from + (centroid + 8 < last ? centroid + 8 : last) * S::quarters);
+        }
+        Operand<S> operands[S::n];
+#pragma unroll
+        for (int n = 0; n < S::n; n++) {
+            operands[n].load(x + size_t(n) * w.in_features, vector, n < batch && vector < vectors);
+            if (S::n > 1 && item % row_tiles == 0 && lane == 0)
+                ptx::shared_store(unscale + 4 * (row * S::n + n), operands[n].unscale / w.table_scale);
+        }
+        const float factor = S::n == 1 ? operands[0].unscale : w.table_scale;
+        const ptx::Shared place = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
+#pragma unroll(S::n* S::quarters* Operand<S>::parts > 2 ? 1 : 4)  // enough of them are in flight; registers are not
+        for (int s = 0; s < 4; s++) {
+            const int octet = (s + r) & 3;
+            const bool kept = q == octet;
+            float d[S::n][4] = {};
+#pragma unroll
+            for (int h = 0; h < S::quarters; h++) {
+                const u32 a0 = kept ? upper[h].x : 0, a1 = kept ? lower[h].x : 0;
+                const u32 a2 = kept ? upper[h].y : 0, a3 = kept ? lower[h].y : 0;
+#pragma unroll
+                for (int n = 0; n < S::n; n++)
+#pragma unroll
+                    for (int p = 0; p < Operand<S>::parts; p++)
+                        ptx::mma(d[n], a0, a1, a2, a3, operands[n].pairs[p][h].x, operands[n].pairs[p][h].y);
+            }
+            const ptx::Shared entries = place + (8 * octet + 2 * q) * S::entry_bytes;
+            if (S::centroids >= 8 || centroid < S::centroids) store_entries<S>(entries, d, 0, factor);
+            if (S::centroids >= 16) store_entries<S>(entries + 8 * line_bytes, d, 2, factor);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+// The types of x and y.
+#pragma once
+
+#include "ptx.cuh"
+
+struct Half {
+    using storage = u16;
+    static constexpr bool is_half = true;
+    DEVICE static float widen(u16 value) { return ptx::half_to_float(value); }
+    DEVICE static u16 narrow(float value) { return ptx::float_to_half(value); }
+};
+
+struct Bfloat {
+    using storage = u16;
+    static constexpr bool is_half = false;
+    DEVICE static float widen(u16 value) { return ptx::bits_to_float(u32(value) << 16); }
+    DEVICE static u16 narrow(float value) { return ptx::float_to_bfloat(value); }
+};
+
+struct Float {
+    using storage = float;
+    static constexpr bool is_half = false;
+    DEVICE static float widen(float value) { return value; }
+    DEVICE static float narrow(float value) { return value; }
+};
+
+// Four neighbours from `address`, aligned to all four.
+template <class X>
+DEVICE float4 load_four(const typename X::storage* address) {
+    if constexpr (sizeof(typename X::storage) == 4) {
+        return ptx::load(reinterpret_cast<const float4*>(address));
+    } else {
+        const uint2 pairs = ptx::load(reinterpret_cast<const uint2*>(address));
+        return make_float4(X::widen(u16(pairs.x)), X::widen(u16(pairs.x >> 16)), X::widen(u16(pairs.y)),
+                           X::widen(u16(pairs.y >> 16)));
+    }
+}

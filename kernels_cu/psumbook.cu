@@ -1,0 +1,105 @@
+// The Psumbook kernel (CodeGEMM): y = x W^T for a codebook-quantised W, b <= 8, up to four rows of x.
+//
+// A thread block takes a slice of rows and a split of K. Tile by tile it builds the tables of all centroids' inner
+// products with x (build.cuh) and lets the codes of its rows gather them (gather.cuh); split K is summed in splits.cuh.
+//
+//            K:  split 0      split 1            thread block (slice, split)
+//              +---+---+---+---+---+---+           for each tile:
+//   slice 0    |   |   |   |   |   |   |             build its tables in shared memory
+//              +---+---+---+---+---+---+             for each block of 32 rows of this warp:
+//   slice 1    |   |   |   | tile  |   |               lane = row: look up, add
+//              +---+---+---+---+---+---+
+//
+// Shared memory: tables [unit of a tile][centroid][256 bytes], unscale [unit][position row][n] (n > 1),
+// sums [block of 32 rows][n][lane].
+#include "build.cuh"
+#include "gather.cuh"
+#include "splits.cuh"
+
+// x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
+// gridDim.y is 1.
+template <int V, int M, int B, int PHASES, int N, class X, int ROWS>
+DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Psumbook& w) {
+    using S = Shape<V, M, B, PHASES, N, X, ROWS>;
+    const Slice slice = w.slices[blockIdx.x];
+    const int warp = ptx::warp();
+    const int blocks = slice.end_block - slice.first_block, stride = ptx::warps();
+    const int first_unit = blockIdx.y * w.units_per_split;
+    const int end_unit = min(first_unit + w.units_per_split, w.units);
+
+    const ptx::Shared tables = ptx::shared_memory();
+    const ptx::Shared unscale = tables + w.units_per_tile * S::table_bytes;
+    const ptx::Shared sums = unscale + (N > 1 ? w.units_per_tile * ROWS * N * 4 : 0) + ptx::lane() * 4;
+
+    // Codes don't depend on x: they travel while the tables are built.
+    const size_t row_bytes = size_t(w.row_blocks) * S::block_bytes;
+    if (threadIdx.x < (end_unit - first_unit) * ROWS)
+        ptx::prefetch(
+            w.codes + (first_unit * ROWS + int(threadIdx.x)) * row_bytes + size_t(slice.first_block) * S::block_bytes,
+            min(blocks * S::block_bytes, most_prefetched));
+    const Offsets offsets = Offsets::of<S>(ptx::lane());
+    Codes<S> codes;
+    Scales<S> scales;
+    Cursor<S> cursor = Cursor<S>::at(w, first_unit, slice.first_block + warp);
+    if (warp < blocks) {
+        codes.load_codes(w, cursor.codes);
+        if (S::scales_ahead) scales.load_scales(w, cursor.scales);
+    }
+
+    for (int tile = first_unit; tile < end_unit; tile += w.units_per_tile) {
+        const int tile_end = min(tile + w.units_per_tile, end_unit);
+        if (tile > first_unit) ptx::sync_block();
+        build<S>(tables, unscale, w, static_cast<const typename X::storage*>(x), batch, slice.part, tile,
+                 tile_end - tile);
+        ptx::sync_block();
+        for (int unit = tile; unit < tile_end; unit++) {
+            const u32 unit_bits = u32(unit - tile) * (0x01010101u << B);
+            const Cursor<S> next_unit = Cursor<S>::at(w, unit + 1, slice.first_block + warp);
+            for (int block = warp; block < blocks; block += stride) {
+                // The next codes travel while these are looked up.
+                if (!S::scales_ahead) scales.load_scales(w, cursor.scales);
+                const bool last = block + stride >= blocks;
+                cursor.advance(stride);
+                if (last) cursor = next_unit;
+                Codes<S> next_codes;
+                Scales<S> next_scales;
+                if (!last || unit + 1 < end_unit) {
+                    next_codes.load_codes(w, cursor.codes);
+                    if (S::scales_ahead) next_scales.load_scales(w, cursor.scales);
+                }
+
+                const ptx::Shared sum = sums + block * (N * lanes * 4);
+                float total[N] = {};
+                if (unit > first_unit) {
+#pragma unroll
+                    for (int n = 0; n < N; n++) total[n] = ptx::shared_load<float>(sum + n * (lanes * 4));
+                }
+                gather<S>(total, tables, unit_bits, unscale + (unit - tile) * (ROWS * N * 4), offsets, codes, scales);
+#pragma unroll
+                for (int n = 0; n < N; n++) ptx::shared_store(sum + n * (lanes * 4), total[n]);
+                codes = next_codes;
+                if (S::scales_ahead) scales = next_scales;
+            }
+        }
+    }
+
+    const Output<X> out{y, batch, y_is_float, w.out_features, PHASES ? nullptr : w.scales, slice};
+    const Splits splits{workspace, int(gridDim.y), batch, w.row_blocks * lanes};
+    for (int block = warp; block < blocks; block += stride)
+        for (int n = 0; n < batch; n++) {
+            const float total = ptx::shared_load<float>(sums + (block * N + n) * (lanes * 4));
+            if (splits.count == 1)
+                out.write(n, block, total);
+            else
+                ptx::store(splits.place(blockIdx.y, n, slice.first_block + block), total);
+        }
+    if (splits.count > 1) splits.finish(out, warp, stride);
+}
+
+constexpr int most_threads = 16 * lanes;  // 128 registers each
+
+#define ENTRY(name, ...)                                                                     \
+    extern "C" KERNEL void __launch_bounds__(most_threads, 1)                                \
+        name(const void* x, void* y, u8* workspace, int batch, int y_is_float, Psumbook w) { \
+        __VA_ARGS__(x, y, workspace, batch, y_is_float, w);                                  \
+    }

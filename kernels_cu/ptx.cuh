@@ -1,0 +1,225 @@
+// The instructions that the kernels are made of, one function each: nothing else in this folder knows that it runs on a
+// GPU. Compiled by a host compiler, the same names come from an emulator, which also counts what they cost.
+#pragma once
+
+#ifndef __CUDACC__
+#include "emulator.hpp"
+#else
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL __global__
+
+namespace ptx {
+
+// ---- where a thread is
+
+DEVICE int lane() {
+    return threadIdx.x & 31;
+}
+// The shuffle tells the compiler that it is the same in all lanes, so that loops over it can use uniform registers.
+DEVICE int warp() {
+    return __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0);
+}
+DEVICE int warps() {
+    return blockDim.x >> 5;
+}
+
+DEVICE long long clock() {
+    return clock64();
+}
+
+// ---- shared memory, all of it dynamic. Addresses are those of shared memory's own space, 32 bits: with C++ pointers
+// some compilers compute in 64.
+
+using Shared = u32;
+
+DEVICE Shared shared_memory() {
+    extern __shared__ __align__(1024) u8 memory[];
+    return Shared(__cvta_generic_to_shared(memory));
+}
+
+DEVICE void shared_load(Shared address, float& value) {
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address));
+}
+
+DEVICE void shared_load(Shared address, u32& value) {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+}
+
+DEVICE void shared_load(Shared address, uint2& value) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+}
+
+DEVICE void shared_store(Shared address, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+DEVICE void shared_store(Shared address, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+DEVICE void shared_store(Shared address, float2 value) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(value.x), "f"(value.y) : "memory");
+}
+
+DEVICE void shared_store(Shared address, uint2 value) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(value.x), "r"(value.y) : "memory");
+}
+
+DEVICE void shared_store(Shared address, uint4 value) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
+}
+
+template <class T>
+DEVICE T shared_load(Shared address) {
+    T value;
+    shared_load(address, value);
+    return value;
+}
+
+// ---- global memory
+
+// Codes are read once: they must not push x, scales and centroids out of L1.
+DEVICE uint4 load_once(const uint4* address) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+DEVICE uint2 load_once(const uint2* address) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
+// What no block of this launch writes.
+template <class T>
+DEVICE T load(const T* address) {
+    return __ldg(address);
+}
+
+template <class T>
+DEVICE void store(T* address, T value) {
+    *address = value;
+}
+
+// What another block of this launch wrote: never from L1, which is not coherent.
+DEVICE float load_foreign(const float* address) {
+    return __ldcg(address);
+}
+
+// A hint that these bytes (16-byte aligned) are about to be read.
+DEVICE void prefetch(const void* address, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
+#endif
+}
+
+DEVICE u32 atomic_add(u32* address, u32 value) {
+    return atomicAdd(address, value);
+}
+
+// Orders this thread's accesses to global memory for the whole GPU.
+DEVICE void fence() {
+    __threadfence();
+}
+
+// ---- between the threads of a block and of a warp
+
+DEVICE void sync_block() {
+    __syncthreads();
+}
+DEVICE void sync_warp() {
+    __syncwarp();
+}
+
+template <class T>
+DEVICE T shuffle(T value, int source) {
+    return __shfl_sync(0xffffffffu, value, source);
+}
+
+template <class T>
+DEVICE T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+DEVICE u32 ballot(bool predicate) {
+    return __ballot_sync(0xffffffffu, predicate);
+}
+
+// ---- arithmetic
+
+DEVICE int lowest_bit(u32 bits) {
+    return __ffs(bits) - 1;
+}
+
+// Bytes of (low, high), numbered 0..3 and 4..7, picked by the four nibbles of the selector.
+DEVICE u32 permute_bytes(u32 low, u32 high, u32 selector) {
+    return __byte_perm(low, high, selector);
+}
+
+// d += A B with fp16 A [16 x 16], B [16 x 8] and fp32 d [16 x 8]. Lane 4r + q holds
+//   a0: A[r][2q..], a1: A[r+8][2q..], a2: A[r][2q+8..], a3: A[r+8][2q+8..], b0: B[2q..][r], b1: B[2q+8..][r],
+//   d0, d1: D[r][2q..], d2, d3: D[r+8][2q..], two neighbours each.
+DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Two fp16 in a register, the first in the lower half.
+DEVICE u32 add_half2(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+
+DEVICE u32 pack_half2(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+DEVICE float half_to_float(u16 value) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+    return wide;
+}
+
+DEVICE u16 float_to_half(float value) {
+    u16 narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow) : "f"(value));
+    return narrow;
+}
+
+DEVICE u16 float_to_bfloat(float value) {
+    u16 narrow;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow) : "f"(value));
+    return narrow;
+}
+
+// Keeps a value in its register: the compiler can't compute it anew in a loop.
+DEVICE void keep(u32& value) {
+    asm volatile("" : "+r"(value));
+}
+
+DEVICE float bits_to_float(u32 bits) {
+    return __uint_as_float(bits);
+}
+DEVICE u32 float_to_bits(float value) {
+    return __float_as_uint(value);
+}
+
+}  // namespace ptx
+#endif

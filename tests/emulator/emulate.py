@@ -1,0 +1,195 @@
+"""Compiles kernels with the emulator and runs them on NumPy arrays."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from codegemm import kernels_cu
+from codegemm.engines.cuda import cut, library, psumbook
+from codegemm.engines.cuda.cut import Gpu
+
+HERE = Path(__file__).parent
+SANITIZE = os.environ.get("EMULATOR_SANITIZE") == "1"
+ORDERS = ("forward", "reversed", "shuffled")
+# Few multiprocessors, so that small shapes are cut as large ones are on a GPU.
+SMALL_GPU = Gpu(90, 4, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
+
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}", f"-idirafter{kernels_cu.FOLDER}"]
+if SANITIZE:
+    _FLAGS += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# An entry's arguments come as CUDA's driver takes them: an array of pointers.
+_CALLER = """
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(arguments[I])...);
+}
+template <class... A>
+void call(void (*kernel)(A...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<A...>());
+}
+extern "C" const char* launch(const emulator::Launch* launch, void** arguments) {
+    return emulator::run(*launch, [=] { call(entry, arguments); });
+}
+extern "C" const char* report() { return emulator::report(); }
+"""
+
+
+class EmulatorError(AssertionError):
+    """What a kernel did that a GPU would not forgive."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one place of the source moved, summed over all warps; an instruction is one of a whole warp."""
+
+    instructions: int
+    wavefronts: int
+    least_wavefronts: int
+    sectors: int
+    least_sectors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts by (file, function, space, kind), and how often what happened."""
+
+    counts: dict[tuple[str, str, str, str], Counts]
+    events: dict[str, int]
+
+    def of(self, function: str, kind: str = "load", space: str = "shared") -> Counts:
+        """The counts of one function."""
+        [found] = [c for (_, f, s, k), c in self.counts.items() if (f, s, k) == (function, space, kind)]
+        return found
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("grid_x", "grid_y", "threads", "shared_bytes", "order")]
+    _fields_ += [("seed", ctypes.c_uint32)]
+
+
+def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, folder=kernels_cu.FOLDER):
+    """x @ W^T by the emulated Psumbook kernel with poisoned output and workspace, and the report."""
+    spec = weight.spec
+    made = made or cut.cut_for(spec, len(x), SMALL_GPU)
+    prepared = psumbook.Prepared.of(weight)
+    for name in ("codes", "codebooks", "scales"):
+        setattr(prepared, name, aligned(getattr(prepared, name)))
+    slices = aligned(cut.slice_table(made))
+    filled = prepared.arguments(made, slices.ctypes.data, lambda array: array.ctypes.data)
+    out = aligned(np.full((len(x), spec.out_features), np.nan, out_dtype or x.dtype))
+    workspace = aligned(np.full(psumbook.workspace_bytes(made, spec, len(x)), 0xFF, np.uint8))
+    workspace[: library.COUNTER_BYTES] = 0
+    arguments = [aligned(x), out, workspace, np.int32(len(x)), np.int32(out.dtype == np.float32), filled]
+    report = launch(
+        psumbook.SOURCE,
+        psumbook.instance(spec, x.dtype, made),
+        (len(made.slices), made.splits),
+        (32 * made.warps,),
+        made.shared_bytes,
+        arguments,
+        order,
+        seed,
+        folder,
+    )
+    if workspace[: library.COUNTER_BYTES].any():
+        raise EmulatorError("the kernel left counters that are not zero")
+    return out, report
+
+
+def launch(source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER):
+    """Run one instance; arguments as CuPy takes them: arrays, NumPy scalars, structures (arrays without axes)."""
+    shape = _Launch(*grid, *block, shared_bytes, ORDERS.index(order), seed)
+    held = [_argument(argument) for argument in arguments]
+    pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
+    compiled = _library(source, instance, folder)
+    complaint = compiled.launch(ctypes.byref(shape), pointers)
+    report = _read(compiled.report().decode())
+    if complaint:
+        raise EmulatorError(complaint.decode())
+    return report
+
+
+def compile_all(instances, source=psumbook.SOURCE, folder=kernels_cu.FOLDER) -> None:
+    """Compile instances on all cores, to be found by `launch`."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda instance: _library(source, instance, folder), instances))
+
+
+def aligned(array):
+    """A copy on a boundary of 256 bytes, as on a GPU, with nothing readable behind it."""
+    raw = np.empty(array.nbytes + 255, np.uint8)
+    start = -raw.ctypes.data % 256
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _argument(value) -> np.ndarray:
+    """What an argument's pointer points to: the value itself, or an array's address."""
+    if isinstance(value, np.ndarray) and value.dtype.fields is None:
+        return np.array(value.ctypes.data, np.uint64)
+    return np.asarray(value)
+
+
+def _read(text: str) -> Report:
+    counts, events = {}, {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) == 10:
+            counts[tuple(words[:4])] = Counts(*map(int, words[4:]))
+        else:
+            events[" ".join(words[:-1])] = int(words[-1])
+    return Report(counts, events)
+
+
+_lock = threading.Lock()
+_libraries: dict[tuple[str, str, Path], ctypes.CDLL] = {}
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="codegemm-emulator-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
+def _object() -> Path:
+    path = _folder() / "emulator.o"
+    _compile([*_FLAGS, "-O2", "-Wno-clobbered", "-c", str(HERE / "emulator.cpp"), "-o", str(path)])
+    return path
+
+
+def _library(source: str, instance: str, folder: Path) -> ctypes.CDLL:
+    found = _libraries.get((source, instance, folder))
+    if found:
+        return found
+    with _lock:
+        shared = _object()
+    name = hashlib.sha256(f"{source} {instance} {folder}".encode()).hexdigest()[:16]
+    code, made = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
+    code.write_text(f'#include "{folder}/{source}"\n#include <utility>\nENTRY(entry, {instance})\n{_CALLER}')
+    _compile([*_FLAGS, "-shared", str(code), str(shared), "-o", str(made)])
+    library = ctypes.CDLL(str(made))
+    library.launch.restype = library.report.restype = ctypes.c_char_p
+    _libraries[source, instance, folder] = library
+    return library
+
+
+def _compile(arguments: list[str]) -> None:
+    done = subprocess.run([os.environ.get("CXX", "g++"), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[:4000])

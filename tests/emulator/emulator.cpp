@@ -1,0 +1,546 @@
+// One ucontext fiber a CUDA thread. A fiber runs until it has to wait for others: at a barrier of the block, or at an
+// instruction that its whole warp executes together. Between those, threads run in the order asked for, so that
+// whatever relies on another order goes wrong; and shared memory remembers who touched it since the last barrier, so
+// that a missing one is reported even where the result happens to be right.
+#include "emulator.hpp"
+
+#include <ucontext.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulator {
+namespace {
+
+constexpr int lanes = 32;
+constexpr size_t stack_bytes = 256 << 10;
+constexpr int nobody = -1, several = -2;
+
+enum class State { ready, at_block_barrier, at_warp, done };
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    void* fake_stack = nullptr;
+    State state = State::ready;
+    int block, index;
+    const char* operation = nullptr;  // that the warp executes together
+    void* operand = nullptr;
+    int fences = 0;
+    int published = 0;      // of its fences, those behind which its warp has synchronised: one lane counts for all
+    bool told = false;      // has heard something from its warp that does not order memory
+    bool acquired = false;  // has fenced since it last heard from other threads
+};
+
+struct Word {
+    int writer = nobody, write_interval = -1;
+    int reader = nobody, read_interval = -1;
+};
+
+struct Free {
+    void operator()(void* memory) const { free(memory); }
+};
+
+struct Block {
+    std::unique_ptr<u8, Free> shared;
+    std::vector<Word> words;
+    int interval = 0;  // block barriers passed
+};
+
+struct Counts {
+    u64 instructions = 0, wavefronts = 0, least_wavefronts = 0, sectors = 0, least_sectors = 0, bytes = 0;
+};
+
+using Key = std::tuple<std::string, std::string, Space, Kind>;
+
+struct Access {
+    const u8* address[lanes];
+    u32 active = 0;
+    int bytes = 0;
+};
+
+// The accesses of a warp at one place in the source: the i-th of every lane together are one instruction.
+struct Pending {
+    std::vector<Access> accesses;
+    int reached[lanes] = {};
+};
+
+struct SiteKey {
+    const char* file;
+    int line;
+    Space space;
+    Kind kind;
+    bool operator<(const SiteKey& o) const {
+        return std::tie(file, line, space, kind) < std::tie(o.file, o.line, o.space, o.kind);
+    }
+};
+
+Launch launch;
+std::vector<Thread> threads;
+std::vector<Block> blocks;
+std::vector<std::map<SiteKey, std::pair<Site, Pending>>> pending;  // by warp
+std::unordered_map<const void*, std::pair<int, int>> written;      // global: thread, its fences then
+std::map<Key, Counts> counts;
+std::map<std::string, u64> events;
+const std::function<void()>* kernel;
+ucontext_t scheduler;
+void* scheduler_fake_stack;
+Thread* current;
+std::string complaint, text;
+
+void switch_to(ucontext_t* from, ucontext_t* to, void** fake, const void* bottom, size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(fake, bottom, size);
+#endif
+    swapcontext(from, to);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(*fake, nullptr, nullptr);
+#endif
+    (void)fake, (void)bottom, (void)size;
+}
+
+const void* scheduler_stack;
+size_t scheduler_stack_bytes;
+
+void yield() {
+    switch_to(&current->context, &scheduler, &current->fake_stack, scheduler_stack, scheduler_stack_bytes);
+}
+
+void body() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+#endif
+    (*kernel)();
+    current->state = State::done;
+    yield();
+}
+
+void resume(Thread& thread) {
+    current = &thread;
+    threadIdx = {u32(thread.index), 0};
+    blockIdx = {u32(thread.block) % gridDim.x, u32(thread.block) / gridDim.x};
+    switch_to(&scheduler, &thread.context, &scheduler_fake_stack, thread.stack.get(), stack_bytes);
+}
+
+// Distinct 4-byte words that fall into the busiest bank.
+int bank_conflict(const Access& access, int first, int end) {
+    std::set<u64> banks[32];
+    size_t worst = 0;
+    for (int lane = first; lane < end; lane++) {
+        if (!(access.active >> lane & 1)) continue;
+        for (int byte = 0; byte < access.bytes; byte += 4) {
+            const u64 word = (u64(access.address[lane]) + byte) / 4;
+            banks[word % 32].insert(word);
+            worst = std::max(worst, banks[word % 32].size());
+        }
+    }
+    return int(worst);
+}
+
+// 32-bit accesses are served a warp at a time, 64-bit ones a half and 128-bit ones a quarter at a time.
+int wavefronts(const Access& access) {
+    const int together = access.bytes <= 4 ? 32 : access.bytes == 8 ? 16 : 8;
+    int sum = 0;
+    for (int first = 0; first < lanes; first += together) sum += bank_conflict(access, first, first + together);
+    return sum;
+}
+
+void settle(const Site& site, Space space, Kind kind, const Access& access) {
+    const std::string file = site.file, function = site.function;
+    Counts& c = counts[{file.substr(file.rfind('/') + 1), function.substr(0, function.find('<')), space, kind}];
+    c.instructions++;
+    std::set<u64> sectors, words;
+    const u64 piece = std::min(access.bytes, 4);
+    for (int lane = 0; lane < lanes; lane++)
+        if (access.active >> lane & 1) {
+            c.bytes += access.bytes;
+            for (u64 at = u64(access.address[lane]); at < u64(access.address[lane]) + access.bytes; at += piece) {
+                sectors.insert(at / 32);
+                words.insert(at / piece);
+            }
+        }
+    if (space == Space::shared) {
+        c.wavefronts += wavefronts(access);
+        c.least_wavefronts += (words.size() * piece + 127) / 128;
+    } else {
+        c.sectors += sectors.size();
+        c.least_sectors += (words.size() * piece + 31) / 32;
+    }
+}
+
+void settle_all() {
+    for (auto& warp : pending)
+        for (auto& [key, entry] : warp)
+            for (const Access& access : entry.second.accesses) settle(entry.first, key.space, key.kind, access);
+    pending.clear();
+}
+
+void race(const char* what, const void* address, int other) {
+    const Block& block = blocks[current->block];
+    complain("%s at byte %d of shared memory by threads %d and %d with no barrier between them", what,
+             int((const u8*)address - block.shared.get()), other, current->index);
+}
+
+void check_shared(Kind kind, const void* address, int bytes) {
+    Block& block = blocks[current->block];
+    const auto offset = (const u8*)address - block.shared.get();
+    if (offset < 0 || offset + bytes > launch.shared_bytes)
+        return complain("shared memory of %d bytes accessed at byte %d", launch.shared_bytes, int(offset));
+    if (offset % bytes)
+        return complain("misaligned access of %d bytes at byte %d of shared memory", bytes, int(offset));
+    for (auto at = offset / 4; at < (offset + bytes + 3) / 4; at++) {
+        Word& word = block.words[at];
+        const bool fresh_write = word.write_interval == block.interval && word.writer != current->index;
+        const bool fresh_read = word.read_interval == block.interval && word.reader != current->index;
+        if (kind == Kind::load) {
+            if (word.writer == nobody)
+                return complain("shared memory read at byte %d before it was written", int(offset));
+            if (fresh_write) return race("write and read", address, word.writer);
+            word.reader = word.read_interval == block.interval && fresh_read ? several : current->index;
+            word.read_interval = block.interval;
+        } else {
+            if (fresh_write) return race("two writes", address, word.writer);
+            if (fresh_read) return race("read and write", address, word.reader);
+            word.writer = current->index;
+            word.write_interval = block.interval;
+        }
+    }
+}
+
+// The lanes of a warp meet; the last to come computes for all. `all` has their operands.
+template <class Operand, class Compute>
+void together(const char* operation, Operand& operand, Compute compute) {
+    Thread* warp = current - current->index % lanes;
+    current->operation = operation;
+    current->operand = &operand;
+    current->state = State::at_warp;
+    for (int lane = 0; lane < lanes; lane++)
+        if (warp[lane].state != State::at_warp) {
+            yield();
+            return;
+        }
+    Operand* all[lanes];
+    for (int lane = 0; lane < lanes; lane++) {
+        if (std::string(warp[lane].operation) != operation)
+            complain("lanes of a warp meet at %s and %s", warp[lane].operation, operation);
+        all[lane] = static_cast<Operand*>(warp[lane].operand);
+        warp[lane].state = State::ready;
+    }
+    events[operation]++;
+    compute(all);
+    yield();  // so that lanes go on in the order of the schedule
+}
+
+void release_blocks() {
+    for (size_t b = 0; b < blocks.size(); b++) {
+        Thread* first = &threads[b * launch.threads];
+        bool all = true;
+        for (int t = 0; t < launch.threads; t++) all = all && first[t].state == State::at_block_barrier;
+        if (!all) continue;
+        blocks[b].interval++;
+        events["block barrier"]++;
+        for (int t = 0; t < launch.threads; t++) first[t].state = State::ready;
+    }
+}
+
+std::string stuck() {
+    int done = 0, barrier = 0, warp = 0;
+    for (const Thread& thread : threads) {
+        done += thread.state == State::done;
+        barrier += thread.state == State::at_block_barrier;
+        warp += thread.state == State::at_warp;
+    }
+    return "threads wait for each other: " + std::to_string(barrier) + " at a barrier, " + std::to_string(warp) +
+           " for their warp, " + std::to_string(done) + " have finished";
+}
+
+}  // namespace
+
+void complain(const char* format, ...) {
+    if (!complaint.empty()) return;
+    char buffer[400];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(buffer, sizeof buffer, format, arguments);
+    va_end(arguments);
+    complaint = buffer;
+    yield();  // never resumed
+}
+
+const char* run(const Launch& asked, const std::function<void()>& asked_kernel) {
+    launch = asked;
+    kernel = &asked_kernel;
+    complaint.clear();
+    written.clear();
+    gridDim = {u32(launch.grid_x), u32(launch.grid_y)};
+    blockDim = {u32(launch.threads), 1};
+    const int block_count = launch.grid_x * launch.grid_y;
+    blocks.clear();
+    blocks.resize(block_count);
+    for (Block& block : blocks) {
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 1024, launch.shared_bytes)) return "out of memory";
+        block.shared.reset(static_cast<u8*>(memory));
+        memset(block.shared.get(), 0xff, launch.shared_bytes);
+        block.words.assign((launch.shared_bytes + 3) / 4, {});
+    }
+    pending.clear();
+    pending.resize(block_count * launch.threads / lanes);
+    threads.clear();
+    threads.resize(block_count * launch.threads);
+    std::vector<int> order(threads.size());
+    for (size_t i = 0; i < threads.size(); i++) {
+        Thread& thread = threads[i];
+        thread.block = int(i) / launch.threads;
+        thread.index = int(i) % launch.threads;
+        thread.stack.reset(new char[stack_bytes]);
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.get();
+        thread.context.uc_stack.ss_size = stack_bytes;
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, body, 0);
+        order[i] = Order(launch.order) == Order::reversed ? int(threads.size() - 1 - i) : int(i);
+    }
+    std::mt19937 random(launch.seed);
+    bool stalled = false;
+    for (;;) {
+        const bool shuffled = Order(launch.order) == Order::shuffled;
+        if (shuffled) std::shuffle(order.begin(), order.end(), random);
+        bool ran = false, done = true;
+        for (int index : order) {
+            // Shuffled, threads also overtake each other: half of them sit out a turn.
+            if (threads[index].state == State::ready && (!shuffled || stalled || random() % 2)) {
+                resume(threads[index]);
+                ran = true;
+                if (!complaint.empty()) return complaint.c_str();
+            }
+            done = done && threads[index].state == State::done;
+        }
+        if (done) break;
+        release_blocks();
+        if (!ran && stalled) {
+            bool any = false;
+            for (const Thread& thread : threads) any = any || thread.state == State::ready;
+            if (!any) return (complaint = stuck()).c_str();
+        }
+        stalled = !ran;
+    }
+    settle_all();
+    return nullptr;
+}
+
+const char* report() {
+    text.clear();
+    for (const auto& [key, c] : counts) {
+        const auto& [file, function, space, kind] = key;
+        char line[400];
+        snprintf(line, sizeof line, "%s %s %s %s %llu %llu %llu %llu %llu %llu\n", file.c_str(), function.c_str(),
+                 space == Space::shared ? "shared" : "global", kind == Kind::load ? "load" : "store", c.instructions,
+                 c.wavefronts, c.least_wavefronts, c.sectors, c.least_sectors, c.bytes);
+        text += line;
+    }
+    for (const auto& [event, count] : events) text += event + " " + std::to_string(count) + "\n";
+    counts.clear();
+    events.clear();
+    return text.c_str();
+}
+
+void access(Space space, Kind kind, const void* address, int bytes, Site site) {
+    if (space == Space::shared) {
+        check_shared(kind, address, bytes);
+    } else {
+        if (u64(address) % bytes) complain("misaligned access of %d bytes in %s", bytes, site.function);
+        if (kind == Kind::store) written[address] = {int(current - threads.data()), current->fences};
+    }
+    const int lane = current->index % lanes;
+    auto& entry = pending[(current - threads.data()) / lanes][{site.file, site.line, space, kind}];
+    entry.first = site;
+    Pending& place = entry.second;
+    const int instance = place.reached[lane]++;
+    if (int(place.accesses.size()) <= instance) place.accesses.resize(instance + 1);
+    Access& access = place.accesses[instance];
+    access.address[lane] = static_cast<const u8*>(address);
+    access.active |= 1u << lane;
+    access.bytes = bytes;
+}
+
+void foreign(const void* address) {
+    const auto found = written.find(address);
+    if (found == written.end()) return complain("a sum of another block read before it was written");
+    const auto [writer, fences] = found->second;
+    if (&threads[writer] == current) return;
+    if (threads[writer].published <= fences)
+        return complain("a sum read whose writer did not fence it, or its warp did not synchronise then");
+    if (!current->acquired)
+        return complain(
+            "a sum of another thread read without a fence before, or none behind the warp's synchronisation");
+}
+
+u8* shared_memory() {
+    return blocks[current->block].shared.get();
+}
+
+}  // namespace emulator
+
+namespace ptx {
+
+using namespace emulator;
+
+int lane() {
+    return current->index % lanes;
+}
+int warp() {
+    return current->index / lanes;
+}
+int warps() {
+    return launch.threads / lanes;
+}
+
+// Every look takes a while.
+long long clock() {
+    static long long now = 0;
+    return now += 10000;
+}
+
+u32 atomic_add(u32* address, u32 value) {
+    events["atomic"]++;
+    current->acquired = false;
+    const u32 before = *address;
+    *address += value;
+    return before;
+}
+
+void fence() {
+    events["fence"]++;
+    current->fences++;
+    current->acquired = !current->told;
+}
+
+void sync_block() {
+    current->state = State::at_block_barrier;
+    yield();
+}
+
+void sync_warp() {
+    current->published = current->fences;
+    current->told = false;
+    int nothing = 0;
+    together("sync_warp", nothing, [](int**) {});
+}
+
+u32 shuffle_bits(u32 value, int source) {
+    struct Operand {
+        u32 value;
+        int source;
+        u32 result;
+    } operand{value, source, 0};
+    current->acquired = false;
+    current->told = true;
+    together("shuffle", operand, [](Operand** all) {
+        for (int lane = 0; lane < lanes; lane++) all[lane]->result = all[all[lane]->source % lanes]->value;
+    });
+    return operand.result;
+}
+
+u32 ballot(bool predicate) {
+    struct Operand {
+        bool predicate;
+        u32 result;
+    } operand{predicate, 0};
+    current->acquired = false;
+    current->told = true;
+    together("ballot", operand, [](Operand** all) {
+        u32 bits = 0;
+        for (int lane = 0; lane < lanes; lane++) bits |= u32(all[lane]->predicate) << lane;
+        for (int lane = 0; lane < lanes; lane++) all[lane]->result = bits;
+    });
+    return operand.result;
+}
+
+u32 permute_bytes(u32 low, u32 high, u32 selector) {
+    const u64 bytes = u64(high) << 32 | low;
+    u32 result = 0;
+    for (int i = 0; i < 4; i++) result |= u32(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return result;
+}
+
+void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    struct Operand {
+        u32 a[4], b[2];
+        float* d;
+    } operand{{a0, a1, a2, a3}, {b0, b1}, d};
+    together("mma", operand, [](Operand** all) {
+        double a[16][16], b[16][8];
+        const auto half = [](u32 pair, int i) { return double(half_to_float(u16(pair >> 16 * i))); };
+        for (int lane = 0; lane < lanes; lane++) {
+            const int r = lane / 4, q = lane % 4;
+            for (int i = 0; i < 8; i++)
+                a[r + i / 2 % 2 * 8][2 * q + i % 2 + i / 4 * 8] = half(all[lane]->a[i / 2], i % 2);
+            for (int i = 0; i < 4; i++) b[2 * q + i % 2 + i / 2 * 8][r] = half(all[lane]->b[i / 2], i % 2);
+        }
+        for (int lane = 0; lane < lanes; lane++)
+            for (int i = 0; i < 4; i++) {
+                const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+                double sum = all[lane]->d[i];
+                for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+                all[lane]->d[i] = float(sum);
+            }
+    });
+}
+
+float half_to_float(u16 value) {
+    _Float16 half;
+    memcpy(&half, &value, 2);
+    return float(half);
+}
+
+u16 float_to_half(float value) {
+    const _Float16 half = _Float16(value);
+    u16 bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}
+
+u32 pack_half2(float low, float high) {
+    return float_to_half(low) | u32(float_to_half(high)) << 16;
+}
+
+u32 add_half2(u32 a, u32 b) {
+    return pack_half2(half_to_float(u16(a)) + half_to_float(u16(b)),
+                      half_to_float(u16(a >> 16)) + half_to_float(u16(b >> 16)));
+}
+
+u16 float_to_bfloat(float value) {
+    const u32 bits = float_to_bits(value);
+    if (std::isnan(value)) return 0x7fff;
+    return u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float bits_to_float(u32 bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+u32 float_to_bits(float value) {
+    u32 bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+}  // namespace ptx

@@ -1,0 +1,172 @@
+// CUDA's words for a host compiler: what kernels_cu/ptx.cuh offers, one fiber a thread, every access counted.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#define DEVICE inline
+#define KERNEL
+#define __launch_bounds__(...)
+
+struct uint2 {
+    u32 x, y;
+};
+struct alignas(16) uint4 {
+    u32 x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline uint2 make_uint2(u32 x, u32 y) {
+    return {x, y};
+}
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) {
+    return {x, y, z, w};
+}
+inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+struct Index {
+    u32 x, y;
+};
+extern Index threadIdx, blockIdx, blockDim, gridDim;
+using std::min;
+
+namespace emulator {
+
+enum class Order { forward, reversed, shuffled };
+
+struct Launch {
+    int grid_x, grid_y, threads, shared_bytes, order;
+    u32 seed;
+};
+
+// Runs the kernel with all blocks in flight at once. nullptr, or what a kernel did that a GPU would not forgive.
+const char* run(const Launch& launch, const std::function<void()>& kernel);
+
+// Counters since they were last cleared: a line for every function that touched memory.
+const char* report();
+
+enum class Space { shared, global };
+enum class Kind { load, store };
+
+// Where an access stands in the kernel's source.
+struct Site {
+    const char* file;
+    const char* function;
+    int line;
+};
+
+// As default arguments these name the caller.
+#define CODEGEMM_SITE \
+    const char *file = __builtin_FILE(), const char *function = __builtin_FUNCTION(), int line = __builtin_LINE()
+
+void access(Space space, Kind kind, const void* address, int bytes, Site site);
+void foreign(const void* address);
+u8* shared_memory();
+void complain(const char* format, ...);
+
+}  // namespace emulator
+
+namespace ptx {
+
+int lane();
+int warp();
+int warps();
+using Shared = u8*;
+inline Shared shared_memory() {
+    return emulator::shared_memory();
+}
+
+template <class T>
+T shared_load(Shared address, CODEGEMM_SITE) {
+    emulator::access(emulator::Space::shared, emulator::Kind::load, address, sizeof(T), {file, function, line});
+    T value;
+    memcpy(&value, address, sizeof(T));
+    return value;
+}
+
+template <class T>
+void shared_store(Shared address, T value, CODEGEMM_SITE) {
+    emulator::access(emulator::Space::shared, emulator::Kind::store, address, sizeof(T), {file, function, line});
+    memcpy(address, &value, sizeof(T));
+}
+
+template <class T>
+T load(const T* address, CODEGEMM_SITE) {
+    emulator::access(emulator::Space::global, emulator::Kind::load, address, sizeof(T), {file, function, line});
+    return *address;
+}
+
+template <class T>
+T load_once(const T* address, CODEGEMM_SITE) {
+    return load(address, file, function, line);
+}
+
+template <class T>
+void store(T* address, T value, CODEGEMM_SITE) {
+    emulator::access(emulator::Space::global, emulator::Kind::store, address, sizeof(T), {file, function, line});
+    *address = value;
+}
+
+inline float load_foreign(const float* address, CODEGEMM_SITE) {
+    emulator::foreign(address);
+    return load(address, file, function, line);
+}
+
+inline void prefetch(const void*, u32) {}
+inline void keep(u32&) {}
+long long clock();
+
+u32 atomic_add(u32* address, u32 value);
+void fence();
+void sync_block();
+void sync_warp();
+u32 shuffle_bits(u32 value, int source);
+u32 ballot(bool predicate);
+
+template <class T>
+T shuffle(T value, int source) {
+    static_assert(sizeof(T) == 4);
+    u32 bits;
+    memcpy(&bits, &value, 4);
+    bits = shuffle_bits(bits, source);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+    return shuffle(value, lane() ^ mask);
+}
+
+inline int lowest_bit(u32 bits) {
+    return __builtin_ffs(int(bits)) - 1;
+}
+
+u32 permute_bytes(u32 low, u32 high, u32 selector);
+void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+u32 add_half2(u32 a, u32 b);
+u32 pack_half2(float low, float high);
+float half_to_float(u16 value);
+u16 float_to_half(float value);
+u16 float_to_bfloat(float value);
+float bits_to_float(u32 bits);
+u32 float_to_bits(float value);
+
+}  // namespace ptx

@@ -1,0 +1,280 @@
+"""A stand-in for CuPy whose one GPU is this machine's memory and whose kernels run in the emulator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegemm import dispatch
+from codegemm.engines.cuda import compiler, device, library
+from emulator import emulate
+
+
+class Device(contextlib.nullcontext):
+    """A GPU's context."""
+
+    def __init__(self, number=0):
+        super().__init__()
+        self.id = number
+
+
+class Array:
+    """An array that NumPy does not know, on host memory."""
+
+    device = Device()
+
+    def __init__(self, host, dtype=None, memptr=None, strides=None):
+        if memptr is not None:  # as CuPy makes a view: shape, dtype, pointer, strides
+            size = memptr.mem.size
+            buffer = (ctypes.c_char * size).from_address(memptr.mem.ptr)
+            host = np.ndarray(host, dtype, buffer, strides=strides)
+        self.host = host
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.host.__array_interface__
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.host.ctypes.data, device_id=0)
+
+    @property
+    def _c_contiguous(self):
+        return self.host.flags.c_contiguous
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.host, name)
+        if callable(value):
+            return lambda *arguments, **named: wrap(value(*map(host, arguments), **named))
+        return wrap(value)
+
+    def __getitem__(self, key):
+        return wrap(self.host[host(key)])
+
+    def __setitem__(self, key, value):
+        self.host[host(key)] = host(value)
+
+    def __matmul__(self, other):
+        return wrap(self.host @ host(other))
+
+    def __iadd__(self, other):
+        self.host += host(other)
+        return self
+
+    def __or__(self, other):
+        return wrap(self.host | host(other))
+
+    def __lshift__(self, other):
+        return wrap(self.host << host(other))
+
+    def __abs__(self):
+        return wrap(abs(self.host))
+
+    def __len__(self):
+        return len(self.host)
+
+    def __float__(self):
+        return float(self.host)
+
+    def __deepcopy__(self, memo):
+        return Array(self.host.copy())
+
+    def get(self):
+        return self.host.copy()
+
+
+class Kernel:
+    """What RawModule.get_function returns: a launch runs the instance in the emulator."""
+
+    def __init__(self, source, instance):
+        self.source, self.instance = source, instance
+        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.launches = []  # (grid, block, shared bytes, stream's pointer)
+
+    def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        # By value CuPy takes numbers and arrays of one element.
+        assert all(isinstance(a, (Array, np.generic)) or (isinstance(a, np.ndarray) and a.size == 1) for a in args)
+        self.launches.append((grid, block, shared_mem, (stream or Stream.current).ptr))
+        grid = (*grid, 1)[:2]
+        emulate.launch(self.source, self.instance, grid, block, shared_mem, [host(argument) for argument in args])
+
+
+class RawModule:
+    """A loaded cubin; the emulator knows its kernel by the name that the compiler gave it."""
+
+    def __init__(self, *, path):
+        assert Path(path).read_bytes()[:4] == b"\x7fELF"
+
+    def get_function(self, entry):
+        return Kernel(*compiled[entry])
+
+
+compiled: dict[str, tuple[str, str]] = {}  # sources and instances by their entries' names
+
+
+def wrap(value):
+    return Array(value) if isinstance(value, np.ndarray) else value
+
+
+def host(value):
+    if isinstance(value, tuple):
+        return tuple(map(host, value))
+    return value.host if isinstance(value, Array) else value
+
+
+def aligned(array):
+    return Array(emulate.aligned(array))
+
+
+def module(gpu):
+    """cupy as far as the package uses it."""
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray = Array
+    cupy.asarray = lambda array: aligned(np.array(host(array)))
+    cupy.empty = lambda shape, dtype: aligned(np.empty(shape, dtype))
+    cupy.zeros = lambda shape, dtype: aligned(np.zeros(shape, dtype))
+    cupy.ascontiguousarray = lambda array: Array(np.ascontiguousarray(array.host))
+    cupy.concatenate = lambda arrays: Array(np.concatenate([array.host for array in arrays]))
+    properties = {
+        "major": gpu.arch // 10,
+        "minor": gpu.arch % 10,
+        "multiProcessorCount": gpu.multiprocessors,
+        "sharedMemPerBlockOptin": gpu.shared_per_block,
+        "sharedMemPerMultiprocessor": gpu.shared_per_multiprocessor,
+        "maxThreadsPerMultiProcessor": gpu.threads_per_multiprocessor,
+        "l2CacheSize": 1 << 20,
+        "name": b"emulated GPU",
+    }
+    cupy.cuda = types.SimpleNamespace(
+        runtime=types.SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            getDevice=lambda: 0,
+            getDeviceProperties=lambda number: properties,
+            memGetInfo=lambda: (1 << 30, 1 << 30),
+        ),
+        Device=Device,
+        Event=Event,
+        get_elapsed_time=lambda begin, end: 1e3 * (end.time - begin.time),
+        ExternalStream=Stream,
+        Stream=Stream,
+        get_current_stream=lambda: Stream.current,
+        UnownedMemory=lambda ptr, size, owner, device_id: types.SimpleNamespace(ptr=ptr, size=size),
+        MemoryPointer=lambda mem, offset: types.SimpleNamespace(mem=mem),
+    )
+    return cupy
+
+
+class Stream:
+    """A stream; within its context it is CuPy's current one."""
+
+    def __init__(self, ptr, device_id=0):
+        self.ptr = ptr
+        self.outer = []
+
+    @staticmethod
+    def from_external(other):
+        return Stream(other.__cuda_stream__()[1])
+
+    def __enter__(self):
+        self.outer.append(Stream.current)
+        Stream.current = self
+
+    def __exit__(self, *exception):
+        Stream.current = self.outer.pop()
+
+    def synchronize(self):
+        pass
+
+
+Stream.current = Stream(0)
+
+
+class Event:
+    """A moment on a stream; the emulator runs everything at once."""
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
+class Tensor:
+    """A torch tensor on `cuda:0`, on host memory."""
+
+    is_cuda = True
+    device = types.SimpleNamespace(type="cuda", index=0)
+
+    def __init__(self, array):
+        self.array = array
+        self.shape, self.dtype = array.shape, f"torch.{array.dtype.name}"
+
+    def detach(self):
+        return self
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def stride(self):
+        return tuple(step // self.array.itemsize for step in self.array.strides)
+
+    def element_size(self):
+        return self.array.itemsize
+
+    def numel(self):
+        return self.array.size
+
+    def is_contiguous(self):
+        return self.array.flags.c_contiguous
+
+    def new_empty(self, shape):
+        return Tensor(emulate.aligned(np.full(shape, 99, self.array.dtype)))
+
+
+@pytest.fixture
+def emulated_torch(monkeypatch):
+    """A torch module whose tensors are on the emulated GPU, its current stream 77."""
+    torch = types.ModuleType("torch")
+    torch.Tensor = Tensor
+    torch.cuda = types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(cuda_stream=77))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    return torch
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    """`cuda:0` is the emulator; its cupy module is returned."""
+
+    caches = (device.unavailable, device.gpu, dispatch._select)
+
+    def forget():
+        library.forget()
+        for cached in caches:
+            cached.cache_clear()
+
+    forget()
+    compiler.version()  # CuPy's own, before the stand-in takes its name
+    cupy = module(emulate.SMALL_GPU)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    real = compiler.build
+
+    def build(source, instance, arch):
+        compiled[compiler.entry_name(instance)] = source, instance
+        return real(source, instance, arch)
+
+    monkeypatch.setattr(compiler, "build", build)
+    find = device.importlib.util.find_spec
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
+    cupy.RawModule = RawModule
+    yield cupy
+    forget()

@@ -1,0 +1,85 @@
+"""The table of counters in docs/kernels.md: `make counters` writes it, a test checks that it is what the kernels do."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import sass
+
+from codegemm.comparison.sources import random_weight
+from codegemm.engines.cuda import compiler, cut, layout, psumbook
+from emulator import emulate
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
+BEGIN, END = "<!-- counters: written by `make counters` -->\n", "<!-- end of counters -->\n"
+NVRTC = (12, 9)  # that counted the instructions and registers
+SHAPE = (512, 1024)
+CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128", "m1v4b2g128")
+COLUMNS = (
+    "weights", "N", "wavefronts a lookup", "instructions a lookup", "table wavefronts, of the least",
+    "code bytes read, of those stored", "sectors of codes and scales, of the least", "registers",
+)  # fmt: skip
+
+
+def rows() -> list[tuple[str, ...]]:
+    """A row for every configuration and batch, then the published layout's."""
+    found = []
+    weights = [random_weight(SHAPE, config, 0) for config in CONFIGS]
+    cuts = {(w.spec, n): cut.cut_for(w.spec, n, emulate.SMALL_GPU) for w in weights for n in cut.BATCHES}
+    emulate.compile_all({psumbook.instance(spec, np.dtype(np.float16), made) for (spec, _), made in cuts.items()})
+    for config, weight in zip(CONFIGS, weights):
+        for n in cut.BATCHES:
+            x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
+            made = cuts[weight.spec, n]
+            _, report = emulate.multiply(weight, x, made)
+            lookups, stores = report.of("add"), report.of("store_entries", "store")
+            codes = report.of("load_codes", space="global")
+            loads = [codes]
+            if layout.phases(weight.spec):
+                loads.append(report.of("load_scales", space="global"))
+            instructions, registers = compiled(psumbook.instance(weight.spec, x.dtype, made), 32 * made.rows)
+            found.append((
+                config, str(n),
+                f"{lookups.wavefronts / lookups.instructions:.3f}",
+                f"{instructions:.2f}",
+                f"{stores.wavefronts / stores.least_wavefronts:.3f}",
+                f"{codes.bytes / (weight.codes.size * layout.container_bits(weight.config.b) / 8):.3f}",
+                f"{sum(c.sectors for c in loads) / sum(c.least_sectors for c in loads):.3f}",
+                str(registers),
+            ))  # fmt: skip
+    codes = np.random.default_rng(0).integers(0, 256, (64, 32), np.uint8)
+    published = emulate.launch(
+        "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
+    ).of("look_up")
+    ratio = published.wavefronts / published.instructions
+    return [*found, ("published table layout", "1", f"{ratio:.3f}", *["" for _ in COLUMNS[3:]])]
+
+
+def compiled(instance: str, lookups: int) -> tuple[float, int]:
+    """Instructions a lookup in the loop for sm_90, and registers."""
+    cubin, _ = compiler.compile_instance(psumbook.SOURCE, instance, 90)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cubin"
+        path.write_bytes(cubin)
+        loop = sass.smallest_loop(path, "LDS", lookups)
+        return loop.total() / lookups, sass.resources(path)["REG"]
+
+
+def text() -> str:
+    """The table in Markdown."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def replaced(document: str, table: str) -> str:
+    """The document with its table replaced."""
+    before, rest = document.split(BEGIN)
+    return before + BEGIN + table + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text()))
+    sys.stdout.write(text())

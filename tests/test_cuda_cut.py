@@ -1,0 +1,138 @@
+"""How the CUDA engine arranges a weight and cuts a product: pure functions, no GPU."""
+
+import math
+
+import numpy as np
+import pytest
+
+from codegemm.config import CodebookConfig
+from codegemm.engines.cuda import cut, layout, library
+from codegemm.engines.cuda.cut import Gpu
+from codegemm.formats.codebook import CodebookSpec
+
+H200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
+A100 = Gpu(80, 108, shared_per_block=166912, shared_per_multiprocessor=167936, threads_per_multiprocessor=2048)
+DESKTOP = Gpu(89, 76, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
+BLACKWELL = Gpu(120, 170, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
+GPUS = [H200, A100, DESKTOP, BLACKWELL]
+SHAPES = [
+    (14336, 4096),
+    (4096, 14336),
+    (28672, 8192),
+    (8192, 28672),
+    (53248, 16384),
+    (1024, 4096),
+    (1, 256),
+    (33, 1280),
+]
+
+
+def spec_of(rows, columns, config, parts=None):
+    return CodebookSpec(rows, columns, CodebookConfig.parse(config), parts or (rows,))
+
+
+@pytest.mark.parametrize("phases", [0, 1, 2, 4, 8, 16, 32])
+def test_lanes_look_up_every_position_in_different_banks(phases):
+    order = layout.positions(phases)
+    assert all(sorted(lane) == list(range(32)) for lane in order)
+    assert all(sorted(step) == list(range(32)) for step in order.T)
+    length = 32 // max(phases, 1)
+    # A phase stays within positions that share a scale.
+    runs = order.reshape(32, -1, length) // length
+    assert (runs == runs[:, :, :1]).all()
+    # Entries of 8 bytes are served a half warp at a time: 16 pairs of banks.
+    assert all(len(set(step[half] % 16)) == 16 for step in order.T for half in (slice(16), slice(16, 32)))
+
+
+@pytest.mark.parametrize("group_vectors", [*range(1, 97), 128, 160])
+def test_phases_never_cross_a_group(group_vectors):
+    spec = spec_of(32, 4 * group_vectors * 3, f"m1v4g{4 * group_vectors}")
+    count, shift = layout.phases(spec), layout.scale_shift(spec)
+    length = 32 // count
+    assert length == math.gcd(32, group_vectors)
+    for block in range(layout.k_blocks(spec)):
+        starts = 32 * block + layout.positions(count)[:, ::length] // length * length
+        assert (starts // group_vectors == (starts + length - 1) // group_vectors).all()
+    if shift:
+        stride = 32 << shift
+        assert group_vectors % stride == 0
+
+
+def test_arranged_codes_are_the_codes(make_weight):
+    for config, columns in (("m2v4b8g128", 512), ("m3v4b3g16", 240), ("m1v8b2g-1", 1032)):
+        weight = make_weight(70, columns, config, parts=2)
+        spec, bits = weight.spec, layout.container_bits(weight.config.b)
+        arranged, order = layout.arrange_codes(weight), layout.positions(layout.phases(spec))
+        rows = layout.pad_rows(spec, np.arange(70))
+        for p, block, lane, step in (
+            (0, 0, 0, 0),
+            (1, 1, 31, 17),
+            (len(arranged) - 2, 3, 5, 31),
+            (len(arranged) - 1, 2, 7, 20),
+        ):
+            k_block, book = divmod(p, weight.config.m)
+            vector = 32 * k_block + order[lane, step]
+            stream = arranged[p, block, :, lane].ravel()  # this lane's bytes
+            per_word = 32 // bits
+            word = stream[step // per_word * 4 :][:4]
+            code = word[step % 4] >> step % per_word // 4 * bits & (1 << bits) - 1
+            expected = weight.codes[rows[32 * block + lane], vector, book] if vector < spec.vectors else 0
+            assert code == expected
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: f"sm_{gpu.arch}")
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g128", "m1v4g4", "m4v8g-1", "m1v4b2g128", "m3v8b7g64"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_cuts_cover_the_product_and_fit_the_gpu(n, config, gpu):
+    for shape in SHAPES:
+        spec = spec_of(*shape, config)
+        made = cut.cut_for(spec, n, gpu)
+        assert made.batch >= n
+        assert made.shared_bytes <= gpu.shared_per_block
+        assert made.warps <= cut.MAX_WARPS
+        assert 1 <= made.units_per_tile <= min(256 >> spec.config.b, made.units_per_split)
+        assert made.units * made.rows >= layout.k_blocks(spec) * spec.config.m
+        assert made.units * made.rows <= layout.position_rows(spec)
+        assert (made.splits - 1) * made.units_per_split < made.units <= made.splits * made.units_per_split
+        assert made.rows == 1 or (made.batch < 4 and layout.phases(spec) <= 8)
+        blocks = [block for _, first, end, _, _ in made.slices for block in range(first, end)]
+        assert blocks == list(range(-(-shape[0] // 32)))
+
+
+def test_slices_keep_to_their_parts():
+    spec = spec_of(300, 512, "m1v4", (100, 33, 167))
+    made = cut.slices(spec, 2)
+    assert made == (
+        (0, 0, 2, 0, 100), (0, 2, 4, 64, 100),
+        (1, 4, 6, 100, 133),
+        (2, 6, 8, 133, 300), (2, 8, 10, 197, 300), (2, 10, 12, 261, 300),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g128"])
+def test_large_products_fill_the_gpu_once(config):
+    """Every multiprocessor has work, none twice as much as another; tables are a small part of it."""
+    for shape in SHAPES[:5]:
+        spec = spec_of(*shape, config)
+        made = cut.cut_for(spec, 1, H200)
+        blocks = len(made.slices) * made.splits
+        assert 0.8 < blocks / H200.multiprocessors / math.ceil(blocks / H200.multiprocessors) <= 1
+        lookups = spec.out_features * spec.vectors * spec.config.m / 32 / H200.multiprocessors
+        assert cut.estimate(made, spec, H200) < 3 * lookups + 5000
+
+
+def test_more_blocks_of_rows_than_counters_are_not_split():
+    spec = spec_of(32 * (cut.MAX_ROW_BLOCKS + 1), 64, "m1v4g-1")
+    made = cut.cut_for(spec, 1, H200)
+    assert made.splits == 1
+    assert made.shared_bytes <= H200.shared_per_block
+
+
+def test_constants_match_the_sources():
+    from codegemm.kernels_cu import FOLDER
+
+    source = (FOLDER / "layout.cuh").read_text()
+    assert f"most_row_blocks = 1 << {cut.MAX_ROW_BLOCKS.bit_length() - 1};" in source
+    assert f"line_bytes = {cut.LINE_BYTES};" in source
+    assert library.COUNTER_BYTES == 4 * cut.MAX_ROW_BLOCKS
+    assert f"most_threads = {cut.MAX_WARPS} * lanes;" in (FOLDER / "psumbook.cu").read_text()

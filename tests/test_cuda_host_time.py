@@ -1,0 +1,122 @@
+"""Launches and their host time: real CuPy arrays on host memory, and a launcher that does what CuPy's does."""
+
+import time
+import zlib
+
+import numpy as np
+import pytest
+from emulator import emulate
+
+import codegemm
+from codegemm import dispatch
+from codegemm.engines.cuda import cut, device, library, psumbook
+
+cupy = pytest.importorskip("cupy")
+
+# cuLaunchKernel takes about two microseconds on the processors that GPUs come with; so does a checksum of so many
+# bytes, which slows down with the machine as everything else here does.
+_DRIVER = bytes(7 << 10)
+
+
+def launcher(grid, block, args, *, shared_mem=0, stream=None):
+    """The launch's shape is filled up, arguments become pointers if they are none; then the driver has its time."""
+    grid, block = (grid + (1, 1))[:3], (block + (1, 1))[:3]
+    shape = [max(1, length) for length in grid + block]
+    pointer = cupy.cuda.function.CPointer
+    held = [argument if isinstance(argument, pointer) else pointer(argument.data.ptr) for argument in args]
+    zlib.adler32(_DRIVER)
+    return shape, held
+
+
+class Stream:
+    ptr = 0
+
+    def synchronize(self):
+        pass
+
+
+def on_gpu(array):
+    """A CuPy array on host memory: as good as one on a GPU as long as nobody looks inside."""
+    host = emulate.aligned(array)
+    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
+    return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+
+@pytest.fixture
+def product(monkeypatch, make_weight):
+    """x, out and a weight 'on' a GPU whose kernels are the launcher."""
+    for module, name, value in (
+        (cupy.cuda.runtime, "getDevice", lambda: 0),
+        (cupy.cuda, "get_current_stream", Stream),
+        (cupy, "empty", lambda shape, dtype: on_gpu(np.empty(shape, dtype))),
+        (cupy, "zeros", lambda shape, dtype: on_gpu(np.zeros(shape, dtype))),
+        (device, "unavailable", lambda: None),
+        (device, "gpu", lambda where: emulate.SMALL_GPU),
+        (device, "to_device", lambda array, where: on_gpu(array)),
+        (library, "_load", lambda *key: launcher),
+    ):
+        monkeypatch.setattr(module, name, value)
+    weight = make_weight(256, 512, "m1v4g128")
+    prepared = psumbook.Prepared.of(weight)
+    prepared.device = "cuda:0"
+    for name in ("codes", "codebooks", "scales"):
+        setattr(prepared, name, on_gpu(getattr(prepared, name)))
+    monkeypatch.setattr(psumbook.Psumbook, "prepare", lambda self, weight, device: prepared)
+    library.forget()
+    dispatch._select.cache_clear()
+    moved = weight._with_arrays({name: on_gpu(array) for name, array in weight.arrays.items()})
+    yield on_gpu(np.ones((1, 512), np.float16)), on_gpu(np.ones((1, 256), np.float16)), moved
+    library.forget()
+    dispatch._select.cache_clear()
+
+
+def ratio(call, bare, rounds=60, calls=100):
+    """Time of `call` over that of `bare`, each the least of many short rounds: other processes only ever add to it."""
+
+    def seconds(function):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return time.perf_counter() - begin
+
+    times = [(seconds(call), seconds(bare)) for _ in range(rounds)]
+    called, launched = map(min, zip(*times))
+    return called / launched
+
+
+def test_plans_and_products_cost_little_more_than_a_launch(product):
+    x, out, weight = product
+    plan = codegemm.plan(weight, 1, np.float16, "psumbook")
+    launch = plan.prepared.launch(1, x.dtype, out.dtype)
+    arguments = (x, out, plan._workspace, *launch.constants)
+
+    def bare():
+        launcher(launch.grid, launch.block, arguments, shared_mem=launch.shared_bytes, stream=None)
+
+    codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
+    planned = ratio(lambda: plan(x, out=out), bare)
+    multiplied = ratio(lambda: codegemm.matmul(x, weight.T, out=out), bare)
+    print(f"plan {planned:.2f}, matmul {multiplied:.2f} times a bare launch")
+    assert planned <= 1.5
+    assert multiplied <= 3.0
+
+
+def test_launches_get_what_cupy_takes(product, monkeypatch):
+    x, out, weight = product
+    launches = []
+    monkeypatch.setattr(library, "_load", lambda *key: lambda *arguments, **named: launches.append((arguments, named)))
+    plan = codegemm.plan(weight, 4, np.float16, "psumbook")
+    plan(x, out=out)
+    [((grid, block, arguments), named)] = launches
+    made = plan.prepared.launch(1, x.dtype, out.dtype)
+    assert (grid, block) == (made.grid, made.block)
+    assert all(type(length) is int and length > 0 for length in grid + block)
+    assert block[0] % 32 == 0
+    assert named == {"shared_mem": made.shared_bytes, "stream": None}
+    assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._workspace)))
+    assert all(isinstance(value, cupy.cuda.function.CPointer) for value in arguments[3:])
+    structure = plan.prepared.arguments(cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), 0, device.address)
+    assert [structure[name] for name in ("codes", "codebooks", "scales")] == [
+        array.data.ptr for array in (plan.prepared.codes, plan.prepared.codebooks, plan.prepared.scales)
+    ]
+    assert (structure["out_features"], structure["in_features"]) == weight.shape

@@ -1,0 +1,270 @@
+"""The CUDA Psumbook kernel in the emulator: results, counters, barriers."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from allpairspy import AllPairs
+from emulator import emulate, table
+
+from codegemm import arrays, kernels_cu
+from codegemm.config import CodebookConfig
+from codegemm.engines.cuda import compiler, cut, layout, psumbook
+from codegemm.engines.cuda.cut import Gpu
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+
+# Relative to the norm of y, out in float32.
+TOLERANCE = {1: 2e-5, 2: 1e-3, 4: 1e-3}
+GPUS = {
+    "data centre": emulate.SMALL_GPU,
+    "desktop": Gpu(89, 2, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536),
+}
+# Every pair of values of every two of these occurs in a case.
+AXES = {
+    "v": (1, 2, 3, 4, 5, 7, 8, 12, 16),
+    "m": (1, 2, 3, 4, 8),
+    "b": (8, 1, 2, 3, 4, 5, 6, 7),
+    "group_vectors": (32, 1, 2, 3, 4, 8, 16, 24, 48, 64, 96, -1),
+    "n": (1, 2, 3, 4),
+    "dtype": ("float16", "bfloat16", "float32"),
+    "rows": (100, 1, 31, 32, 65, 257),
+    "groups": (3, 1, 2, 5),
+    "parts": (1, 2, 3),
+    "order": emulate.ORDERS,
+    "gpu": tuple(GPUS),
+    "cut": ("best", "any"),
+}
+SEED = 20
+MORE_CASES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
+
+
+def cases():
+    """Dictionaries of one value for every axis."""
+    chosen, draw = list(AllPairs(list(AXES.values()))), random.Random(SEED)
+    chosen += [[draw.choice(axis) for axis in AXES.values()] for _ in range(MORE_CASES)]
+    found = [dict(zip(AXES, values)) for values in chosen]
+    for index, case in enumerate(found):
+        case["seed"] = SEED + index
+        case["parts"] = min(case["parts"], case["rows"])
+    return found
+
+
+def spec_of(case):
+    vectors = case["group_vectors"] * case["groups"] if case["group_vectors"] > 0 else 37 * case["groups"]
+    g = case["group_vectors"] * case["v"] if case["group_vectors"] > 0 else -1
+    bounds = np.linspace(0, case["rows"], case["parts"] + 1).astype(int)
+    config = CodebookConfig(v=case["v"], m=case["m"], b=case["b"], g=g)
+    return CodebookSpec(case["rows"], vectors * case["v"], config, tuple(np.diff(bounds).tolist()))
+
+
+def cut_of(case):
+    spec, gpu = spec_of(case), GPUS[case["gpu"]]
+    if case["cut"] == "best":
+        return cut.cut_for(spec, case["n"], gpu)
+    return random.Random(case["seed"]).choice(cut.candidates(spec, case["n"], gpu))
+
+
+def name_of(case):
+    return "-".join(str(value) for value in case.values())
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    """The kernels of all cases that run, compiled on all cores at once."""
+    chosen = [item.callspec.params["case"] for item in request.session.items if "compiled" in item.fixturenames]
+    emulate.compile_all({psumbook.instance(spec_of(c), arrays.float_dtype(c["dtype"]), cut_of(c)) for c in chosen})
+
+
+def tolerance(made, outputs):
+    """The bound is on a norm: of few outputs one alone may be that of an unlucky row."""
+    return TOLERANCE[made.batch] * (2 if outputs < 64 and made.batch > 1 else 1)
+
+
+def multiply(case, make_weight, rng, **options):
+    """The emulated product, its float64 truth and the report."""
+    spec = spec_of(case)
+    weight = make_weight(*spec.shape, str(spec.config), case["parts"])
+    assert weight.spec == spec or weight.spec.groups == 1
+    x = rng.standard_normal((case["n"], spec.in_features)).astype(arrays.float_dtype(case["dtype"]))
+    y, report = emulate.multiply(weight, x, cut_of(case), case["order"], np.float32, case["seed"], **options)
+    return y, Truth(x, weight), report, weight
+
+
+class Truth:
+    """The float64 product, and its norm as it is on average over random signs of what is added.
+
+    Few outputs may cancel, and so may the centroids of a vector.
+    """
+
+    def __init__(self, x, weight):
+        x = x.astype(np.float64)
+        self.y = x @ weight.dequantize(np.float64).T
+        parts = weight.spec.part_rows if weight.codebooks.ndim == 4 else None
+        books = range(weight.config.m)
+        alone = [
+            CodebookWeight(weight.codes[..., [c]], weight.codebooks[..., [c], :, :], weight.scales, parts)
+            for c in books
+        ]
+        self.norm = np.sqrt(sum(np.sum(x**2 @ (w.dequantize(np.float64) ** 2).T) for w in alone))
+
+
+def error(y, truth):
+    return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
+    y, truth, report, weight = multiply(case, make_weight, rng)
+    made = cut_of(case)
+    assert error(y, truth) <= tolerance(made, y.size)
+
+    lookups, stores = report.of("add"), report.of("store_entries", "store")
+    blocks = sum(layout.part_blocks(weight.spec))
+    position_rows = made.units * made.rows
+    assert lookups.instructions == 32 * position_rows * blocks
+    assert lookups.wavefronts == lookups.instructions * (2 if made.batch == 4 else 1)
+    assert stores.wavefronts == stores.least_wavefronts
+    codes = report.of("load_codes", space="global")
+    assert codes.sectors == codes.least_sectors
+    assert codes.bytes == position_rows * blocks * layout.block_bytes(weight.config.b)
+    if layout.phases(weight.spec):
+        scales = report.of("load_scales", space="global")
+        assert scales.sectors == scales.least_sectors
+
+
+def case_of(**values):
+    """A case with the first value of every axis where nothing else is said."""
+    return {name: axis[0] for name, axis in AXES.items()} | {"seed": SEED} | values
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("size", ["large", "tiny", "mixed"])
+def test_emulated_range_of_x(n, dtype, size, make_weight, rng):
+    weight = make_weight(40, 512, "m2v4g64")
+    limits = np.finfo(np.float16) if dtype == "float16" else np.finfo(np.float32)
+    large, tiny = float(limits.max) / 1e3, float(limits.tiny) * (64 if dtype == "float16" else 2**10)
+    scale = {"large": large, "tiny": tiny, "mixed": 1.0}[size]
+    x = rng.uniform(-1, 1, (n, 512)) * scale
+    if size == "mixed":
+        x *= 10.0 ** rng.integers(-3, 3, x.shape)
+    x = x.astype(arrays.float_dtype(dtype))
+    y, _ = emulate.multiply(weight, x, out_dtype=np.float32)
+    assert error(y, Truth(x, weight)) <= TOLERANCE[n]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_emulated_nonfinite_x_stays_in_its_row(bad, n, make_weight, rng):
+    weight = make_weight(40, 256, "m1v4g32")
+    x = rng.standard_normal((n, 256)).astype(np.float32)
+    clean, _ = emulate.multiply(weight, x)
+    x[-1, rng.integers(256)] = bad
+    y, _ = emulate.multiply(weight, x)
+    assert not np.isfinite(y[-1]).any()
+    assert np.array_equal(y[:-1], clean[:-1])
+
+
+def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
+    case = case_of(rows=130, groups=5, parts=2)
+    spec = spec_of(case)
+    weight = make_weight(*spec.shape, str(spec.config), 2)
+    x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
+    made = next(c for c in cut.candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
+    results = [emulate.multiply(weight, x, made, order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
+    weight = make_weight(40, 256, "m1v4g32")
+    for name in ("float16", "bfloat16"):
+        x = rng.standard_normal((1, 256)).astype(arrays.float_dtype(name))
+        wide, _ = emulate.multiply(weight, x, out_dtype=np.float32)
+        narrow, _ = emulate.multiply(weight, x)
+        assert narrow.dtype == x.dtype
+        assert np.array_equal(narrow, wide.astype(x.dtype))
+
+
+BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp|fence)\(\);")
+BARRIERS = [
+    (path.name, match.start())
+    for path in sorted(kernels_cu.FOLDER.glob("*.cu*"))
+    for match in BARRIER.finditer(path.read_text())
+]
+
+
+def test_barriers_are_found():
+    assert len(BARRIERS) == 6
+
+
+@pytest.mark.parametrize(("file", "at"), BARRIERS)
+def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / file).read_text()
+    (folder / file).write_text(text[:at] + BARRIER.sub(";", text[at:], count=1))
+    spec = spec_of(case_of(rows=130, groups=9))
+    weight = make_weight(*spec.shape, str(spec.config))
+    x = rng.standard_normal((1, spec.in_features)).astype(np.float16)
+    truth = Truth(x, weight)
+    # Several tiles a split and several splits: every barrier matters.
+    made = next(c for c in cut.candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
+
+    def fails(order, seed):
+        try:
+            y, _ = emulate.multiply(weight, x, made, order, np.float32, seed, folder)
+        except emulate.EmulatorError as complaint:
+            print(complaint)
+            return True
+        return not error(y, truth) <= TOLERANCE[1]
+
+    assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
+    y, _ = emulate.multiply(weight, x, made, "shuffled", np.float32)
+    assert error(y, truth) <= TOLERANCE[1]
+
+
+def test_emulated_published_layout_conflicts(rng):
+    """The published kernel's tables, 256 fp16 in a row for each position, looked up by lane = row of W."""
+    codes = rng.integers(0, 256, (64, 32), np.uint8)
+    report = emulate.launch(
+        "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
+    )
+    lookups = report.of("look_up")
+    assert lookups.instructions == 64
+    assert 2.5 < lookups.wavefronts / lookups.instructions < 3.1
+
+
+@pytest.mark.skipif(emulate.SANITIZE, reason="this is the inner run")
+def test_emulated_kernels_under_sanitizers():
+    """AddressSanitizer and UBSan: the other emulated tests again in a process of their own."""
+    runtime = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    chosen = [name_of(case) for case in random.Random(SEED).sample(CASES, 6)]
+    tests = [f"{__file__}::test_emulated_products_and_their_counters[{name}]" for name in chosen]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        env=os.environ | {
+            "EMULATOR_SANITIZE": "1",
+            "LD_PRELOAD": " ".join(runtime),
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{len(chosen)} passed" in done.stdout
+
+
+@pytest.mark.skipif(compiler.version() != table.NVRTC, reason="another compiler makes other instructions")
+def test_emulated_counters_in_the_documentation_are_current():
+    document = table.DOCUMENT.read_text()
+    assert table.replaced(document, table.text()) == document, "run `make counters`"

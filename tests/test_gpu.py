@@ -1,0 +1,233 @@
+"""On a real GPU: `make gpu`. Elsewhere everything here is skipped, and the emulated tests stand in."""
+
+import copy
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from emulator import emulate
+
+import codegemm
+from codegemm import arrays, kernels_cu
+from codegemm.engines import cuda
+from codegemm.engines.cuda import compiler, library, psumbook
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable())),
+]
+
+TOLERANCE = {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3}
+CASES = [
+    # rows, columns, configuration, parts
+    (256, 512, "m1v4g128", 1),
+    (100, 1024, "m2v8g128", 1),
+    (77, 7, "m8v1b1g1", 1),
+    (50, 96, "m1v3b2g3", 1),
+    (100, 180, "m3v5b5g15", 1),
+    (300, 96, "m1v4b3g12", 3),
+    (31, 528, "m2v11b7g-1", 1),
+    (130, 4096, "m2v8g-1", 2),
+    (5, 4864, "m1v4g4", 1),
+    (3000, 64, "m1v4b6g32", 2),
+    (1, 1280, "m4v16b8g80", 1),
+]
+LARGE = [
+    (14336, 4096, "m1v4g128", 1),
+    (4096, 14336, "m2v8g128", 1),
+    (6144, 4096, "m2v8g-1", 3),
+    (512, 28672, "m1v4g32", 1),
+]
+
+
+@pytest.fixture
+def cupy():
+    import cupy
+
+    if os.environ.get("CODEGEMM_NO_POOL"):  # so that a sanitizer sees where each array ends
+        cupy.cuda.set_allocator(None)
+    return cupy
+
+
+def truth_of(x, weight):
+    x, dense = np.asarray(x, np.float64), weight.to("cpu").dequantize(np.float64)
+    return x @ dense.T, np.sqrt(np.sum(x**2 @ (dense**2).T))
+
+
+def error(y, truth):
+    y = y.get() if hasattr(y, "get") else np.asarray(y)
+    return np.linalg.norm(y.astype(np.float64) - truth[0]) / max(truth[1], np.linalg.norm(truth[0]))
+
+
+def check(weight, n, dtype, cupy, rng):
+    x = rng.standard_normal((n, weight.shape[1])).astype(arrays.float_dtype(dtype))
+    out = cupy.full((n, weight.shape[0]), np.nan, np.float32)
+    there = cupy.asarray(x)
+    codegemm.plan(weight, n, x.dtype, "psumbook")(there, out=out)
+    assert error(out, truth_of(x, weight)) <= TOLERANCE[n]
+    again = cupy.full_like(out, np.nan)
+    for _ in range(3):
+        codegemm.matmul(there, weight.T, out=again, kernel="psumbook")
+        assert cupy.array_equal(again, out)
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_products(case, n, dtype, make_weight, rng, cupy):
+    check(make_weight(*case).to("cuda"), n, dtype, cupy, rng)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_large_products(case, n, make_weight, rng, cupy):
+    check(make_weight(*case).to("cuda"), n, "float16", cupy, rng)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_range_of_x(n, size, make_weight, rng, cupy):
+    weight = make_weight(100, 512, "m2v4g64").to("cuda")
+    x = (rng.standard_normal((n, 512)) * size).astype(np.float32)
+    y = codegemm.matmul(cupy.asarray(x), weight.T, kernel="psumbook")
+    assert error(y, truth_of(x, weight)) <= TOLERANCE[n]
+
+
+def test_arranged_on_the_gpu_as_on_the_host(make_weight, cupy):
+    for case in CASES:
+        weight = make_weight(*case)
+        there, here = psumbook.Prepared.of(weight.to("cuda")), psumbook.Prepared.of(weight)
+        for name in ("codes", "codebooks", "scales"):
+            assert np.array_equal(getattr(there, name).get(), getattr(here, name))
+
+
+def test_kernels_use_no_local_memory(make_weight, cupy):
+    weight = make_weight(256, 512, "m1v4g128").to("cuda")
+    plan = codegemm.plan(weight, 4, np.float16, "psumbook")
+    assert all(launch.function.local_size_bytes == 0 for launch in plan.prepared.launches.values())
+
+
+def test_graph_captured_by_cupy(make_weight, rng, cupy):
+    weight = make_weight(4096, 4096, "m1v4g128").to("cuda")
+    plan = codegemm.plan(weight, 2, np.float16, "psumbook")
+    x, out = cupy.zeros((2, 4096), np.float16), cupy.zeros((2, 4096), np.float32)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        stream.begin_capture()
+        plan(x, out=out)
+        graph = stream.end_capture()
+        for _ in range(3):
+            host = rng.standard_normal((2, 4096)).astype(np.float16)
+            x.set(host)
+            graph.launch()
+            stream.synchronize()
+            assert error(out, truth_of(host, weight)) <= TOLERANCE[2]
+
+
+def test_torch_tensors_streams_and_graphs(make_weight, rng, cupy):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA here")
+    weight = make_weight(4096, 4096, "m2v8g128").to("cuda")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = torch.randn(2, 4096, device="cuda").to(dtype)
+        truth = truth_of(x.double().cpu().numpy(), weight)
+        y = codegemm.matmul(x, weight.T)
+        assert (type(y), y.dtype, y.device) == (torch.Tensor, dtype, x.device)
+        out = torch.full((2, 4096), torch.nan, device="cuda")
+        plan = codegemm.plan(weight, 2, str(dtype).removeprefix("torch."), "psumbook")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            plan(x, out=out)
+        side.synchronize()
+        assert error(out.cpu().numpy(), truth) <= TOLERANCE[2]
+        out.fill_(torch.nan)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            plan(x, out=out)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert error(out.cpu().numpy(), truth) <= TOLERANCE[2]
+
+
+def test_streams_at_once(make_weight, rng, cupy):
+    """Products of one weight on several streams have workspaces of their own."""
+    weight = make_weight(4096, 4096, "m1v4g128").to("cuda")
+    xs = [cupy.asarray(rng.standard_normal((1, 4096)).astype(np.float16)) for _ in range(4)]
+    expected = [codegemm.matmul(x, weight.T) for x in xs]
+    outs = [cupy.empty_like(y) for y in expected]
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in xs]
+    cupy.cuda.Device().synchronize()
+    for _ in range(50):
+        for x, out, stream in zip(xs, outs, streams):
+            with stream:
+                codegemm.matmul(x, weight.T, out=out)
+    cupy.cuda.Device().synchronize()
+    assert all(cupy.array_equal(out, y) for out, y in zip(outs, expected))
+
+
+def test_prepared_copies(make_weight, rng, cupy):
+    weight = make_weight(256, 512, "m1v4g128").to("cuda")
+    x = cupy.asarray(rng.standard_normal((1, 512)).astype(np.float16))
+    plan = codegemm.plan(weight, 1, np.float16, "psumbook")
+    first = plan(x)
+    plan.prepared = copy.deepcopy(plan.prepared)
+    assert cupy.array_equal(plan(x), first)
+
+
+@pytest.mark.parametrize("instance", ["mma", "exchange", "permute", "convert"])
+def test_instructions_are_as_emulated(instance, rng, cupy, tmp_path):
+    shutil.copy(emulate.HERE / "semantics.cu", tmp_path)
+    shutil.copy(kernels_cu.FOLDER / "ptx.cuh", tmp_path)
+    cubin, _ = compiler.compile_instance("semantics.cu", instance, cuda.gpu("cuda:0").arch, folder=tmp_path)
+    (tmp_path / "cubin").write_bytes(cubin)
+    kernel = cupy.RawModule(path=str(tmp_path / "cubin")).get_function(compiler.entry_name(instance))
+    halves = rng.standard_normal((10, 32, 2)).astype(np.float16)
+    data = halves.view(np.uint32).reshape(10, 32).copy()
+    if instance in ("mma", "convert"):  # fp32 operands
+        first = 6 if instance == "mma" else 2
+        data[first:] = rng.standard_normal((10 - first, 32)).astype(np.float32).view(np.uint32)
+    if instance == "exchange":
+        data[1] = rng.integers(0, 32, 32)
+    out = cupy.zeros(160, np.uint32)
+    kernel((1,), (32,), (cupy.asarray(data), out), shared_mem=8192)
+    emulated = np.zeros(160, np.uint32)
+    emulate.launch("semantics.cu", instance, (1, 1), (32,), 8192, [data, emulated], folder=emulate.HERE)
+    if instance == "mma":
+        assert np.allclose(out.get().view(np.float32), emulated.view(np.float32), rtol=1e-5, atol=1e-5)
+    else:
+        assert np.array_equal(out.get(), emulated)
+
+
+def test_host_time(make_weight, cupy):
+    weight = make_weight(256, 512, "m1v4g128").to("cuda")
+    x, out = cupy.ones((1, 512), np.float16), cupy.ones((1, 256), np.float16)
+    plan = codegemm.plan(weight, 1, np.float16, "psumbook")
+    launch = plan.prepared.launch(1, x.dtype, out.dtype)
+    codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
+    arguments = (x, out, library.new_workspace(plan._workspace.nbytes), *launch.constants)
+
+    def seconds(call):
+        cupy.cuda.Device().synchronize()
+        begin = time.perf_counter()
+        for _ in range(200):
+            call()
+        return time.perf_counter() - begin
+
+    def bare():
+        launch.function(launch.grid, launch.block, arguments, shared_mem=launch.shared_bytes)
+
+    def ratio(call):
+        times = [(seconds(call), seconds(bare)) for _ in range(30)]
+        called, launched = map(min, zip(*times))
+        return called / launched
+
+    planned, multiplied = ratio(lambda: plan(x, out=out)), ratio(lambda: codegemm.matmul(x, weight.T, out=out))
+    print(f"plan {planned:.2f}, matmul {multiplied:.2f} times a bare launch")
+    assert planned <= 1.5
+    assert multiplied <= 3.0
