@@ -122,7 +122,7 @@ def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
             f"no kernel is chosen automatically for this weight on {device}; name one: "
             + "; ".join(f"{k.name} ({_refusal(k, spec, n, dtype, device) or 'usable'})" for k in registered(engine))
         )
-    return min(usable, key=lambda k: k.estimate(spec, n, dtype))
+    return min(usable, key=lambda k: k.estimate(spec, n, dtype, device))
 
 
 def _named(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:

@@ -94,7 +94,7 @@ class Kernel(ABC):
         """Bits of one weight as this kernel multiplies it; those of the format unless it keeps another form."""
         return spec.bits_per_weight
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         """Relative time of a product, by which `auto` ranks the automatic kernels of one engine."""
         return float(self.cost(spec, n, dtype).bytes_read)
 

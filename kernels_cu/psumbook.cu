@@ -1,7 +1,7 @@
 // The Psumbook kernel (CodeGEMM): y = x W^T for a codebook-quantised W, b <= 8, up to four rows of x.
 //
 // A thread block takes a slice of rows and a split of K. Tile by tile it builds the tables of all centroids' inner
-// products with x (build.cuh) and lets the codes of its rows gather them (gather.cuh); split K is summed in splits.cuh.
+// products with x (psumbook_build.cuh) and lets the codes of its rows gather them (psumbook_gather.cuh); split K is summed in splits.cuh.
 //
 //            K:  split 0      split 1            thread block (slice, split)
 //              +---+---+---+---+---+---+           for each tile:
@@ -12,8 +12,8 @@
 //
 // Shared memory: tables [unit of a tile][centroid][256 bytes], unscale [unit][position row][n] (n > 1),
 // sums [block of 32 rows][n][lane].
-#include "build.cuh"
-#include "gather.cuh"
+#include "psumbook_build.cuh"
+#include "psumbook_gather.cuh"
 #include "splits.cuh"
 
 // x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where

@@ -1,11 +1,22 @@
-// Sums over the splits of K: whoever finishes a block of 32 rows last adds all splits' partial sums in their order. One
-// launch, no zeroed output, no float atomics: the same bits in every run.
+// Which rows a thread block multiplies, and sums over the splits of K: whoever finishes a block of 32 rows last adds all
+// splits' partial sums in their order. One launch, no zeroed output, no float atomics: the same bits in every run.
 //
 // A workspace is counters [most_row_blocks], zero before and after a launch, then float partial[split][n][padded row].
 #pragma once
 
 #include "floats.cuh"
-#include "layout.cuh"
+
+constexpr int lanes = 32;
+constexpr int most_row_blocks = 1 << 14;  // counters in a workspace, one a block of 32 rows
+
+// Rows of W that one thread block multiplies: blocks of 32 padded rows, all of one codebook, and their place in y.
+struct Slice {
+    int part;         // which of the concatenated weights' codebooks
+    int first_block;  // of 32 padded rows
+    int end_block;
+    int first_row;  // of y, where first_block begins
+    int end_row;    // of y, where the part ends
+};
 
 // Where a slice's rows go.
 template <class X>

@@ -11,8 +11,9 @@ from allpairspy import AllPairs
 
 from codegemm import kernels_cu
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import compiler, cut, psumbook
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda import compiler, psumbook
+from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda.gpu import Gpu
 from codegemm.formats.codebook import CodebookSpec
 
 REGISTERS = 65536  # of a multiprocessor

@@ -12,7 +12,7 @@ from emulator.gpu import Array, Tensor, host
 import codegemm
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, device, library, psumbook
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda.gpu import Gpu
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +176,7 @@ def test_emulated_products_run_on_the_callers_stream(emulated_gpu, emulated_torc
     x = rng.standard_normal((1, 512)).astype(np.float16)
     mine, tensor = emulated_gpu.asarray(x), tensor_of(x)
     plan = codegemm.plan(moved, 1, np.float16, "psumbook")
-    kernel = plan.prepared.launch(1, np.dtype(np.float16), np.dtype(np.float16)).function
+    kernel = plan.kernel.bind(plan.prepared, 1, np.dtype(np.float16), np.dtype(np.float16)).function
     kernel.launches.clear()
     out = emulated_gpu.zeros((1, 100), np.float16)
     with emulated_gpu.cuda.ExternalStream(5):
@@ -254,14 +254,14 @@ def test_what_is_wrong_with_the_driver_is_a_sentence(driver, reason, monkeypatch
 def test_emulated_weights_are_prepared_where_they_are(emulated_gpu, moved, monkeypatch):
     """Nothing of the weight goes through the host."""
     monkeypatch.setattr(Array, "get", lambda self: pytest.fail("a copy to the host"))
-    prepared = psumbook.Prepared.of(moved)
-    on_host = psumbook.Prepared.of(host_weight(moved))
+    prepared = psumbook.Psumbook().arrange(moved)
+    on_host = psumbook.Psumbook().arrange(host_weight(moved))
     for name in ("codes", "codebooks", "scales"):
-        there, here = getattr(prepared, name), getattr(on_host, name)
+        there, here = prepared.arrays[name], on_host.arrays[name]
         assert isinstance(there, Array)
         assert there.host.dtype == here.dtype
         assert np.array_equal(there.host, here)
-    assert prepared.table_scale == on_host.table_scale
+    assert prepared.numbers == on_host.numbers
 
 
 def host_weight(moved):
@@ -273,10 +273,10 @@ def test_emulated_copies_of_a_prepared_weight_are_independent(emulated_gpu, move
     plan = codegemm.plan(moved, 1, np.float16, "psumbook")
     first = plan(x).host
     twin = copy.deepcopy(plan.prepared)
-    plan.prepared.codes[:] = 0
+    plan.prepared.arrays["codes"][:] = 0
     assert not np.array_equal(plan(x).host, first)
     plan.prepared = twin
-    assert twin.launches  # a call compiles and loads nothing
+    assert twin.runs  # a call compiles and loads nothing
     assert np.array_equal(plan(x).host, first)
 
 

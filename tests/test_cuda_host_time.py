@@ -9,7 +9,8 @@ from emulator import emulate
 
 import codegemm
 from codegemm import dispatch
-from codegemm.engines.cuda import cut, device, library, psumbook
+from codegemm.engines.cuda import device, library, psumbook
+from codegemm.engines.cuda import psumbook_cut as cut
 
 cupy = pytest.importorskip("cupy")
 
@@ -57,10 +58,10 @@ def product(monkeypatch, make_weight):
     ):
         monkeypatch.setattr(module, name, value)
     weight = make_weight(256, 512, "m1v4g128")
-    prepared = psumbook.Prepared.of(weight)
+    prepared = psumbook.Psumbook().arrange(weight)
     prepared.device = "cuda:0"
     for name in ("codes", "codebooks", "scales"):
-        setattr(prepared, name, on_gpu(getattr(prepared, name)))
+        prepared.arrays[name] = on_gpu(prepared.arrays[name])
     monkeypatch.setattr(psumbook.Psumbook, "prepare", lambda self, weight, device: prepared)
     library.forget()
     dispatch._select.cache_clear()
@@ -87,7 +88,7 @@ def ratio(call, bare, rounds=60, calls=100):
 def test_plans_and_products_cost_little_more_than_a_launch(product):
     x, out, weight = product
     plan = codegemm.plan(weight, 1, np.float16, "psumbook")
-    launch = plan.prepared.launch(1, x.dtype, out.dtype)
+    launch = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
     arguments = (x, out, plan._workspace, *launch.constants)
 
     def bare():
@@ -108,15 +109,15 @@ def test_launches_get_what_cupy_takes(product, monkeypatch):
     plan = codegemm.plan(weight, 4, np.float16, "psumbook")
     plan(x, out=out)
     [((grid, block, arguments), named)] = launches
-    made = plan.prepared.launch(1, x.dtype, out.dtype)
+    made = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
     assert (grid, block) == (made.grid, made.block)
     assert all(type(length) is int and length > 0 for length in grid + block)
     assert block[0] % 32 == 0
     assert named == {"shared_mem": made.shared_bytes, "stream": None}
     assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._workspace)))
     assert all(isinstance(value, cupy.cuda.function.CPointer) for value in arguments[3:])
-    structure = plan.prepared.arguments(cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), 0, device.address)
+    structure = psumbook.arguments(plan.prepared, cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), 0, device.address)
     assert [structure[name] for name in ("codes", "codebooks", "scales")] == [
-        array.data.ptr for array in (plan.prepared.codes, plan.prepared.codebooks, plan.prepared.scales)
+        plan.prepared.arrays[name].data.ptr for name in ("codes", "codebooks", "scales")
     ]
     assert (structure["out_features"], structure["in_features"]) == weight.shape

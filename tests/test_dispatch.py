@@ -122,7 +122,7 @@ def test_a_new_kernel_is_seen_by_products_decided_before(make_weight):
     before = codegemm.plan(weight).kernel
     kernel = Twice()
     kernel.automatic = True
-    kernel.estimate = lambda spec, n, dtype: -1.0
+    kernel.estimate = lambda spec, n, dtype, device: -1.0
     codegemm.register_kernel(kernel)
     try:
         assert codegemm.plan(weight).kernel is kernel

@@ -14,8 +14,10 @@ from emulator import emulate, table
 
 from codegemm import arrays, kernels_cu
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import compiler, cut, layout, psumbook
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda import compiler, psumbook, rows
+from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda.gpu import Gpu
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 # Relative to the norm of y, out in float32.
@@ -127,7 +129,7 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     assert error(y, truth) <= tolerance(made, y.size)
 
     lookups, stores = report.of("add"), report.of("store_entries", "store")
-    blocks = sum(layout.part_blocks(weight.spec))
+    blocks = sum(rows.part_blocks(weight.spec))
     position_rows = made.units * made.rows
     assert lookups.instructions == 32 * position_rows * blocks
     assert lookups.wavefronts == lookups.instructions * (2 if made.batch == 4 else 1)

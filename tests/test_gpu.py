@@ -99,15 +99,15 @@ def test_range_of_x(n, size, make_weight, rng, cupy):
 def test_arranged_on_the_gpu_as_on_the_host(make_weight, cupy):
     for case in CASES:
         weight = make_weight(*case)
-        there, here = psumbook.Prepared.of(weight.to("cuda")), psumbook.Prepared.of(weight)
+        there, here = psumbook.Psumbook().arrange(weight.to("cuda")), psumbook.Psumbook().arrange(weight)
         for name in ("codes", "codebooks", "scales"):
-            assert np.array_equal(getattr(there, name).get(), getattr(here, name))
+            assert np.array_equal(there.arrays[name].get(), here.arrays[name])
 
 
 def test_kernels_use_no_local_memory(make_weight, cupy):
     weight = make_weight(256, 512, "m1v4g128").to("cuda")
     plan = codegemm.plan(weight, 4, np.float16, "psumbook")
-    assert all(launch.function.local_size_bytes == 0 for launch in plan.prepared.launches.values())
+    assert all(launch.function.local_size_bytes == 0 for launch in plan.prepared.runs.values())
 
 
 def test_graph_captured_by_cupy(make_weight, rng, cupy):
@@ -208,7 +208,7 @@ def test_host_time(make_weight, cupy):
     weight = make_weight(256, 512, "m1v4g128").to("cuda")
     x, out = cupy.ones((1, 512), np.float16), cupy.ones((1, 256), np.float16)
     plan = codegemm.plan(weight, 1, np.float16, "psumbook")
-    launch = plan.prepared.launch(1, x.dtype, out.dtype)
+    launch = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
     codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
     arguments = (x, out, library.new_workspace(plan._workspace.nbytes), *launch.constants)
 

@@ -222,6 +222,6 @@ def test_costs_are_counted(make_weight):
         assert cost.bytes_read >= rows * columns // 4 + 2 * columns * 4
         assert cost.bytes_written >= 2 * rows * 4
         assert cost.multiply_adds > 0
-        assert kernel.estimate(weight.spec, 2, np.dtype(np.float32)) > 0
+        assert kernel.estimate(weight.spec, 2, np.dtype(np.float32), "cpu") > 0
         if info.name in ("psumbook", "dequant"):
             assert cost.lookups == rows * columns // 8 * 2

@@ -40,7 +40,7 @@ def examine() -> list[Finding]:
         _look("cache", _cache),
         _look("CuPy", _cupy, "pip install 'codegemm[cuda12]' (or cuda13)"),
         _look("CUDA compiler", _nvrtc),
-        _look("CUDA driver", _driver),
+        _look("CUDA driver", _driver, "install NVIDIA's driver; on Debian: apt-get install nvidia-driver"),
         _look("GPU", _gpus),
         _look("kernels on the GPU", _cuda_kernels),
         *(_look(f"{name} ({use})", _version(name), mend) for name, (use, mend) in _OPTIONAL.items()),

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from codegemm import kernels_cu
-from codegemm.engines.cuda import cut, library, psumbook
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda import psumbook, rows
+from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda.gpu import Gpu
 
 HERE = Path(__file__).parent
 SANITIZE = os.environ.get("EMULATOR_SANITIZE") == "1"
@@ -84,14 +85,14 @@ def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, fold
     """x @ W^T by the emulated Psumbook kernel with poisoned output and workspace, and the report."""
     spec = weight.spec
     made = made or cut.cut_for(spec, len(x), SMALL_GPU)
-    prepared = psumbook.Prepared.of(weight)
+    prepared = psumbook.Psumbook().arrange(weight)
     for name in ("codes", "codebooks", "scales"):
-        setattr(prepared, name, aligned(getattr(prepared, name)))
-    slices = aligned(cut.slice_table(made))
-    filled = prepared.arguments(made, slices.ctypes.data, lambda array: array.ctypes.data)
+        prepared.arrays[name] = aligned(prepared.arrays[name])
+    slices = aligned(rows.slice_table(made.slices))
+    filled = psumbook.arguments(prepared, made, slices.ctypes.data, lambda array: array.ctypes.data)
     out = aligned(np.full((len(x), spec.out_features), np.nan, out_dtype or x.dtype))
-    workspace = aligned(np.full(psumbook.workspace_bytes(made, spec, len(x)), 0xFF, np.uint8))
-    workspace[: library.COUNTER_BYTES] = 0
+    workspace = aligned(np.full(rows.workspace_bytes(made.splits, len(x), rows.row_blocks(spec)), 0xFF, np.uint8))
+    workspace[: rows.COUNTER_BYTES] = 0
     arguments = [aligned(x), out, workspace, np.int32(len(x)), np.int32(out.dtype == np.float32), filled]
     report = launch(
         psumbook.SOURCE,
@@ -104,7 +105,7 @@ def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, fold
         seed,
         folder,
     )
-    if workspace[: library.COUNTER_BYTES].any():
+    if workspace[: rows.COUNTER_BYTES].any():
         raise EmulatorError("the kernel left counters that are not zero")
     return out, report
 

@@ -7,6 +7,7 @@ import ctypes
 import sys
 import time
 import types
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from codegemm import dispatch
 from codegemm.engines.cuda import compiler, device, library
+from codegemm.engines.cuda.rows import COUNTER_BYTES
 from emulator import emulate
 
 
@@ -106,7 +108,11 @@ class Kernel:
         assert all(isinstance(a, (Array, np.generic)) or (isinstance(a, np.ndarray) and a.size == 1) for a in args)
         self.launches.append((grid, block, shared_mem, (stream or Stream.current).ptr))
         grid = (*grid, 1)[:2]
-        emulate.launch(self.source, self.instance, grid, block, shared_mem, [host(argument) for argument in args])
+        held = [host(argument) for argument in args]
+        report = emulate.launch(
+            self.source, self.instance, grid, block, shared_mem, held, emulation.order, emulation.seed
+        )
+        emulation.reports.append(report)
 
 
 class RawModule:
@@ -119,6 +125,16 @@ class RawModule:
         return Kernel(*compiled[entry])
 
 
+@dataclass
+class Emulation:
+    """How kernels run from now on, and what was counted of each since it was last cleared."""
+
+    order: str = "forward"
+    seed: int = 0
+    reports: list[emulate.Report] = field(default_factory=list)
+
+
+emulation = Emulation()
 compiled: dict[str, tuple[str, str]] = {}  # sources and instances by their entries' names
 
 
@@ -251,6 +267,22 @@ def emulated_torch(monkeypatch):
     return torch
 
 
+def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0):
+    """x @ W^T by a kernel on the emulated GPU with poisoned output and workspace, and the reports of its launches."""
+    weight = weight.to("cuda")
+    x = aligned(x)
+    out = aligned(np.full((len(x), weight.shape[0]), np.nan, out_dtype))
+    size = max(kernel.workspace(weight.spec, len(x), weight.device), COUNTER_BYTES)
+    workspace = aligned(np.full(size, 0xFF, np.uint8))
+    workspace[:COUNTER_BYTES] = 0
+    emulation.order, emulation.seed = order, seed
+    emulation.reports.clear()
+    kernel.run(weight.prepared(kernel), x, out, workspace, None)
+    if workspace.host[:COUNTER_BYTES].any():
+        raise emulate.EmulatorError("the kernel left counters that are not zero")
+    return out.host, list(emulation.reports)
+
+
 @pytest.fixture
 def emulated_gpu(monkeypatch):
     """`cuda:0` is the emulator; its cupy module is returned."""
@@ -261,6 +293,8 @@ def emulated_gpu(monkeypatch):
         library.forget()
         for cached in caches:
             cached.cache_clear()
+        emulation.order, emulation.seed = "forward", 0
+        emulation.reports.clear()
 
     forget()
     compiler.version()  # CuPy's own, before the stand-in takes its name

@@ -10,7 +10,9 @@ import numpy as np
 import sass
 
 from codegemm.comparison.sources import random_weight
-from codegemm.engines.cuda import compiler, cut, layout, psumbook
+from codegemm.engines.cuda import compiler, psumbook
+from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda import psumbook_layout as layout
 from emulator import emulate
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"

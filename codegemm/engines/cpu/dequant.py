@@ -114,7 +114,7 @@ class Dequant(Kernel):
             multiply_adds=m_rows * k * (n + 1),
         )
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         cost = self.cost(spec, n, dtype)
         return cost.lookups * LOOKUP + cost.multiply_adds * MULTIPLY_ADD
 

@@ -189,7 +189,7 @@ class Psumbook(Kernel):
             multiply_adds=n * (_table_entries(spec) * config.v + m_rows * spec.groups),
         )
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype) -> float:
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         assert isinstance(spec, CodebookSpec)
         width = batch_width(n)
         return self.cost(spec, n, dtype).lookups * LOOKUP[width] + _table_entries(spec) * spec.config.v * BUILD[width]

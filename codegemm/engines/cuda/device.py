@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda.gpu import Gpu
 
 _SPIN_CLOCKS = 200_000  # a tenth of a millisecond: longer than any call's host time
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.engines.cuda import compiler, cut, device
+from codegemm.engines.cuda import compiler, device, rows
 
-# At the start of every workspace: zero before and after every kernel; the rest holds anything.
-COUNTER_BYTES = 4 * cut.MAX_ROW_BLOCKS
 _PER_THREAD = 2  # cudaStreamPerThread
 
 _lock = threading.RLock()
@@ -90,7 +88,7 @@ def new_workspace(size: int) -> Any:
     """uint8 array on the current GPU, zeros."""
     import cupy
 
-    return cupy.zeros(max(size, COUNTER_BYTES), np.uint8)
+    return cupy.zeros(max(size, rows.COUNTER_BYTES), np.uint8)
 
 
 def forget() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import cut, layout, library
-from codegemm.engines.cuda.cut import Gpu
+from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda import rows as rows_of_w
+from codegemm.engines.cuda.gpu import Gpu
 from codegemm.formats.codebook import CodebookSpec
 
 H200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
@@ -63,7 +65,7 @@ def test_arranged_codes_are_the_codes(make_weight):
         weight = make_weight(70, columns, config, parts=2)
         spec, bits = weight.spec, layout.container_bits(weight.config.b)
         arranged, order = layout.arrange_codes(weight), layout.positions(layout.phases(spec))
-        rows = layout.pad_rows(spec, np.arange(70))
+        rows = rows_of_w.pad_rows(spec, np.arange(70))
         for p, block, lane, step in (
             (0, 0, 0, 0),
             (1, 1, 31, 17),
@@ -101,7 +103,7 @@ def test_cuts_cover_the_product_and_fit_the_gpu(n, config, gpu):
 
 def test_slices_keep_to_their_parts():
     spec = spec_of(300, 512, "m1v4", (100, 33, 167))
-    made = cut.slices(spec, 2)
+    made = rows_of_w.slices(spec, 2)
     assert made == (
         (0, 0, 2, 0, 100), (0, 2, 4, 64, 100),
         (1, 4, 6, 100, 133),
@@ -122,7 +124,7 @@ def test_large_products_fill_the_gpu_once(config):
 
 
 def test_more_blocks_of_rows_than_counters_are_not_split():
-    spec = spec_of(32 * (cut.MAX_ROW_BLOCKS + 1), 64, "m1v4g-1")
+    spec = spec_of(32 * (rows_of_w.MAX_ROW_BLOCKS + 1), 64, "m1v4g-1")
     made = cut.cut_for(spec, 1, H200)
     assert made.splits == 1
     assert made.shared_bytes <= H200.shared_per_block
@@ -131,8 +133,8 @@ def test_more_blocks_of_rows_than_counters_are_not_split():
 def test_constants_match_the_sources():
     from codegemm.kernels_cu import FOLDER
 
-    source = (FOLDER / "layout.cuh").read_text()
-    assert f"most_row_blocks = 1 << {cut.MAX_ROW_BLOCKS.bit_length() - 1};" in source
-    assert f"line_bytes = {cut.LINE_BYTES};" in source
-    assert library.COUNTER_BYTES == 4 * cut.MAX_ROW_BLOCKS
+    source = (FOLDER / "splits.cuh").read_text()
+    assert f"lanes = {rows_of_w.LANES};" in source
+    assert f"most_row_blocks = 1 << {rows_of_w.MAX_ROW_BLOCKS.bit_length() - 1};" in source
+    assert f"line_bytes = {cut.LINE_BYTES};" in (FOLDER / "psumbook_layout.cuh").read_text()
     assert f"most_threads = {cut.MAX_WARPS} * lanes;" in (FOLDER / "psumbook.cu").read_text()

@@ -1,4 +1,4 @@
-"""The order in which the Psumbook kernel reads codes, scales and centroids; `kernels_cu/layout.cuh` says why.
+"""The order in which the Psumbook kernel reads codes, scales and centroids; `kernels_cu/psumbook_layout.cuh` says why.
 
 Everything works on NumPy and on CuPy arrays alike: a weight on a GPU is arranged there.
 """
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import array_module
+from codegemm.engines.cuda.rows import LANES, pad_rows
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
-LANES = 32  # rows of W that a warp multiplies
 POSITIONS = 32  # k-vectors in a position row
 MAX_PHASE_CHUNK = 8  # scales that a lane loads at once
 _QUARTER = 4  # components that a lane holds for the tensor cores
@@ -37,16 +37,6 @@ def k_blocks(spec: CodebookSpec) -> int:
 def position_rows(spec: CodebookSpec) -> int:
     """Position rows as stored: an even number, so that two can always be read together."""
     return k_blocks(spec) * spec.config.m + k_blocks(spec) * spec.config.m % 2
-
-
-def part_blocks(spec: CodebookSpec) -> list[int]:
-    """Blocks of 32 rows of each part, the last of a part filled up."""
-    return [-(-rows // LANES) for rows in spec.part_rows]
-
-
-def row_blocks(spec: CodebookSpec) -> int:
-    """Blocks of 32 rows of all parts."""
-    return sum(part_blocks(spec))
 
 
 def group_vectors(spec: CodebookSpec) -> int:
@@ -79,18 +69,6 @@ def positions(phase_count: int) -> np.ndarray:
     lane, step = np.arange(LANES)[:, None], np.arange(POSITIONS)
     turn = (lane // length + step // length) % (POSITIONS // length)
     return turn * length + (lane + step) % length
-
-
-def pad_rows(spec: CodebookSpec, array: Any) -> Any:
-    """[M, ...] with every part filled up to whole blocks of 32 rows by repeating its last row."""
-    if all(rows % LANES == 0 for rows in spec.part_rows):
-        return array
-    starts = np.cumsum([0, *spec.part_rows])
-    index = [
-        np.minimum(np.arange(LANES * blocks), rows - 1) + start
-        for blocks, rows, start in zip(part_blocks(spec), spec.part_rows, starts)
-    ]
-    return array[array_module(array).asarray(np.concatenate(index))]
 
 
 def arrange_codes(weight: CodebookWeight) -> Any:

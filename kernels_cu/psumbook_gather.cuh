@@ -1,7 +1,7 @@
 // Looking codes up in the tables of a unit: one permute, one shared load and one addition a lookup.
 #pragma once
 
-#include "layout.cuh"
+#include "psumbook_layout.cuh"
 
 // Offsets of a lane's positions, three steps a register. The highest byte stays zero: `permute_bytes` takes the upper
 // half of an address from it.

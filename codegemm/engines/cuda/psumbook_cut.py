@@ -1,19 +1,16 @@
-"""How a product is cut into thread blocks: pure functions of the shape and of the GPU's limits."""
+"""How a Psumbook product is cut into thread blocks: pure functions of the shape and of the GPU's limits."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
-
-from codegemm.engines.cuda import layout
+from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 
 BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
-MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` in layout.cuh
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
 LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
@@ -26,22 +23,10 @@ _L2_BYTES = 20.0  # a clock and multiprocessor
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """What a cut depends on; shared memory in bytes that a block may ask for and that a multiprocessor has."""
-
-    arch: int
-    multiprocessors: int
-    shared_per_block: int
-    shared_per_multiprocessor: int
-    threads_per_multiprocessor: int
-
-
-@dataclass(frozen=True)
 class Cut:
     """A launch: `slices` x `splits` thread blocks.
 
-    rows: position rows of a unit, 1 or 2 (layout.cuh).
-    slices: (part, first block of 32 rows, end block, first row of y, end row of y) of each slice of rows.
+    rows: position rows of a unit, 1 or 2 (psumbook_layout.cuh).
     """
 
     batch: int
@@ -49,7 +34,7 @@ class Cut:
     units: int
     units_per_tile: int
     units_per_split: int
-    slices: tuple[tuple[int, int, int, int, int], ...]
+    slices: tuple[Slice, ...]
     warps: int
     shared_bytes: int
 
@@ -64,25 +49,11 @@ def kernel_batch(n: int) -> int:
     return next(batch for batch in BATCHES if batch >= n)
 
 
-def slices(spec: CodebookSpec, most_blocks: int) -> tuple[tuple[int, int, int, int, int], ...]:
-    """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts."""
-    made, block, row = [], 0, 0
-    for part, (blocks, rows) in enumerate(zip(layout.part_blocks(spec), spec.part_rows)):
-        count = -(-blocks // most_blocks)
-        bounds = [blocks * i // count for i in range(count + 1)]
-        made += [
-            (part, block + first, block + end, row + first * layout.LANES, row + rows)
-            for first, end in itertools.pairwise(bounds)
-        ]
-        block, row = block + blocks, row + rows
-    return tuple(made)
-
-
 def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int, blocks: int) -> int:
     """Tables, powers of two of x, and the sums of a slice of `blocks` blocks of rows."""
     tables = units_per_tile * (LINE_BYTES << spec.config.b)
     unscale = 4 * units_per_tile * rows * batch if batch > 1 else 0
-    return tables + unscale + 4 * batch * layout.LANES * blocks
+    return tables + unscale + 4 * batch * LANES * blocks
 
 
 @lru_cache(maxsize=1024)
@@ -107,7 +78,7 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     few = 1.0 + 1.0 / (cut.warps * min(resident, per_multiprocessor))
     joined = 0.0
     if cut.splits > 1:
-        partial = 8 * cut.batch * layout.LANES * layout.row_blocks(spec) * cut.splits
+        partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits
         joined = _JOIN + partial / gpu.multiprocessors / _L2_BYTES
     return per_multiprocessor * work * few + waves * (_START + tiles * _TILE_LATENCY) + joined
 
@@ -132,7 +103,7 @@ def _gather(cut: Cut, spec: CodebookSpec) -> float:
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     """Every cut worth an estimate; at least one, whatever the shape."""
     batch = kernel_batch(n)
-    total = layout.row_blocks(spec)
+    total = row_blocks(spec)
     found = []
     for rows in _unit_rows(spec, batch):
         units = -(-layout.k_blocks(spec) * spec.config.m // rows)
@@ -141,7 +112,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
             per_split = -(-units // splits)
             tile = min(most_tile, per_split)
             fixed = shared_bytes(spec, batch, rows, tile, 0)
-            fit = (gpu.shared_per_block - fixed) // (4 * batch * layout.LANES)
+            fit = (gpu.shared_per_block - fixed) // (4 * batch * LANES)
             for turns in range(1, 5):
                 wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
                 blocks = max(1, min(fit, wanted))
@@ -159,8 +130,3 @@ def _unit_rows(spec: CodebookSpec, batch: int) -> tuple[int, ...]:
     if batch == 4 or layout.phases(spec) > 8:
         return (1,)
     return (1, 2)
-
-
-def slice_table(cut: Cut) -> npt.NDArray[np.int32]:
-    """The slices as the kernel reads them."""
-    return np.array(cut.slices, np.int32)

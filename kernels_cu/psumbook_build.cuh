@@ -11,7 +11,7 @@
 #pragma once
 
 #include "floats.cuh"
-#include "layout.cuh"
+#include "psumbook_layout.cuh"
 
 // Components 4h .. 4h+3 of one k-vector; zeros beyond v, beyond K and for rows that x does not have.
 template <class S>

@@ -16,21 +16,10 @@
 // different banks whatever the codes are. The codes of a row are stored in the order of the steps.
 #pragma once
 
-#include "ptx.cuh"
+#include "splits.cuh"
 
-constexpr int lanes = 32;
 constexpr int line_bytes = 256;
-constexpr int most_row_blocks = 1 << 14;   // counters in a workspace, one a block of 32 rows
 constexpr int most_prefetched = 64 << 10;  // bytes of each position row
-
-// Rows of W that one thread block multiplies: blocks of 32 padded rows, all of one codebook, and their place in y.
-struct Slice {
-    int part;         // which of the concatenated weights' codebooks
-    int first_block;  // of 32 padded rows
-    int end_block;
-    int first_row;  // of y, where first_block begins
-    int end_row;    // of y, where the part ends
-};
 
 // Everything about a product but x and y.
 struct Psumbook {

@@ -1,0 +1,35 @@
+"""What the engine has to know of a GPU: plain numbers, so that every decision can be made, and tested, without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Limits and speeds of a GPU.
+
+    arch: compute capability times ten. shared_per_block, shared_per_multiprocessor: bytes that a block may ask for,
+    and that there are. clock: Hz. bandwidth: bytes a second of its memory by its data sheet. l2_bytes: its cache.
+    """
+
+    arch: int
+    multiprocessors: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    threads_per_multiprocessor: int
+    clock: float = 1.5e9
+    bandwidth: float = 1e12
+    l2_bytes: int = 32 << 20
+
+
+# By data sheet and compute capability, for predictions.
+KNOWN = {
+    "h200": Gpu(90, 132, 232448, 233472, 2048, 1.83e9, 4.8e12, 50 << 20),
+    "h100": Gpu(90, 132, 232448, 233472, 2048, 1.83e9, 3.35e12, 50 << 20),
+    "a100": Gpu(80, 108, 166912, 167936, 2048, 1.41e9, 2.039e12, 40 << 20),
+    "rtx4090": Gpu(89, 128, 101376, 102400, 1536, 2.52e9, 1.008e12, 72 << 20),
+    "rtx3090": Gpu(86, 82, 101376, 102400, 1536, 1.7e9, 0.936e12, 6 << 20),
+    "b200": Gpu(100, 148, 232448, 233472, 2048, 1.85e9, 8e12, 126 << 20),
+    "rtx5090": Gpu(120, 170, 101376, 102400, 1536, 2.41e9, 1.792e12, 96 << 20),
+}

@@ -1,0 +1,65 @@
+"""Rows of W as thread blocks see them: blocks of 32, slices of those, and the workspace where splits of K meet."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.arrays import array_module
+from codegemm.formats.codebook import CodebookSpec
+
+LANES = 32  # rows of a block: must match `lanes` in splits.cuh
+MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` there
+COUNTER_BYTES = 4 * MAX_ROW_BLOCKS  # at a workspace's start: zero before and after every kernel
+
+# (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
+Slice = tuple[int, int, int, int, int]
+
+
+def part_blocks(spec: CodebookSpec) -> list[int]:
+    """Blocks of 32 rows of each part, the last of a part filled up."""
+    return [-(-rows // LANES) for rows in spec.part_rows]
+
+
+def row_blocks(spec: CodebookSpec) -> int:
+    """Blocks of 32 rows of all parts."""
+    return sum(part_blocks(spec))
+
+
+def pad_rows(spec: CodebookSpec, array: Any) -> Any:
+    """[M, ...] with every part filled up to whole blocks of 32 rows by repeating its last row."""
+    if all(rows % LANES == 0 for rows in spec.part_rows):
+        return array
+    starts = np.cumsum([0, *spec.part_rows])
+    index = [
+        np.minimum(np.arange(LANES * blocks), rows - 1) + start
+        for blocks, rows, start in zip(part_blocks(spec), spec.part_rows, starts)
+    ]
+    return array[array_module(array).asarray(np.concatenate(index))]
+
+
+def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
+    """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts."""
+    made, block, row = [], 0, 0
+    for part, (blocks, rows) in enumerate(zip(part_blocks(spec), spec.part_rows)):
+        count = -(-blocks // most_blocks)
+        bounds = [blocks * i // count for i in range(count + 1)]
+        made += [
+            (part, block + first, block + end, row + first * LANES, row + rows)
+            for first, end in itertools.pairwise(bounds)
+        ]
+        block, row = block + blocks, row + rows
+    return tuple(made)
+
+
+def slice_table(made: tuple[Slice, ...]) -> npt.NDArray[np.int32]:
+    """Slices as kernels read them."""
+    return np.array(made, np.int32)
+
+
+def workspace_bytes(splits: int, n: int, blocks: int) -> int:
+    """Counters and the partial sums of n rows of x and `blocks` blocks of rows, as splits.cuh says."""
+    return 0 if splits == 1 else COUNTER_BYTES + 4 * splits * n * LANES * blocks
