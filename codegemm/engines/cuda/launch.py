@@ -13,6 +13,7 @@ import numpy as np
 from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda import library
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.model import Work, seconds
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel
 
@@ -87,6 +88,14 @@ class CudaKernel(Kernel):
     @abstractmethod
     def decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
         """What a product of n rows launches, compiled and loaded."""
+
+    @abstractmethod
+    def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
+        """What a product's launches have to do on a GPU."""
+
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
+        gpu = gpus.gpu(device)
+        return seconds(self.work(spec, n, dtype, gpu), gpu)
 
     def unavailable(self) -> str | None:
         return gpus.unavailable() or library.unavailable()

@@ -13,6 +13,7 @@ from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import X_TYPES, CudaKernel, Launch, Prepared, launch
+from codegemm.engines.cuda.model import Work
 from codegemm.engines.cuda.psumbook_cut import Cut
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
@@ -100,6 +101,10 @@ class Psumbook(CudaKernel):
         assert isinstance(spec, CodebookSpec)
         gpu, blocks = gpus.gpu(device), rows.row_blocks(spec)
         return max(rows.workspace_bytes(cut.cut_for(spec, few, gpu).splits, few, blocks) for few in range(1, n + 1))
+
+    def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
+        assert isinstance(spec, CodebookSpec)
+        return (cut.work(cut.cut_for(spec, n, gpu), spec, gpu, self.cost(spec, n, dtype)),)
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.model import Work, balance
 from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Cost
 
 BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
@@ -83,21 +85,55 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     return per_multiprocessor * work * few + waves * (_START + tiles * _TILE_LATENCY) + joined
 
 
+def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
+    """What a product's launch has to do."""
+    built, blocks = cut.units * len(cut.slices), cut.units * row_blocks(spec)
+    thread_blocks = len(cut.slices) * cut.splits
+    tiles = -(-cut.units_per_split // cut.units_per_tile)
+    partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits if cut.splits > 1 else 0
+    return Work(
+        dram_bytes=cost.bytes_read + cost.bytes_written,
+        l2_bytes=partial,
+        wavefronts=built * _stores(cut, spec) + blocks * _wavefronts(cut, spec),
+        instructions=blocks * _instructions(cut, spec),
+        mma=built * _mma(cut, spec),
+        balance=balance(thread_blocks, gpu.multiprocessors),
+        latency=_START + tiles * _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
+    )
+
+
 def _build(cut: Cut, spec: CodebookSpec) -> float:
     """Clocks of a unit's tables: tensor cores or stores, whichever takes longer."""
-    centroids = 1 << spec.config.b
-    tiles, quarters = -(-centroids // 16), -(-spec.config.v // 4)
-    mma = 4 * tiles * cut.rows * cut.batch * quarters * _MMA
-    stores = centroids * cut.rows * (2 if cut.batch == 4 else 1)
+    mma, stores = _mma(cut, spec) * _MMA, _stores(cut, spec)
     return max(mma, stores) + 0.25 * min(mma, stores)
 
 
+def _mma(cut: Cut, spec: CodebookSpec) -> int:
+    """Of a unit's tables."""
+    tiles, quarters = -(-spec.config.centroids // 16), -(-spec.config.v // 4)
+    return 4 * tiles * cut.rows * cut.batch * quarters
+
+
+def _stores(cut: Cut, spec: CodebookSpec) -> int:
+    """Wavefronts of a unit's tables."""
+    return spec.config.centroids * cut.rows * (2 if cut.batch == 4 else 1)
+
+
 def _gather(cut: Cut, spec: CodebookSpec) -> float:
-    """Clocks of 32 rows in a unit: wavefronts of lookups, codes and scales, or instructions at four a clock."""
-    lookups = layout.POSITIONS * cut.rows
-    wavefronts = lookups * (2 if cut.batch == 4 else 1) + cut.rows * layout.block_bytes(spec.config.b) / 128 + 4
-    instructions = lookups * (3.9 + 0.3 * (cut.batch > 1) + 1.5 * (cut.batch > 2)) + 4 * layout.phases(spec) * cut.rows
-    return max(wavefronts, instructions / 4)
+    """Clocks of 32 rows in a unit: wavefronts, or instructions at four a clock."""
+    return max(_wavefronts(cut, spec), _instructions(cut, spec) / 4)
+
+
+def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:
+    """Of 32 rows in a unit: lookups, codes and scales."""
+    lookups = layout.POSITIONS * cut.rows * (2 if cut.batch == 4 else 1)
+    return lookups + cut.rows * layout.block_bytes(spec.config.b) / 128 + 4
+
+
+def _instructions(cut: Cut, spec: CodebookSpec) -> float:
+    """Of 32 rows in a unit, as counted in the compiled loops."""
+    each = 3.9 + 0.3 * (cut.batch > 1) + 1.5 * (cut.batch > 2)
+    return layout.POSITIONS * cut.rows * each + 4 * layout.phases(spec) * cut.rows
 
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:

@@ -1,0 +1,66 @@
+"""An analytic model of a launch: what each part of a GPU has to do, and how long the busiest takes.
+
+It ranks kernels for `auto` where nothing was measured, and its times are predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from codegemm.engines.cuda.gpu import Gpu
+
+LAUNCH = 2.0e-6  # seconds from one launch to the next that waits for it
+MEMORY_SHARE = 0.9  # of the data sheet's bandwidth that a copy reaches
+L2_BYTES = 40.0  # a clock and multiprocessor
+ISSUED = 4.0  # warp instructions a clock and multiprocessor
+_ISSUE_SHARE = 0.85
+# Clocks that a multiprocessor's tensor cores take for an m16n8k16 of fp16 with fp32 sums: from data sheets, on sm_90
+# and later for mma.sync, which does not reach the rate of wgmma. GeForce cards halve fp32 sums.
+_MMA_CLOCKS = {80: 2.0, 86: 8.0, 89: 8.0, 90: 1.65, 100: 1.65, 120: 8.0}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One launch, summed over the whole GPU.
+
+    dram_bytes: from and to memory. l2_bytes: moved between L2 and multiprocessors beside those: gathers, partial sums.
+    wavefronts: of shared memory. instructions: of whole warps. mma: m16n8k16. balance: share of the multiprocessors'
+    time in which they have work, thread blocks coming in waves. latency: clocks that nothing hides.
+    """
+
+    dram_bytes: float
+    l2_bytes: float = 0
+    wavefronts: float = 0
+    instructions: float = 0
+    mma: float = 0
+    balance: float = 1
+    latency: float = 0
+
+
+def seconds(works: Iterable[Work], gpu: Gpu) -> float:
+    """Of launches one after the other, each as long as its busiest part."""
+    return sum(LAUNCH + work.latency / gpu.clock + bound(work, gpu)[1] for work in works)
+
+
+def bound(work: Work, gpu: Gpu) -> tuple[str, float]:
+    """What a launch waits for longest, and for how many seconds."""
+    clocks = gpu.multiprocessors * gpu.clock * work.balance
+    parts = {
+        "memory": work.dram_bytes / (MEMORY_SHARE * gpu.bandwidth),
+        "L2": work.l2_bytes / (L2_BYTES * clocks),
+        "wavefronts": work.wavefronts / clocks,
+        "instructions": work.instructions / (ISSUED * _ISSUE_SHARE * clocks),
+        "mma": work.mma * mma_clocks(gpu) / clocks,
+    }
+    return max(parts.items(), key=lambda part: part[1])
+
+
+def mma_clocks(gpu: Gpu) -> float:
+    """Clocks of an m16n8k16 on a multiprocessor of that architecture, or of the newest older one that is known."""
+    return _MMA_CLOCKS[max(arch for arch in _MMA_CLOCKS if arch <= gpu.arch)]
+
+
+def balance(blocks: int, slots: int) -> float:
+    """Share of their time in which `slots` places for thread blocks have one of `blocks` equal ones."""
+    return blocks / (slots * -(-blocks // slots))
