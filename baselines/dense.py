@@ -1,7 +1,6 @@
-"""Dense products with the dequantised weight: what quantisation is measured against.
+"""Dense products on the CPU with the dequantised weight: what quantisation is measured against.
 
-`dense` is float32 through NumPy's BLAS on the CPU and float16 through cuBLAS on a GPU; `dense_bf16` is torch's
-bfloat16 on the CPU.
+`dense` is float32 through NumPy's BLAS; `dense_bf16` is torch's bfloat16.
 """
 
 from __future__ import annotations
@@ -97,38 +96,6 @@ class DenseBf16(Kernel):
 
         y = torch.nn.functional.linear(arrays.to_torch(x).to(torch.bfloat16), prepared)
         arrays.to_torch(out).copy_(y)
-
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        return dense_cost(spec, n, dtype, 2)
-
-    def bits_per_weight(self, spec: Spec) -> float:
-        return 16
-
-
-class DenseCuda(Kernel):
-    """float16 weights, cuBLAS through CuPy; float32 weights for float32 x."""
-
-    name = "dense"
-    engine = "cuda"
-
-    def unavailable(self) -> str | None:
-        from codegemm.engines import cuda
-
-        return cuda.unavailable()
-
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        return None if dtype.name in ("float16", "float32") else f"x is {dtype}: it takes float16 and float32"
-
-    def prepare(self, weight: Weight, device: str) -> Any:
-        from codegemm.engines import cuda
-
-        return cuda.to_device(weight.dequantize(np.float16), device)
-
-    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        from codegemm.engines import cuda
-
-        with cuda.scope(f"cuda:{prepared.device.id}", None, stream):
-            out[...] = x @ prepared.astype(x.dtype, copy=False).T
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         return dense_cost(spec, n, dtype, 2)

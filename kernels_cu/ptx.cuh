@@ -47,6 +47,10 @@ DEVICE void shared_load(Shared address, float& value) {
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address));
 }
 
+DEVICE void shared_load(Shared address, u16& value) {
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address));
+}
+
 DEVICE void shared_load(Shared address, u32& value) {
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
 }

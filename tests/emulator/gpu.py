@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegemm import dispatch
+from codegemm import arrays, dispatch
 from codegemm.engines.cuda import compiler, device, library
+from codegemm.engines.cuda import gemm as cuda_gemm
 from codegemm.engines.cuda.rows import COUNTER_BYTES
 from emulator import emulate
 
@@ -136,6 +137,21 @@ class Emulation:
 
 emulation = Emulation()
 compiled: dict[str, tuple[str, str]] = {}  # sources and instances by their entries' names
+
+
+def gemm(shape, a, b, c, dtype, out_dtype):
+    """What cuBLAS does for `codegemm.engines.cuda.gemm`: C = A^T B, columns first, on host memory."""
+    types = {2: np.dtype(np.float16), 14: arrays.bfloat16(), 0: np.dtype(np.float32)}
+
+    def at(place, rows, columns, dtype):
+        address, leading = place
+        size = ((rows - 1) * leading + columns) * dtype.itemsize
+        memory = (ctypes.c_char * size).from_address(address)
+        return np.ndarray((rows, columns), dtype, memory, strides=(leading * dtype.itemsize, dtype.itemsize))
+
+    rows, n, k = shape
+    x, dense = (at(place, count, k, types[dtype]).astype(np.float32) for place, count in ((b, n), (a, rows)))
+    at(c, n, rows, types[out_dtype])[...] = x @ dense.T
 
 
 def wrap(value):
@@ -307,6 +323,7 @@ def emulated_gpu(monkeypatch):
         return real(source, instance, arch)
 
     monkeypatch.setattr(compiler, "build", build)
+    monkeypatch.setattr(cuda_gemm, "_gemm", gemm)
     find = device.importlib.util.find_spec
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
     cupy.RawModule = RawModule

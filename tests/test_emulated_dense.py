@@ -1,0 +1,96 @@
+"""Dense products on a GPU with a dequantised weight, the dequantising kernel in the emulator, the library in NumPy."""
+
+import itertools
+
+import numpy as np
+import pytest
+from emulator import emulate
+from emulator.gpu import multiply
+
+from codegemm import arrays
+from codegemm.baselines import dense_cuda
+from codegemm.baselines.dense_cuda import DenseCuda, DequantDenseCuda
+
+TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6}
+CASES = [
+    # rows, columns, configuration, parts
+    (65, 512, "m1v4g128", 1),
+    (40, 1024, "m2v8g128", 1),
+    (33, 7, "m8v1b1g1", 1),
+    (50, 96, "m1v3b2g3", 1),
+    (40, 180, "m3v5b5g15", 1),
+    (70, 96, "m1v4b3g12", 3),
+    (31, 110, "m2v11b7g-1", 1),
+    (9, 36, "m1v12g36", 1),
+    (50, 44, "m1v4g4", 2),
+    (20, 128, "m1v8b16g-1", 1),
+    (20, 128, "m1v16b12g64", 2),
+    (5, 78, "m2v13b9g26", 1),
+    (5, 26, "m3v2b10g2", 1),
+]
+
+
+@pytest.fixture
+def small_slices(monkeypatch):
+    """Slices of a few rows."""
+    monkeypatch.setattr(dense_cuda, "SLICE_BYTES", 4096)
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, itertools.cycle(TOLERANCE))), ids=str)
+@pytest.mark.parametrize("order", ["forward", "shuffled"])
+def test_emulated_dequant_dense(case, dtype, order, emulated_gpu, small_slices, make_weight, rng):
+    weight = make_weight(*case)
+    x = rng.standard_normal((3, weight.shape[1])).astype(arrays.float_dtype(dtype))
+    y, reports = multiply(DequantDenseCuda(), weight, x, order=order)
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    assert np.linalg.norm(y - truth) <= TOLERANCE[dtype] * np.linalg.norm(truth)
+    assert len(reports) == len(dense_cuda.slices(weight.spec, x.dtype)) >= case[3]
+    stored = weight.codes.size * weight.codes.itemsize
+    read = sum(report.of("dequantize", space="global").bytes for report in reports)
+    assert read >= stored  # codes and scales
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g128", "m1v16g-1"])
+def test_emulated_dequantisation_moves_whole_sectors(config, emulated_gpu, make_weight, rng):
+    """Every weight is written once, 16 bytes a thread, neighbours beside each other."""
+    weight = make_weight(64, 4096, config)
+    x = rng.standard_normal((1, 4096)).astype(np.float16)
+    _, [report] = multiply(DequantDenseCuda(), weight, x)
+    stores = report.of("store_weights", "store", "global")
+    assert stores.bytes == 2 * 64 * 4096
+    assert stores.sectors <= stores.least_sectors * (2 if config == "m1v16g-1" else 1)
+
+
+def test_emulated_dequantised_weights_are_rounded_once(emulated_gpu, make_weight):
+    """float32 weights are those of the definition; float16 ones the same, rounded."""
+    weight = make_weight(33, 128, "m2v8b5g32")
+    for dtype in ("float16", "float32"):
+        x = np.eye(128, dtype=dtype)
+        y, _ = multiply(DequantDenseCuda(), weight, x)
+        assert np.array_equal(y.T, weight.dequantize(np.float32).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_emulated_dense(dtype, emulated_gpu, make_weight, rng):
+    weight = make_weight(40, 256, "m2v8g64")
+    x = rng.standard_normal((5, 256)).astype(arrays.float_dtype(dtype))
+    moved = weight.to("cuda")
+    prepared = DenseCuda().prepare(moved, "cuda:0")
+    out = emulated_gpu.asarray(np.full((5, 40), np.nan, np.float32))
+    DenseCuda().run(prepared, emulated_gpu.asarray(x), out, None, None)
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    assert np.linalg.norm(out.host - truth) <= max(TOLERANCE[dtype], 4e-4) * np.linalg.norm(truth)
+
+
+def test_slices_are_bounded_and_cover_the_rows(make_weight):
+    weight = make_weight(300, 96, "m1v4b3g12", 3)
+    for size in (1, 1000, 10**6):
+        dense_cuda.SLICE_BYTES, before = size, dense_cuda.SLICE_BYTES
+        try:
+            made = dense_cuda.slices(weight.spec, np.dtype(np.float16))
+        finally:
+            dense_cuda.SLICE_BYTES = before
+        assert [row for _, first, end in made for row in range(first, end)] == list(range(300))
+        assert all((end - first) * 192 <= max(size, 192) for _, first, end in made)
+        assert {part: sum(e - f for p, f, e in made if p == part) for part in range(3)} == {0: 100, 1: 100, 2: 100}
+    assert emulate.SMALL_GPU.shared_per_multiprocessor // 4 >= dense_cuda.codebook_bytes(weight.spec)
