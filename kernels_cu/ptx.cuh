@@ -59,6 +59,12 @@ DEVICE void shared_load(Shared address, uint2& value) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
 }
 
+DEVICE void shared_load(Shared address, uint4& value) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(address));
+}
+
 DEVICE void shared_store(Shared address, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
@@ -109,6 +115,11 @@ DEVICE uint2 load_once(const uint2* address) {
 template <class T>
 DEVICE T load(const T* address) {
     return __ldg(address);
+}
+
+// What L1 could not hold: it is passed by.
+DEVICE uint4 load_l2(const uint4* address) {
+    return __ldcg(address);
 }
 
 template <class T>
@@ -186,6 +197,12 @@ DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 DEVICE u32 add_half2(u32 a, u32 b) {
     u32 sum;
     asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+
+DEVICE u32 fma_half2(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
     return sum;
 }
 

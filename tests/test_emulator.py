@@ -79,6 +79,15 @@ def test_emulated_conversions(rng):
     assert np.array_equal(out[4].view(np.float32), pairs[0, :, 0].astype(np.float32))
 
 
+def test_emulated_multiply_add_rounds_once(rng):
+    factors, more = halves(rng, 2, 32, 2), halves(rng, 32, 2)
+    more[:16] = -(factors[0, :16] * factors[1, :16])  # what is left is what rounding the product would lose
+    out, _ = launch("multiply_add", words(np.concatenate([factors, more[None]])), 32)
+    exact = factors[0].astype(np.float64) * factors[1] + more
+    assert np.array_equal(out, words(exact.astype(np.float16)).ravel())
+    assert np.any(exact[:16])
+
+
 @pytest.mark.parametrize("order", emulate.ORDERS)
 def test_emulated_barrier_and_atomics(order, rng):
     values = rng.integers(0, 1 << 32, 96, np.uint32)

@@ -365,7 +365,9 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
         check_shared(kind, address, bytes);
     } else {
         if (u64(address) % bytes) complain("misaligned access of %d bytes in %s", bytes, site.function);
-        if (kind == Kind::store) written[address] = {int(current - threads.data()), current->fences};
+        if (kind == Kind::store)
+            for (int byte = 0; byte < bytes; byte += 4)
+                written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->fences};
     }
     const int lane = current->index % lanes;
     auto& entry = pending[(current - threads.data()) / lanes][{site.file, site.line, space, kind}];
@@ -523,6 +525,19 @@ u32 pack_half2(float low, float high) {
 u32 add_half2(u32 a, u32 b) {
     return pack_half2(half_to_float(u16(a)) + half_to_float(u16(b)),
                       half_to_float(u16(a >> 16)) + half_to_float(u16(b >> 16)));
+}
+
+// Products of two fp16 are exact in double, and so is all of a sum that rounding to fp16 depends on.
+u32 fma_half2(u32 a, u32 b, u32 c) {
+    const auto half = [](u32 pair, int i) { return double(half_to_float(u16(pair >> 16 * i))); };
+    u32 result = 0;
+    for (int i = 0; i < 2; i++) {
+        const _Float16 sum = _Float16(half(a, i) * half(b, i) + half(c, i));
+        u16 bits;
+        memcpy(&bits, &sum, 2);
+        result |= u32(bits) << 16 * i;
+    }
+    return result;
 }
 
 u16 float_to_bfloat(float value) {

@@ -118,6 +118,10 @@ T load_once(const T* address, CODEGEMM_SITE) {
     return load(address, file, function, line);
 }
 
+inline uint4 load_l2(const uint4* address, CODEGEMM_SITE) {
+    return load(address, file, function, line);
+}
+
 template <class T>
 void store(T* address, T value, CODEGEMM_SITE) {
     emulator::access(emulator::Space::global, emulator::Kind::store, address, sizeof(T), {file, function, line});
@@ -162,6 +166,7 @@ inline int lowest_bit(u32 bits) {
 u32 permute_bytes(u32 low, u32 high, u32 selector);
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 u32 add_half2(u32 a, u32 b);
+u32 fma_half2(u32 a, u32 b, u32 c);
 u32 pack_half2(float low, float high);
 float half_to_float(u16 value);
 u16 float_to_half(float value);

@@ -42,6 +42,12 @@ DEVICE void convert(const u32* in, u32* out) {
     out[128 + lane] = ptx::float_to_bits(ptx::half_to_float(u16(in[lane])));
 }
 
+// in: three registers of two fp16 [3][32]; out: a * b + c [32].
+DEVICE void multiply_add(const u32* in, u32* out) {
+    const int lane = ptx::lane();
+    out[lane] = ptx::fma_half2(in[lane], in[32 + lane], in[64 + lane]);
+}
+
 // Every thread of a block writes, all synchronise, every thread reads its mirror image; then a count by atomics.
 // in: values [blockDim.x]; out: mirrored values [blockDim.x], count.
 DEVICE void mirror(const u32* in, u32* out) {
