@@ -110,6 +110,9 @@ class Quip(Kernel):
             return _run_numpy(prepared, x, out)
         prepared.arguments.call(multiply, x, out, workspace)
 
+    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
+        return library.loads(_SOURCE)
+
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, E8PSpec)
         m, k = spec.shape

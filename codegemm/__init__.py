@@ -12,6 +12,7 @@ from codegemm.products import Plan, linear, matmul, plan
 from codegemm.quantize import quantize
 from codegemm.storage import load, load_all, save_all
 from codegemm.version import __version__
+from codegemm.warmup import warmup
 
 __all__ = [
     "CheckpointError",
@@ -41,4 +42,5 @@ __all__ = [
     "save_all",
     "set_num_threads",
     "unregister_kernel",
+    "warmup",
 ]

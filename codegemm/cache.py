@@ -1,4 +1,4 @@
-"""The user's cache folder: compiled kernels and quantised weights, each entry checked by its content's hash.
+"""The user's cache folder: compiled kernels, quantised weights, tuned choices; entries are checked by their hash.
 
 It is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. A folder in it for each kind of entry is the user's
 alone (mode 0700), since compiled code is loaded from there; other files are never touched. An entry is one file
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZE_LIMIT = 2 << 30
-KINDS = ("cpu", "cuda", "weights")
+KINDS = ("cpu", "cuda", "weights", "tuned")
 
 _KEY_DIGITS, _HASH_DIGITS = 32, 16
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")
@@ -27,8 +27,10 @@ def root() -> Path:
     base = os.environ.get("CODEGEMM_CACHE_DIR")
     if base:
         return Path(base).expanduser()
-    from platformdirs import user_cache_path
-
+    try:
+        from platformdirs import user_cache_path
+    except ImportError:  # where the package runs from a checkout, beside nothing but NumPy and CuPy
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "codegemm"
     return user_cache_path("codegemm", appauthor=False)
 
 

@@ -11,7 +11,10 @@ from importlib.metadata import entry_points
 
 import numpy as np
 
+from codegemm import tables
+from codegemm.choice import Choice, Product, choose
 from codegemm.errors import KernelError
+from codegemm.formats.names import name_of
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel
 
@@ -59,8 +62,15 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
 
 
 def version() -> int:
-    """Changes whenever the registry does."""
+    """Changes whenever the registry or the tables do."""
     return _version
+
+
+def choose_anew() -> None:
+    """Let every product look up the tables again."""
+    with _lock:
+        tables.forget()
+        _changed()
 
 
 def unregister_kernel(full_name: str) -> None:
@@ -96,8 +106,8 @@ def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
 def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto") -> Kernel:
     """The kernel for n rows of `dtype` times a weight of `spec` on `device`.
 
-    `auto` takes the automatic kernel with the least estimate; a name takes that kernel. KernelError says why
-    where it can't run.
+    `auto` takes an automatic kernel: as tuned, as measured or as estimated (choice.py); a name takes that kernel.
+    KernelError says why where it can't run.
     """
     check_name(name)
     return _select(spec, n, dtype, device, name)
@@ -122,7 +132,21 @@ def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
             f"no kernel is chosen automatically for this weight on {device}; name one: "
             + "; ".join(f"{k.name} ({_refusal(k, spec, n, dtype, device) or 'usable'})" for k in registered(engine))
         )
-    return min(usable, key=lambda k: k.estimate(spec, n, dtype, device))
+    name = choose(
+        Product(name_of(spec), spec.shape, n, dtype.name),
+        {k.name: k.estimate(spec, n, dtype, device) for k in usable},
+        tables.tuned(device),
+        _crossovers(device),
+    )
+    return next(k for k in usable if k.name == name)
+
+
+def _crossovers(device: str) -> tuple[Choice, ...]:
+    if device == "cpu":
+        return ()
+    from codegemm.engines import cuda
+
+    return tables.crossovers(cuda.gpu(device).arch)
 
 
 def _named(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:

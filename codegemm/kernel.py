@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,6 +85,13 @@ class Kernel(ABC):
 
     def load(self, prepared: Any, n: int, dtype: np.dtype) -> None:  # noqa: B027 (most kernels have nothing to do)
         """Do now what the first `run` with n rows (and any fewer) of `dtype` would do beside multiplying."""
+
+    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[Callable[[], object]]:
+        """What products of n rows (and any fewer) compile at their first use, as calls that do it beforehand.
+
+        Calls that are equal compile the same: `codegemm.warmup` makes one of them.
+        """
+        return ()
 
     @abstractmethod
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:

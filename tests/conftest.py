@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm import tables
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, library
 
 pytest_plugins = ["emulator.gpu"]
 
 DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` as on a machine where nothing was tuned."""
+    monkeypatch.setattr(tables, "_stored", lambda device: ())
 
 
 @pytest.fixture

@@ -102,6 +102,9 @@ class Dequant(Kernel):
             return _run_numpy(prepared, x, out)
         prepared.arguments.call(multiply, x, out, workspace)
 
+    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
+        return library.loads(_SOURCE)
+
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
         config, (m_rows, k) = spec.config, spec.shape

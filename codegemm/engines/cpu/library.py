@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from ctypes import POINTER, Structure, c_int, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ def function(source: Path, name: str, *argtypes: Any) -> Any:
     call.argtypes, call.restype = (c_void_p, *by_pointer), None
     loop = ctypes.cast(pool.codegemm_parallel_for, c_void_p)
     return lambda *arguments: call(loop, *arguments)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Compile and load a source file, as `function` does at a kernel's first use."""
+
+    source: Path
+
+    def __call__(self) -> None:
+        _load(self.source)
+
+
+def loads(source: Path) -> tuple[Load, Load]:
+    """All that `function` loads for a source file."""
+    return Load(source), Load(compiler.SOURCES / "threads.cpp")
 
 
 def get_num_threads() -> int:

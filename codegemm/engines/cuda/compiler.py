@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,18 @@ def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
     if seconds > _SLOW_BUILD:
         print(f"codegemm: compiled {instance} for sm_{arch} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
     return store.store("cuda", key, ".cubin", lambda path: _write(path, cubin))
+
+
+@dataclass(frozen=True)
+class Build:
+    """A call of `build` that is known beforehand."""
+
+    source: str
+    instance: str
+    arch: int
+
+    def __call__(self) -> Path:
+        return build(self.source, self.instance, self.arch)
 
 
 def compile_instance(

@@ -59,18 +59,23 @@ def version_name(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def check(device: str) -> None:
+    """RuntimeError unless there is a GPU `cuda:<number>`."""
+    reason = unavailable()
+    if reason:
+        raise RuntimeError(f"{device}: {reason}")
+    if number(device) >= count():
+        raise RuntimeError(f"{device}: there are {count()} GPUs")
+
+
 def to_device(array: Any, device: str) -> Any:
     """A copy of a NumPy (or another GPU's) array on `cuda:<number>`; RuntimeError where there is no such GPU.
 
     It is there when this returns: what reads it may run on any stream.
     """
-    reason = unavailable()
-    if reason:
-        raise RuntimeError(f"{device}: {reason}")
+    check(device)
     import cupy
 
-    if number(device) >= count():
-        raise RuntimeError(f"{device}: there are {count()} GPUs")
     with using(device):
         copy = cupy.asarray(array)
         synchronize()

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from codegemm.engines.cuda import compiler, library
 from codegemm.engines.cuda import device as gpus
-from codegemm.engines.cuda import library
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.model import Work, seconds
 from codegemm.formats.weight import Spec, Weight
@@ -92,6 +92,18 @@ class CudaKernel(Kernel):
     @abstractmethod
     def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
         """What a product's launches have to do on a GPU."""
+
+    def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> Iterable[tuple[str, str]]:
+        """Sources and templates' instances of all that a product of n rows launches, whatever y's dtype."""
+        return ()
+
+    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[compiler.Build]:
+        gpu = gpus.gpu(device)
+        return {
+            compiler.Build(source, instance, gpu.arch)
+            for rows in self.batches(n)
+            for source, instance in self.instances(spec, rows, dtype, gpu)
+        }
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         gpu = gpus.gpu(device)

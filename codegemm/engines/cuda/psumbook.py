@@ -97,6 +97,10 @@ class Psumbook(CudaKernel):
             slices,
         )
 
+    def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> list[tuple[str, str]]:
+        assert isinstance(spec, CodebookSpec)
+        return [(SOURCE, instance(spec, dtype, cut.cut_for(spec, n, gpu)))]
+
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         gpu, blocks = gpus.gpu(device), rows.row_blocks(spec)

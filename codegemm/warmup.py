@@ -1,0 +1,51 @@
+"""Compiles beforehand what products would compile at their first use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from codegemm import dispatch
+from codegemm.arrays import float_dtype
+from codegemm.config import CodebookConfig
+from codegemm.engines.cuda import device as gpus
+from codegemm.formats.names import spec_of
+from codegemm.formats.weight import Spec
+
+
+def warmup(
+    shapes: Iterable[Spec | tuple[int, int]],
+    batches: Iterable[int],
+    config: str | CodebookConfig = "m1v4g128",
+    dtype: Any = np.float16,
+    device: str = "cuda",
+    kernel: str = "auto",
+) -> None:
+    """Compile, on all processors, what products with weights of these shapes need; no weights are needed for it.
+
+    shapes: (out_features, in_features) of weights in `config` (`m1v4g128`, `e8p`); or weights' specs, whose own
+        configuration counts.
+    batches: numbers of rows of x, of `dtype` (float16, bfloat16 or float32), for each of which `kernel` is chosen as
+        `matmul` and `plan` choose it.
+    device: `cpu`, `cuda` or `cuda:<number>`.
+
+    What is compiled is kept in the user's cache. Raises RuntimeError where there is no such GPU or no compiler for it,
+    ValueError for a shape that the configuration can't hold, KernelError where no kernel is chosen.
+    """
+    device, dtype = gpus.parse_device(device), float_dtype(dtype)
+    if device != "cpu":
+        gpus.check(device)
+    specs = [shape if isinstance(shape, Spec) else spec_of(shape, config) for shape in shapes]
+    builds: dict[Callable[[], object], None] = {}
+    for n in batches:
+        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
+            raise ValueError(f"batch {n!r}: must be an integer of at least 1")
+        for spec in specs:
+            chosen = dispatch.select(spec, int(n), dtype, device, kernel)
+            builds.update(dict.fromkeys(chosen.builds(spec, int(n), dtype, device)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda build: build(), builds))

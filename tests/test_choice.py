@@ -1,0 +1,178 @@
+"""What `auto` takes: the pure function, and the tables it looks up."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import codegemm
+from codegemm import cache, dispatch, products, tables
+from codegemm.choice import Choice, Product, choose
+from codegemm.formats.names import name_of, spec_of
+
+STORED = tables._stored  # before conftest takes it away
+PRODUCT = Product("m1v4g128", (4096, 1024), 4, "float16")
+ESTIMATES = {"slow": 3.0, "fast": 1.0, "other": 2.0}
+
+
+def choice(kernel, batches=(4, 4), shape=PRODUCT.shape, dtype="float16", weights="m1v4g128"):
+    return Choice(weights, shape, batches, dtype, kernel)
+
+
+def test_the_least_estimate_where_nothing_was_measured():
+    assert choose(PRODUCT, ESTIMATES) == "fast"
+
+
+def test_what_was_tuned_counts_most():
+    assert choose(PRODUCT, ESTIMATES, [choice("slow")], [choice("other")]) == "slow"
+    assert choose(PRODUCT, ESTIMATES, [], [choice("other")]) == "other"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"weights": "m2v8g128"}, {"shape": (1024, 4096)}, {"dtype": "bfloat16"}, {"batches": (9, 9)}, {"batches": (1, 1)},
+     {"kernel": "gone"}],
+)  # fmt: skip
+def test_what_was_tuned_for_another_product_does_not_count(other):
+    assert choose(PRODUCT, ESTIMATES, [replace(choice("slow"), **other)], [choice("other")]) == "other"
+
+
+@pytest.mark.parametrize(
+    ("n", "kernel"), [(1, "slow"), (2, "slow"), (3, "slow"), (4, "other"), (16, "other"), (32, "other"), (33, "fast")]
+)
+def test_the_nearest_tuned_batch(n, kernel):
+    """In ratio: 2 is as near to 1 as to 4 and takes the smaller; 3 would be as near to 2 as to 4.5."""
+    tuned = [choice("slow", (1, 1)), choice("other", (4, 4)), choice("other", (16, 16)), choice("slow", (2, 2))]
+    product = replace(PRODUCT, n=n)
+    if n == 3:
+        tuned[1] = choice("other", (5, 5))
+    assert choose(product, ESTIMATES, tuned) == kernel
+    assert choose(product, ESTIMATES, tuned[::-1]) == kernel
+
+
+def test_crossovers_are_of_the_same_shape_or_the_nearest_size():
+    measured = [
+        choice("slow", (1, 8), (1024, 4096)),
+        choice("other", (1, 8), (4096, 1024)),
+        choice("slow", (1, 8), (4096, 2048)),
+    ]
+    assert choose(PRODUCT, ESTIMATES, [], measured) == "other"
+    assert choose(replace(PRODUCT, shape=(4096, 1500)), ESTIMATES, [], measured) == "slow"
+    assert choose(replace(PRODUCT, shape=(8, 8)), ESTIMATES, [], measured[1:]) == "other"
+    assert choose(replace(PRODUCT, dtype="bfloat16"), ESTIMATES, [], measured) == "other"
+    assert choose(replace(PRODUCT, dtype="float32"), ESTIMATES, [], measured) == "fast"
+    assert choose(replace(PRODUCT, n=16), ESTIMATES, [], measured) == "other"
+    assert choose(replace(PRODUCT, n=17), ESTIMATES, [], measured) == "fast"
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "e8p"])
+@pytest.mark.parametrize("shape", [(128, 1920), (48, 256)])
+def test_specs_have_names(config, shape, make_weight):
+    if config != "e8p" and shape[1] % codegemm.CodebookConfig.parse(config).v:
+        with pytest.raises(ValueError, match="in_features=256: must be a multiple of the vector length v=5"):
+            spec_of(shape, config)
+        return
+    weight = make_weight(*shape, config)
+    assert spec_of(shape, config) == weight.spec
+    assert name_of(weight.spec) == config
+
+
+def test_a_group_as_long_as_a_row_is_the_row(make_weight):
+    assert spec_of((16, 128), "m1v4g128") == make_weight(16, 128, "m1v4g128").spec
+
+
+@pytest.fixture
+def tuned_cache(monkeypatch, tmp_path):
+    """An empty cache of its own; afterwards `auto` forgets what was in it."""
+    monkeypatch.setattr(tables, "_stored", STORED)
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
+    dispatch.choose_anew()
+    yield tmp_path / "tuned"
+    monkeypatch.undo()
+    dispatch.choose_anew()
+
+
+def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
+    weight = make_weight(384, 384, "m1v4g128")
+    assert codegemm.plan(weight, 1).kernel.name == "psumbook"
+    place = tables.save("cpu", [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
+    dispatch.choose_anew()
+    assert codegemm.plan(weight, 1).kernel.name == "dequant"
+    assert codegemm.plan(weight, 1, np.float16).kernel.name == "psumbook"
+    assert codegemm.plan(weight, 2).kernel.name == "dequant"
+    assert place.parent == tuned_cache
+
+
+def test_products_decided_before_look_again(tuned_cache, make_weight):
+    weight = make_weight(384, 384, "m1v4g128")
+    single = np.dtype(np.float32)
+    assert products._call_for(weight, 1, single, "auto").kernel.name == "psumbook"
+    tables.save("cpu", [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
+    dispatch.choose_anew()
+    assert products._call_for(weight, 1, single, "auto").kernel.name == "dequant"
+
+
+def test_choices_replace_those_for_the_same(tuned_cache):
+    first = Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")
+    other = replace(first, batches=(2, 2))
+    tables.save("cpu", [first, other])
+    tables.save("cpu", [replace(first, kernel="psumbook")])
+    assert set(tables.tuned("cpu")) == {replace(first, kernel="psumbook"), other}
+    assert len(list(tuned_cache.iterdir())) == 1
+    assert cache.usage()[0] == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"weights": "m1v4"}]', '{"a": 1}', "[null]"])
+def test_a_damaged_table_is_a_miss(content, tuned_cache):
+    """Both a file that isn't what its name says and one that never was right."""
+    place = tables.save("cpu", [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    place.write_text(content)
+    tables.forget()
+    assert tables.tuned("cpu") == ()
+    key = place.name.partition("-")[0]
+    cache.store("tuned", key, ".json", lambda path: path.write_text(content) and None)
+    tables.forget()
+    assert tables.tuned("cpu") == ()
+
+
+def test_another_version_finds_nothing(tuned_cache, monkeypatch):
+    tables.save("cpu", [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    for name, value in (("__version__", "0"), ("_sources", lambda engine: [b"other"]), ("_device_name", str)):
+        with monkeypatch.context() as patched:
+            patched.setattr(tables, name, value)
+            tables.forget()
+            assert tables.tuned("cpu") == ()
+    tables.forget()
+    assert len(tables.tuned("cpu")) == 1
+
+
+def test_no_cache_is_no_table(tuned_cache, monkeypatch, make_weight):
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", "/proc/nowhere")
+    dispatch.choose_anew()
+    assert tables.tuned("cpu") == ()
+
+
+def test_crossovers_of_an_architecture(tmp_path):
+    record = {"weights": "m1v4g128", "shape": [8, 16], "batches": [1, 4], "dtype": "float16", "kernel": "psumbook"}
+    path = tmp_path / "crossovers.json"
+    path.write_text(json.dumps({"90": [record]}))
+    assert tables.crossovers(90, path) == (Choice("m1v4g128", (8, 16), (1, 4), "float16", "psumbook"),)
+    assert tables.crossovers(80, path) == ()
+    assert tables.crossovers(90, tmp_path / "none.json") == ()
+
+
+def test_auto_looks_up_crossovers_on_a_gpu(emulated_gpu, make_weight, monkeypatch):
+    """The estimate would have been another; on the processor it counts alone."""
+    weight = make_weight(256, 512, "m1v4g128")
+    spec, half = weight.spec, np.dtype(np.float16)
+    usable = [k for k in dispatch.registered("cuda") if k.automatic and not k.supports(spec, 1, half, "cuda:0")]
+    assert usable
+    estimated = dispatch.select(spec, 1, half, "cuda:0").name
+    other = next((k.name for k in usable if k.name != estimated), None)
+    if other is None:
+        pytest.skip("one automatic kernel only")
+    measured = (Choice("m1v4g128", (256, 512), (1, 1), "float16", other),)
+    monkeypatch.setattr(tables, "crossovers", lambda arch: measured if arch == 90 else ())
+    dispatch._select.cache_clear()
+    assert dispatch.select(spec, 1, half, "cuda:0").name == other

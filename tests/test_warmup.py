@@ -1,0 +1,95 @@
+"""`codegemm.warmup`: all that products compile, before there are weights."""
+
+import numpy as np
+import pytest
+from emulator.gpu import compiled
+
+import codegemm
+from codegemm import dispatch
+from codegemm.engines import cuda
+from codegemm.engines.cpu import compiler as cpu_compiler
+from codegemm.engines.cuda import compiler, library
+from codegemm.engines.cuda.launch import CudaKernel
+from codegemm.formats.names import spec_of
+
+HALF = np.dtype(np.float16)
+CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "e8p")
+
+
+def test_without_a_gpu_the_reason_is_told():
+    if cuda.unavailable() is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeError, match="cuda:0: CuPy"):
+        codegemm.warmup([(512, 512)], [1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [(([(512, 500)], [1], "m1v4g128"), ValueError, "in_features=500: must be a multiple of the group size g=128"),
+     (([(512, 512)], [0]), ValueError, "batch 0: must be an integer of at least 1"),
+     (([(512, 512)], [1], "m1v4", "int8"), TypeError, "dtype int8"),
+     (([(512, 512)], [1], "m1v4", HALF, "cpu", "nothing"), codegemm.KernelError, "kernel 'nothing' is unknown")],
+)  # fmt: skip
+def test_arguments_are_checked(arguments, error, message):
+    arguments = (*arguments, *("m1v4g128", HALF, "cpu")[len(arguments) - 2 :])
+    with pytest.raises(error, match=message):
+        codegemm.warmup(*arguments)
+
+
+def test_on_the_processor_its_sources_are_compiled(fresh_engine, monkeypatch):
+    sources = []
+    build = cpu_compiler.build
+    monkeypatch.setattr(cpu_compiler, "build", lambda source: sources.append(source.name) or build(source))
+    codegemm.warmup([(384, 384), (768, 384)], [1, 17], "m1v4g128", np.float32, "cpu")
+    assert sorted(sources) == ["dequant.cpp", "psumbook.cpp", "threads.cpp"]
+    weight = codegemm.quantize(np.eye(384, dtype=np.float32), "m1v4b2g128")
+    np.ones((1, 384), np.float32) @ weight.T
+    assert len(sources) == 3
+
+
+def test_the_first_product_finds_all_compiled(emulated_gpu, make_weight, monkeypatch):
+    """On the emulated GPU, in a process of products that compile nothing any more."""
+    codegemm.warmup([(96, 512), spec_of((64, 512), "m2v8g128")], [1, 4], "m1v4g128", kernel="psumbook")
+    cached = []
+    store = compiler.store.lookup
+    monkeypatch.setattr(compiler.store, "lookup", lambda *entry: cached.append(store(*entry)) or cached[-1])
+    for rows, config in ((96, "m1v4g128"), (64, "m2v8g128")):
+        weight = make_weight(rows, 512, config).to("cuda")
+        for n in (1, 4):
+            codegemm.plan(weight, n, np.float16, "psumbook")
+    assert cached
+    assert None not in cached
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_kernels_say_all_that_they_compile(config, emulated_gpu, make_weight, monkeypatch, tmp_path):
+    """For every CUDA kernel, some rows of x and both dtypes of y."""
+    made = set()
+    (tmp_path / "cubin").write_bytes(b"\x7fELF")
+
+    def build(source, instance, arch):
+        made.add((source, instance, arch))
+        compiled[compiler.entry_name(instance)] = source, instance
+        return tmp_path / "cubin"
+
+    monkeypatch.setattr(compiler, "build", build)
+    weight = make_weight(64, 960 if config == "m3v5b3g15" else 1024, config).to("cuda")
+    for kernel in dispatch.registered("cuda"):
+        if not isinstance(kernel, CudaKernel) or type(kernel).instances is CudaKernel.instances:
+            continue
+        for n in (1, 3, 8, 100):
+            if kernel.supports(weight.spec, n, HALF, "cuda:0"):
+                continue
+            made.clear()
+            weight._prepared.clear()
+            library.forget()
+            codegemm.plan(weight, n, HALF, kernel.full_name)
+            said = {(b.source, b.instance, b.arch) for b in kernel.builds(weight.spec, n, HALF, "cuda:0")}
+            assert made == said, (kernel, n)
+
+
+def test_nothing_is_compiled_twice(emulated_gpu, monkeypatch):
+    built = []
+    monkeypatch.setattr(compiler, "build", lambda *what: built.append(what))
+    codegemm.warmup([(4096, 4096), (4096, 4096), (8192, 4096)], [1, 2, 1], "m1v4g128", kernel="psumbook")
+    assert len(built) == len(set(built)) >= 2
