@@ -42,21 +42,21 @@ _SECTOR = 32  # bytes that L2 gives for one centroid of 16
 
 
 @dataclass(kw_only=True)
-class Both(Prepared):
-    """For the matvec; `large` for what dequantises."""
+class AqlmPrepared(Prepared):
+    """Arrays for the matrix-vector product; `large`: what `dequant_dense` takes."""
 
     large: Prepared
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Both:
+    def __deepcopy__(self, memo: dict[int, Any]) -> AqlmPrepared:
         arrays, large = copy.deepcopy(self.arrays, memo), copy.deepcopy(self.large, memo)
-        return Both(self.spec, self.device, arrays, dict(self.numbers), large=large)
+        return AqlmPrepared(self.spec, self.device, arrays, dict(self.numbers), large=large)
 
 
 class AqlmCuda(CudaKernel):
     """AQLM's 1x16 and Kx8 matrix-vector products, k-vectors of 8 or 16; more than 6 rows of x through `dequant_dense`.
 
-    x is rounded to fp16: what is beyond 65504 becomes infinite. The error is that of sums in fp16, about 3e-4 of the
-    result's norm.
+    In the matrix-vector product x is rounded to fp16, so that what is beyond 65504 becomes infinite, and up to eight
+    terms are added in fp16: the error is below 1e-3 of the result's norm.
     """
 
     name = "aqlm"
@@ -70,8 +70,6 @@ class AqlmCuda(CudaKernel):
             return f"g={config.g}: AQLM has one scale a row, g=-1"
         if len(spec.part_rows) > 1:
             return f"{len(spec.part_rows)} concatenated parts: AQLM has one set of codebooks"
-        if n > MATVEC_ROWS:
-            return self._large.refuses(spec, n, dtype, gpu)
         if config.v not in (8, 16):
             return f"v={config.v}: AQLM's kernels read centroids of 8 or 16 weights"
         if config.v == 16 and config.m > 1:
@@ -83,21 +81,21 @@ class AqlmCuda(CudaKernel):
             )
         return None
 
-    def arrange(self, weight: Weight) -> Both:
+    def arrange(self, weight: Weight) -> AqlmPrepared:
         assert isinstance(weight, CodebookWeight)
         arrays = {
             "codes": arrange_codes(weight),
             "codebooks": weight.part_codebooks[0].copy(),  # on a boundary of 16 bytes, wherever a view began
             "scales": weight.scales,
         }
-        return Both(weight.spec, weight.device, arrays, large=self._large.arrange(weight))
+        return AqlmPrepared(weight.spec, weight.device, arrays, large=self._large.arrange(weight))
 
     def batches(self, n: int) -> Iterable[int]:
         few = range(1, min(n, MATVEC_ROWS) + 1)
         return few if n <= MATVEC_ROWS else (*few, *self._large.batches(n))
 
     def decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
-        assert isinstance(prepared, Both)
+        assert isinstance(prepared, AqlmPrepared)
         if n > MATVEC_ROWS:
             return self._large.bind(prepared.large, n, dtype, out_dtype)
         spec, arrays = prepared.spec, prepared.arrays
@@ -119,6 +117,12 @@ class AqlmCuda(CudaKernel):
             shared_bytes(spec),
             (np.int32(out_dtype == np.float32), filled),
         )
+
+    def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> Iterable[tuple[str, str]]:
+        assert isinstance(spec, CodebookSpec)
+        if n > MATVEC_ROWS:
+            return self._large.instances(spec, n, dtype, gpu)
+        return [(SOURCE, instance(spec, dtype))]
 
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         return self._large.workspace(spec, n, device) if n > MATVEC_ROWS else 0

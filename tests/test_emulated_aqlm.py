@@ -13,7 +13,8 @@ from codegemm.baselines import aqlm_cuda
 from codegemm.baselines.aqlm import MATVEC_ROWS
 from codegemm.baselines.aqlm_cuda import AqlmCuda
 from codegemm.baselines.dense_cuda import DequantDenseCuda
-from codegemm.engines.cuda import model
+from codegemm.checkpoints import from_aqlm
+from codegemm.engines.cuda import compiler, model
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.formats.codebook import CodebookSpec
 
@@ -127,6 +128,14 @@ def test_emulated_error_is_that_of_sums_in_fp16(config, emulated_gpu, make_weigh
     assert 1e-4 < error(y, Truth(x, weight)) < 6e-4
 
 
+@pytest.mark.parametrize("name", ["m2b8", "m1b16", "m1b8g8", "m1b12", "m1b16g16"])
+def test_emulated_products_of_what_the_original_made(name, emulated_gpu, golden):
+    data = golden("aqlm")
+    weight = from_aqlm(*(data[f"{name}_{part}"] for part in ("codes", "codebooks", "scales")))
+    y, _ = gpu.multiply(AqlmCuda(), weight, data[f"{name}_x"])
+    assert np.linalg.norm(y - data[f"{name}_y"]) <= TOLERANCE * np.linalg.norm(data[f"{name}_y"])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 7e4])
 def test_emulated_nonfinite_x_stays_in_its_row(bad, emulated_gpu, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1", dtype="float32", n=3)
@@ -176,6 +185,11 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
     weight, truth = weight.to("cuda"), Truth(x, weight)
     plan = codegemm.plan(weight, len(x), x.dtype, "aqlm")
     assert {n for n, *_ in plan.prepared.runs} == {*range(1, MATVEC_ROWS + 1), 9}
+    builds = AqlmCuda().builds(weight.spec, len(x), x.dtype, weight.device)
+    assert {compiler.entry_name(build.instance) for build in builds} == {
+        "codegemm_aqlm_8_1_u8_Half",
+        "codegemm_dequantize_8_u8_Half_true",
+    }
     decided = dict(plan.prepared.runs)
     y = plan(gpu.aligned(x)).host
     assert error(y, truth) <= TOLERANCE
@@ -221,8 +235,8 @@ def test_blocks_fill_whole_waves(rows, n, multiprocessors):
         ("m1v4g-1", 1, 1, "v=4: AQLM's kernels read centroids of 8 or 16 weights"),
         ("m2v16g-1", 6, 1, "m=2, v=16: AQLM's kernel for centroids of 16 weights has one codebook"),
         ("m7v8g-1", 1, 1, "need 238080 bytes of shared memory; a thread block has 232448"),
-        ("m1v4g-1", 7, 1, None),
-        ("m7v8g-1", 7, 1, None),
+        ("m1v4g-1", 7, 1, "v=4: AQLM's kernels read"),  # a plan for more rows also runs few
+        ("m2v8g-1", 7, 1, None),
         ("m6v8g-1", 1, 1, None),
         ("m8v8b7g-1", 1, 1, None),
         ("m8v8b16g-1", 1, 1, None),
