@@ -339,9 +339,13 @@ def test_emulated_comparison(emulated_gpu, monkeypatch):
     from click.testing import CliRunner
 
     from codegemm.cli.compare import compare
+    from codegemm.comparison import measure
 
     monkeypatch.setattr(cuda, "measure_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
+    monkeypatch.setattr(measure, "_MIN_CALLS", 1)
     arguments = ["--engine=cuda", "--shape=256x512", "--config=m1v4g128,m2v8g-1", "--batch=1,3,8", "--seconds=0"]
+    arguments += ["--kernels=dense,psumbook"]
     done = CliRunner().invoke(compare, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "emulated GPU" in done.output

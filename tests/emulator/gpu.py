@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegemm import arrays, dispatch
+from codegemm import arrays, dispatch, kernels_cu
 from codegemm.engines.cuda import compiler, device, library
 from codegemm.engines.cuda import gemm as cuda_gemm
 from codegemm.engines.cuda.rows import COUNTER_BYTES
@@ -107,13 +107,17 @@ class Kernel:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         # By value CuPy takes numbers and arrays of one element.
         assert all(isinstance(a, (Array, np.generic)) or (isinstance(a, np.ndarray) and a.size == 1) for a in args)
-        self.launches.append((grid, block, shared_mem, (stream or Stream.current).ptr))
+        pointer = (stream or Stream.current).ptr
+        self.launches.append((grid, block, shared_mem, pointer))
         grid = (*grid, 1)[:2]
         held = [host(argument) for argument in args]
-        report = emulate.launch(
-            self.source, self.instance, grid, block, shared_mem, held, emulation.order, emulation.seed
-        )
-        emulation.reports.append(report)
+
+        def run():
+            settings = emulation.order, emulation.seed, emulation.folder
+            report = emulate.launch(self.source, self.instance, grid, block, shared_mem, held, *settings)
+            emulation.reports.append(report)
+
+        submit(run, pointer)
 
 
 class RawModule:
@@ -132,6 +136,7 @@ class Emulation:
 
     order: str = "forward"
     seed: int = 0
+    folder: Path = kernels_cu.FOLDER
     reports: list[emulate.Report] = field(default_factory=list)
 
 
@@ -139,7 +144,33 @@ emulation = Emulation()
 compiled: dict[str, tuple[str, str]] = {}  # sources and instances by their entries' names
 
 
-def gemm(shape, a, b, c, dtype, out_dtype):
+def submit(work, pointer):
+    """Do what comes on a stream, or note it where the stream is captured."""
+    if pointer in captures:
+        captures[pointer].append(work)
+    else:
+        work()
+
+
+captures = {}  # what came so far on each stream that is captured
+
+
+class Graph:
+    """What was captured, done at every launch."""
+
+    def __init__(self, works):
+        self.works = works
+
+    def launch(self, stream=None):
+        for work in self.works:
+            submit(work, (stream or Stream.current).ptr)
+
+
+def gemm(*product):
+    submit(lambda: multiply_dense(*product), Stream.current.ptr)
+
+
+def multiply_dense(shape, a, b, c, dtype, out_dtype):
     """What cuBLAS does for `codegemm.engines.cuda.gemm`: C = A^T B, columns first, on host memory."""
     types = {2: np.dtype(np.float16), 14: arrays.bfloat16(), 0: np.dtype(np.float32)}
 
@@ -175,7 +206,7 @@ def module(gpu):
     cupy.asarray = lambda array: aligned(np.array(host(array)))
     cupy.empty = lambda shape, dtype: aligned(np.empty(shape, dtype))
     cupy.zeros = lambda shape, dtype: aligned(np.zeros(shape, dtype))
-    cupy.ascontiguousarray = lambda array: Array(np.ascontiguousarray(array.host))
+    cupy.ascontiguousarray = lambda array: aligned(array.host)
     cupy.concatenate = lambda arrays: Array(np.concatenate([array.host for array in arrays]))
     properties = {
         "major": gpu.arch // 10,
@@ -184,7 +215,7 @@ def module(gpu):
         "sharedMemPerBlockOptin": gpu.shared_per_block,
         "sharedMemPerMultiprocessor": gpu.shared_per_multiprocessor,
         "maxThreadsPerMultiProcessor": gpu.threads_per_multiprocessor,
-        "l2CacheSize": 1 << 20,
+        "l2CacheSize": 1 << 10,
         "name": b"emulated GPU",
     }
     cupy.cuda = types.SimpleNamespace(
@@ -209,9 +240,16 @@ def module(gpu):
 class Stream:
     """A stream; within its context it is CuPy's current one."""
 
-    def __init__(self, ptr, device_id=0):
-        self.ptr = ptr
+    def __init__(self, ptr=None, device_id=0, *, non_blocking=False):
+        self.ptr = id(self) if ptr is None else ptr
         self.outer = []
+
+    def begin_capture(self):
+        assert self.ptr not in captures
+        captures[self.ptr] = []
+
+    def end_capture(self):
+        return Graph(captures.pop(self.ptr))
 
     @staticmethod
     def from_external(other):
@@ -283,7 +321,7 @@ def emulated_torch(monkeypatch):
     return torch
 
 
-def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0):
+def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0, folder=kernels_cu.FOLDER):
     """x @ W^T by a kernel on the emulated GPU with poisoned output and workspace, and the reports of its launches."""
     weight = weight.to("cuda")
     x = aligned(x)
@@ -291,7 +329,7 @@ def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0):
     size = max(kernel.workspace(weight.spec, len(x), weight.device), COUNTER_BYTES)
     workspace = aligned(np.full(size, 0xFF, np.uint8))
     workspace[:COUNTER_BYTES] = 0
-    emulation.order, emulation.seed = order, seed
+    emulation.order, emulation.seed, emulation.folder = order, seed, folder
     emulation.reports.clear()
     kernel.run(weight.prepared(kernel), x, out, workspace, None)
     if workspace.host[:COUNTER_BYTES].any():
@@ -300,7 +338,7 @@ def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0):
 
 
 @pytest.fixture
-def emulated_gpu(monkeypatch):
+def emulated_gpu(monkeypatch, tmp_path_factory):
     """`cuda:0` is the emulator; its cupy module is returned."""
 
     caches = (device.unavailable, device.gpu, dispatch._select)
@@ -309,18 +347,19 @@ def emulated_gpu(monkeypatch):
         library.forget()
         for cached in caches:
             cached.cache_clear()
-        emulation.order, emulation.seed = "forward", 0
+        emulation.order, emulation.seed, emulation.folder = "forward", 0, kernels_cu.FOLDER
         emulation.reports.clear()
 
     forget()
     compiler.version()  # CuPy's own, before the stand-in takes its name
     cupy = module(emulate.SMALL_GPU)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    real = compiler.build
+    cubin = tmp_path_factory.mktemp("cubin") / "empty"
+    cubin.write_bytes(b"\x7fELF")
 
     def build(source, instance, arch):
         compiled[compiler.entry_name(instance)] = source, instance
-        return real(source, instance, arch)
+        return cubin
 
     monkeypatch.setattr(compiler, "build", build)
     monkeypatch.setattr(cuda_gemm, "_gemm", gemm)

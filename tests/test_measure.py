@@ -1,0 +1,104 @@
+"""How products are timed on a GPU: captured once, replayed with weights out of cache."""
+
+import numpy as np
+import pytest
+
+from codegemm import Cost, Kernel
+from codegemm.comparison import measure
+from codegemm.engines.cuda.graph import Graph
+
+HALF = np.dtype(np.float16)
+
+
+class Counted(Kernel):
+    """Right, and counts the products that the GPU did; its copies are told apart by their number."""
+
+    name = "counted"
+    engine = "cuda"
+    automatic = True
+    made = 0
+
+    def __init__(self):
+        self.done = []
+
+    def supports(self, spec, n, dtype, device):
+        return None
+
+    def prepare(self, weight, device):
+        return Copy(weight.dequantize(np.float32))
+
+    def run(self, prepared, x, out, workspace, stream):
+        from emulator.gpu import Stream, submit
+
+        def multiply():
+            self.done.append(prepared.number)
+            out[...] = x.get().astype(np.float32) @ prepared.dense.T
+
+        submit(multiply, Stream.current.ptr)
+
+    def cost(self, spec, n, dtype):
+        return Cost(400, 0, 0, 0)
+
+
+class Copy:
+    def __init__(self, dense, number=0):
+        self.dense, self.number = dense, number
+
+    def __deepcopy__(self, memo):
+        Counted.made += 1
+        return Copy(self.dense, Counted.made)
+
+
+class Waiting(Counted):
+    """A graph can't hold it."""
+
+    name = "waiting"
+
+    def run(self, prepared, x, out, workspace, stream):
+        from emulator.gpu import Stream, captures
+
+        if Stream.current.ptr in captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        super().run(prepared, x, out, workspace, stream)
+
+
+@pytest.fixture
+def registered(emulated_gpu):
+    from codegemm import dispatch
+
+    made = [dispatch.register_kernel(kernel()) for kernel in (Counted, Waiting)]
+    yield made
+    for kernel in made:
+        dispatch.unregister_kernel(kernel.full_name)
+
+
+def test_a_graph_does_its_calls_at_every_replay(emulated_gpu):
+    from emulator.gpu import Stream, submit
+
+    done = []
+    calls = [lambda name=name: submit(lambda: done.append(name), Stream.current.ptr) for name in "abc"]
+    graph = Graph(calls, "cuda:0")
+    assert done == ["a"]
+    assert graph.time() > 0
+    graph.time()
+    assert "".join(done) == "a" + 2 * "abc"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_products_rotate_through_copies(place, registered, make_weight, rng, monkeypatch):
+    """More of them than the cache of 1 KiB holds; also where they can't be captured."""
+    monkeypatch.setattr(measure, "_GRAPH_CALLS", 3)
+    monkeypatch.setattr(Counted, "made", 0)
+    kernel, weight = registered[place], make_weight(8, 16, "m1v4")
+    candidate = measure.Candidate(kernel, weight.to("cuda"), [2], HALF)
+    x = rng.standard_normal((2, 16)).astype(HALF)
+    y, times = candidate.measure(x, 0)
+    assert np.allclose(y, x.astype(np.float64) @ weight.dequantize(np.float64).T, atol=1e-4)
+    assert len(times) == measure._MIN_CALLS
+    assert min(times) > 0
+    copies = -(-int(1.25 * 1024) // (400 - 2 * 16))
+    assert set(kernel.done) == set(range(copies))
+    replays = [*kernel.done]
+    if place == 0:
+        assert replays[:1] == [0]
+        assert replays[1:] == [0, 1, 2, 3] * (len(times) + 1)
