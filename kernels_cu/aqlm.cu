@@ -37,10 +37,10 @@ struct Shape {
     using x_type = X;
     static constexpr bool shared = sizeof(Code) == 1;
     static constexpr int codebooks = M;
-    static constexpr int vectors = M * sizeof(Code) % 2 ? 16 : 8;  // k-vectors of a lane in a chunk
+    static constexpr int vectors = M * sizeof(Code) % 2 ? 16 : 8;  // of a lane in a chunk: whole loads of codes
     static constexpr int loads = vectors * M * sizeof(Code) / 16;
-    static constexpr int step = vectors / 4;  // k-vectors whose codes fill whole registers
-    static constexpr bool ahead = loads <= 4;
+    static constexpr int step = vectors / 4;              // k-vectors whose codes fill whole registers
+    static constexpr bool ahead = loads <= 4;             // registers hold the next chunk's codes beside this one's
     static constexpr int pieces = V / 8;                  // of 16 bytes, in a k-vector
     static constexpr int lane_pieces = vectors * pieces;  // of x
     static constexpr int lane_stride = lane_pieces + 1;   // odd, so that eight lanes read eight groups of banks
