@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import codegemm
-from codegemm import tables
+from codegemm import dispatch, tables
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, library
 
 pytest_plugins = ["emulator.gpu"]
 
+STORED = tables._stored  # before `untuned` takes it away
 DATA = Path(__file__).parent / "data"
 
 
@@ -22,6 +23,17 @@ DATA = Path(__file__).parent / "data"
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` as on a machine where nothing was tuned."""
     monkeypatch.setattr(tables, "_stored", lambda device: ())
+
+
+@pytest.fixture
+def tuned_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where choices are stored: in a cache that is empty, and gone afterwards."""
+    monkeypatch.setattr(tables, "_stored", STORED)
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
+    dispatch.choose_anew()
+    yield tmp_path / "tuned"
+    monkeypatch.undo()
+    dispatch.choose_anew()
 
 
 @pytest.fixture

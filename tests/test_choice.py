@@ -11,7 +11,6 @@ from codegemm import cache, dispatch, products, tables
 from codegemm.choice import Choice, Product, choose
 from codegemm.formats.names import name_of, spec_of
 
-STORED = tables._stored  # before conftest takes it away
 PRODUCT = Product("m1v4g128", (4096, 1024), 4, "float16")
 ESTIMATES = {"slow": 3.0, "fast": 1.0, "other": 2.0}
 
@@ -80,17 +79,6 @@ def test_specs_have_names(config, shape, make_weight):
 
 def test_a_group_as_long_as_a_row_is_the_row(make_weight):
     assert spec_of((16, 128), "m1v4g128") == make_weight(16, 128, "m1v4g128").spec
-
-
-@pytest.fixture
-def tuned_cache(monkeypatch, tmp_path):
-    """An empty cache of its own; afterwards `auto` forgets what was in it."""
-    monkeypatch.setattr(tables, "_stored", STORED)
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
-    dispatch.choose_anew()
-    yield tmp_path / "tuned"
-    monkeypatch.undo()
-    dispatch.choose_anew()
 
 
 def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):

@@ -1,4 +1,4 @@
-"""The command line: `codegemm compare`, `quantize`, `info`, `cache` and `doctor`."""
+"""The command line: `codegemm compare`, `tune`, `predict`, `quantize`, `info`, `cache` and `doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
 from codegemm.cli.doctor import doctor
 from codegemm.cli.info import info
+from codegemm.cli.predict import predict
 from codegemm.cli.quantize import quantize
+from codegemm.cli.tune import tune
 from codegemm.errors import KernelError
 from codegemm.version import __version__
 
@@ -21,7 +23,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, quantize, info, cache, doctor):
+for command in (compare, tune, predict, quantize, info, cache, doctor):
     cli.add_command(command)
 
 

