@@ -2,23 +2,19 @@
 
 import os
 import random
-import re
-import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from allpairspy import AllPairs
-from emulator import emulate, table
+from emulator import cases, emulate, table
+from emulator.cases import COMMON, Truth, error, spec_of
 
-from codegemm import arrays, kernels_cu
-from codegemm.config import CodebookConfig
+from codegemm import arrays
 from codegemm.engines.cuda import compiler, psumbook, rows
 from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 # Relative to the norm of y, out in float32.
 TOLERANCE = {1: 2e-5, 2: 1e-3, 4: 1e-3}
@@ -33,35 +29,11 @@ AXES = {
     "b": (8, 1, 2, 3, 4, 5, 6, 7),
     "group_vectors": (32, 1, 2, 3, 4, 8, 16, 24, 48, 64, 96, -1),
     "n": (1, 2, 3, 4),
-    "dtype": ("float16", "bfloat16", "float32"),
-    "rows": (100, 1, 31, 32, 65, 257),
-    "groups": (3, 1, 2, 5),
-    "parts": (1, 2, 3),
-    "order": emulate.ORDERS,
+    **COMMON,
     "gpu": tuple(GPUS),
     "cut": ("best", "any"),
 }
-SEED = 20
-MORE_CASES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
-
-
-def cases():
-    """Dictionaries of one value for every axis."""
-    chosen, draw = list(AllPairs(list(AXES.values()))), random.Random(SEED)
-    chosen += [[draw.choice(axis) for axis in AXES.values()] for _ in range(MORE_CASES)]
-    found = [dict(zip(AXES, values)) for values in chosen]
-    for index, case in enumerate(found):
-        case["seed"] = SEED + index
-        case["parts"] = min(case["parts"], case["rows"])
-    return found
-
-
-def spec_of(case):
-    vectors = case["group_vectors"] * case["groups"] if case["group_vectors"] > 0 else 37 * case["groups"]
-    g = case["group_vectors"] * case["v"] if case["group_vectors"] > 0 else -1
-    bounds = np.linspace(0, case["rows"], case["parts"] + 1).astype(int)
-    config = CodebookConfig(v=case["v"], m=case["m"], b=case["b"], g=g)
-    return CodebookSpec(case["rows"], vectors * case["v"], config, tuple(np.diff(bounds).tolist()))
+CASES = cases.covering(AXES, 500 if cases.ALL else 0)
 
 
 def cut_of(case):
@@ -71,17 +43,11 @@ def cut_of(case):
     return random.Random(case["seed"]).choice(cut.candidates(spec, case["n"], gpu))
 
 
-def name_of(case):
-    return "-".join(str(value) for value in case.values())
-
-
-CASES = cases()
-
-
 @pytest.fixture(scope="module")
 def compiled(request):
     """The kernels of all cases that run, compiled on all cores at once."""
-    chosen = [item.callspec.params["case"] for item in request.session.items if "compiled" in item.fixturenames]
+    items = (item for item in request.session.items if item.module is request.module)
+    chosen = [item.callspec.params["case"] for item in items if "compiled" in item.fixturenames]
     emulate.compile_all({psumbook.instance(spec_of(c), arrays.float_dtype(c["dtype"]), cut_of(c)) for c in chosen})
 
 
@@ -92,37 +58,12 @@ def tolerance(made, outputs):
 
 def multiply(case, make_weight, rng, **options):
     """The emulated product, its float64 truth and the report."""
-    spec = spec_of(case)
-    weight = make_weight(*spec.shape, str(spec.config), case["parts"])
-    assert weight.spec == spec or weight.spec.groups == 1
-    x = rng.standard_normal((case["n"], spec.in_features)).astype(arrays.float_dtype(case["dtype"]))
+    weight, x = cases.operands(case, make_weight, rng)
     y, report = emulate.multiply(weight, x, cut_of(case), case["order"], np.float32, case["seed"], **options)
     return y, Truth(x, weight), report, weight
 
 
-class Truth:
-    """The float64 product, and its norm as it is on average over random signs of what is added.
-
-    Few outputs may cancel, and so may the centroids of a vector.
-    """
-
-    def __init__(self, x, weight):
-        x = x.astype(np.float64)
-        self.y = x @ weight.dequantize(np.float64).T
-        parts = weight.spec.part_rows if weight.codebooks.ndim == 4 else None
-        books = range(weight.config.m)
-        alone = [
-            CodebookWeight(weight.codes[..., [c]], weight.codebooks[..., [c], :, :], weight.scales, parts)
-            for c in books
-        ]
-        self.norm = np.sqrt(sum(np.sum(x**2 @ (w.dequantize(np.float64) ** 2).T) for w in alone))
-
-
-def error(y, truth):
-    return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
-
-
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize("case", CASES, ids=cases.name_of)
 def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     y, truth, report, weight = multiply(case, make_weight, rng)
     made = cut_of(case)
@@ -140,11 +81,6 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     if layout.phases(weight.spec):
         scales = report.of("load_scales", space="global")
         assert scales.sectors == scales.least_sectors
-
-
-def case_of(**values):
-    """A case with the first value of every axis where nothing else is said."""
-    return {name: axis[0] for name, axis in AXES.items()} | {"seed": SEED} | values
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -176,7 +112,7 @@ def test_emulated_nonfinite_x_stays_in_its_row(bad, n, make_weight, rng):
 
 
 def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
-    case = case_of(rows=130, groups=5, parts=2)
+    case = cases.case_of(AXES, rows=130, groups=5, parts=2)
     spec = spec_of(case)
     weight = make_weight(*spec.shape, str(spec.config), 2)
     x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
@@ -195,12 +131,7 @@ def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
         assert np.array_equal(narrow, wide.astype(x.dtype))
 
 
-BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp|fence)\(\);")
-BARRIERS = [
-    (path.name, match.start())
-    for path in sorted([*kernels_cu.FOLDER.glob("psumbook*.cu*"), kernels_cu.FOLDER / "splits.cuh"])
-    for match in BARRIER.finditer(path.read_text())
-]
+BARRIERS = cases.barriers("psumbook*", "splits.cuh")
 
 
 def test_barriers_are_found():
@@ -209,11 +140,8 @@ def test_barriers_are_found():
 
 @pytest.mark.parametrize(("file", "at"), BARRIERS)
 def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
-    folder = tmp_path / "kernels"
-    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (folder / file).read_text()
-    (folder / file).write_text(text[:at] + BARRIER.sub(";", text[at:], count=1))
-    spec = spec_of(case_of(rows=130, groups=9))
+    folder = cases.without_barrier(file, at, tmp_path / "kernels")
+    spec = spec_of(cases.case_of(AXES, rows=130, groups=9))
     weight = make_weight(*spec.shape, str(spec.config))
     x = rng.standard_normal((1, spec.in_features)).astype(np.float16)
     truth = Truth(x, weight)
@@ -251,7 +179,7 @@ def test_emulated_kernels_under_sanitizers():
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    chosen = [name_of(case) for case in random.Random(SEED).sample(CASES, 6)]
+    chosen = [cases.name_of(case) for case in random.Random(cases.SEED).sample(CASES, 6)]
     tests = [f"{__file__}::test_emulated_products_and_their_counters[{name}]" for name in chosen]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],

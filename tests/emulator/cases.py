@@ -1,0 +1,105 @@
+"""Covering sets of problems for the emulated kernels, and what their results are held against."""
+
+import os
+import random
+import re
+import shutil
+
+import numpy as np
+from allpairspy import AllPairs
+
+from codegemm import arrays, kernels_cu
+from codegemm.config import CodebookConfig
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+
+ALL = bool(os.environ.get("CODEGEMM_TEST_ALL"))
+SEED = 20
+# Axes of every product; `group_vectors` are those that share a scale (-1: the whole row), `groups` scales a row.
+COMMON = {
+    "dtype": ("float16", "bfloat16", "float32"),
+    "rows": (100, 1, 31, 32, 65, 257),
+    "groups": (3, 1, 2, 5),
+    "parts": (1, 2, 3),
+    "order": ("forward", "reversed", "shuffled"),
+}
+
+
+def covering(axes, more=0, allowed=lambda case: True):
+    """Dictionaries of one value for every axis: every pair of values of every two axes, and `more` drawn at random."""
+    names = list(axes)
+    pairs = AllPairs(list(axes.values()), filter_func=lambda values: allowed(dict(zip(names, values))))
+    draw = random.Random(SEED)
+    drawn = ({name: draw.choice(axis) for name, axis in axes.items()} for _ in range(more))
+    found = [dict(zip(names, values)) for values in pairs] + [case for case in drawn if allowed(case)]
+    for index, case in enumerate(found):
+        case["seed"] = SEED + index
+        if "parts" in case:
+            case["parts"] = min(case["parts"], case["rows"])
+    return found
+
+
+def case_of(axes, **values):
+    """A case with the first value of every axis where nothing else is said."""
+    return {name: axis[0] for name, axis in axes.items()} | {"seed": SEED} | values
+
+
+def name_of(case):
+    """Its name among the tests."""
+    return "-".join(str(value) for value in case.values())
+
+
+def spec_of(case):
+    """The weight's spec."""
+    vectors = case["group_vectors"] * case["groups"] if case["group_vectors"] > 0 else 37 * case["groups"]
+    g = case["group_vectors"] * case["v"] if case["group_vectors"] > 0 else -1
+    bounds = np.linspace(0, case["rows"], case["parts"] + 1).astype(int)
+    config = CodebookConfig(v=case["v"], m=case["m"], b=case["b"], g=g)
+    return CodebookSpec(case["rows"], vectors * case["v"], config, tuple(np.diff(bounds).tolist()))
+
+
+def operands(case, make_weight, rng):
+    """A weight of the case's spec with random codes, and x."""
+    spec = spec_of(case)
+    weight = make_weight(*spec.shape, str(spec.config), case["parts"])
+    assert weight.spec == spec or weight.spec.groups == 1
+    x = rng.standard_normal((case["n"], spec.in_features)).astype(arrays.float_dtype(case["dtype"]))
+    return weight, x
+
+
+class Truth:
+    """The float64 product, and its norm as it is on average over random signs of what is added.
+
+    Few outputs may cancel, and so may the centroids of a vector.
+    """
+
+    def __init__(self, x, weight):
+        x = x.astype(np.float64)
+        self.y = x @ weight.dequantize(np.float64).T
+        parts = weight.spec.part_rows if weight.codebooks.ndim == 4 else None
+        alone = [
+            CodebookWeight(weight.codes[..., [c]], weight.codebooks[..., [c], :, :], weight.scales, parts)
+            for c in range(weight.config.m)
+        ]
+        self.norm = np.sqrt(sum(np.sum(x**2 @ (w.dequantize(np.float64) ** 2).T) for w in alone))
+
+
+def error(y, truth):
+    """Relative to the norm of y."""
+    return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
+
+
+BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp|fence)\(\);")
+
+
+def barriers(*files):
+    """(file, place in its text) of every barrier in the kernels' sources of these names."""
+    names = sorted({path.name for file in files for path in kernels_cu.FOLDER.glob(file)})
+    return [(name, at.start()) for name in names for at in BARRIER.finditer((kernels_cu.FOLDER / name).read_text())]
+
+
+def without_barrier(file, at, folder):
+    """A copy of the kernels' sources in `folder` in which that barrier is missing."""
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / file).read_text()
+    (folder / file).write_text(text[:at] + BARRIER.sub(";", text[at:], count=1))
+    return folder
