@@ -2,19 +2,21 @@
 #   make test          the tests (TORCH=0: without those that need torch)
 #   make test-all      the same with larger sets of emulated and compiled kernels, about twelve minutes
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
-#   make gpu           the tests that need a GPU, and compute-sanitizer, with the Python that is active
+#   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
+#   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
 #   make bench         two minutes of benchmarks
 #   make lint          formatting, linting, types
 PYTHON ?= python3
 TORCH ?= 1
+PART ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters gpu compare bench lint format wheel clean
+.PHONY: test test-all counters gpu tables compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
@@ -27,9 +29,10 @@ counters: $(VENV)/test
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:
-	$(PYTHON) -c "from codegemm.engines import cuda; raise SystemExit(cuda.unavailable())"
-	$(PYTHON) -m pytest -m gpu -p no:cacheprovider tests/test_gpu.py
-	$(PYTHON) tests/sanitize.py
+	$(PYTHON) -m benchmarks.gpu $(PART)
+
+tables: $(VENV)/test
+	$(BIN)/python -m benchmarks.tables
 
 compare: $(VENV)/plot $(VENV)/minilm
 	$(BIN)/codegemm compare

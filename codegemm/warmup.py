@@ -40,12 +40,17 @@ def warmup(
     if device != "cpu":
         gpus.check(device)
     specs = [shape if isinstance(shape, Spec) else spec_of(shape, config) for shape in shapes]
-    builds: dict[Callable[[], object], None] = {}
+    builds: list[Callable[[], object]] = []
     for n in batches:
         if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
             raise ValueError(f"batch {n!r}: must be an integer of at least 1")
         for spec in specs:
             chosen = dispatch.select(spec, int(n), dtype, device, kernel)
-            builds.update(dict.fromkeys(chosen.builds(spec, int(n), dtype, device)))
+            builds += chosen.builds(spec, int(n), dtype, device)
+    build_all(builds)
+
+
+def build_all(builds: Iterable[Callable[[], object]]) -> None:
+    """Make calls of `Kernel.builds`, each once and on all processors; raises the first one's error."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda build: build(), builds))
+        list(pool.map(lambda build: build(), dict.fromkeys(builds)))

@@ -32,6 +32,27 @@ def test_multiplying_imports_no_other_library(tmp_path):
     assert python(code, tmp_path).stdout.strip() == "[]"
 
 
+def test_a_gpu_needs_few_libraries(tmp_path):
+    """What `make gpu` runs, where nothing but NumPy, CuPy and pytest is installed: no command line, no tables."""
+    blocked = (*HEAVY[3:], "threadpoolctl", "matplotlib")
+    for name in blocked:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not here')")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+        "import numpy as np, codegemm\n"
+        "from benchmarks import counters, gpu, layers, tables\n"
+        "from codegemm import prediction, tuning\n"
+        "from codegemm.comparison import measure\n"
+        "weight = layers.sources.random_weight((64, 512), 'm1v4g128')\n"
+        "x = measure.inputs(512, 2, np.dtype(np.float16))\n"
+        "assert layers.Truth(weight, x).error(x @ weight.T) < 1e-3\n"
+        "codegemm.warmup([(64, 512)], [1], device='cpu')\n"
+        f"print([m for m in {blocked!r} if m in sys.modules])"
+    )
+    done = python(code, tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_import_is_quick(tmp_path):
     def seconds(module):
         times = []

@@ -1,0 +1,224 @@
+"""Times every kernel on the linear layers of a model, on this machine's GPU.
+
+Products are captured in CUDA graphs and timed as they replay, with weights rotated through more copies than the L2
+cache holds. Every one that is timed is checked: against float64 for some rows of a codebook weight, against float32
+behind rotations in float64 for E8P, which can't be multiplied by a part.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from codegemm import dispatch
+from codegemm.comparison import measure, sources
+from codegemm.comparison.targets import Outcome, Timed, outcomes
+from codegemm.engines import cuda
+from codegemm.formats.codebook import CodebookWeight
+from codegemm.formats.e8p import E8PWeight
+from codegemm.formats.hadamard import transform
+from codegemm.formats.names import spec_of
+from codegemm.formats.weight import Spec, Weight
+from codegemm.kernel import Kernel
+from codegemm.version import __version__
+from codegemm.warmup import build_all
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONFIGS = sources.RANDOM_CONFIGS
+DTYPE = np.dtype(np.float16)
+DEVICE = "cuda:0"
+WRONG = 1e-2  # no kernel of float16 errs so much
+_EACH = 0.05  # seconds for one measurement, if there is time
+_CHECKED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Row(Timed):
+    """seconds: the median of `calls` replays. error: ||y - y_ref|| / ||y_ref||."""
+
+    calls: int
+    bytes_read: int
+    times_dense: float | None
+    error: float
+
+
+@dataclass
+class Report:
+    """What was measured, on what, and what was not."""
+
+    device: str
+    arch: int
+    bandwidth: float
+    version: str = __version__
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def outcomes(self) -> list[Outcome]:
+        """What the rows say of the targets that they are about."""
+        return [outcome for outcome in outcomes(self.rows, self.bandwidth) if outcome.found is not None]
+
+    def as_json(self) -> dict:
+        """Plain data."""
+        return asdict(self) | {"targets": [asdict(outcome) for outcome in self.outcomes()]}
+
+    @property
+    def wrong(self) -> list[Row]:
+        """Products that are not what they should be."""
+        return [row for row in self.rows if not row.error < WRONG]
+
+
+class Clock:
+    """Shares out the seconds of a part among its measurements."""
+
+    def __init__(self, seconds: float, measurements: int) -> None:
+        self._end, self._left = time.monotonic() + seconds, measurements
+
+    def is_over(self) -> bool:
+        """Whether nothing more must be begun."""
+        return time.monotonic() >= self._end
+
+    def next(self) -> float:
+        """Seconds for the next measurement: half of its share, since it must be prepared, too."""
+        share = (self._end - time.monotonic()) / max(1, self._left) / 2
+        self._left -= 1
+        return min(_EACH, max(0.0, share))
+
+
+class Truth:
+    """The right products of x [n, K] with a weight, or with some of its rows."""
+
+    def __init__(self, weight: Weight, x: np.ndarray, seed: int = 0) -> None:
+        rows = weight.shape[0]
+        if isinstance(weight, CodebookWeight):
+            chosen = np.random.default_rng(seed).choice(rows, min(rows, _CHECKED_ROWS), replace=False)
+            self._rows = np.union1d(chosen, [0, rows - 1])
+            part = CodebookWeight(weight.codes[self._rows], weight.part_codebooks[0], weight.scales[self._rows])
+            self._products = measure.exact(part, x)
+        else:
+            assert isinstance(weight, E8PWeight)
+            self._rows = np.arange(rows)
+            rotated = transform(x.astype(np.float64) * weight.SU, transpose=True)
+            product = rotated.astype(np.float32) @ weight.lattice(np.float32).T
+            self._products = transform(product.astype(np.float64)) * weight.SV
+
+    def error(self, y: np.ndarray) -> float:
+        """Of y [n or fewer, M]; not a number where an element is none."""
+        return measure.relative_error(y[:, self._rows], self._products[: len(y)])
+
+
+def run(
+    shapes: Sequence[tuple[int, int]],
+    seconds: float,
+    save: Callable[[Report], None],
+    batches: Sequence[int] = BATCHES,
+    configs: Sequence[str] = CONFIGS,
+) -> Report:
+    """Measure all shapes within about so many seconds; `save` is called whenever a shape is done."""
+    report = Report(cuda.name(DEVICE), cuda.gpu(DEVICE).arch, cuda.measure_bandwidth())
+    cases = [(shape, config) for shape in shapes for config in configs if _fits(shape, config, report)]
+    planned = [
+        (kernel, spec_of(*case), n) for case in cases for kernel in _kernels() for n in batches
+        if not _refusal(kernel, spec_of(*case), n)
+    ]  # fmt: skip
+    clock = Clock(seconds, len(planned))
+    try:
+        build_all(build for kernel, spec, n in planned for build in kernel.builds(spec, n, DTYPE, DEVICE))
+    except Exception as error:  # its kernel will say so itself
+        print(f"warning: {error}")
+    dense: dict[tuple[tuple[int, int], int], float] = {}
+    for place, (shape, config) in enumerate(cases):
+        if clock.is_over():
+            report.left_out += [f"{_name(*case)}: no time was left" for case in cases[place:]]
+            break
+        for row in _measure(shape, config, batches, clock, report, dense):
+            report.rows.append(row)
+            print(line(row), flush=True)
+        if (shape, config) == cases[-1] or cases[place + 1][0] != shape:
+            save(report)
+    save(report)
+    return report
+
+
+def line(row: Row) -> str:
+    """A row for people."""
+    dense = "" if row.times_dense is None else f"{row.times_dense:6.2f} x dense"
+    return (
+        f"{row.shape[0]:6} x {row.shape[1]:<6} {row.config:11} N={row.batch:<4} {row.kernel:14} "
+        f"{row.seconds * 1e6:9.1f} us {row.bytes_read / row.seconds / 1e9:7.0f} GB/s "
+        f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{' *' if row.chosen else ''}"
+    )
+
+
+def _measure(
+    shape: tuple[int, int],
+    config: str,
+    batches: Sequence[int],
+    clock: Clock,
+    report: Report,
+    dense: dict[tuple[tuple[int, int], int], float],
+) -> Iterator[Row]:
+    """A row for every kernel and batch; `dense` collects and gives the dense products' seconds."""
+    host = sources.random_weight(shape, config)
+    x = measure.inputs(shape[1], max(batches), DTYPE)
+    truth = Truth(host, x)
+    weight = host.to(DEVICE)
+    bandwidth = report.bandwidth
+    for kernel in _kernels():
+        is_dense = kernel.name == "dense"
+        if is_dense and (shape, batches[0]) in dense:
+            continue  # its time depends on the shape alone
+        fitting = [n for n in batches if not _refusal(kernel, weight.spec, n)]
+        what = f"{_name(shape, config)} {kernel.name}"
+        try:
+            candidate = measure.Candidate(kernel, weight, fitting, DTYPE) if fitting else None
+            for n in fitting:
+                if clock.is_over() or candidate is None:
+                    report.left_out.append(f"{what} N={n}: no time was left")
+                    continue
+                y, times = candidate.measure(x[:n], clock.next())
+                seconds = statistics.median(times)
+                if is_dense:
+                    dense[shape, n] = seconds
+                bytes_read = kernel.cost(weight.spec, n, DTYPE).bytes_read
+                yield Row(
+                    kernel=kernel.name,
+                    config="" if is_dense else config,
+                    shape=shape,
+                    batch=n,
+                    seconds=seconds,
+                    bandwidth_share=bytes_read / seconds / bandwidth,
+                    chosen=dispatch.select(weight.spec, n, DTYPE, DEVICE) is kernel,
+                    calls=len(times),
+                    bytes_read=bytes_read,
+                    times_dense=dense[shape, n] / seconds if (shape, n) in dense else None,
+                    error=truth.error(y),
+                )
+        except Exception as error:  # a kernel that fails must not take the others' times with it
+            report.left_out.append(f"{what}: {type(error).__name__}: {error}")
+        weight._prepared.clear()
+
+
+def _name(shape: tuple[int, int], config: str) -> str:
+    return f"{shape[0]} x {shape[1]} {config}"
+
+
+def _kernels() -> list[Kernel]:
+    """The dense product first, since the others are told in its terms."""
+    return sorted(measure.compared_kernels("cuda", None), key=lambda kernel: kernel.name != "dense")
+
+
+def _refusal(kernel: Kernel, spec: Spec, n: int) -> str | None:
+    return kernel.unavailable() or kernel.supports(spec, n, DTYPE, DEVICE)
+
+
+def _fits(shape: tuple[int, int], config: str, report: Report) -> bool:
+    try:
+        spec_of(shape, config)
+    except ValueError as error:
+        report.left_out.append(f"{_name(shape, config)}: {error}")
+        return False
+    return True

@@ -1,0 +1,190 @@
+"""`make gpu` and `make tables` from end to end, on the emulated GPU."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from emulator.gpu import emulated, multiply
+
+from benchmarks import counters, gpu, layers
+from codegemm.comparison import measure
+from codegemm.comparison.sources import random_weight
+from codegemm.dispatch import registered
+from codegemm.engines import cuda
+
+HALF = np.dtype(np.float16)
+
+
+@pytest.fixture
+def quick(emulated_gpu, monkeypatch, tmp_path):
+    """A GPU of 1 TB/s, a replay of one product, and tiny layers of a tiny model; where its files go."""
+    monkeypatch.setattr(cuda, "measure_bandwidth", lambda: 1e12)
+    monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
+    monkeypatch.setattr(measure, "_MIN_CALLS", 2)
+    monkeypatch.setattr(measure, "_MAX_CALLS", 2)
+    monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512), (32, 512))})
+    monkeypatch.setenv("OUT", str(tmp_path))
+    kernels = layers._kernels()
+    monkeypatch.setattr(layers, "_kernels", lambda: [k for k in kernels if k.name in ("psumbook", "dense")])
+    monkeypatch.setattr(layers, "run", _with(layers.run, batches=(1, 2), configs=("m1v4g128", "e8p")))
+    return tmp_path / "emulated-gpu"
+
+
+def _with(function, **named):
+    return lambda *arguments: function(*arguments, **named)
+
+
+def test_a_part_measures_and_leaves_its_file(quick, capsys):
+    assert gpu.main(["bench-8b"]) == 0
+    [file] = quick.iterdir()
+    data = json.loads(file.read_text())
+    assert file.name == "bench-8b.json"
+    assert (data["device"], data["arch"], data["bandwidth"]) == ("emulated GPU", 90, 1e12)
+    seen = {(tuple(row["shape"]), row["config"], row["kernel"], row["batch"]) for row in data["rows"]}
+    for shape in ((64, 512), (32, 512)):
+        for n in (1, 2):
+            assert {(shape, "", "dense", n), (shape, "m1v4g128", "psumbook", n)} <= seen
+    assert len(seen) == len(data["rows"]) == 2 * 2 * 2
+    for row in data["rows"]:
+        assert row["error"] < 1e-3
+        assert row["seconds"] > 0
+        assert row["times_dense"] > 0
+        assert row["bandwidth_share"] == pytest.approx(row["bytes_read"] / row["seconds"] / 1e12)
+        assert row["calls"] == 2
+    assert not any(row["chosen"] for row in data["rows"] if row["kernel"] == "dense")
+    said = capsys.readouterr().out
+    assert sum("x dense" in line for line in said.splitlines()) == len(seen)
+    assert "auto up to N = 64: never slower than dense" in said or not any(row["chosen"] for row in data["rows"])
+
+
+def test_what_no_time_is_left_for_is_told(quick, capsys):
+    assert gpu.main(["bench-8b", "--seconds", "0"]) == 0
+    data = json.loads((quick / "bench-8b.json").read_text())
+    assert data["rows"] == []
+    assert [text.partition(":")[2] for text in data["left_out"]] == [" no time was left"] * 4
+    assert "left out: 64 x 512 m1v4g128: no time was left" in capsys.readouterr().out
+
+
+def test_a_wrong_product_fails_the_part(quick, capsys, monkeypatch):
+    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
+    bind = psumbook.bind
+
+    def wrong(prepared, n, dtype, out_dtype):
+        return bind(prepared, n, dtype, out_dtype) if n == 1 else lambda *arguments: None
+
+    monkeypatch.setattr(psumbook, "bind", wrong)
+    monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512),)})
+    assert gpu.main(["bench-8b"]) == 1
+    said = capsys.readouterr().out
+    assert "wrong:     64 x 512    m1v4g128    N=2    psumbook" in said
+    assert "failed: bench-8b" in said
+
+
+def test_a_failing_kernel_leaves_the_others(quick, monkeypatch):
+    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
+
+    def fail(weight, device):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(psumbook, "prepare", fail)
+    monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512),)})
+    assert gpu.main(["bench-8b"]) == 0
+    data = json.loads((quick / "bench-8b.json").read_text())
+    assert {row["kernel"] for row in data["rows"]} == {"dense"}
+    assert data["left_out"] == ["64 x 512 m1v4g128 psumbook: RuntimeError: out of luck"]
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v8b16g-1", "e8p"])
+def test_truth(config, make_weight, rng):
+    """Of the rows that are checked; one wrong or missing element of them is seen."""
+    weight = make_weight(640, 256, config)
+    x = rng.standard_normal((3, 256)).astype(HALF)
+    truth = layers.Truth(weight, x)
+    y = measure.exact(weight, x).astype(np.float32)
+    assert truth.error(y) < 1e-6
+    assert truth.error(y[:2]) < 1e-6
+    y[2, 639] = np.nan
+    assert truth.error(y[:2]) < 1e-6
+    assert not truth.error(y) < layers.WRONG
+
+
+def test_parts_are_checked(quick, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["bench-9b"])
+    assert "part 'bench-9b': must be one of tests, counters, sanitize, bench-8b" in capsys.readouterr().err
+
+
+def test_commands_leave_what_they_said(quick, tmp_path):
+    assert gpu._run(["-c", "print('all well')"], tmp_path / "tests", 60)
+    assert (tmp_path / "tests.txt").read_text() == "all well\n"
+    assert not gpu._run(["-c", "raise SystemExit(3)"], tmp_path / "tests", 60)
+    slow = "import time; print('begun', flush=True); time.sleep(60)"
+    assert not gpu._run(["-c", slow], tmp_path / "tests", 1)
+    assert (tmp_path / "tests.txt").read_text() == "begun\n\nstopped after 1 s\n"
+
+
+NCU = f"""==PROF== Connected to process 1
+"ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum","{counters.WAVEFRONTS}"
+"","","byte","byte",""
+"0","codegemm_psumbook_4","1,024","32","50"
+"1","codegemm_dequant","2048","0","7"
+"""
+
+
+def test_ncu_is_understood():
+    first, second = counters.parse(NCU)
+    assert first == {counters.WAVEFRONTS: 50.0, counters.READ: 1024.0, counters.WRITTEN: 32.0}
+    assert second[counters.WAVEFRONTS] == 7
+    assert counters.parse("==ERROR== ERR_NVGPUCTRPERM") == []
+
+
+@pytest.fixture
+def small_products(emulated_gpu, monkeypatch):
+    monkeypatch.setattr(counters, "SHAPE", (64, 512))
+    monkeypatch.setattr(counters, "PRODUCTS", [("psumbook", "m1v4g128", 1), ("psumbook", "m1v4g128", 2)])
+
+
+def test_counters_beside_the_emulators(small_products, monkeypatch):
+    monkeypatch.setattr(counters.shutil, "which", lambda name: "/usr/bin/ncu")
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, NCU, "")
+
+    monkeypatch.setattr(counters, "subprocess", SimpleNamespace(run=run))
+    first, second = counters.run(60)
+    assert commands[0][0] == "/usr/bin/ncu"
+    assert commands[0][-2:] == ["-m", "benchmarks.counters"]
+    assert (first["batch"], second["batch"]) == (1, 2)
+    assert (first["wavefronts"], first["dram_read"], second["dram_written"]) == (50, 1024, 0)
+    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
+    with emulated(cuda.gpu("cuda:0")):
+        weight = random_weight((64, 512), "m1v4g128")
+        _, [report] = multiply(psumbook, weight, measure.inputs(512, 1, HALF))
+    shared = [counts for (_, _, space, _), counts in report.counts.items() if space == "shared"]
+    assert first["emulated_wavefronts"] == sum(counts.wavefronts for counts in shared) > 0
+    assert first["emulated_sector_bytes"] >= 64 * 128  # the codes alone
+
+
+@pytest.mark.parametrize(
+    ("ncu", "said", "warning"),
+    [(None, "", "ncu is not installed"), ("ncu", "==ERROR== ERR_NVGPUCTRPERM", "refused here: ==ERROR== ERR_NVGPUCTR"),
+     ("ncu", "", "0 launches were seen of 2")],
+)  # fmt: skip
+def test_without_counters_a_warning(ncu, said, warning, small_products, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(counters.shutil, "which", lambda name: ncu)
+    done = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(counters, "subprocess", SimpleNamespace(run=lambda *command, **options: done))
+    assert gpu._counters(tmp_path / "counters", 60)
+    assert warning in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_products_that_ncu_looks_at(small_products, emulated_gpu):
+    from emulator.gpu import emulation
+
+    counters.multiply_all()
+    assert len(emulation.reports) == 2
