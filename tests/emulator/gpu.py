@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import tempfile
 import time
 import types
 from dataclasses import dataclass, field
@@ -338,9 +339,20 @@ def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0, f
 
 
 @pytest.fixture
-def emulated_gpu(monkeypatch, tmp_path_factory):
+def emulated_gpu():
     """`cuda:0` is the emulator; its cupy module is returned."""
+    with emulated() as cupy:
+        yield cupy
 
+
+@contextlib.contextmanager
+def emulated(gpu=emulate.SMALL_GPU):
+    """Within it `cuda:0` is the emulator, with the limits of `gpu`."""
+    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+        yield from _emulated(gpu, monkeypatch, Path(folder))
+
+
+def _emulated(gpu, monkeypatch, folder):
     caches = (device.unavailable, device.gpu, dispatch._select)
 
     def forget():
@@ -352,9 +364,9 @@ def emulated_gpu(monkeypatch, tmp_path_factory):
 
     forget()
     compiler.version()  # CuPy's own, before the stand-in takes its name
-    cupy = module(emulate.SMALL_GPU)
+    cupy = module(gpu)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    cubin = tmp_path_factory.mktemp("cubin") / "empty"
+    cubin = folder / "cubin"
     cubin.write_bytes(b"\x7fELF")
 
     def build(source, instance, arch):
@@ -366,5 +378,7 @@ def emulated_gpu(monkeypatch, tmp_path_factory):
     find = device.importlib.util.find_spec
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
     cupy.RawModule = RawModule
-    yield cupy
-    forget()
+    try:
+        yield cupy
+    finally:
+        forget()
