@@ -40,11 +40,9 @@ def tune(
     were measured and those nearest to them, up to a factor of two; elsewhere `auto` estimates. Random codes are as good
     as real ones for time.
     """
-    from rich.console import Console
-
     from codegemm import tuning
     from codegemm.arrays import float_dtype
-    from codegemm.comparison import measure, sources
+    from codegemm.comparison import measure, report, sources
     from codegemm.quantize.progress import Progress
 
     check_lists(batches, config=configs)
@@ -55,7 +53,7 @@ def tune(
     device = "cpu" if engine == "cpu" else "cuda:0"
     with measure.threads(threads), Progress("tuning", sys.stderr.isatty()) as progress:
         found, place = tuning.tune(cases, batches, device, chosen, seconds, progress)
-    console = Console()
+    console = report.open_console()
     console.print(_table(found))
     for case in cases:
         for config, reason in case.skipped.items():

@@ -15,12 +15,7 @@ from codegemm.storage import replace_file
 
 def print_tables(result: Result) -> None:
     """One table per shape, the geometric mean over shapes, and what was left out."""
-    from rich.console import Console
-
-    # Piped output has no width of its own: as wide as the tables need.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = open_console()
     machine = result.machine
     read = "read" if machine.engine == "cpu" else "copy"
     console.print(
@@ -37,6 +32,14 @@ def print_tables(result: Result) -> None:
     for title, reasons in result.skipped.items():
         for config, reason in reasons.items():
             console.print(f"left out: {title}: {config}: {reason}", highlight=False, markup=False)
+
+
+def open_console() -> Any:
+    """rich's console; piped output has no width of its own and gets what tables need."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def write_json(result: Result, path: str | Path) -> None:
