@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,20 +58,21 @@ def results_folder(gpu: str) -> Path:
 
 
 def _run(command: list[str], file: Path, seconds: float) -> bool:
-    """Run one of the project's own commands, shown and kept in `<part>.txt`; whether it succeeded in time."""
+    """Run one of the project's own commands, its output in `<part>.txt`; whether it succeeded in time."""
     name = file.with_suffix(".txt")
-    try:
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, timeout=seconds, text=True, check=False, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        said, succeeded = done.stdout, done.returncode == 0
-    except subprocess.TimeoutExpired as error:
-        said = (error.stdout or b"").decode(errors="replace") + f"\nstopped after {seconds:.0f} s\n"
-        succeeded = False
-    name.write_text(said)
-    print(said, flush=True)
-    return succeeded
+    with name.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-u", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started
+            process.wait()
+    print(name.read_text(), end="", flush=True)
+    if process.returncode == -signal.SIGKILL:
+        print(f"stopped after {seconds:.0f} s")
+    return process.returncode == 0
 
 
 def _bench(model: str, file: Path, seconds: float) -> bool:
