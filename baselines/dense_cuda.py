@@ -157,6 +157,10 @@ class DequantDenseCuda(CudaKernel):
         constants = (np.int32(COUNTER_BYTES), filled)
         return launch(prepared.device, SOURCE, name, (grid,), THREADS, shared, constants, arrays)
 
+    def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> list[tuple[str, str]]:
+        assert isinstance(spec, CodebookSpec)
+        return [(SOURCE, instance(spec, dtype, gpu))]
+
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         rows = max(end - first for _, first, end in slices(spec, np.dtype(np.float32)))

@@ -84,14 +84,14 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
     }
 
     const Output<X> out{y, batch, y_is_float, w.out_features, PHASES ? nullptr : w.scales, slice};
-    const Splits splits{workspace, int(gridDim.y), batch, w.row_blocks * lanes};
+    const Splits splits{workspace, int(gridDim.y), int(gridDim.y), batch, w.row_blocks * lanes};
     for (int block = warp; block < blocks; block += stride)
         for (int n = 0; n < batch; n++) {
             const float total = ptx::shared_load<float>(sums + (block * N + n) * (lanes * 4));
             if (splits.count == 1)
-                out.write(n, block, total);
+                out.write(n, block, ptx::lane(), total);
             else
-                ptx::store(splits.place(blockIdx.y, n, slice.first_block + block), total);
+                ptx::store(splits.place(blockIdx.y, n, slice.first_block + block, ptx::lane()), total);
         }
     if (splits.count > 1) splits.finish(out, warp, stride);
 }

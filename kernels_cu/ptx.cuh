@@ -111,6 +111,12 @@ DEVICE uint2 load_once(const uint2* address) {
     return v;
 }
 
+DEVICE u32 load_once(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
 // What no block of this launch writes.
 template <class T>
 DEVICE T load(const T* address) {

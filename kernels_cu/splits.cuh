@@ -28,12 +28,12 @@ struct Output {
     const u16* row_scales;  // fp16 [padded row], or nullptr
     const Slice& slice;
 
-    // block: of the slice.
-    DEVICE void write(int n, int block, float value) const {
-        const int row = slice.first_row + block * lanes + ptx::lane();
+    // block: of the slice; place: the row's in it.
+    DEVICE void write(int n, int block, int place, float value) const {
+        const int row = slice.first_row + block * lanes + place;
         if (row >= slice.end_row) return;
         if (row_scales)
-            value *= ptx::half_to_float(ptx::load(row_scales + (slice.first_block + block) * lanes + ptx::lane()));
+            value *= ptx::half_to_float(ptx::load(row_scales + (slice.first_block + block) * lanes + place));
         const size_t at = size_t(n) * out_features + row;
         if (is_float)
             ptx::store(static_cast<float*>(y) + at, value);
@@ -45,13 +45,14 @@ struct Output {
 struct Splits {
     u8* workspace;
     int count;
+    int arrivals;  // of warps at each block of rows: one for every split, or several that have rows of x of their own
     int batch;
     int padded_rows;
 
-    // This lane's partial sum. block: of the whole matrix.
-    DEVICE float* place(int split, int n, int block) const {
+    // A row's partial sum. block: of the whole matrix.
+    DEVICE float* place(int split, int n, int block, int row) const {
         float* partial = reinterpret_cast<float*>(workspace) + most_row_blocks;
-        return partial + (size_t(split) * batch + n) * padded_rows + block * lanes + ptx::lane();
+        return partial + (size_t(split) * batch + n) * padded_rows + block * lanes + row;
     }
 
     // After a warp has stored its partial sums of the slice's blocks first, first + stride, ...
@@ -63,7 +64,7 @@ struct Splits {
         ptx::sync_warp();
         for (int begin = first; begin < blocks; begin += lanes * stride) {
             const int mine = begin + ptx::lane() * stride;
-            u32 last = ptx::ballot(mine < blocks && ptx::atomic_add(counters + mine, 1) == u32(count - 1));
+            u32 last = ptx::ballot(mine < blocks && ptx::atomic_add(counters + mine, 1) == u32(arrivals - 1));
             if (!last) continue;
             ptx::sync_warp();  // what the counting lane saw, the others see too
             ptx::fence();
@@ -73,8 +74,8 @@ struct Splits {
                     float sum = 0;
 #pragma unroll 8
                     for (int split = 0; split < count; split++)
-                        sum += ptx::load_foreign(place(split, n, out.slice.first_block + block));
-                    out.write(n, block, sum);
+                        sum += ptx::load_foreign(place(split, n, out.slice.first_block + block, ptx::lane()));
+                    out.write(n, block, ptx::lane(), sum);
                 }
                 if (ptx::lane() == 0) ptx::store(counters + block, 0u);
             }

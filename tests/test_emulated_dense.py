@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from emulator import emulate
+from emulator import cases, emulate
 from emulator.gpu import multiply
 
 from codegemm import arrays
@@ -94,3 +94,12 @@ def test_slices_are_bounded_and_cover_the_rows(make_weight):
         assert all((end - first) * 192 <= max(size, 192) for _, first, end in made)
         assert {part: sum(e - f for p, f, e in made if p == part) for part in range(3)} == {0: 100, 1: 100, 2: 100}
     assert emulate.SMALL_GPU.shared_per_multiprocessor // 4 >= dense_cuda.codebook_bytes(weight.spec)
+
+
+@pytest.mark.parametrize(("file", "at"), cases.barriers("dequantize.cu"))
+def test_emulated_kernel_without_a_barrier_fails(file, at, emulated_gpu, tmp_path, make_weight, rng):
+    folder = cases.without_barrier(file, at, tmp_path / "kernels")
+    weight = make_weight(16, 512, "m1v4g128")
+    x = rng.standard_normal((1, 512)).astype(np.float16)
+    with pytest.raises(emulate.EmulatorError, match=r"no barrier between them|before it was written"):
+        multiply(DequantDenseCuda(), weight, x, folder=folder)

@@ -97,9 +97,17 @@ def test_emulated_barrier_and_atomics(order, rng):
     assert report.events == {"atomic": 96, "block barrier": 1}
 
 
+@pytest.mark.parametrize("order", emulate.ORDERS)
+def test_emulated_barrier_of_a_warp(order, rng):
+    values = rng.integers(0, 1 << 31, 96, np.uint32)
+    out, _ = launch("mirror_in_warp", values, 96, threads=96, order=order)
+    assert np.array_equal(out.reshape(3, 32), values.reshape(3, 32)[:, ::-1] + np.uint32(1))
+
+
 @pytest.mark.parametrize(
     ("instance", "complaint"),
     [
+        ("warps_without_barrier", "with no barrier between them|before it was written"),
         ("mirror_without_barrier", "with no barrier between them|before it was written"),
         ("half_a_barrier", "threads wait for each other: 32 at a barrier, 0 for their warp, 32 have finished"),
         ("different_instructions", "lanes of a warp meet at (ballot and shuffle|shuffle and ballot)"),

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +41,15 @@ template <class... A>
 void call(void (*kernel)(A...), void** arguments) {
     call(kernel, arguments, std::index_sequence_for<A...>());
 }
-extern "C" const char* launch(const emulator::Launch* launch, void** arguments) {
-    return emulator::run(*launch, [=] { call(entry, arguments); });
-}
 extern "C" const char* report() { return emulator::report(); }
 """
+_LAUNCHER = """
+ENTRY(entry_{index}, {instance})
+extern "C" const char* launch_{index}(const emulator::Launch* launch, void** arguments) {{
+    return emulator::run(*launch, [=] {{ call(entry_{index}, arguments); }});
+}}
+"""
+_TOGETHER = 8  # instances in a library: most of the compiler's time goes into what they share
 
 
 class EmulatorError(AssertionError):
@@ -115,9 +120,11 @@ def launch(source, instance, grid, block, shared_bytes, arguments, order="forwar
     shape = _Launch(*grid, *block, shared_bytes, ORDERS.index(order), seed)
     held = [_argument(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
-    compiled = _library(source, instance, folder)
-    complaint = compiled.launch(ctypes.byref(shape), pointers)
-    report = _read(compiled.report().decode())
+    if (source, instance, folder) not in _compiled:
+        _build(source, [instance], folder)
+    run, report_of = _compiled[source, instance, folder]
+    complaint = run(ctypes.byref(shape), pointers)
+    report = _read(report_of().decode())
     if complaint:
         raise EmulatorError(complaint.decode())
     return report
@@ -125,8 +132,10 @@ def launch(source, instance, grid, block, shared_bytes, arguments, order="forwar
 
 def compile_all(instances, source=psumbook.SOURCE, folder=kernels_cu.FOLDER) -> None:
     """Compile instances on all cores, to be found by `launch`."""
+    missing = sorted(instance for instance in set(instances) if (source, instance, folder) not in _compiled)
+    groups = [missing[first : first + _TOGETHER] for first in range(0, len(missing), _TOGETHER)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda instance: _library(source, instance, folder), instances))
+        list(pool.map(lambda group: _build(source, group, folder), groups))
 
 
 def aligned(array):
@@ -157,7 +166,8 @@ def _read(text: str) -> Report:
 
 
 _lock = threading.Lock()
-_libraries: dict[tuple[str, str, Path], ctypes.CDLL] = {}
+# Launch and report of every instance that was compiled, by source, instance and the sources' folder.
+_compiled: dict[tuple[str, str, Path], tuple[Any, Any]] = {}
 
 
 @cache
@@ -174,20 +184,21 @@ def _object() -> Path:
     return path
 
 
-def _library(source: str, instance: str, folder: Path) -> ctypes.CDLL:
-    found = _libraries.get((source, instance, folder))
-    if found:
-        return found
+def _build(source: str, instances: list[str], folder: Path) -> None:
+    """One library of these instances."""
     with _lock:
         shared = _object()
-    name = hashlib.sha256(f"{source} {instance} {folder}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{source} {instances} {folder}".encode()).hexdigest()[:16]
     code, made = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
-    code.write_text(f'#include "{folder}/{source}"\n#include <utility>\nENTRY(entry, {instance})\n{_CALLER}')
+    launchers = "".join(_LAUNCHER.format(index=index, instance=instance) for index, instance in enumerate(instances))
+    code.write_text(f'#include "{folder}/{source}"\n#include <utility>\n{_CALLER}{launchers}')
     _compile([*_FLAGS, "-shared", str(code), str(shared), "-o", str(made)])
     library = ctypes.CDLL(str(made))
-    library.launch.restype = library.report.restype = ctypes.c_char_p
-    _libraries[source, instance, folder] = library
-    return library
+    library.report.restype = ctypes.c_char_p
+    for index, instance in enumerate(instances):
+        launcher = library[f"launch_{index}"]
+        launcher.restype = ctypes.c_char_p
+        _compiled[source, instance, folder] = launcher, library.report
 
 
 def _compile(arguments: list[str]) -> None:

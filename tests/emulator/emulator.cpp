@@ -45,11 +45,19 @@ struct Thread {
     int published = 0;      // of its fences, those behind which its warp has synchronised: one lane counts for all
     bool told = false;      // has heard something from its warp that does not order memory
     bool acquired = false;  // has fenced since it last heard from other threads
+    int syncs = 0;          // of its warp
+};
+
+// The last to write or to read a word of shared memory, and after how many barriers: of the block and of its warp.
+struct Touch {
+    int thread = nobody, warp = nobody, interval = -1, syncs = 0;
+
+    bool concurrent(int block_interval) const;
+    void update(int block_interval, bool shared);
 };
 
 struct Word {
-    int writer = nobody, write_interval = -1;
-    int reader = nobody, read_interval = -1;
+    Touch write, read;
 };
 
 struct Free {
@@ -190,6 +198,21 @@ void settle_all() {
     pending.clear();
 }
 
+// Whether nothing orders that access before one by the current thread.
+bool Touch::concurrent(int block_interval) const {
+    if (interval != block_interval || thread == current->index) return false;
+    return warp != current->index / lanes || syncs == current->syncs;
+}
+
+// shared: with whoever it was before.
+void Touch::update(int block_interval, bool shared) {
+    const int mine = current->index / lanes;
+    warp = shared && warp != mine ? several : mine;
+    thread = shared ? several : current->index;
+    interval = block_interval;
+    syncs = current->syncs;
+}
+
 void race(const char* what, const void* address, int other) {
     const Block& block = blocks[current->block];
     complain("%s at byte %d of shared memory by threads %d and %d with no barrier between them", what,
@@ -205,19 +228,17 @@ void check_shared(Kind kind, const void* address, int bytes) {
         return complain("misaligned access of %d bytes at byte %d of shared memory", bytes, int(offset));
     for (auto at = offset / 4; at < (offset + bytes + 3) / 4; at++) {
         Word& word = block.words[at];
-        const bool fresh_write = word.write_interval == block.interval && word.writer != current->index;
-        const bool fresh_read = word.read_interval == block.interval && word.reader != current->index;
+        const bool fresh_write = word.write.concurrent(block.interval);
+        const bool fresh_read = word.read.concurrent(block.interval);
         if (kind == Kind::load) {
-            if (word.writer == nobody)
+            if (word.write.thread == nobody)
                 return complain("shared memory read at byte %d before it was written", int(offset));
-            if (fresh_write) return race("write and read", address, word.writer);
-            word.reader = word.read_interval == block.interval && fresh_read ? several : current->index;
-            word.read_interval = block.interval;
+            if (fresh_write) return race("write and read", address, word.write.thread);
+            word.read.update(block.interval, fresh_read);
         } else {
-            if (fresh_write) return race("two writes", address, word.writer);
-            if (fresh_read) return race("read and write", address, word.reader);
-            word.writer = current->index;
-            word.write_interval = block.interval;
+            if (fresh_write) return race("two writes", address, word.write.thread);
+            if (fresh_read) return race("read and write", address, word.read.thread);
+            word.write.update(block.interval, false);
         }
     }
 }
@@ -441,6 +462,7 @@ void sync_block() {
 void sync_warp() {
     current->published = current->fences;
     current->told = false;
+    current->syncs++;
     int nothing = 0;
     together("sync_warp", nothing, [](int**) {});
 }

@@ -58,7 +58,24 @@ DEVICE void mirror(const u32* in, u32* out) {
     ptx::atomic_add(out + last + 1, 1);
 }
 
+// The same within a warp, whose own barrier is enough.
+DEVICE void mirror_in_warp(const u32* in, u32* out) {
+    const ptx::Shared mine = ptx::shared_memory() + 128 * ptx::warp();
+    for (int turn = 0; turn < 2; turn++) {
+        ptx::shared_store(mine + 4 * ptx::lane(), in[threadIdx.x] + turn);
+        ptx::sync_warp();
+        out[threadIdx.x] = ptx::shared_load<u32>(mine + 4 * (31 - ptx::lane()));
+        ptx::sync_warp();
+    }
+}
+
 // What must be complained of.
+DEVICE void warps_without_barrier(const u32* in, u32* out) {
+    ptx::shared_store(ptx::shared_memory() + 4 * threadIdx.x, in[threadIdx.x]);
+    ptx::sync_warp();
+    out[threadIdx.x] = ptx::shared_load<u32>(ptx::shared_memory() + 4 * (threadIdx.x ^ 32));
+}
+
 DEVICE void mirror_without_barrier(const u32* in, u32* out) {
     ptx::shared_store(ptx::shared_memory() + 4 * threadIdx.x, in[threadIdx.x]);
     out[threadIdx.x] = ptx::shared_load<u32>(ptx::shared_memory() + 4 * (threadIdx.x ^ 1));

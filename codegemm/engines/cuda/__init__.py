@@ -1,5 +1,6 @@
 """The CUDA engine: kernels in `kernels_cu` compiled at first use by NVRTC, arrays and launches through CuPy."""
 
+from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.device import (
     cache_and_memory,
     count,
@@ -19,10 +20,11 @@ from codegemm.engines.cuda.psumbook import Psumbook
 from codegemm.engines.cuda.tensors import scope
 from codegemm.kernel import Kernel
 
-KERNELS: list[Kernel] = [Psumbook()]
+KERNELS: list[Kernel] = [Psumbook(), Dequant()]
 
 __all__ = [
     "KERNELS",
+    "Dequant",
     "Direct",
     "Psumbook",
     "cache_and_memory",

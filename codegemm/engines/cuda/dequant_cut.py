@@ -1,0 +1,185 @@
+"""How a dequantising product is cut into thread blocks: pure functions of the shape and of the GPU's limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from codegemm.engines.cuda import dequant_layout as layout
+from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.model import ISSUED, Work, balance, mma_clocks
+from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
+from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Cost
+
+BATCHES = (16, 32)  # rows of x that a compiled kernel multiplies at once
+MAX_N = 64
+LINE_BYTES = 256
+MIN_GROUP = 16  # weights
+STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
+_CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
+# Clocks; they only have to rank cuts.
+_START = 1500.0  # a block's launch and its first codes
+_CHUNK = 500.0  # x from L2, and two barriers
+_JOIN = 2000.0  # fence, counter and partial sums
+_L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A launch: `slices` x `splits` x `passes` thread blocks.
+
+    batch: rows of x that a pass over W multiplies. shared: whether codebooks are in shared memory. chunk_blocks: k
+    blocks whose x is in shared memory together.
+    """
+
+    batch: int
+    passes: int
+    shared: bool
+    warps: int
+    k_blocks: int
+    split_blocks: int
+    chunk_blocks: int
+    slices: tuple[Slice, ...]
+    shared_bytes: int
+
+    @property
+    def splits(self) -> int:
+        """Parts of K whose sums are added at the end."""
+        return -(-self.k_blocks // self.split_blocks)
+
+
+def fits(spec: CodebookSpec) -> bool:
+    """Whether the fast form multiplies such weights: vectors that fill fragments, groups of at least a step of v=4."""
+    return spec.config.v in layout.V and (spec.groups == 1 or spec.config.g >= MIN_GROUP)
+
+
+def kernel_batch(n: int) -> int:
+    """Rows of x that a pass over W multiplies, of n."""
+    return next((batch for batch in BATCHES if batch >= n), BATCHES[-1])
+
+
+def warp_blocks(spec: CodebookSpec, batch: int) -> int:
+    """Blocks of 32 rows of a warp: `row_blocks` in dequant_layout.cuh."""
+    return 2 if spec.config.v == 4 and spec.config.m == 1 and batch == 16 else 1
+
+
+def most_warps(spec: CodebookSpec, shared: bool) -> int:
+    """`most_threads` in dequant_layout.cuh."""
+    few = shared and spec.config.m <= 2 and spec.config.v < 16 and layout.phases(spec) <= 1
+    return 16 if few else 8
+
+
+def table_bytes(spec: CodebookSpec) -> int:
+    """Of the codebooks' copies."""
+    m = spec.config.m
+    return (m if spec.config.v == 16 else -(-m // 2)) * spec.config.centroids * LINE_BYTES
+
+
+def x_bytes(spec: CodebookSpec, batch: int) -> int:
+    """Of a k block's fragments and powers of two."""
+    return layout.STEPS * (spec.config.v // 4) * (batch // 16) * LANES * 16 + 4 * batch
+
+
+@lru_cache(maxsize=1024)
+def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
+    """The cut with the least estimated time among those that fit the GPU."""
+    return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
+
+
+def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
+    """Every cut worth an estimate; at least one, whatever the shape."""
+    batch = kernel_batch(n)
+    each, blocks = x_bytes(spec, batch), layout.k_blocks(spec)
+    shared = spec.config.b <= 8 and table_bytes(spec) + each <= gpu.shared_per_block
+    tables = table_bytes(spec) if shared else 0
+    most_chunk = (gpu.shared_per_block - tables) // each
+    splittable = row_blocks(spec) <= MAX_ROW_BLOCKS
+    total, per_warp = row_blocks(spec), warp_blocks(spec, batch)
+    found = []
+    for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}) if splittable else [1]:
+        per_split = -(-blocks // splits)
+        chunks = {min(per_split, most_chunk), min(per_split, max(1, min(most_chunk, _CHUNK_BYTES // each)))}
+        for turns in range(1, 4):
+            wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
+            for warps in (4, 8, 16):
+                if warps <= most_warps(spec, shared):
+                    found += [(warps, min(wanted, warps * per_warp), per_split, chunk) for chunk in chunks]
+    return [
+        Cut(batch, -(-n // batch), shared, warps, blocks, per_split, chunk, slices(spec, rows),
+            max(tables + chunk * each, warps * STAGE_BYTES))
+        for warps, rows, per_split, chunk in dict.fromkeys(found)
+    ]  # fmt: skip
+
+
+def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
+    """Clocks of a product: the busiest multiprocessor's work, what starts and ends it, and the sums of split K."""
+    resident = max(1, min(
+        gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
+        gpu.threads_per_multiprocessor // (LANES * cut.warps),
+        most_warps(spec, cut.shared) // cut.warps,
+    ))  # fmt: skip
+    per_multiprocessor = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
+    waves = -(-per_multiprocessor // resident)
+    each = max((_slice(cut, spec, blocks) for blocks in _sizes(cut)), key=lambda work: work.wavefronts + work.l2_bytes)
+    rate = max(each.wavefronts, each.instructions / ISSUED, each.mma * mma_clocks(gpu), each.l2_bytes / _L2_BYTES)
+    few = 1.0 + 4.0 / (min(cut.warps, max(_sizes(cut))) * min(resident, per_multiprocessor))
+    chunks = -(-cut.split_blocks // cut.chunk_blocks)
+    prologue = _fill(cut, spec) + cut.split_blocks * x_bytes(spec, cut.batch) / _L2_BYTES
+    joined = 0.0
+    if cut.splits > 1:
+        joined = (
+            _JOIN + 8 * cut.batch * cut.passes * LANES * row_blocks(spec) * cut.splits / gpu.multiprocessors / _L2_BYTES
+        )
+    work = per_multiprocessor * (cut.split_blocks * rate * few + prologue)
+    return work + waves * (_START + chunks * _CHUNK) + joined
+
+
+def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
+    """What a product's launch has to do."""
+    each = [_slice(cut, spec, blocks) for blocks in _sizes(cut)]
+    turns = cut.k_blocks * cut.passes
+    thread_blocks = len(cut.slices) * cut.splits * cut.passes
+    partial = 8 * cut.batch * cut.passes * LANES * row_blocks(spec) * cut.splits if cut.splits > 1 else 0
+    x = thread_blocks * cut.split_blocks * x_bytes(spec, cut.batch)
+    return Work(
+        dram_bytes=cost.bytes_read + cost.bytes_written,
+        l2_bytes=partial + x + turns * sum(work.l2_bytes for work in each),
+        wavefronts=turns * sum(work.wavefronts for work in each) + thread_blocks * _fill(cut, spec) + x / 128,
+        instructions=turns * sum(work.instructions for work in each),
+        mma=turns * sum(work.mma for work in each),
+        balance=balance(thread_blocks, gpu.multiprocessors),
+        latency=_START + -(-cut.split_blocks // cut.chunk_blocks) * _CHUNK + (_JOIN if cut.splits > 1 else 0),
+    )
+
+
+def _sizes(cut: Cut) -> list[int]:
+    """Blocks of 32 rows of each slice."""
+    return [end - first for _, first, end, _, _ in cut.slices]
+
+
+def _slice(cut: Cut, spec: CodebookSpec, blocks: int) -> Work:
+    """Of a slice of `blocks` blocks of 32 rows in a k block, as counted in the compiled loops."""
+    v, m = spec.config.v, spec.config.m
+    pieces, quarters, tiles, warps = (
+        (2 if v == 16 else 1),
+        (1 if v == 4 else 2),
+        cut.batch // 16,
+        min(cut.warps, blocks),
+    )
+    lookups = blocks * layout.STEPS * layout.TILES * m
+    mma = lookups * pieces * quarters * tiles
+    fragments = warps * layout.STEPS * pieces * quarters * tiles * (1 if cut.shared and (v < 16 or m <= 2) else m)
+    return Work(
+        dram_bytes=0,
+        l2_bytes=0 if cut.shared else lookups * pieces * (256 if v == 4 else 512),
+        wavefronts=(lookups * pieces * (2 if v == 4 else 4) if cut.shared else 0) + 4 * fragments,
+        instructions=lookups * (1 + pieces) + mma + fragments + 40 * warps
+        + blocks * (8 * m + 16 * tiles * max(1, layout.phases(spec))),
+        mma=mma,
+    )  # fmt: skip
+
+
+def _fill(cut: Cut, spec: CodebookSpec) -> float:
+    """Wavefronts of the tables of a thread block."""
+    return table_bytes(spec) / 128 if cut.shared else 0

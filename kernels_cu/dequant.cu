@@ -1,0 +1,338 @@
+// The dequantising kernel: y = x W^T for a codebook-quantised W and up to 64 rows of x, by tensor cores.
+//
+// Weights are mma's B, eight rows of W its columns; x is A. A lookup brings B's fragment as it stands, so the loop is
+// one permute, one load and V / 4 mma for 32 codes. (With weights as A, half of it was register moves.) Each codebook
+// is an mma of its own into the same fp32 sums: centroids are never added in fp16. Sums of a group are scaled and added
+// in fp32, which also bounds what tensor cores lose by truncating.
+//
+//            K:  split 0      split 1            thread block (slice, split)
+//              +---+---+---+---+---+---+           copy the codebooks 8 or 16 times into shared memory
+//   slice 0    | c |   |   |   |   |   |           for each chunk c of K: fragments of x into shared memory
+//              +---+---+---+---+---+---+             for each k block of the chunk, in every warp for its 32 or 64
+//              rows:
+//   slice 1    |   |   |   |   |   |   |               look up, multiply; scale, add
+//              +---+---+---+---+---+---+
+// More than 32 rows of x are several passes over W, by thread blocks beside each other.
+//
+// Shared memory: tables, fragments of x of a chunk, powers of two of x; in the end a stage for y [warp][n][row].
+#include "dequant_x.cuh"
+
+// A lane's codes of a k block for one block of 32 rows and one codebook: of rows 8 * tile + r and steps 0 .. 3.
+template <class S>
+struct RowCodes {
+    u32 word[S::code_words];
+
+    DEVICE void load_codes(const u8* from) {
+        const u8* address = from + ptx::lane() * (S::code_words < 4 ? S::code_words * 4 : 16);
+        if constexpr (S::code_words == 1) {
+            word[0] = ptx::load_once(reinterpret_cast<const u32*>(address));
+        } else if constexpr (S::code_words == 2) {
+            const uint2 c = ptx::load_once(reinterpret_cast<const uint2*>(address));
+            word[0] = c.x;
+            word[1] = c.y;
+        } else {
+#pragma unroll
+            for (int i = 0; i < S::code_words / 4; i++) {
+                const uint4 c = ptx::load_once(reinterpret_cast<const uint4*>(address) + i * lanes);
+                word[4 * i] = c.x;
+                word[4 * i + 1] = c.y;
+                word[4 * i + 2] = c.z;
+                word[4 * i + 3] = c.w;
+            }
+        }
+    }
+
+    // A register whose byte i is the code of step i, for codes of up to 8 bits.
+    DEVICE u32 bytes(int tile) const {
+        if constexpr (S::code_bits == 8) return word[tile];
+        if constexpr (S::code_bits == 4) return word[tile / 2] >> tile % 2 * 4 & 0x0f0f0f0fu;
+        return word[0] >> tile * 2 & 0x03030303u;
+    }
+
+    DEVICE u32 code(int tile, int step) const {
+        if constexpr (S::code_bits == 16) return word[2 * tile + step / 2] >> step % 2 * 16 & 0xffffu;
+        return bytes(tile) >> step * 8 & 0xffu;
+    }
+};
+
+// Where centroids come from.
+template <class S>
+struct Centroids {
+    ptx::Shared tables;
+    u32 copy;          // this lane's, as an offset
+    const u16* books;  // of the slice's part
+
+    // The piece's fragments of B, in pairs.
+    DEVICE void look_up(u32 (&b)[2 * S::quarters], const RowCodes<S>& codes, int book, int tile, int step,
+                        int piece) const {
+        if constexpr (S::shared) {
+            const int table = S::v == 16 ? book : book / 2, line = S::v == 16 ? piece : book % 2;
+            const ptx::Shared from = tables + table * (S::centroids * line_bytes) + line * 128 +
+                                     ptx::permute_bytes(copy, codes.bytes(tile), 0x3300u | u32(4 + step) << 4);
+            if constexpr (S::quarters == 1) {
+                const uint2 f = ptx::shared_load<uint2>(from);
+                b[0] = f.x;
+                b[1] = f.y;
+            } else {
+                const uint4 f = ptx::shared_load<uint4>(from);
+                b[0] = f.x;
+                b[1] = f.y;
+                b[2] = f.z;
+                b[3] = f.w;
+            }
+        } else {
+            const u16* from = books + (size_t(book) * S::centroids + codes.code(tile, step)) * S::v + piece * 8;
+            if constexpr (S::quarters == 1) {
+                const uint2 f = ptx::load(reinterpret_cast<const uint2*>(from));
+                b[0] = f.x;
+                b[1] = f.y;
+            } else {
+                const uint4 f = ptx::load(reinterpret_cast<const uint4*>(from));
+                b[0] = f.x;
+                b[1] = f.y;
+                b[2] = f.z;
+                b[3] = f.w;
+            }
+        }
+    }
+};
+
+// Copies the codebooks of a part into the tables. All threads take part; who reads synchronises first.
+template <class S>
+DEVICE void copy_codebooks(ptx::Shared tables, const u16* books) {
+    constexpr int piece_words = S::quarters * 2, copies = 32 / piece_words;
+    constexpr int pieces = S::m * S::centroids * S::pieces;
+    // A warp writes 128 bytes: all copies of a piece.
+    for (int item = threadIdx.x; item < pieces * copies; item += blockDim.x) {
+        const int piece = item / copies, copy = item % copies;
+        const int book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
+        const int centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
+        const int table = S::v == 16 ? book : book / 2;
+        const ptx::Shared to = tables + (table * S::centroids + centroid) * line_bytes + line * 128;
+        const u16* from = books + piece * (piece_words * 2);
+        if constexpr (S::quarters == 1)
+            ptx::shared_store(to + copy * 8, ptx::load(reinterpret_cast<const uint2*>(from)));
+        else
+            ptx::shared_store(to + copy * 16, ptx::load(reinterpret_cast<const uint4*>(from)));
+    }
+}
+
+// Scales of rows 8 * tile + 2q and the next, for one block of 32 rows.
+struct RowScales {
+    uint4 pair;
+
+    DEVICE void load_scales(const Dequant& w, int group, int block) {
+        const u16* from = w.scales + ((size_t(group) * w.row_blocks + block) * 4 + (ptx::lane() & 3)) * 8;
+        pair = ptx::load(reinterpret_cast<const uint4*>(from));
+    }
+    DEVICE float even(int tile) const { return ptx::half_to_float(u16(word(tile))); }
+    DEVICE float odd(int tile) const { return ptx::half_to_float(u16(word(tile) >> 16)); }
+    DEVICE u32 word(int tile) const { return tile == 0 ? pair.x : tile == 1 ? pair.y : tile == 2 ? pair.z : pair.w; }
+};
+
+// Sums of a warp's rows: d0, d1 of rows 2q, 2q + 1 and row r of x; d2, d3 of the same and row r + 8.
+template <class S>
+struct Sums {
+    float d[S::row_blocks][4][S::x_tiles][4];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+            for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+                for (int t = 0; t < S::x_tiles; t++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) d[i][tile][t][j] = 0;
+    }
+};
+
+// A fragment of x, rows r and r + 8 of a tile.
+DEVICE uint4 load_fragment(ptx::Shared from) {
+    return ptx::shared_load<uint4>(from);
+}
+
+// sums += one step of x times the weights that the codes stand for, of `count` blocks of rows.
+template <class S>
+DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<S>& centroids,
+                          const RowCodes<S> (&codes)[S::row_blocks][S::books], int count, int first_book, int step) {
+#pragma unroll
+    for (int piece = 0; piece < S::pieces; piece++) {
+        uint4 x[S::quarters][S::x_tiles];
+#pragma unroll
+        for (int h = 0; h < S::quarters; h++)
+#pragma unroll
+            for (int t = 0; t < S::x_tiles; t++)
+                x[h][t] = load_fragment(fragments + (((step * S::pieces + piece) * S::quarters + h) * S::x_tiles + t) *
+                                                        (lanes * 16));
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++) {
+            if (i > 0 && i >= count) break;
+#pragma unroll
+            for (int book = 0; book < S::books; book++)
+#pragma unroll
+                for (int tile = 0; tile < 4; tile++) {
+                    u32 b[2 * S::quarters];
+                    centroids.look_up(b, codes[i][book], first_book + book, tile, step, piece);
+#pragma unroll
+                    for (int h = 0; h < S::quarters; h++)
+#pragma unroll
+                        for (int t = 0; t < S::x_tiles; t++) {
+                            const uint4& a = x[h][t];
+                            ptx::mma(sums.d[i][tile][t], a.x, a.y, a.z, a.w, b[2 * h], b[2 * h + 1]);
+                        }
+                }
+        }
+    }
+}
+
+// total += sums, scaled.
+template <class S>
+DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&scales)[S::row_blocks],
+                       ptx::Shared unscale) {
+    const int r = ptx::lane() >> 2;
+#pragma unroll
+    for (int t = 0; t < S::x_tiles; t++) {
+        float back[2] = {1, 1};
+        if constexpr (S::scaled) {
+            back[0] = ptx::shared_load<float>(unscale + 4 * (16 * t + r));
+            back[1] = ptx::shared_load<float>(unscale + 4 * (16 * t + r + 8));
+        }
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+            for (int tile = 0; tile < 4; tile++) {
+                const float factor[2] = {S::phases ? scales[i].even(tile) : 1.0f,
+                                         S::phases ? scales[i].odd(tile) : 1.0f};
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float scale = S::scaled ? factor[j % 2] * back[j / 2] : factor[j % 2];
+                    total.d[i][tile][t][j] = fmaf(scale, sums.d[i][tile][t][j], total.d[i][tile][t][j]);
+                }
+            }
+    }
+}
+
+// x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
+// gridDim.y is 1.
+template <class S>
+DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
+    using X = typename S::x_type;
+    constexpr int phases = S::phases ? S::phases : 1;
+    constexpr int turns = S::m / S::books;  // of a k block
+    const Slice slice = w.slices[blockIdx.x];
+    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
+    const int warp = ptx::warp(), stride = ptx::warps(), blocks = slice.end_block - slice.first_block;
+    const int count = min(S::row_blocks, (blocks - warp + stride - 1) / stride);  // of this warp's blocks of rows
+    const int split = blockIdx.y / w.passes, first_n = (blockIdx.y % w.passes) * S::n;
+    const int first = split * w.split_blocks, end = min(first + w.split_blocks, w.k_blocks);
+    const auto* rows = static_cast<const typename X::storage*>(x) + size_t(first_n) * w.in_features;
+
+    const ptx::Shared tables = ptx::shared_memory();
+    const ptx::Shared fragments = tables + (S::shared ? S::tables * S::centroids * line_bytes : 0);
+    const ptx::Shared unscale = fragments + w.chunk_blocks * S::x_bytes;
+    const u16* books = w.codebooks + size_t(slice.part) * (S::m * S::centroids * S::v);
+    const Centroids<S> centroids{tables, u32(S::v == 4 ? lane % 16 * 8 : lane % 8 * 16), books};
+
+    // Codes don't depend on x: they travel while tables and fragments are made.
+    constexpr int code_bytes = lanes * S::code_words * 4;  // of 32 rows in a k block, for each codebook
+    const size_t row_bytes = size_t(w.row_blocks) * code_bytes;
+    const u8* slice_codes = w.codes + size_t(slice.first_block) * code_bytes;
+    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
+        ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
+    RowCodes<S> codes[S::row_blocks][S::books], next[S::row_blocks][S::books];
+    const auto load_turn = [&](RowCodes<S>(&to)[S::row_blocks][S::books], int turn) {
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+            for (int book = 0; book < S::books; book++)
+                if (i < count)
+                    to[i][book].load_codes(slice_codes + size_t(turn * S::books + book) * row_bytes +
+                                           (warp + i * stride) * code_bytes);
+    };
+    if (S::ahead) load_turn(next, first * turns);
+    if constexpr (S::shared) copy_codebooks<S>(tables, books);
+
+    Sums<S> total;
+    total.clear();
+    for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
+        const int chunk_end = min(chunk + w.chunk_blocks, end);
+        if (chunk > first) ptx::sync_block();
+        build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk);
+        ptx::sync_block();
+        if (count <= 0) continue;
+        for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {
+            const int k_block = turn / turns, first_book = turn % turns;
+            if (S::ahead) {
+                // The next codes travel while these are looked up.
+#pragma unroll
+                for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+                    for (int book = 0; book < S::books; book++) codes[i][book] = next[i][book];
+                if (turn + 1 < end * turns) load_turn(next, turn + 1);
+            } else {
+                load_turn(codes, turn);
+            }
+#pragma unroll
+            for (int phase = 0; phase < phases; phase++) {
+                RowScales scales[S::row_blocks];
+                const int group = S::phases == 1 ? k_block / w.group_blocks : k_block * S::phases + phase;
+                if (S::phases)
+#pragma unroll
+                    for (int i = 0; i < S::row_blocks; i++)
+                        if (i < count) scales[i].load_scales(w, group, slice.first_block + warp + i * stride);
+                Sums<S> sums;
+                sums.clear();
+#pragma unroll
+                for (int i = 0; i < steps / phases; i++)
+                    multiply_step<S>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
+                                     count, first_book, phase * (steps / phases) + i);
+                add_scaled<S>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
+            }
+        }
+    }
+
+    const Output<X> out{y, batch, y_is_float, w.out_features, nullptr, slice};
+    const Splits splits{workspace, int(gridDim.y) / w.passes, int(gridDim.y), batch, w.row_blocks * lanes};
+    const ptx::Shared stage = tables + warp * stage_bytes;
+    if (splits.count == 1) ptx::sync_block();  // what was tables and x becomes the stage
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; i++) {
+        if (i >= count) break;
+        const int block = warp + i * stride;
+        RowScales scales;
+        if (!S::phases) scales.load_scales(w, 0, slice.first_block + block);
+#pragma unroll
+        for (int t = 0; t < S::x_tiles; t++) {
+#pragma unroll
+            for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int n = 8 * half + r, row = 8 * tile + 2 * q;
+                    const float even = total.d[i][tile][t][2 * half] * (S::phases ? 1.0f : scales.even(tile));
+                    const float odd = total.d[i][tile][t][2 * half + 1] * (S::phases ? 1.0f : scales.odd(tile));
+                    if (splits.count == 1) {
+                        ptx::shared_store(stage + 4 * (n * stage_words + row), make_float2(even, odd));
+                    } else if (first_n + 16 * t + n < batch) {
+                        float* to = splits.place(split, first_n + 16 * t + n, slice.first_block + block, row);
+                        ptx::store(reinterpret_cast<float2*>(to), make_float2(even, odd));
+                    }
+                }
+            if (splits.count > 1) continue;
+            // Lane = row, so that a row of y is written as a whole.
+            ptx::sync_warp();
+            for (int n = 0; n < min(16, batch - first_n - 16 * t); n++)
+                out.write(first_n + 16 * t + n, block, lane,
+                          ptx::shared_load<float>(stage + 4 * (n * stage_words + lane)));
+            ptx::sync_warp();
+        }
+    }
+    if (splits.count > 1) splits.finish(out, warp, stride);
+}
+
+#define ENTRY(name, ...)                                                                    \
+    using name##_shape = __VA_ARGS__;                                                       \
+    extern "C" KERNEL void __launch_bounds__(name##_shape::most_threads, 1)                 \
+        name(const void* x, void* y, u8* workspace, int batch, int y_is_float, Dequant w) { \
+        dequant<name##_shape>(x, y, workspace, batch, y_is_float, w);                       \
+    }

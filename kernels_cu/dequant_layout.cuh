@@ -1,0 +1,67 @@
+// Where things lie for the dequantising kernel: codes, scales and centroids of a prepared weight, and fragments of x.
+// `dequant_layout.py` in the engine arranges the weight in the same way.
+//
+// mma's k axis has 16 places; lane 4r + q of a warp holds four of them for one row of W. Any order of k will do if x
+// has the same, so those four are four neighbouring components of one k-vector: what a lookup brings is B's fragment as
+// it stands. A *step* is four k-vectors, one for each q, and V / 4 mma; a *k block* is four steps, whose codes a lane
+// loads together. Groups of weights with one scale are filled up to one, two or a multiple of four steps, so that a
+// scale ends with a step; x is zero in what was filled up.
+//
+//   table[pair of codebooks][centroid][256 bytes]    (V = 16: of each codebook)
+//   byte address of a centroid = centroid << 8 | copy of this lane
+//
+// 16 copies of 8 bytes (V = 4) or 8 of 16 bytes fill 128 bytes, all banks once: lanes that are served together read
+// different copies, so a lookup takes as many wavefronts as it moves 128 bytes, whatever the codes are.
+#pragma once
+
+#include "splits.cuh"
+
+constexpr int line_bytes = 256;
+constexpr int steps = 4;                           // of a k block
+constexpr int block_vectors = 4 * steps;           // k-vectors of a k block
+constexpr int most_prefetched = 64 << 10;          // bytes of each k block and codebook
+constexpr int stage_words = 40;                    // of a row of x: with 32, all would meet in the same banks
+constexpr int stage_bytes = 16 * stage_words * 4;  // of a warp
+
+// Everything about a product but x and y.
+struct Dequant {
+    const u8* codes;       // [k block][codebook][block of 32 rows][load][lane][codes of up to 16 bytes]
+    const u16* codebooks;  // fp16 [part][codebook][centroid][V]
+    const u16* scales;     // fp16 [group][block of 32 rows][q][row tile][2]
+    const Slice* slices;   // [gridDim.x]
+    int out_features;
+    int in_features;
+    int row_blocks;      // padded rows of all parts / 32
+    int k_blocks;        // of the whole of K
+    int split_blocks;    // k blocks that one thread block sums up
+    int chunk_blocks;    // k blocks whose x is in shared memory together
+    int group_blocks;    // k blocks that share a scale, where a k block has one
+    int group_vectors;   // k-vectors of a group
+    int padded_vectors;  // the same, filled up
+    int passes;          // over W, for every N rows of x
+};
+
+// V: vector length, M: codebooks, B: bits of a code, PHASES: scales of a row in a k block, 0 for one scale a row of W,
+// N: rows of x at once (16 or 32), X: their type, SHARED: whether the tables are in shared memory, or centroids in L2.
+template <int V, int M, int B, int PHASES, int N, class X, bool SHARED>
+struct DequantShape {
+    static constexpr int v = V, m = M, phases = PHASES, n = N;
+    static constexpr bool shared = SHARED;
+    using x_type = X;
+
+    static constexpr int centroids = 1 << B;
+    static constexpr int pieces = V == 16 ? 2 : 1;            // of a centroid, each a load
+    static constexpr int quarters = V == 4 ? 1 : 2;           // mma that a piece feeds
+    static constexpr int tables = V == 16 ? M : (M + 1) / 2;  // of 256 bytes a centroid
+    static constexpr int code_bits = B <= 2 ? 2 : B <= 4 ? 4 : B <= 8 ? 8 : 16;
+    static constexpr int code_words = code_bits / 2;                        // a lane's codes of a k block: 16
+    static constexpr int row_blocks = V == 4 && M == 1 && N == 16 ? 2 : 1;  // blocks of 32 rows that a warp multiplies
+    static constexpr int x_tiles = N / 16;                                  // of 16 rows of x
+    static constexpr int x_bytes = steps * pieces * quarters * x_tiles * lanes * 16;  // of a k block
+    static constexpr bool scaled = !X::is_half;  // x comes under a power of two for each row and k block
+    // Codebooks at once: registers don't hold what more bring from L2, or in vectors of 16.
+    static constexpr int books = SHARED && (V < 16 || M <= 2) ? M : 1;
+    static constexpr bool ahead =
+        books * row_blocks * code_words <= 12;  // registers hold the next k block's codes as well
+    static constexpr int most_threads = SHARED && M <= 2 && V < 16 && PHASES <= 1 ? 512 : 256;  // registers decide
+};

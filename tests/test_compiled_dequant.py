@@ -1,0 +1,109 @@
+"""The CUDA kernels that dequantise as NVRTC compiles them for every architecture: no GPU is needed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import sass
+from emulator import cases
+
+from codegemm.config import CodebookConfig
+from codegemm.engines.cuda import compiler, dequant
+from codegemm.engines.cuda import dequant_cut as cut
+from codegemm.engines.cuda.gpu import KNOWN
+from codegemm.engines.cuda.launch import X_TYPES
+from codegemm.formats.codebook import CodebookSpec
+
+REGISTERS = 65536  # of a multiprocessor
+STATIC_SHARED = 1024  # the system's own, from sm_90 on
+FAST = {
+    "v": (4, 8, 16),
+    "m": (1, 2, 3, 4, 8),
+    "b": (8, 4, 2, 16),
+    "phases": (1, 2, 4, 0),
+    "n": cut.BATCHES,
+    "x": tuple(X_TYPES.values()),
+    "shared": ("true", "false"),
+    "arch": compiler.ARCHITECTURES,
+}
+PLAIN = {
+    "v": (3, 1, 5, 7, 12),
+    "code": ("u8", "u16"),
+    "n": (1, 4, 16, 64),
+    "x": tuple(X_TYPES.values()),
+    "arch": compiler.ARCHITECTURES,
+}
+DEQUANTIZE = {
+    "v": (4, 8, 16, 1, 2, 3, 12),
+    "code": ("u8", "u16"),
+    "x": tuple(X_TYPES.values()),
+    "shared": ("true", "false"),
+    "arch": compiler.ARCHITECTURES,
+}
+
+
+def instances(source, form, axes):
+    """(source, instance, architecture, threads) of a covering set."""
+
+    def possible(case):
+        return not (case.get("b") == 16 and case.get("shared") == "true")
+
+    found = []
+    for case in cases.covering(axes, 150 if cases.ALL else 0, possible):
+        values = ", ".join(str(case[name]) for name in axes if name != "arch")
+        config = CodebookConfig(v=case["v"], m=case.get("m", 1), b=case.get("b", 8), g=-1)
+        warps = 8
+        if source == dequant.SOURCE and case["phases"] <= 1:
+            warps = cut.most_warps(CodebookSpec(32, 4 * config.v, config, (32,)), case["shared"] == "true")
+        found.append((source, f"{form}<{values}>", case["arch"], 32 * warps))
+    return found
+
+
+INSTANCES = [
+    *instances(dequant.SOURCE, "DequantShape", FAST),
+    *instances("dequant_plain.cu", "dequant_plain", PLAIN),
+    *instances("dequantize.cu", "dequantize", DEQUANTIZE),
+]
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    """The path of a compiled instance, all of them compiled at once."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def make(key):
+        source, instance, arch, _ = key
+        path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
+        path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
+        return path
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+
+
+@pytest.mark.parametrize("key", INSTANCES, ids=lambda key: f"{key[1]}-{key[2]}")
+def test_compiled_kernels_keep_to_their_budgets(key, cubins):
+    used = sass.resources(cubins[key])
+    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
+    assert used["REG"] * key[3] <= REGISTERS
+    assert used["SHARED"] <= STATIC_SHARED
+
+
+# Lookups of a loop and instructions a lookup at most. Of v=4 a lookup with its part of x takes 2.5 (n=16) or 4 (n=32)
+# wavefronts, of v=8 5 or 6: time to issue 10, 16, 20 and 24 instructions.
+@pytest.mark.parametrize(
+    ("config", "n", "lookups", "most"),
+    [("m1v4g128", 16, 32, 9), ("m2v8g128", 16, 32, 9), ("m1v4g128", 32, 16, 13), ("m2v8g128", 32, 32, 13)],
+)
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_compiled_loop_is_a_permute_a_load_and_mma(config, n, lookups, most, arch, tmp_path):
+    spec = CodebookSpec(28672, 8192, CodebookConfig.parse(config), (28672,))
+    made = cut.cut_for(spec, n, KNOWN["h200"])
+    path = tmp_path / "cubin"
+    name = dequant.instance(spec, np.dtype(np.float16), made)
+    path.write_bytes(compiler.compile_instance(dequant.SOURCE, name, arch)[0])
+    loop = sass.smallest_loop(path, "HMMA", lookups)
+    assert loop["PRMT"] == lookups
+    assert loop["HMMA"] == lookups * spec.config.v // 4 * (n // 16)
+    assert loop["LDS"] == lookups + spec.config.v * (n // 16)
+    assert loop.total() <= most * lookups, loop
