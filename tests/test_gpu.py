@@ -10,9 +10,11 @@ import pytest
 from emulator import emulate
 
 import codegemm
-from codegemm import arrays, kernels_cu
+from codegemm import arrays, dispatch, kernels_cu, tuning
+from codegemm.comparison import measure, sources
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, library, psumbook
+from codegemm.quantize.progress import Progress
 
 pytestmark = [
     pytest.mark.gpu,
@@ -202,6 +204,43 @@ def test_instructions_are_as_emulated(instance, rng, cupy, tmp_path):
         assert np.allclose(out.get().view(np.float32), emulated.view(np.float32), rtol=1e-5, atol=1e-5)
     else:
         assert np.array_equal(out.get(), emulated)
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "e8p"])
+def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
+    """As the benchmarks time it; a kernel that can't be captured would be timed call by call."""
+    weight = make_weight(1024, 1024, config).to("cuda")
+    x = rng.standard_normal((n, 1024)).astype(np.float16)
+    truth = truth_of(x, weight)
+    for kernel in measure.compared_kernels("cuda", None):
+        if kernel.supports(weight.spec, n, x.dtype, "cuda:0"):
+            continue
+        candidate = measure.Candidate(kernel, weight, [n], x.dtype)
+        assert candidate._replayed(*candidate._operands(x)) is not None, kernel
+        y, times = candidate.measure(x, 0)
+        assert error(y, truth) <= 1e-2
+        assert 0 < min(times) < 1e-3
+
+
+def test_tuning(make_weight, tuned_cache):
+    case = sources.shape_case((1024, 1024), ["m1v4g128"])
+    with Progress("tuning", False) as progress:
+        found, _ = tuning.tune([case], [1, 64], "cuda:0", np.dtype(np.float16), 0.01, progress)
+    spec = make_weight(1024, 1024, "m1v4g128").spec
+    for measured in found:
+        n = measured.choice.batches[0]
+        assert dispatch.select(spec, n, np.dtype(np.float16), "cuda:0").name == measured.choice.kernel
+        assert measured.choice.kernel != "dense"
+
+
+def test_warmup(make_weight, rng, cupy, monkeypatch):
+    codegemm.warmup([(768, 1024)], [1, 8, 64])
+    weight = make_weight(768, 1024, "m1v4g128").to("cuda")
+    monkeypatch.setattr(compiler, "compile_instance", None)  # everything was compiled
+    for n in (1, 8, 64):
+        x = rng.standard_normal((n, 1024)).astype(np.float16)
+        assert error(codegemm.matmul(cupy.asarray(x), weight.T), truth_of(x, weight)) <= 1e-3
 
 
 def test_host_time(make_weight, cupy):
