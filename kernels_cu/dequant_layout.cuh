@@ -42,7 +42,8 @@ struct Dequant {
 };
 
 // V: vector length, M: codebooks, B: bits of a code, PHASES: scales of a row in a k block, 0 for one scale a row of W,
-// N: rows of x at once (16 or 32), X: their type, SHARED: whether the tables are in shared memory, or centroids in L2.
+// N: rows of x at once (16, 32 or 64), X: their type, SHARED: whether the tables are in shared memory, or centroids in
+// L2.
 template <int V, int M, int B, int PHASES, int N, class X, bool SHARED>
 struct DequantShape {
     static constexpr int v = V, m = M, phases = PHASES, n = N;

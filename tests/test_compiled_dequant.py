@@ -46,7 +46,11 @@ def instances(source, form, axes):
     """(source, instance, architecture, threads) of a covering set."""
 
     def possible(case):
-        return not (case.get("b") == 16 and case.get("shared") == "true")
+        if case.get("b") == 16 and case.get("shared") == "true":
+            return False
+        return not (source == dequant.SOURCE and case.get("n") == 64) or (
+            case.get("shared") != "true" and case.get("phases", 0) <= 1
+        )
 
     found = []
     for case in cases.covering(axes, 150 if cases.ALL else 0, possible):

@@ -12,7 +12,7 @@ from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks,
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Cost
 
-BATCHES = (16, 32)  # rows of x that a compiled kernel multiplies at once
+BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
 MAX_N = 64
 LINE_BYTES = 256
 MIN_GROUP = 16  # weights
@@ -54,9 +54,15 @@ def fits(spec: CodebookSpec) -> bool:
     return spec.config.v in layout.V and (spec.groups == 1 or spec.config.g >= MIN_GROUP)
 
 
-def kernel_batch(n: int) -> int:
-    """Rows of x that a pass over W multiplies, of n."""
-    return next((batch for batch in BATCHES if batch >= n), BATCHES[-1])
+def kernel_batch(spec: CodebookSpec, n: int, shared: bool) -> int:
+    """Rows of x that a pass over W multiplies, of n; for more than 32 the registers only hold simple weights."""
+    most = 32 if shared or layout.phases(spec) > 1 else 64
+    return next(batch for batch in BATCHES if batch >= min(n, most))
+
+
+def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
+    """Whether the codebooks' copies and some of x fit there."""
+    return spec.config.b <= 8 and table_bytes(spec) + x_bytes(spec, 32) <= gpu.shared_per_block
 
 
 def warp_blocks(spec: CodebookSpec, batch: int) -> int:
@@ -89,9 +95,9 @@ def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     """Every cut worth an estimate; at least one, whatever the shape."""
-    batch = kernel_batch(n)
+    shared = in_shared_memory(spec, gpu)
+    batch = kernel_batch(spec, n, shared)
     each, blocks = x_bytes(spec, batch), layout.k_blocks(spec)
-    shared = spec.config.b <= 8 and table_bytes(spec) + each <= gpu.shared_per_block
     tables = table_bytes(spec) if shared else 0
     most_chunk = (gpu.shared_per_block - tables) // each
     splittable = row_blocks(spec) <= MAX_ROW_BLOCKS
@@ -149,7 +155,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         instructions=turns * sum(work.instructions for work in each),
         mma=turns * sum(work.mma for work in each),
         balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=_START + -(-cut.split_blocks // cut.chunk_blocks) * _CHUNK + (_JOIN if cut.splits > 1 else 0),
+        latency=_START + _CHUNK + (_JOIN if cut.splits > 1 else 0),
     )
 
 

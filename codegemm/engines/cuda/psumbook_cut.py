@@ -89,7 +89,6 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
     """What a product's launch has to do."""
     built, blocks = cut.units * len(cut.slices), cut.units * row_blocks(spec)
     thread_blocks = len(cut.slices) * cut.splits
-    tiles = -(-cut.units_per_split // cut.units_per_tile)
     partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits if cut.splits > 1 else 0
     return Work(
         dram_bytes=cost.bytes_read + cost.bytes_written,
@@ -98,7 +97,8 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         instructions=blocks * _instructions(cut, spec),
         mma=built * _mma(cut, spec),
         balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=_START + tiles * _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
+        # Other tiles' latencies pass while codes travel.
+        latency=_START + _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
     )
 
 
