@@ -1,0 +1,130 @@
+"""QuIP#'s randomised Hadamard transforms on a GPU: how one is cut into thread blocks, and what its launch takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.arrays import array_module
+from codegemm.engines.cuda import device as gpus
+from codegemm.engines.cuda.launch import X_TYPES, Launch, launch
+from codegemm.engines.cuda.model import Work
+from codegemm.formats.hadamard import hadamard, split_length
+
+SOURCE = "rotate.cu"
+LANES = 32
+MAX_THREADS = 1024  # must match `most_threads` in rotate.cu
+_ENOUGH = 32  # thread blocks of a row, where the length allows it
+_GROUP_SEGMENTS = 8  # that a group of threads mixes at least
+# Clocks that nothing hides, and instructions a warp has for an element that it mixes.
+_START, _INSTRUCTIONS = 2500.0, 6.0
+# `Rotation` in rotate.cu.
+ARGUMENTS = np.dtype(
+    [(name, np.uint64) for name in ("signs", "factors")]
+    + [(name, np.int32) for name in ("segments", "segment", "groups", "log_length", "columns", "y_is_float")]
+    + [(name, np.uint64) for name in ("scales", "rotated", "sums")],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A length as segments: `order` of them, each `segment` numbers, mixed by `groups` groups of threads."""
+
+    order: int
+    segment: int
+    groups: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block, whole warps."""
+        return max(LANES, self.groups * self.segment)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Three words a thread and one a warp."""
+        return 12 * self.threads + 4 * LANES
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where in the workspace, in bytes: scales float32 [n], rotated float16 [n, columns, K], sums float32 [n, M]."""
+
+    columns: int
+    scales: int
+    rotated: int
+    sums: int
+
+
+@cache
+def cut_for(length: int) -> Cut:
+    """At least hadK segments, more where those are few or longer than a thread block; ValueError as split_length's."""
+    order, segment = split_length(length)
+    while segment > MAX_THREADS or (order < _ENOUGH and segment > LANES):
+        order, segment = 2 * order, segment // 2
+    most = max(1, min(MAX_THREADS // segment, order // _GROUP_SEGMENTS))
+    return Cut(order, segment, 1 << most.bit_length() - 1)
+
+
+@cache
+def signs(length: int, *, transpose: bool) -> npt.NDArray[np.uint32]:
+    """Where the matrix that mixes segments has -1, uint32 [order, groups, words]: bit i of a group is its i-th segment,
+    group + i * groups."""
+    cut = cut_for(length)
+    matrix = hadamard(split_length(length)[0])
+    matrix = matrix.T if transpose else matrix
+    while len(matrix) < cut.order:
+        matrix = np.kron(matrix, np.array([[1, 1], [1, -1]], np.int8))
+    words = -(-cut.order // (LANES * cut.groups))
+    negative = np.zeros((cut.order, words * LANES * cut.groups), np.uint8)
+    negative[:, : cut.order] = matrix < 0
+    bits = negative.reshape(cut.order, -1, cut.groups).swapaxes(1, 2)
+    return np.packbits(np.ascontiguousarray(bits), axis=2, bitorder="little").view(np.uint32)
+
+
+def arrange(vector: Any, *, transpose: bool) -> dict[str, Any]:
+    """Arrays of a transform, where `vector` (SU or SV) is: NumPy's or CuPy's."""
+    xp, length = array_module(vector), len(vector)
+    factors = gpus.to_host(vector).astype(np.float64) / np.sqrt(length)
+    return {"signs": xp.asarray(signs(length, transpose=transpose)), "factors": xp.asarray(factors.astype(np.float32))}
+
+
+def instance(side: str, dtype: np.dtype) -> str:
+    """The template's instance for x (side `in`) or y (`out`) of a dtype."""
+    return f"rotate_{side}<{X_TYPES[dtype.name]}>"
+
+
+def decide(
+    where: str, side: str, arrays: dict[str, Any], places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype
+) -> Launch:
+    """The launch that rotates n rows of x into the workspace, or the sums there into y."""
+    length = len(arrays["factors"])
+    cut = cut_for(length)
+    filled = np.array(
+        (
+            gpus.address(arrays["signs"]), gpus.address(arrays["factors"]), cut.order, cut.segment, cut.groups,
+            (length - 1).bit_length(), places.columns, out_dtype == np.float32, places.scales, places.rotated,
+            places.sums,
+        ),
+        ARGUMENTS,
+    )  # fmt: skip
+    return launch(
+        where, SOURCE, instance(side, dtype), (cut.order, n), cut.threads, cut.shared_bytes, (filled,), arrays
+    )
+
+
+def work(length: int, n: int, itemsize: int) -> Work:
+    """What a launch has to do for n rows whose other end, x or y, has elements of that size."""
+    cut = cut_for(length)
+    mixed = n * cut.order * length
+    return Work(
+        dram_bytes=n * length * itemsize,
+        l2_bytes=8 * mixed,
+        wavefronts=n * length / LANES * (cut.groups + cut.segment.bit_length()),
+        instructions=mixed / LANES * _INSTRUCTIONS,
+        latency=_START,
+    )
