@@ -11,6 +11,7 @@ from codegemm import Cost, dispatch, prediction
 from codegemm.cli import cli
 from codegemm.comparison import targets
 from codegemm.comparison.targets import Timed
+from codegemm.engines.cuda import model
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
 from codegemm.engines.cuda.launch import CudaKernel
 from codegemm.engines.cuda.model import Work
@@ -44,7 +45,9 @@ class Worked(CudaKernel):
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Dense in 2 + 90 us; `one` waits for memory, `two` launches twice."""
+    """Dense in 2 + 90 us; `one` waits for memory, `two` launches twice; the model with constants of its own."""
+    for name, value in (("LAUNCH", 2e-6), ("MEMORY_SHARE", 0.9), ("ISSUED", 4.0), ("_ISSUE_SHARE", 0.85)):
+        monkeypatch.setattr(model, name, value)
     dense = Worked("dense", Work(90e-6 * 0.9e12))
     dense.automatic = False
     one = Worked("one", Work(18e-6 * 0.9e12, wavefronts=8 * 17_000, latency=3000), bytes_read=9e6)
@@ -72,7 +75,7 @@ def test_arithmetic(kernels):
     assert prediction.copy_bandwidth(GPU) == pytest.approx(0.9e12)
 
 
-def test_latency_can_be_what_bounds():
+def test_latency_can_be_what_bounds(kernels):
     assert prediction.bound([Work(0.9e6), Work(0.9e6, latency=1)], GPU) == "latency"
     assert prediction.bound([Work(0.9e6, latency=1000), Work(0, mma=8 * 10_000)], GPU) == "mma"
 
@@ -116,7 +119,7 @@ def test_targets_are_met_and_missed():
 def test_what_auto_owes():
     shape = (1000, 1024)
     packed = codegemm.CodebookConfig.parse("m1v4g128").packed_bits(*shape) / 8
-    copied = 2e-6 + (packed + 2 * 1000 * 1024) / 1e12
+    copied = model.LAUNCH + (packed + 2 * 1000 * 1024) / 1e12
     rows = [
         timed("dense", "", shape, 64, 10e-6),
         timed("dense", "", shape, 65, 10e-6),

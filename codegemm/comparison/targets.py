@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from codegemm.engines.cuda import model
 from codegemm.formats.names import spec_of
 
 MAIN = ("m1v4g128", "m2v8g128")
 AQLM, QUIP, DENSE = ("aqlm", "m2v8g-1"), ("quip", "e8p"), ("dense", "")
 MOST_ROWS = 64  # of x, up to which quantised products are never to be slower than dense ones
-_LAUNCH = 2e-6  # seconds that one more kernel in a row costs
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def outcomes(rows: Sequence[Timed], bandwidth: float) -> list[Outcome]:
 
 def dequantisation(config: str, shape: tuple[int, int], bandwidth: float) -> float:
     """Seconds of a pass that reads a weight and writes it in float16 as fast as a copy."""
-    return _LAUNCH + (spec_of(shape, config).packed_bits / 8 + 2 * shape[0] * shape[1]) / bandwidth
+    return model.LAUNCH + (spec_of(shape, config).packed_bits / 8 + 2 * shape[0] * shape[1]) / bandwidth
 
 
 def _reached(
