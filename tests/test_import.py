@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("cupy", "torch", "matplotlib", "transformers", "rich", "click", "safetensors", "ml_dtypes", "platformdirs")
@@ -51,6 +52,18 @@ def test_a_gpu_needs_few_libraries(tmp_path):
     )
     done = python(code, tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("variables", [{"XDG_CACHE_HOME": "/x"}, {"HOME": "/x/y", "XDG_CACHE_HOME": ""}])
+def test_the_cache_needs_no_library(variables, tmp_path, monkeypatch):
+    """It is where platformdirs would put it."""
+    monkeypatch.delenv("CODEGEMM_CACHE_DIR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    expected = user_cache_path("codegemm", appauthor=False)
+    (tmp_path / "platformdirs.py").write_text("raise ImportError")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from codegemm import cache; print(cache.root())"
+    assert python(code, tmp_path).stdout.strip() == str(expected)
 
 
 def test_import_is_quick(tmp_path):

@@ -34,7 +34,7 @@ class Worked(CudaKernel):
     def arrange(self, weight):
         raise AssertionError
 
-    decide = prepare = run = arrange
+    decide = instances = prepare = run = arrange
 
     def work(self, spec, n, dtype, gpu):
         return self._works

@@ -76,7 +76,7 @@ def test_kernels_say_all_that_they_compile(config, emulated_gpu, make_weight, mo
     monkeypatch.setattr(compiler, "build", build)
     weight = make_weight(64, 960 if config == "m3v5b3g15" else 1024, config).to("cuda")
     for kernel in dispatch.registered("cuda"):
-        if not isinstance(kernel, CudaKernel) or type(kernel).instances is CudaKernel.instances:
+        if not isinstance(kernel, CudaKernel):
             continue
         for n in (1, 3, 8, 100):
             if kernel.supports(weight.spec, n, HALF, "cuda:0"):

@@ -93,9 +93,9 @@ class CudaKernel(Kernel):
     def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
         """What a product's launches have to do on a GPU."""
 
+    @abstractmethod
     def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> Iterable[tuple[str, str]]:
         """Sources and templates' instances of all that a product of n rows launches, whatever y's dtype."""
-        return ()
 
     def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[compiler.Build]:
         gpu = gpus.gpu(device)
