@@ -10,6 +10,7 @@ from emulator import emulate
 from emulator.gpu import Array, Tensor, host
 
 import codegemm
+from codegemm import dispatch
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, device, library, psumbook
 from codegemm.engines.cuda.gpu import Gpu
@@ -101,13 +102,18 @@ def moved(emulated_gpu, make_weight):
     return make_weight(100, 512, "m1v4g128", parts=2).to("cuda")
 
 
-def test_emulated_psumbook_is_chosen(emulated_gpu, moved, rng):
+def test_emulated_auto(emulated_gpu, moved, rng):
+    """Where nothing was measured the least estimate decides, of the kernels that need no dense weight."""
     x = emulated_gpu.asarray(rng.standard_normal((2, 512)).astype(np.float16))
     y = x @ moved.T
     assert isinstance(y, Array)
     assert y.dtype == np.float16
     assert close(y, truth(x, moved))
-    assert repr(codegemm.plan(moved, 2, np.float16)).startswith("<plan cuda:psumbook for 2 x float16")
+    half = np.dtype(np.float16)
+    kernels = [k for k in dispatch.registered("cuda") if k.automatic and not k.supports(moved.spec, 2, half, "cuda:0")]
+    chosen = codegemm.plan(moved, 2, half).kernel
+    assert chosen is min(kernels, key=lambda kernel: kernel.estimate(moved.spec, 2, half, "cuda:0"))
+    assert chosen.name != "dense"
 
 
 def test_emulated_products_of_every_kind_of_array(emulated_gpu, emulated_torch, moved, rng):
@@ -182,18 +188,18 @@ def test_emulated_products_run_on_the_callers_stream(emulated_gpu, emulated_torc
     with emulated_gpu.cuda.ExternalStream(5):
         plan(mine)
         plan(mine, out=out)
-        codegemm.matmul(mine, moved.T)
-        codegemm.matmul(mine, moved.T, out=out)
-        codegemm.matmul(mine, moved.T, out=out)
+        codegemm.matmul(mine, moved.T, kernel="psumbook")
+        codegemm.matmul(mine, moved.T, out=out, kernel="psumbook")
+        codegemm.matmul(mine, moved.T, out=out, kernel="psumbook")
         assert [stream for *_, stream in kernel.launches] == [5] * 5
         kernel.launches.clear()
-        codegemm.matmul(tensor, moved.T)
+        codegemm.matmul(tensor, moved.T, kernel="psumbook")
         plan(tensor)
         plan(tensor, out=tensor_of(np.zeros((1, 100), np.float16)))
-        codegemm.matmul(tensor, moved.T, out=tensor_of(np.zeros((1, 100), np.float16)))
+        codegemm.matmul(tensor, moved.T, out=tensor_of(np.zeros((1, 100), np.float16)), kernel="psumbook")
         assert [stream for *_, stream in kernel.launches] == [77] * 4
         kernel.launches.clear()
-        codegemm.linear(tensor, moved, np.ones(100, np.float16))
+        codegemm.linear(tensor, moved, np.ones(100, np.float16), kernel="psumbook")
         codegemm.plan(moved, 1, np.float16, "dense")(tensor, out=tensor_of(np.zeros((1, 100), np.float16)))
         assert [stream for *_, stream in kernel.launches] == [77]
         kernel.launches.clear()
