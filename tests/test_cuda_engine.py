@@ -3,17 +3,18 @@
 import copy
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from emulator import emulate
-from emulator.gpu import Array, Tensor, host
+from emulator.gpu import Array, Tensor, emulated, host
 
 import codegemm
 from codegemm import dispatch
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, device, library, psumbook
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import KNOWN, Gpu
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,20 @@ def close(y, expected, limit=2e-3):
 def moved(emulated_gpu, make_weight):
     """A weight on the emulated GPU."""
     return make_weight(100, 512, "m1v4g128", parts=2).to("cuda")
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_gpus_numbers(name):
+    """Clocks and memory's speed as CUDA tells them; where it doesn't, those of a modest GPU."""
+    with emulated(KNOWN[name]) as cupy:
+        small = cupy.cuda.runtime.getDeviceProperties(0)["l2CacheSize"]
+        found = cuda.gpu("cuda:0")
+        assert found == replace(KNOWN[name], l2_bytes=small, clock=found.clock, bandwidth=found.bandwidth)
+        assert found.clock == pytest.approx(KNOWN[name].clock)
+        assert found.bandwidth == pytest.approx(KNOWN[name].bandwidth)
+        device.gpu.cache_clear()
+        cupy.cuda.runtime.deviceGetAttribute = lambda attribute, number: 0
+        assert (cuda.gpu("cuda:0").clock, cuda.gpu("cuda:0").bandwidth) == (Gpu.clock, Gpu.bandwidth)
 
 
 def test_emulated_auto(emulated_gpu, moved, rng):

@@ -219,11 +219,16 @@ def module(gpu):
         "l2CacheSize": 1 << 10,
         "name": b"emulated GPU",
     }
+    attributes = {13: gpu.clock / 1e3, 36: gpu.bandwidth / 2e6, 37: 8000}  # kHz, kHz, bits
     cupy.cuda = types.SimpleNamespace(
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
             getDevice=lambda: 0,
             getDeviceProperties=lambda number: properties,
+            cudaDevAttrClockRate=13,
+            cudaDevAttrMemoryClockRate=36,
+            cudaDevAttrGlobalMemoryBusWidth=37,
+            deviceGetAttribute=lambda attribute, number: attributes[attribute],
             memGetInfo=lambda: (1 << 30, 1 << 30),
         ),
         Device=Device,

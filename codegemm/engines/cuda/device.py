@@ -118,16 +118,27 @@ def cache_and_memory(device: str) -> tuple[int, int]:
 
 @cache
 def gpu(device: str) -> Gpu:
-    """What decides how a product is cut there."""
+    """What decides how a product is cut there, and what it is estimated to take."""
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(number(device))
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(number(device))
+    # The properties of CUDA 13 have no clocks any more. Memory moves data at both edges of its clock.
+    clock, memory_clock, bus_bits = (
+        runtime.deviceGetAttribute(attribute, number(device))
+        for attribute in (
+            runtime.cudaDevAttrClockRate, runtime.cudaDevAttrMemoryClockRate, runtime.cudaDevAttrGlobalMemoryBusWidth,
+        )
+    )  # fmt: skip
     return Gpu(
         arch=10 * properties["major"] + properties["minor"],
         multiprocessors=properties["multiProcessorCount"],
         shared_per_block=properties["sharedMemPerBlockOptin"],
         shared_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
         threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
+        clock=1e3 * clock or Gpu.clock,
+        bandwidth=2e3 * memory_clock * bus_bits / 8 or Gpu.bandwidth,
+        l2_bytes=properties["l2CacheSize"],
     )
 
 
