@@ -156,7 +156,7 @@ DEVICE uint4 load_fragment(ptx::Shared from) {
 template <class S>
 DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<S>& centroids,
                           const RowCodes<S> (&codes)[S::row_blocks][S::books], int count, int first_book, int step) {
-#pragma unroll
+#pragma unroll(S::shared ? S::pieces : 1)  // else the compiler fetches both at once, into registers that are not there
     for (int piece = 0; piece < S::pieces; piece++) {
         uint4 x[S::quarters][S::x_tiles];
 #pragma unroll

@@ -64,5 +64,6 @@ struct DequantShape {
     static constexpr int books = SHARED && (V < 16 || M <= 2) ? M : 1;
     static constexpr bool ahead =
         books * row_blocks * code_words <= 12;  // registers hold the next k block's codes as well
-    static constexpr int most_threads = SHARED && M <= 2 && V < 16 && PHASES <= 1 ? 512 : 256;  // registers decide
+    // Registers decide.
+    static constexpr int most_threads = SHARED && M <= 2 && N == 16 && V < 16 && PHASES <= 1 ? 512 : 256;
 };

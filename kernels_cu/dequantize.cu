@@ -107,7 +107,7 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
 constexpr int most_threads = 256;
 
 #define ENTRY(name, ...)                                                        \
-    extern "C" KERNEL void __launch_bounds__(most_threads)                      \
+    extern "C" KERNEL void __launch_bounds__(most_threads, 1)                   \
         name(const void* x, void* y, u8* workspace, int offset, Dequantize w) { \
         __VA_ARGS__(workspace + offset, w);                                     \
     }

@@ -42,23 +42,29 @@ DEQUANTIZE = {
 }
 
 
+def spec_of(case):
+    """A weight that the instance multiplies."""
+    v, phases = case["v"], case["phases"]
+    config = CodebookConfig(v=v, m=case["m"], b=case["b"], g=16 // phases * v if phases else -1)
+    return CodebookSpec(32, 64 * v, config, (32,))
+
+
 def instances(source, form, axes):
     """(source, instance, architecture, threads) of a covering set."""
 
     def possible(case):
         if case.get("b") == 16 and case.get("shared") == "true":
             return False
-        return not (source == dequant.SOURCE and case.get("n") == 64) or (
-            case.get("shared") != "true" and case.get("phases", 0) <= 1
-        )
+        if source != dequant.SOURCE or not set(axes) <= set(case):
+            return True
+        return cut.kernel_batch(spec_of(case), case["n"], case["shared"] == "true") == case["n"]
 
     found = []
     for case in cases.covering(axes, 150 if cases.ALL else 0, possible):
         values = ", ".join(str(case[name]) for name in axes if name != "arch")
-        config = CodebookConfig(v=case["v"], m=case.get("m", 1), b=case.get("b", 8), g=-1)
         warps = 8
-        if source == dequant.SOURCE and case["phases"] <= 1:
-            warps = cut.most_warps(CodebookSpec(32, 4 * config.v, config, (32,)), case["shared"] == "true")
+        if source == dequant.SOURCE:
+            warps = cut.most_warps(spec_of(case), case["n"], case["shared"] == "true")
         found.append((source, f"{form}<{values}>", case["arch"], 32 * warps))
     return found
 

@@ -55,8 +55,9 @@ def fits(spec: CodebookSpec) -> bool:
 
 
 def kernel_batch(spec: CodebookSpec, n: int, shared: bool) -> int:
-    """Rows of x that a pass over W multiplies, of n; for more than 32 the registers only hold simple weights."""
-    most = 32 if shared or layout.phases(spec) > 1 else 64
+    """Rows of x that a pass over W multiplies, of n: as many as registers hold sums of."""
+    long, several = spec.config.v == 16, layout.phases(spec) > 1
+    most = 16 if long and several else 32 if long or several or shared else 64
     return next(batch for batch in BATCHES if batch >= min(n, most))
 
 
@@ -70,10 +71,10 @@ def warp_blocks(spec: CodebookSpec, batch: int) -> int:
     return 2 if spec.config.v == 4 and spec.config.m == 1 and batch == 16 else 1
 
 
-def most_warps(spec: CodebookSpec, shared: bool) -> int:
+def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """`most_threads` in dequant_layout.cuh."""
-    few = shared and spec.config.m <= 2 and spec.config.v < 16 and layout.phases(spec) <= 1
-    return 16 if few else 8
+    few = spec.config.m <= 2 and batch == 16 and spec.config.v < 16 and layout.phases(spec) <= 1
+    return 16 if shared and few else 8
 
 
 def table_bytes(spec: CodebookSpec) -> int:
@@ -109,7 +110,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
         for turns in range(1, 4):
             wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
             for warps in (4, 8, 16):
-                if warps <= most_warps(spec, shared):
+                if warps <= most_warps(spec, batch, shared):
                     found += [(warps, min(wanted, warps * per_warp), per_split, chunk) for chunk in chunks]
     return [
         Cut(batch, -(-n // batch), shared, warps, blocks, per_split, chunk, slices(spec, rows),
@@ -123,7 +124,7 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
         gpu.threads_per_multiprocessor // (LANES * cut.warps),
-        most_warps(spec, cut.shared) // cut.warps,
+        most_warps(spec, cut.batch, cut.shared) // cut.warps,
     ))  # fmt: skip
     per_multiprocessor = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
     waves = -(-per_multiprocessor // resident)
