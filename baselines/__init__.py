@@ -9,6 +9,7 @@ from codegemm.baselines.dense import Dense, DenseBf16
 from codegemm.baselines.dense_cuda import DenseCuda, DequantDenseCuda
 from codegemm.baselines.dequant_dense import DequantDense
 from codegemm.baselines.quip import Quip
+from codegemm.baselines.quip_cuda import QuipCuda
 from codegemm.kernel import Kernel
 
 KERNELS: list[Kernel] = [
@@ -20,4 +21,5 @@ KERNELS: list[Kernel] = [
     Aqlm(),
     AqlmCuda(),
     Quip(),
+    QuipCuda(),
 ]

@@ -188,6 +188,13 @@ DEVICE u32 permute_bytes(u32 low, u32 high, u32 selector) {
     return __byte_perm(low, high, selector);
 }
 
+// (value & mask) | bits in one instruction, which a compiler makes two of where both are constants.
+DEVICE u32 and_or(u32 value, u32 mask, u32 bits) {
+    u32 result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+    return result;
+}
+
 // d += A B with fp16 A [16 x 16], B [16 x 8] and fp32 d [16 x 8]. Lane 4r + q holds
 //   a0: A[r][2q..], a1: A[r+8][2q..], a2: A[r][2q+8..], a3: A[r+8][2q+8..], b0: B[2q..][r], b1: B[2q+8..][r],
 //   d0, d1: D[r][2q..], d2, d3: D[r+8][2q..], two neighbours each.

@@ -163,6 +163,9 @@ inline int lowest_bit(u32 bits) {
     return __builtin_ffs(int(bits)) - 1;
 }
 
+inline u32 and_or(u32 value, u32 mask, u32 bits) {
+    return (value & mask) | bits;
+}
 u32 permute_bytes(u32 low, u32 high, u32 selector);
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 u32 add_half2(u32 a, u32 b);
