@@ -15,7 +15,7 @@ from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda import gemm
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import X_TYPES, CudaKernel, Launch, Prepared, Run, launch
-from codegemm.engines.cuda.model import Work
+from codegemm.engines.cuda.model import START, Work
 from codegemm.engines.cuda.rows import COUNTER_BYTES
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
@@ -78,6 +78,7 @@ def gemm_work(m: int, k: int, n: int, dtype: np.dtype) -> Work:
     return Work(
         dram_bytes=dtype.itemsize * (m * k + n * (m + k)),
         mma=m * k * padded / 2048 * (1 if dtype.itemsize == 2 else 8),
+        latency=START,
     )
 
 
@@ -193,6 +194,7 @@ class DequantDenseCuda(CudaKernel):
             # Random centroids meet in banks: about three wavefronts where one would do.
             wavefronts=cost.lookups / 32 * max(1, spec.config.v // 4) * 6,
             instructions=dense / dtype.itemsize / 32 * 4,
+            latency=START,
         )
         return decode, product
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import ISSUED, Work, balance, mma_clocks
+from codegemm.engines.cuda.model import ISSUED, START, Work, balance, mma_clocks
 from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Cost
@@ -19,7 +19,6 @@ MIN_GROUP = 16  # weights
 STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
 # Clocks; they only have to rank cuts.
-_START = 1500.0  # a block's launch and its first codes
 _CHUNK = 500.0  # x from L2, and two barriers
 _JOIN = 2000.0  # fence, counter and partial sums
 _L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
@@ -139,7 +138,7 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
             _JOIN + 8 * cut.batch * cut.passes * LANES * row_blocks(spec) * cut.splits / gpu.multiprocessors / _L2_BYTES
         )
     work = per_multiprocessor * (cut.split_blocks * rate * few + prologue)
-    return work + waves * (_START + chunks * _CHUNK) + joined
+    return work + waves * (START + chunks * _CHUNK) + joined
 
 
 def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
@@ -156,7 +155,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         instructions=turns * sum(work.instructions for work in each),
         mma=turns * sum(work.mma for work in each),
         balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=_START + _CHUNK + (_JOIN if cut.splits > 1 else 0),
+        latency=START + _CHUNK + (_JOIN if cut.splits > 1 else 0),
     )
 
 

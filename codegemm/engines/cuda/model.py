@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from codegemm.engines.cuda.gpu import Gpu
 
 LAUNCH = 1.3e-6  # seconds from one launch to the next that waits for it, in a graph
+START = 1500.0  # clocks of a kernel's start and its first loads, which nothing hides
 MEMORY_SHARE = 0.9  # of the data sheet's bandwidth that a copy reaches
 L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
 ISSUED = 4.0  # warp instructions a clock and multiprocessor

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import Work, balance
+from codegemm.engines.cuda.model import START, Work, balance
 from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Cost
@@ -17,7 +17,6 @@ MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_
 LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # Clocks, counted from the compiled code; they only have to rank cuts.
-_START = 1500.0  # a block's launch and its first codes
 _TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
 _JOIN = 2000.0  # fence, counter and partial sums
 _MMA = 2.0
@@ -82,7 +81,7 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     if cut.splits > 1:
         partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits
         joined = _JOIN + partial / gpu.multiprocessors / _L2_BYTES
-    return per_multiprocessor * work * few + waves * (_START + tiles * _TILE_LATENCY) + joined
+    return per_multiprocessor * work * few + waves * (START + tiles * _TILE_LATENCY) + joined
 
 
 def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
@@ -98,7 +97,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         mma=built * _mma(cut, spec),
         balance=balance(thread_blocks, gpu.multiprocessors),
         # Other tiles' latencies pass while codes travel.
-        latency=_START + _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
+        latency=START + _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
     )
 
 
