@@ -32,7 +32,7 @@ struct Quip {
     int batch;  // rows of x
     int pairs;  // whether a row of x is two columns
     float residual_factor;
-    u64 rotated;  // where in the workspace: fp16 [row][1 or 2 columns][K], in each 64 as rotate.cu's `place` says
+    u64 rotated;  // where in the workspace: fp16 [row][1 or 2 columns][K], in each 64 as rotate.cu's `place_of` says
     u64 sums;     // float [row][M]
     u64 dense;    // fp16 [row of the tiles][K], in the same order
 };

@@ -3,7 +3,7 @@
 // A length is P segments of L = 2^k: U = (H kron S) / sqrt(P L), with H of order P given by its signs, S Sylvester's
 // matrix of order L. The two factors commute, so each block mixes segments first and transforms one of length L then:
 //
-//     row    segment 0     1             P-1          thread block (i, row), its threads in groups of L:
+//     row    segment 0     1             P-1          thread block (row, i), its threads in groups of L:
 //          +---------+---------+---+---------+          each group: the sum of +- every G-th segment, signs H[i]
 //     r    |  +- j   |  +- j   |   |  +- j   |          add the groups
 //          +---------+---------+---+---------+          fast Walsh-Hadamard transform of L numbers, a thread each
@@ -46,6 +46,13 @@ struct Input {
     }
 };
 
+// Of the result, what this block makes: blocks of a row follow each other.
+struct Place {
+    int row, segment;
+
+    DEVICE explicit Place(const Rotation& r) : row(blockIdx.x / r.segments), segment(blockIdx.x % r.segments) {}
+};
+
 struct Sums {
     const float* row;
 
@@ -54,11 +61,11 @@ struct Sums {
 
 // What this thread adds of the mixed segment, whose element is threadIdx.x % L.
 template <class Source>
-DEVICE float mix(Source& source, const Rotation& r) {
+DEVICE float mix(Source& source, const Rotation& r, int segment) {
     const int group = threadIdx.x / r.segment;
     if (group >= r.groups) return 0;
     const int words = (r.segments + r.groups * lanes - 1) / (r.groups * lanes), stride = r.groups * r.segment;
-    const u32* signs = r.signs + (blockIdx.x * r.groups + group) * words;
+    const u32* signs = r.signs + (segment * r.groups + group) * words;
     float sum = 0;
     int at = threadIdx.x;  // group * L + element
     for (int rest = (r.segments - group + r.groups - 1) / r.groups; rest > 0; rest -= lanes) {
@@ -117,52 +124,55 @@ DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
     return value;
 }
 
-// This thread's element of the result's segment blockIdx.x. shared: three words a thread.
+// This thread's element of a segment of the result. shared: three words a thread.
 template <class Source>
-DEVICE float rotate(Source& source, const Rotation& r, ptx::Shared shared) {
-    const float mixed = add_groups(mix(source, r), r, shared);
+DEVICE float rotate(Source& source, const Rotation& r, int segment, ptx::Shared shared) {
+    const float mixed = add_groups(mix(source, r, segment), r, shared);
     return walsh_hadamard(mixed, r, shared + blockDim.x * 4);
 }
 
 // Where k stands in a row: of 64 neighbours, what a lane needs for its first code words comes before that for its
 // second ones, so that four lanes read (and write) 64 bytes together.
-DEVICE int place(int k) {
+DEVICE int place_of(int k) {
     return (k & ~63) | (k & 8) << 2 | (k & 48) >> 1 | (k & 7);
 }
 
-// x: [gridDim.y][length] of X. A row becomes fp16 times a power of two that leaves no result above 2^15: no result is
+// x: [n][length] of X. A row becomes fp16 times a power of two that leaves no result above 2^15: no result is
 // larger than the largest element times the length.
 template <class X>
 DEVICE void rotate_in(const void* x, void*, u8* workspace, const Rotation& r) {
     const ptx::Shared shared = ptx::shared_memory();
-    const int length = r.segments * r.segment, row = blockIdx.y;
-    Input<X> input = {static_cast<const typename X::storage*>(x) + size_t(row) * length, r.factors, 0};
-    const float value = rotate(input, r, shared);
+    const Place place(r);
+    const int length = r.segments * r.segment;
+    Input<X> input = {static_cast<const typename X::storage*>(x) + size_t(place.row) * length, r.factors, 0};
+    const float value = rotate(input, r, place.segment, shared);
     const int exponent =
         268 - int(largest_of_block(input.largest, shared + blockDim.x * 12) >> 23) - r.log_length;  // of 2, biased
     const int biased = exponent < 1 ? 1 : min(exponent, 253);
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        ptx::store(reinterpret_cast<float*>(workspace + r.scales) + row, ptx::bits_to_float(u32(254 - biased) << 23));
+    if (place.segment == 0 && threadIdx.x == 0)
+        ptx::store(reinterpret_cast<float*>(workspace + r.scales) + place.row,
+                   ptx::bits_to_float(u32(254 - biased) << 23));
     if (int(threadIdx.x) >= r.segment) return;
     const float scaled = value * ptx::bits_to_float(u32(biased) << 23);
-    u16* to = reinterpret_cast<u16*>(workspace + r.rotated) + size_t(row) * r.columns * length +
-              place(blockIdx.x * r.segment + threadIdx.x);
+    u16* to = reinterpret_cast<u16*>(workspace + r.rotated) + size_t(place.row) * r.columns * length +
+              place_of(place.segment * r.segment + threadIdx.x);
     const u16 high = ptx::float_to_half(scaled);
     ptx::store(to, high);
     if (r.columns == 2) ptx::store(to + length, ptx::float_to_half(scaled - ptx::half_to_float(high)));
 }
 
-// y: [gridDim.y][length] of X or float32, from sums that have their row's power of two.
+// y: [n][length] of X or float32, from sums that have their row's power of two.
 template <class X>
 DEVICE void rotate_out(const void*, void* y, u8* workspace, const Rotation& r) {
-    const int length = r.segments * r.segment, row = blockIdx.y;
-    Sums sums = {reinterpret_cast<const float*>(workspace + r.sums) + size_t(row) * length};
-    const float sum = rotate(sums, r, ptx::shared_memory());
+    const Place place(r);
+    const int length = r.segments * r.segment;
+    Sums sums = {reinterpret_cast<const float*>(workspace + r.sums) + size_t(place.row) * length};
+    const float sum = rotate(sums, r, place.segment, ptx::shared_memory());
     if (int(threadIdx.x) >= r.segment) return;
-    const int column = blockIdx.x * r.segment + threadIdx.x;
-    const float scale = ptx::load(reinterpret_cast<const float*>(workspace + r.scales) + row);
+    const int column = place.segment * r.segment + threadIdx.x;
+    const float scale = ptx::load(reinterpret_cast<const float*>(workspace + r.scales) + place.row);
     const float value = sum * scale * ptx::load(r.factors + column);
-    const size_t at = size_t(row) * length + column;
+    const size_t at = size_t(place.row) * length + column;
     if (r.y_is_float)
         ptx::store(static_cast<float*>(y) + at, value);
     else

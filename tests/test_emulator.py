@@ -88,6 +88,12 @@ def test_emulated_multiply_add_rounds_once(rng):
     assert np.any(exact[:16])
 
 
+def test_emulated_bits_are_merged(rng):
+    value, mask, bits = data = rng.integers(0, 1 << 32, (3, 32), np.uint32)
+    out, _ = launch("merge_bits", data, 32)
+    assert np.array_equal(out, value & mask | bits)
+
+
 @pytest.mark.parametrize("order", emulate.ORDERS)
 def test_emulated_barrier_and_atomics(order, rng):
     values = rng.integers(0, 1 << 32, 96, np.uint32)

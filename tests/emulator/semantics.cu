@@ -48,6 +48,12 @@ DEVICE void multiply_add(const u32* in, u32* out) {
     out[lane] = ptx::fma_half2(in[lane], in[32 + lane], in[64 + lane]);
 }
 
+// in: three registers [3][32]; out: (a & b) | c [32].
+DEVICE void merge_bits(const u32* in, u32* out) {
+    const int lane = ptx::lane();
+    out[lane] = ptx::and_or(in[lane], in[32 + lane], in[64 + lane]);
+}
+
 // Every thread of a block writes, all synchronise, every thread reads its mirror image; then a count by atomics.
 // in: values [blockDim.x]; out: mirrored values [blockDim.x], count.
 DEVICE void mirror(const u32* in, u32* out) {

@@ -113,7 +113,7 @@ def decide(
         ARGUMENTS,
     )  # fmt: skip
     return launch(
-        where, SOURCE, instance(side, dtype), (cut.order, n), cut.threads, cut.shared_bytes, (filled,), arrays
+        where, SOURCE, instance(side, dtype), (cut.order * n,), cut.threads, cut.shared_bytes, (filled,), arrays
     )
 
 
