@@ -17,19 +17,8 @@ def main() -> int:
     if command is None:
         print("warning: compute-sanitizer is not installed; nothing was sanitized")
         return 0
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "sanitized",
-        "-k",
-        "float16 and not bfloat16",
-    ]
-    tests.append(str(Path(__file__).with_name("test_gpu.py")))
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "sanitized"]
+    tests += ["-k", "float16 and not bfloat16", str(Path(__file__).with_name("test_gpu.py"))]
     for tool in TOOLS:
         done = subprocess.run(
             [command, "--tool", tool, "--error-exitcode", str(FOUND), *tests],

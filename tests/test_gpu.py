@@ -1,6 +1,7 @@
 """On a real GPU: `make gpu`. Elsewhere everything here is skipped, and the emulated tests stand in."""
 
 import copy
+import itertools
 import os
 import shutil
 import time
@@ -53,6 +54,34 @@ def cupy():
     return cupy
 
 
+# Every kernel with every weight that it takes, batches and dtypes in turn.
+WEIGHTS = [
+    *CASES,
+    (96, 1024, "m1v8b16g-1", 1),
+    (65, 512, "m1v16b12g64", 1),
+    (100, 480, "m1v4b4g48", 1),
+    (40, 256, "m3v8b2g16", 1),
+    (50, 1024, "m2v8g-1", 1),
+    (64, 128, "e8p", 1),
+    (384, 1536, "e8p", 1),
+]
+KERNELS = [kernel for kernel in dispatch.registered("cuda") if kernel.unavailable() is None]
+LIMITS = {"aqlm": 3e-3, "quip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3}
+
+
+def pairs():
+    """(kernel, weight, rows of x, their dtype)."""
+    turns = itertools.cycle(itertools.product((1, 3, 9, 33, 64, 100), ("float16", "bfloat16", "float32")))
+    return [(kernel, case, *next(turns)) for kernel in KERNELS for case in WEIGHTS]
+
+
+def limit(kernel, n, dtype):
+    """Of the error of a product in a float32 output."""
+    if kernel == "psumbook":
+        return TOLERANCE[n]
+    return LIMITS.get(kernel, 1e-3 if dtype == "float32" else 2e-5)
+
+
 def truth_of(x, weight):
     x, dense = np.asarray(x, np.float64), weight.to("cpu").dequantize(np.float64)
     return x @ dense.T, np.sqrt(np.sum(x**2 @ (dense**2).T))
@@ -87,6 +116,23 @@ def test_products(case, n, dtype, make_weight, rng, cupy):
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_large_products(case, n, make_weight, rng, cupy):
     check(make_weight(*case).to("cuda"), n, "float16", cupy, rng)
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize(("kernel", "case", "n", "dtype"), pairs(), ids=str)
+def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
+    weight = make_weight(*case).to("cuda")
+    x = rng.standard_normal((n, weight.shape[1])).astype(arrays.float_dtype(dtype))
+    while n > 1 and kernel.supports(weight.spec, n, x.dtype, "cuda:0"):
+        n //= 2
+    reason = kernel.supports(weight.spec, n, x.dtype, "cuda:0")
+    if reason:
+        pytest.skip(reason)
+    x, outs = x[:n], [cupy.full((n, weight.shape[0]), np.nan, np.float32) for _ in range(3)]
+    for out in outs:
+        codegemm.matmul(cupy.asarray(x), weight.T, out=out, kernel=kernel.name)
+    assert error(outs[0], truth_of(x, weight)) <= limit(kernel.name, n, dtype)
+    assert all(cupy.array_equal(out, outs[0]) for out in outs)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
