@@ -2,7 +2,8 @@
 
 Facts of the original kept here: the grid of one thread block a multiprocessor, the split of K over its warps, the
 arithmetic of a code word. Sums are added in a fixed order where the original's are atomic, and up to 8 rows of x fill
-the columns of the tensor cores' operand where the original has one row in all of them.
+the columns of the tensor cores' operand where the original has one row in all of them, and more go eight at a time
+until rebuilding the matrix, as the original does for two, is faster.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost
 
 SOURCE = "quip.cu"
-MATVEC_ROWS = 8  # of x, the columns of an operand
+COLUMNS = 8  # of an operand: rows of x whose products read the codes once
+# Rows of x beyond which What is rebuilt: writing and reading it takes as long as so many rows' codes, eight at a time.
+MATVEC_ROWS = 48
 PAIR_ROWS = 4  # of x at most, where a row is two columns
 TILE_ROWS, STEP = 16, 64  # of W, columns of W
 LANES = 32
 MAX_WARPS = 32
 _TABLE_BYTES = 4 * 256 * LANES
 _TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles; must match `together` in quip.cu
-# Instructions for 16 x 64 weights and their wavefronts, by bits, counted in the compiled loops and by the emulator.
-_INSTRUCTIONS = {2: 90.0, 3: 150.0, 4: 170.0}
-_START, _PASS_LATENCY = 2500.0, 800.0  # clocks that nothing hides
+_INSTRUCTIONS = {2: 103.0, 3: 173.0, 4: 200.0}  # for 16 x 64 weights, by bits, counted in the compiled loops
+_START, _PASS_LATENCY = 1500.0, 300.0  # clocks that nothing hides, as for the Psumbook's tiles
 # `Quip` in quip.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "residual", "tables")]
@@ -85,10 +87,10 @@ class _Sliced:
 
 
 class QuipCuda(CudaKernel):
-    """E8P weights of 2, 3 and 4 bit and every Hadamard matrix; more than 8 rows of x by slices of What and cuBLAS.
+    """E8P weights of 2, 3 and 4 bit and every Hadamard matrix; many rows of x by slices of What and cuBLAS.
 
     Rotated x is fp16 times a power of two, for up to 4 rows of x in two numbers each: their error is that of float32,
-    of more rows about 2e-4 of the result's norm. From 9 rows on the weights of 3 and 4 bit are rounded to fp16 too.
+    of more rows about 2e-4 of the result's norm. Beyond 48 rows the weights of 3 and 4 bit are rounded to fp16 too.
     """
 
     name = "quip"
@@ -99,10 +101,8 @@ class QuipCuda(CudaKernel):
 
     def arrange(self, weight: Weight) -> Prepared:
         assert isinstance(weight, E8PWeight)
-        arrays = arrange_codes(weight)
-        for side, vector in (("in", weight.SU), ("out", weight.SV)):
-            for name, array in rotation.arrange(vector, transpose=side == "in").items():
-                arrays[f"{name}_{side}"] = array
+        vectors = {"in": rotation.factors(weight.SU), "out": rotation.factors(weight.SV)}
+        arrays = arrange_codes(weight) | vectors
         # Both kinds of words are decoded twice as large as they are.
         return Prepared(weight.spec, weight.device, arrays, {"residual_factor": 0.5 / weight.resid_scale})
 
@@ -115,15 +115,7 @@ class QuipCuda(CudaKernel):
         assert isinstance(spec, E8PSpec)
         gpu, where = gpus.gpu(prepared.device), places(spec, n)
         rotations = [
-            rotation.decide(
-                prepared.device,
-                side,
-                {name: arrays[f"{name}_{side}"] for name in ("signs", "factors")},
-                where.rotation,
-                n,
-                dtype,
-                out_dtype,
-            )
+            rotation.decide(prepared.device, side, arrays[side], where.rotation, n, dtype, out_dtype)
             for side in ("in", "out")
         ]
         product = self._matvec(prepared, n, gpu) if n <= MATVEC_ROWS else self._sliced(prepared, n, gpu)
@@ -138,7 +130,7 @@ class QuipCuda(CudaKernel):
             prepared.device,
             SOURCE,
             f"quip<{spec.bits}>",
-            (blocks(spec, gpu),),
+            (blocks(spec, gpu), -(-n // COLUMNS)),
             LANES * chosen,
             shared_bytes(spec, n, chosen),
             (filled,),
@@ -177,11 +169,13 @@ class QuipCuda(CudaKernel):
         assert isinstance(spec, E8PSpec)
         (m, k), tables = spec.shape, 1 if spec.bits == 2 else 2
         dense = 0 if n <= MATVEC_ROWS else 2 * m * k
-        mixed = sum(length * (cut.order + cut.segment.bit_length()) for length, cut in _cuts(spec))
+        turns = -(-n // COLUMNS) if n <= MATVEC_ROWS else 1
+        cuts = {length: rotation.cut_for(length, n) for length in spec.shape}
+        mixed = sum(length * (cuts[length].order + cuts[length].segment.bit_length() - 1) for length in spec.shape)
         return Cost(
-            bytes_read=spec.bits * m * k // 8 + 4 * (m + k) + n * k * dtype.itemsize + dense,
+            bytes_read=turns * spec.bits * m * k // 8 + 4 * (m + k) + n * k * dtype.itemsize + dense,
             bytes_written=n * m * dtype.itemsize + dense,
-            lookups=m * k // 8 * tables,
+            lookups=turns * m * k // 8 * tables,
             multiply_adds=n * (m * k * (tables if n <= MATVEC_ROWS else 1) + mixed),
             launches=3 if n <= MATVEC_ROWS else 2 + 2 * len(slices(spec)),
         )
@@ -189,7 +183,8 @@ class QuipCuda(CudaKernel):
     def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
         assert isinstance(spec, E8PSpec)
         m, k = spec.shape
-        before, after = (rotation.work(length, n, dtype.itemsize) for length in (k, m))
+        before = rotation.work(k, n, dtype.itemsize, dtype.itemsize + 4, gpu)
+        after = rotation.work(m, n, dtype.itemsize, 4, gpu)
         codes = spec.bits * m * k // 8
         steps = m // TILE_ROWS * k // STEP
         gathers = 4 * steps * (1 if spec.bits == 2 else 2)
@@ -200,17 +195,19 @@ class QuipCuda(CudaKernel):
                 instructions=steps * (_INSTRUCTIONS[spec.bits] + (0 if spec.bits == 2 else 60)),
             )
             return before, decode, gemm_work(m, k, n, np.dtype(np.float16)), after
-        groups = -(-m // TILE_ROWS // blocks(spec, gpu) // _TOGETHER[spec.bits])
+        turns, grid = -(-n // COLUMNS), blocks(spec, gpu)
+        passes = -(-m // TILE_ROWS // grid // _TOGETHER[spec.bits])
         columns = n * (2 if n <= PAIR_ROWS else 1)
         x_bytes = 2 * columns * k * -(-m // TILE_ROWS // _TOGETHER[spec.bits])
+        again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
         product = Work(
-            dram_bytes=codes,
-            l2_bytes=x_bytes,
-            wavefronts=gathers + (codes + x_bytes) / 128,
-            instructions=steps * _INSTRUCTIONS[spec.bits],
-            mma=gathers,
+            dram_bytes=turns * codes - again,
+            l2_bytes=x_bytes + again,
+            wavefronts=turns * (gathers + codes / 128) + x_bytes / 128,
+            instructions=turns * steps * _INSTRUCTIONS[spec.bits],
+            mma=turns * gathers,
             balance=balance(m // TILE_ROWS, gpu.multiprocessors),
-            latency=_START + groups * _PASS_LATENCY,
+            latency=_START + passes * _PASS_LATENCY,
         )
         return before, product, after
 
@@ -247,7 +244,7 @@ def warps(spec: E8PSpec, n: int, gpu: Gpu) -> int:
 
 def shared_bytes(spec: E8PSpec, n: int, count: int) -> int:
     """Tables and, twice, the partial sums of `count` warps."""
-    width = n if n <= PAIR_ROWS else MATVEC_ROWS
+    width = n if n <= PAIR_ROWS else COLUMNS
     return _table_bytes(spec) + 2 * 4 * count * _TOGETHER[spec.bits] * TILE_ROWS * width
 
 
@@ -262,10 +259,6 @@ def _round(size: int) -> int:
 def _view(workspace: Any, start: int, shape: tuple[int, int], dtype: Any) -> Any:
     size = shape[0] * shape[1] * np.dtype(dtype).itemsize
     return workspace[start : start + size].view(dtype).reshape(shape)
-
-
-def _cuts(spec: E8PSpec) -> list[tuple[int, rotation.Cut]]:
-    return [(length, rotation.cut_for(length)) for length in spec.shape]
 
 
 def tables(bits: int) -> np.ndarray:

@@ -155,8 +155,14 @@ DEVICE void add_warps(const Quip& w, u8* workspace, ptx::Shared from, int stride
     }
 }
 
+// blockIdx.y: which eight rows of x.
 template <int BITS>
-DEVICE void quip(u8* workspace, const Quip& w) {
+DEVICE void quip(u8* workspace, const Quip& all) {
+    Quip w = all;
+    const int first_row = blockIdx.y * most_columns;
+    w.batch = min(all.batch - first_row, most_columns);
+    w.rotated += size_t(first_row) * w.steps * step_weights * 2;
+    w.sums += size_t(first_row) * w.tiles * tile_rows * 4;
     constexpr int together = BITS == 2 ? 4 : 2;  // tiles
     const Tables<BITS> tables(w);
     const int end = int((blockIdx.x + 1ull) * w.tiles / gridDim.x);
@@ -173,7 +179,7 @@ DEVICE void quip(u8* workspace, const Quip& w) {
     for (; tile < end; tile += together) {
         Sum<BITS> sums[together];
         for (int step = ptx::warp(); step < w.steps; step += ptx::warps()) {
-            // The next codes travel while these are decoded.
+            // A tile's next codes travel while those of the others are decoded.
             const bool last = step + ptx::warps() >= w.steps;
             const int next_tile = last ? tile + together : tile;
             const u32 next = next_tile * tile_words + (last ? warp_word : (step + ptx::warps()) * lanes + ptx::lane());
@@ -182,9 +188,8 @@ DEVICE void quip(u8* workspace, const Quip& w) {
 #pragma unroll
             for (int i = 0; i < together; i++) {
                 if (tile + i >= end) break;
-                const Codes<BITS> now = codes[i];
+                sums[i].add(codes[i], tables, x);
                 if (next_tile + i < end) codes[i].load_codes(w, next + i * tile_words);
-                sums[i].add(now, tables, x);
             }
         }
 #pragma unroll

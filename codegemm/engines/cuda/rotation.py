@@ -11,17 +11,19 @@ import numpy.typing as npt
 
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import device as gpus
+from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import X_TYPES, Launch, launch
-from codegemm.engines.cuda.model import Work
+from codegemm.engines.cuda.model import Work, balance
 from codegemm.formats.hadamard import hadamard, split_length
 
 SOURCE = "rotate.cu"
 LANES = 32
 MAX_THREADS = 1024  # must match `most_threads` in rotate.cu
-_ENOUGH = 32  # thread blocks of a row, where the length allows it
+_ENOUGH = 32  # thread blocks, where length and rows allow it
 _GROUP_SEGMENTS = 8  # that a group of threads mixes at least
-# Clocks that nothing hides, and instructions a warp has for an element that it mixes.
-_START, _INSTRUCTIONS = 2500.0, 6.0
+# Clocks that nothing hides, at a start and until loads arrive that travel together, and instructions of a warp for an
+# element of each of its threads.
+_START, _LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 1500.0, 600.0, 8, 6.0
 # `Rotation` in rotate.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("signs", "factors")]
@@ -61,20 +63,23 @@ class Places:
 
 
 @cache
-def cut_for(length: int) -> Cut:
-    """At least hadK segments, more where those are few or longer than a thread block; ValueError as split_length's."""
+def cut_for(length: int, n: int) -> Cut:
+    """For n rows: hadK segments or, where those are few or longer than a thread block, more; ValueError as
+    split_length's.
+
+    Every block reads its whole row, so more blocks than fill the GPU are no gain.
+    """
     order, segment = split_length(length)
-    while segment > MAX_THREADS or (order < _ENOUGH and segment > LANES):
+    while segment > MAX_THREADS or (order * n < _ENOUGH and segment > LANES):
         order, segment = 2 * order, segment // 2
     most = max(1, min(MAX_THREADS // segment, order // _GROUP_SEGMENTS))
     return Cut(order, segment, 1 << most.bit_length() - 1)
 
 
 @cache
-def signs(length: int, *, transpose: bool) -> npt.NDArray[np.uint32]:
+def signs(length: int, cut: Cut, *, transpose: bool) -> npt.NDArray[np.uint32]:
     """Where the matrix that mixes segments has -1, uint32 [order, groups, words]: bit i of a group is its i-th segment,
     group + i * groups."""
-    cut = cut_for(length)
     matrix = hadamard(split_length(length)[0])
     matrix = matrix.T if transpose else matrix
     while len(matrix) < cut.order:
@@ -86,11 +91,10 @@ def signs(length: int, *, transpose: bool) -> npt.NDArray[np.uint32]:
     return np.packbits(np.ascontiguousarray(bits), axis=2, bitorder="little").view(np.uint32)
 
 
-def arrange(vector: Any, *, transpose: bool) -> dict[str, Any]:
-    """Arrays of a transform, where `vector` (SU or SV) is: NumPy's or CuPy's."""
-    xp, length = array_module(vector), len(vector)
-    factors = gpus.to_host(vector).astype(np.float64) / np.sqrt(length)
-    return {"signs": xp.asarray(signs(length, transpose=transpose)), "factors": xp.asarray(factors.astype(np.float32))}
+def factors(vector: Any) -> Any:
+    """SU or SV as a transform takes it, where it is (NumPy's or CuPy's): over the root of its length, float32."""
+    scaled = gpus.to_host(vector).astype(np.float64) / np.sqrt(len(vector))
+    return array_module(vector).asarray(scaled.astype(np.float32))
 
 
 def instance(side: str, dtype: np.dtype) -> str:
@@ -98,33 +102,34 @@ def instance(side: str, dtype: np.dtype) -> str:
     return f"rotate_{side}<{X_TYPES[dtype.name]}>"
 
 
-def decide(
-    where: str, side: str, arrays: dict[str, Any], places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype
-) -> Launch:
-    """The launch that rotates n rows of x into the workspace, or the sums there into y."""
-    length = len(arrays["factors"])
-    cut = cut_for(length)
+def decide(where: str, side: str, vector: Any, places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Launch:
+    """The launch that rotates n rows of x into the workspace, or the sums there into y; `vector`: its `factors`."""
+    length = len(vector)
+    cut = cut_for(length, n)
+    negative = gpus.to_device(signs(length, cut, transpose=side == "in"), where)
     filled = np.array(
         (
-            gpus.address(arrays["signs"]), gpus.address(arrays["factors"]), cut.order, cut.segment, cut.groups,
+            gpus.address(negative), gpus.address(vector), cut.order, cut.segment, cut.groups,
             (length - 1).bit_length(), places.columns, out_dtype == np.float32, places.scales, places.rotated,
             places.sums,
         ),
         ARGUMENTS,
     )  # fmt: skip
     return launch(
-        where, SOURCE, instance(side, dtype), (cut.order * n,), cut.threads, cut.shared_bytes, (filled,), arrays
+        where, SOURCE, instance(side, dtype), (cut.order * n,), cut.threads, cut.shared_bytes, (filled,), negative
     )
 
 
-def work(length: int, n: int, itemsize: int) -> Work:
-    """What a launch has to do for n rows whose other end, x or y, has elements of that size."""
-    cut = cut_for(length)
+def work(length: int, n: int, itemsize: int, element_bytes: int, gpu: Gpu) -> Work:
+    """What a launch has to do for n rows whose other end, x or y, has elements of `itemsize`, and that reads
+    `element_bytes` for an element that it mixes."""
+    cut = cut_for(length, n)
     mixed = n * cut.order * length
     return Work(
         dram_bytes=n * length * itemsize,
-        l2_bytes=8 * mixed,
-        wavefronts=n * length / LANES * (cut.groups + cut.segment.bit_length()),
+        l2_bytes=element_bytes * mixed,
+        wavefronts=n * length / LANES * (cut.groups + 2 * max(0, cut.segment.bit_length() - 6)) + mixed / LANES,
         instructions=mixed / LANES * _INSTRUCTIONS,
-        latency=_START,
+        balance=balance(cut.order * n, gpu.multiprocessors),
+        latency=_START + -(-cut.order // (cut.groups * _LOADS)) * _LOADS_LATENCY,
     )
