@@ -1,0 +1,60 @@
+"""The CUDA kernels of the QuIP# baseline as NVRTC compiles them for every architecture: no GPU is needed."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sass
+
+from codegemm.baselines import quip_cuda
+from codegemm.engines.cuda import compiler, launch, rotation
+
+REGISTERS = 65536  # of a multiprocessor
+STATIC_SHARED = 1024  # the system's own, from sm_90 on
+PRODUCTS = [(quip_cuda.SOURCE, f"quip<{bits}>") for bits in (2, 3, 4)]
+OTHERS = [(quip_cuda.SOURCE, f"dequantize_e8p<{bits}>") for bits in (2, 3, 4)] + [
+    (rotation.SOURCE, f"rotate_{side}<{x}>") for side in ("in", "out") for x in launch.X_TYPES.values()
+]
+
+
+def instances():
+    """(source, instance, architecture): products on all architectures, what is simpler on one in turns."""
+    everywhere = PRODUCTS + (OTHERS if os.environ.get("CODEGEMM_TEST_ALL") else [])
+    made = [(*kernel, arch) for kernel in everywhere for arch in compiler.ARCHITECTURES]
+    turns = zip(OTHERS, 2 * compiler.ARCHITECTURES)
+    return list(dict.fromkeys(made + [(*kernel, arch) for kernel, arch in turns]))
+
+
+INSTANCES = instances()
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    """The path of a compiled instance, all of them compiled at once."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def make(key):
+        path = folder / f"{compiler.entry_name(key[1])}_{key[2]}.cubin"
+        path.write_bytes(compiler.compile_instance(*key)[0])
+        return path
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+
+
+@pytest.mark.parametrize("key", INSTANCES, ids=str)
+def test_compiled_kernels_keep_to_their_budgets(key, cubins):
+    used = sass.resources(cubins[key])
+    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
+    assert used["REG"] * 1024 <= REGISTERS
+    assert used["SHARED"] <= STATIC_SHARED
+
+
+@pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
+@pytest.mark.parametrize(("bits", "gathers"), [(2, 4), (3, 8), (4, 8)])
+def test_compiled_loop_has_the_instructions_that_the_model_takes(bits, gathers, arch, cubins):
+    """For 16 x 64 weights: as many mma as words, each gathered once."""
+    tiles = quip_cuda._TOGETHER[bits]
+    loop = sass.smallest_loop(cubins[quip_cuda.SOURCE, f"quip<{bits}>", arch], "HMMA", gathers * tiles)
+    assert loop["HMMA"] == loop["LDS"] == gathers * tiles
+    assert abs(loop.total() / tiles - quip_cuda._INSTRUCTIONS[bits]) <= 0.06 * quip_cuda._INSTRUCTIONS[bits], loop
