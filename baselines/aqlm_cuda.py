@@ -81,6 +81,9 @@ class AqlmCuda(CudaKernel):
             )
         return None
 
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        return super().supports(spec, n, dtype, device) or (self._large.unavailable() if n > MATVEC_ROWS else None)
+
     def arrange(self, weight: Weight) -> AqlmPrepared:
         assert isinstance(weight, CodebookWeight)
         arrays = {

@@ -40,7 +40,7 @@ class DenseCuda(Kernel):
     engine = "cuda"
 
     def unavailable(self) -> str | None:
-        return gpus.unavailable()
+        return gpus.unavailable() or gemm.unavailable()
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
         return None if dtype.name in X_TYPES else f"x is {dtype}: it takes {', '.join(X_TYPES)}"
@@ -50,6 +50,7 @@ class DenseCuda(Kernel):
         return {np.dtype(np.float16): gpus.to_device(weight.dequantize(np.float16), device)}
 
     def load(self, prepared: Any, n: int, dtype: np.dtype) -> None:
+        gemm.load()
         _of_dtype(prepared, dtype)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -116,6 +117,9 @@ class DequantDenseCuda(CudaKernel):
     name = "dequant_dense"
     automatic = True
 
+    def unavailable(self) -> str | None:
+        return super().unavailable() or gemm.unavailable()
+
     def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
         return None if isinstance(spec, CodebookSpec) else "it multiplies CodebookWeights"
 
@@ -135,6 +139,7 @@ class DequantDenseCuda(CudaKernel):
         assert isinstance(spec, CodebookSpec)
         gpu = gpus.gpu(prepared.device)
         source = instance(spec, dtype, gpu)
+        gemm.load()
         made = [
             _Slice(first, end - first, self._launch(prepared, part, first, end, source, gpu))
             for part, first, end in slices(spec, dtype)

@@ -5,11 +5,13 @@ import itertools
 import numpy as np
 import pytest
 from emulator import cases, emulate
-from emulator.gpu import multiply
+from emulator.gpu import Cublas, multiply
 
-from codegemm import arrays
+import codegemm
+from codegemm import arrays, dispatch
 from codegemm.baselines import dense_cuda
 from codegemm.baselines.dense_cuda import DenseCuda, DequantDenseCuda
+from codegemm.engines.cuda import gemm
 
 TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6}
 CASES = [
@@ -103,3 +105,40 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, emulated_gpu, tmp_pat
     x = rng.standard_normal((1, 512)).astype(np.float16)
     with pytest.raises(emulate.EmulatorError, match=r"no barrier between them|before it was written"):
         multiply(DequantDenseCuda(), weight, x, folder=folder)
+
+
+@pytest.mark.parametrize("kernel", ["dense", "dequant_dense"])
+def test_emulated_dense_products_are_captured(kernel, emulated_gpu, make_weight, rng):
+    """A graph multiplies anew at every launch, on the stream of the launch."""
+    weight = make_weight(40, 256, "m2v8g64").to("cuda")
+    plan = codegemm.plan(weight, 5, np.float16, kernel)
+    x, out = (emulated_gpu.zeros(shape, np.float16) for shape in ((5, 256), (5, 40)))
+    stream = emulated_gpu.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        plan(x, out=out)
+        graph = stream.end_capture()
+    for _ in range(2):
+        x.host[...] = rng.standard_normal((5, 256))
+        graph.launch()
+        truth = x.host.astype(np.float64) @ weight.dequantize(np.float64).T
+        assert np.linalg.norm(out.host - truth) <= 1e-3 * np.linalg.norm(truth)
+
+
+def test_cublas_refuses_or_is_missing(emulated_gpu, make_weight, monkeypatch):
+    weight = make_weight(40, 256, "m2v8g-1").to("cuda")
+    x = emulated_gpu.zeros((9, 256), np.float16)
+    monkeypatch.setattr(Cublas, "status", 13)
+    with pytest.raises(RuntimeError, match="cuBLAS refused a product: status 13"):
+        codegemm.matmul(x, weight.T, kernel="dense")
+
+    def missing():
+        raise ImportError("libcublas.so.12: cannot open\nand more")
+
+    monkeypatch.setattr(gemm, "_cublas", missing)
+    dispatch.choose_anew()
+    reason = r"cuBLAS is missing: libcublas.so.12: cannot open; pip install 'codegemm\[cuda12\]' \(or cuda13\)"
+    for kernel in ("dense", "dequant_dense", "aqlm"):
+        with pytest.raises(codegemm.KernelError, match=reason):
+            codegemm.matmul(x, weight.T, kernel=kernel)
+    assert codegemm.matmul(x[:6], weight.T, kernel="aqlm").shape == (6, 40)

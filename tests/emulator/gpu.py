@@ -167,12 +167,25 @@ class Graph:
             submit(work, (stream or Stream.current).ptr)
 
 
-def gemm(*product):
-    submit(lambda: multiply_dense(*product), Stream.current.ptr)
+class Cublas:
+    """cuBLAS's functions as `codegemm.engines.cuda.gemm` calls them; `status` is what they return."""
+
+    status = 0
+
+    def cublasSetStream_v2(self, handle, pointer):
+        self.pointer = pointer
+        return self.status
+
+    def cublasGemmEx(self, handle, *arguments):
+        (transpose, other, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, _) = arguments
+        assert (transpose, other, a_type, compute) == (1, 0, b_type, 68)
+        assert (alpha._obj.value, beta._obj.value) == (1, 0)
+        submit(lambda: multiply_dense((m, n, k), (a, lda), (b, ldb), (c, ldc), a_type, c_type), self.pointer)
+        return self.status
 
 
 def multiply_dense(shape, a, b, c, dtype, out_dtype):
-    """What cuBLAS does for `codegemm.engines.cuda.gemm`: C = A^T B, columns first, on host memory."""
+    """C = A^T B, columns first, on host memory; a, b, c: address and leading dimension."""
     types = {2: np.dtype(np.float16), 14: arrays.bfloat16(), 0: np.dtype(np.float32)}
 
     def at(place, rows, columns, dtype):
@@ -379,7 +392,9 @@ def _emulated(gpu, monkeypatch, folder):
         return cubin
 
     monkeypatch.setattr(compiler, "build", build)
-    monkeypatch.setattr(cuda_gemm, "_gemm", gemm)
+    cublas = Cublas()
+    monkeypatch.setattr(cuda_gemm, "_cublas", lambda: cublas)
+    monkeypatch.setattr(cuda_gemm, "_handle", lambda: 1)
     find = device.importlib.util.find_spec
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
     cupy.RawModule = RawModule
