@@ -1,9 +1,9 @@
 """QuIP#'s GPU kernels (Tseng et al., 2024): rotate x, decode E8P words into tensor cores, rotate the result.
 
 Facts of the original kept here: the grid of one thread block a multiprocessor, the split of K over its warps, the
-arithmetic of a code word. Sums are added in a fixed order where the original's are atomic, and up to 8 rows of x fill
-the columns of the tensor cores' operand where the original has one row in all of them, and more go eight at a time
-until rebuilding the matrix, as the original does for two, is faster.
+arithmetic of a code word. Better than there: sums are added in a fixed order and not by atomics; up to 8 rows of x fill
+the columns of the tensor cores' operand, which the original gives to a single row; and more rows go eight at a time
+until rebuilding the matrix is faster, which the original does from two rows on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_WARPS = 32
 _TABLE_BYTES = 4 * 256 * LANES
 _TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles; must match `together` in quip.cu
 _INSTRUCTIONS = {2: 103.0, 3: 173.0, 4: 200.0}  # for 16 x 64 weights, by bits, counted in the compiled loops
-_START, _PASS_LATENCY = 1500.0, 300.0  # clocks that nothing hides, as for the Psumbook's tiles
+_START, _PASS_LATENCY = 1500.0, 300.0  # clocks that nothing hides: a block's start, the sums of a few tiles
 # `Quip` in quip.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "residual", "tables")]

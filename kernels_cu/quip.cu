@@ -164,18 +164,18 @@ DEVICE void quip(u8* workspace, const Quip& all) {
     w.rotated += size_t(first_row) * w.steps * step_weights * 2;
     w.sums += size_t(first_row) * w.tiles * tile_rows * 4;
     constexpr int together = BITS == 2 ? 4 : 2;  // tiles
-    const Tables<BITS> tables(w);
-    const int end = int((blockIdx.x + 1ull) * w.tiles / gridDim.x);
-    const int stride = together * tile_rows * width(w) * 4;  // bytes of a warp's partial sums
-    ptx::Shared partial = tables.rest;
-    int other = ptx::warps() * stride;
-
     int tile = int(u64(blockIdx.x) * w.tiles / gridDim.x);
+    const int end = int((blockIdx.x + 1ull) * w.tiles / gridDim.x);
     const u32 tile_words = w.steps * lanes, warp_word = ptx::warp() * lanes + ptx::lane();
     Codes<BITS> codes[together];
 #pragma unroll
     for (int i = 0; i < together; i++)
         if (tile + i < end) codes[i].load_codes(w, (tile + i) * tile_words + warp_word);
+
+    const Tables<BITS> tables(w);
+    const int stride = together * tile_rows * width(w) * 4;  // bytes of a warp's partial sums
+    ptx::Shared partial = tables.rest;
+    int other = ptx::warps() * stride;
     for (; tile < end; tile += together) {
         Sum<BITS> sums[together];
         for (int step = ptx::warp(); step < w.steps; step += ptx::warps()) {
