@@ -16,6 +16,7 @@ from codegemm.engines.cuda import dequant_plain as plain
 from codegemm.engines.cuda import device, library, rows
 from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.formats import names
 
 KERNEL = Dequant()
 # Relative to the norm of y, out in float32.
@@ -87,6 +88,18 @@ def run(case, make_weight, rng, monkeypatch):
             monkeypatch.setattr(cut, "cut_for", lambda spec, n, gpu: made)
     y, [report] = multiply(KERNEL, weight, x, order=case["order"], seed=case["seed"])
     return y, Truth(x, weight), report, weight, made
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v8b16g-1", "m2v16g32"])
+def test_cuts_are_found_once_for_all_n_that_take_the_same(config):
+    """Searching takes a tenth of a second, and a plan asks for every n."""
+    spec = names.spec_of((256, 1024), config)
+    cut._fastest.cache_clear()
+    for gpu in GPUS.values():
+        for n in range(1, cut.MAX_N + 1):
+            found = min(cut.candidates(spec, n, gpu), key=lambda made: cut.estimate(made, spec, gpu))
+            assert cut.cut_for(spec, n, gpu) == found
+    assert cut._fastest.cache_info().misses == len(GPUS) * cut.MAX_N // cut.BATCHES[0]
 
 
 @pytest.mark.parametrize("case", FAST_CASES, ids=cases.name_of)

@@ -87,9 +87,13 @@ def x_bytes(spec: CodebookSpec, batch: int) -> int:
     return layout.STEPS * (spec.config.v // 4) * (batch // 16) * LANES * 16 + 4 * batch
 
 
-@lru_cache(maxsize=1024)
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
+    return _fastest(spec, -(-n // BATCHES[0]) * BATCHES[0], gpu)  # the same for all n that fill as many tiles
+
+
+@lru_cache(maxsize=1024)
+def _fastest(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
 
 
@@ -127,7 +131,8 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     ))  # fmt: skip
     per_multiprocessor = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
     waves = -(-per_multiprocessor // resident)
-    each = max((_slice(cut, spec, blocks) for blocks in _sizes(cut)), key=lambda work: work.wavefronts + work.l2_bytes)
+    distinct = (_slice(cut, spec, blocks) for blocks in set(_sizes(cut)))
+    each = max(distinct, key=lambda work: work.wavefronts + work.l2_bytes)
     rate = max(each.wavefronts, each.instructions / ISSUED, each.mma * mma_clocks(gpu), each.l2_bytes / _L2_BYTES)
     few = 1.0 + 4.0 / (min(cut.warps, max(_sizes(cut))) * min(resident, per_multiprocessor))
     chunks = -(-cut.split_blocks // cut.chunk_blocks)
