@@ -28,7 +28,7 @@ def main() -> int:
         said = done.stdout + done.stderr
         if done.returncode == 0:
             print(f"{tool}: nothing found; {said.strip().splitlines()[-1]}")
-        elif any(text in said for text in REFUSED):
+        elif done.returncode != FOUND and any(text in said for text in REFUSED):
             [reason, *_] = [line for line in said.splitlines() if any(text in line for text in REFUSED)]
             print(f"warning: {tool} is refused here: {reason.strip()}")
         else:

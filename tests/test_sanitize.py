@@ -1,0 +1,22 @@
+"""What `make gpu PART=sanitize` makes of compute-sanitizer's answers."""
+
+import subprocess
+import types
+
+import pytest
+import sanitize
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "result", "printed"),
+    [(0, "1 passed", 0, "memcheck: nothing found; 1 passed"),
+     (1, "========= Error: Device not supported\n", 0, "warning: memcheck is refused here: ========= Error: Device"),
+     (1, "1 failed", 1, "1 failed"),
+     (sanitize.FOUND, "Invalid __global__ read\n========= Unable to show the source", sanitize.FOUND, "Invalid")],
+)  # fmt: skip
+def test_errors_are_no_refusals(code, said, result, printed, monkeypatch, capsys):
+    monkeypatch.setattr(sanitize.shutil, "which", lambda command: f"/usr/bin/{command}")
+    done = types.SimpleNamespace(returncode=code, stdout=said, stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **named: done)
+    assert sanitize.main() == result
+    assert printed in capsys.readouterr().out
