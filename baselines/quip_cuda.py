@@ -99,6 +99,9 @@ class QuipCuda(CudaKernel):
     def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
         return None if isinstance(spec, E8PSpec) else "it multiplies E8PWeights"
 
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        return super().supports(spec, n, dtype, device) or (gemm.unavailable() if n > MATVEC_ROWS else None)
+
     def arrange(self, weight: Weight) -> Prepared:
         assert isinstance(weight, E8PWeight)
         vectors = {"in": rotation.factors(weight.SU), "out": rotation.factors(weight.SV)}
@@ -139,6 +142,7 @@ class QuipCuda(CudaKernel):
     def _sliced(self, prepared: Prepared, n: int, gpu: Gpu) -> _Sliced:
         spec = prepared.spec
         assert isinstance(spec, E8PSpec)
+        gemm.load()
         made = []
         for first, end in slices(spec):
             filled = _arguments(prepared, n, first, end - first)

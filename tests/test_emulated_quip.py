@@ -323,6 +323,26 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, rng):
     assert plan.prepared.runs == decided
 
 
+def test_only_many_rows_need_cublas(emulated_gpu, monkeypatch):
+    spec, dtype = E8PSpec(48, 128, 2, (16, 16)), np.dtype(np.float16)
+    monkeypatch.setattr(quip_cuda.gemm, "unavailable", lambda: "cuBLAS is missing")
+    assert QuipCuda().supports(spec, MATVEC_ROWS, dtype, "cuda:0") is None
+    assert QuipCuda().supports(spec, MATVEC_ROWS + 1, dtype, "cuda:0") == "cuBLAS is missing"
+
+
+def test_cublas_is_loaded_when_a_product_of_many_rows_is_decided(emulated_gpu, monkeypatch, rng):
+    """A captured product must not."""
+    weight, x = operands(rng, (48, 128), n=MATVEC_ROWS + 1)
+    loads = []
+    monkeypatch.setattr(quip_cuda.gemm, "load", lambda: loads.append(1))
+    kernel = QuipCuda()
+    prepared = weight.to("cuda").prepared(kernel)
+    kernel.bind(prepared, COLUMNS, x.dtype, x.dtype)
+    assert not loads
+    kernel.bind(prepared, len(x), x.dtype, x.dtype)
+    assert loads
+
+
 def test_prepared_weights_are_copied_whole(emulated_gpu, rng):
     weight, _ = operands(rng, (48, 128), 3)
     prepared = QuipCuda().arrange(weight.to("cuda"))
