@@ -62,6 +62,32 @@ def test_a_weight_moves_there_and_back(emulated_gpu, make_weight):
         weight.to("cuda:1")
 
 
+def transposed(array):
+    return Array(np.asfortranarray(array))
+
+
+def shifted(array):
+    memory = emulate.aligned(np.zeros(array.nbytes + 4, np.uint8))
+    view = memory[4:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return Array(view)
+
+
+@pytest.mark.parametrize("lay", [transposed, shifted])
+def test_arrays_on_a_gpu_may_lie_anyhow(lay, emulated_gpu, make_weight, rng):
+    weight = make_weight(64, 256, "m1v8g-1")
+    there = codegemm.CodebookWeight(*map(lay, (weight.codes, weight.codebooks, weight.scales)))
+    assert there == weight
+    x = emulated_gpu.asarray(rng.standard_normal((3, 256)).astype(np.float16))
+    for kernel in ("psumbook", "dequant", "dequant_dense", "aqlm"):
+        expected = codegemm.matmul(x, weight.to("cuda").T, kernel=kernel)
+        assert np.array_equal(codegemm.matmul(x, there.T, kernel=kernel).host, expected.host), kernel
+    lattice = make_weight(64, 256, "e8p")
+    there = codegemm.E8PWeight(*map(lay, (lattice.qidxs, lattice.SU, lattice.SV)))
+    assert there == lattice
+    assert all(array.flags.c_contiguous and array.data.ptr % 16 == 0 for array in there.arrays.values())
+
+
 def test_the_engine_follows_the_weight(emulated_gpu, make_weight, rng):
     weight = make_weight(16, 64, "m1v4g16")
     moved = weight.to("cuda")

@@ -51,8 +51,8 @@ class CodebookWeight(Weight):
     scales: float16 [M, K/g]; [M, 1] for one scale a row (g = -1).
     part_rows: rows of each part, in order, where the codebooks have a leading axis.
 
-    The arrays are validated, then read-only; an array that was writeable is copied. A wrong shape, dtype or value
-    raises ValueError.
+    The arrays are validated, then read-only; an array that was writeable is copied, unless it is on a GPU, where it
+    must not be written to any more. A wrong shape, dtype or value raises ValueError.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class CodebookWeight(Weight):
                 yield start, _decode(host.codes[start:stop], codebooks, host.scales[start:stop])
 
     def __getitem__(self, rows: slice) -> Self:
-        """Rows r0:r1 as a weight of their own, on the same memory."""
+        """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
         if not isinstance(rows, slice):
             raise TypeError(f"a weight takes row slices only, like w[0:1024]; got {rows!r}")
         start, stop, step = rows.indices(self.shape[0])

@@ -172,9 +172,13 @@ class TransposedWeight(Matrix):
 
 
 def frozen(array: Any) -> Any:
-    """A read-only array of the same values; a copy where somebody else could still write to it."""
+    """A read-only contiguous array of the same values; a copy where somebody else could still write to it.
+
+    On a GPU, where none is read-only, the array itself if it is contiguous and begins on a boundary of 16 bytes, as
+    kernels load it.
+    """
     if not isinstance(array, np.ndarray):
-        return array
+        return array if array.flags.c_contiguous and array.data.ptr % 16 == 0 else array.copy(order="C")
     array = np.require(array, requirements=["C", "A"])
     if _is_writeable(array):
         array = array.copy()
