@@ -8,8 +8,7 @@
 //            K:  split 0      split 1            thread block (slice, split)
 //              +---+---+---+---+---+---+           copy the codebooks 8 or 16 times into shared memory
 //   slice 0    | c |   |   |   |   |   |           for each chunk c of K: fragments of x into shared memory
-//              +---+---+---+---+---+---+             for each k block of the chunk, in every warp for its 32 or 64
-//              rows:
+//              +---+---+---+---+---+---+             for each k block, in every warp for its 32 or 64 rows:
 //   slice 1    |   |   |   |   |   |   |               look up, multiply; scale, add
 //              +---+---+---+---+---+---+
 // More than 32 rows of x are several passes over W, by thread blocks beside each other.

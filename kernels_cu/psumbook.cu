@@ -1,7 +1,8 @@
 // The Psumbook kernel (CodeGEMM): y = x W^T for a codebook-quantised W, b <= 8, up to four rows of x.
 //
 // A thread block takes a slice of rows and a split of K. Tile by tile it builds the tables of all centroids' inner
-// products with x (psumbook_build.cuh) and lets the codes of its rows gather them (psumbook_gather.cuh); split K is summed in splits.cuh.
+// products with x (psumbook_build.cuh) and lets the codes of its rows gather them (psumbook_gather.cuh); splits.cuh
+// adds the splits.
 //
 //            K:  split 0      split 1            thread block (slice, split)
 //              +---+---+---+---+---+---+           for each tile:

@@ -1,5 +1,5 @@
-// Which rows a thread block multiplies, and sums over the splits of K: whoever finishes a block of 32 rows last adds all
-// splits' partial sums in their order. One launch, no zeroed output, no float atomics: the same bits in every run.
+// Which rows a thread block multiplies, and sums over the splits of K: whoever finishes a block of 32 rows last adds
+// all splits' partial sums in their order. One launch, no zeroed output, no float atomics: the same bits in every run.
 //
 // A workspace is counters [most_row_blocks], zero before and after a launch, then float partial[split][n][padded row].
 #pragma once
