@@ -1,4 +1,4 @@
-"""The table of counters in docs/kernels.md: `make counters` writes it, a test checks that it is what the kernels do."""
+"""The tables of counters in docs/kernels.md: `make counters` writes them, a test checks that they are current."""
 
 from __future__ import annotations
 
@@ -10,19 +10,33 @@ import numpy as np
 import sass
 
 from codegemm.comparison.sources import random_weight
+from codegemm.dispatch import registered
 from codegemm.engines.cuda import compiler, psumbook
 from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda.launch import CudaKernel
 from emulator import emulate
+from emulator.gpu import emulated, multiply
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
-BEGIN, END = "<!-- counters: written by `make counters` -->\n", "<!-- end of counters -->\n"
 NVRTC = (12, 9)  # that counted the instructions and registers
 SHAPE = (512, 1024)
 CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128", "m1v4b2g128")
+# A product of every kernel; weights as large as those where every thread block has much to do.
+COMPARED = [
+    ("psumbook", "m1v4g128", (1, 4)), ("psumbook", "m2v8g128", (1, 4)), ("dequant", "m1v4g128", (1, 16, 32)),
+    ("dequant", "m2v8g128", (1, 16, 32)), ("dequant", "m1v8b16g-1", (1, 16)), ("aqlm", "m2v8g-1", (1, 4)),
+    ("aqlm", "m1v8b16g-1", (1, 4)), ("quip", "e8p", (1, 8)),
+]  # fmt: skip
 COLUMNS = (
     "weights", "N", "wavefronts a lookup", "instructions a lookup", "table wavefronts, of the least",
     "code bytes read, of those stored", "sectors of codes and scales, of the least", "registers",
+)  # fmt: skip
+
+
+COMPARED_COLUMNS = (
+    "kernel", "weights", "N", "wavefronts of loads, for 1024 weights", "sectors asked for, for 1024 weights",
+    "block barriers", "launches",
 )  # fmt: skip
 
 
@@ -70,18 +84,51 @@ def compiled(instance: str, lookups: int) -> tuple[float, int]:
         return loop.total() / lookups, sass.resources(path)["REG"]
 
 
-def text() -> str:
-    """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def compared() -> list[tuple[str, ...]]:
+    """A row for every kernel, configuration and batch, counted whole."""
+    kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
+    found = []
+    with emulated():
+        for name, config, batches in COMPARED:
+            weight = random_weight(SHAPE, config, 0)
+            for n in batches:
+                x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
+                _, reports = multiply(kernels[name], weight, x)
+                loads = [
+                    (space, counts)
+                    for report in reports
+                    for (_, _, space, kind), counts in report.counts.items()
+                    if kind == "load"
+                ]
+                pieces = SHAPE[0] * SHAPE[1] / 1024
+                found.append((
+                    name, config, str(n),
+                    f"{sum(c.wavefronts for space, c in loads if space == 'shared') / pieces:.1f}",
+                    f"{sum(c.sectors for space, c in loads if space == 'global') / pieces:.1f}",
+                    str(sum(report.events.get("block barrier", 0) for report in reports)),
+                    str(len(reports)),
+                ))  # fmt: skip
+    return found
 
 
-def replaced(document: str, table: str) -> str:
-    """The document with its table replaced."""
-    before, rest = document.split(BEGIN)
-    return before + BEGIN + table + END + rest.split(END)[1]
+TABLES = {"counters": (COLUMNS, rows), "kernels": (COMPARED_COLUMNS, compared)}
+
+
+def markdown(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """A table."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
+
+
+def renewed(document: str) -> str:
+    """The document with its tables replaced."""
+    for name, (columns, make) in TABLES.items():
+        begin, end = f"<!-- {name}: written by `make counters` -->\n", f"<!-- end of {name} -->\n"
+        before, rest = document.split(begin)
+        document = before + begin + markdown(columns, make()) + end + rest.split(end)[1]
+    return document
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(replaced(DOCUMENT.read_text(), text()))
-    sys.stdout.write(text())
+    text = renewed(DOCUMENT.read_text())
+    DOCUMENT.write_text(text)
+    sys.stdout.write(text[text.index("<!-- counters") :])
