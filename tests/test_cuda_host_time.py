@@ -9,7 +9,7 @@ from emulator import emulate
 
 import codegemm
 from codegemm import dispatch
-from codegemm.engines import cuda
+from codegemm.choice import Choice
 from codegemm.engines.cuda import device, library, psumbook
 from codegemm.engines.cuda import psumbook_cut as cut
 
@@ -54,7 +54,7 @@ def product(monkeypatch, make_weight):
         (cupy, "zeros", lambda shape, dtype: on_gpu(np.zeros(shape, dtype))),
         (device, "unavailable", lambda: None),
         (device, "gpu", lambda where: emulate.SMALL_GPU),
-        (cuda, "gpu", lambda where: emulate.SMALL_GPU),
+        (dispatch, "_crossovers", lambda where: (Choice("m1v4g128", (256, 512), (1, 4), "float16", "psumbook"),)),
         (device, "to_device", lambda array, where: on_gpu(array)),
         (library, "_load", lambda *key: launcher),
     ):
