@@ -118,7 +118,7 @@ class QuipCuda(CudaKernel):
         assert isinstance(spec, E8PSpec)
         gpu, where = gpus.gpu(prepared.device), places(spec, n)
         rotations = [
-            rotation.decide(prepared.device, side, arrays[side], where.rotation, n, dtype, out_dtype)
+            rotation.decide(prepared.device, side, arrays, where.rotation, n, dtype, out_dtype)
             for side in ("in", "out")
         ]
         product = self._matvec(prepared, n, gpu) if n <= MATVEC_ROWS else self._sliced(prepared, n, gpu)

@@ -54,7 +54,7 @@ class Rotations:
         vector = rotation.factors(self.vector)
         gpu.emulation.order = order
         none = gpu.aligned(np.zeros(1))
-        launch = rotation.decide("cuda:0", side, vector, self.places, self.n, dtype, out_dtype)
+        launch = rotation.decide("cuda:0", side, {side: vector}, self.places, self.n, dtype, out_dtype)
         launch(none if x is None else x, none if y is None else y, self.workspace, None)
         self.report = gpu.emulation.reports[-1]
 
@@ -321,6 +321,18 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, rng):
     for rows in (n, 9, 8, 4):
         assert relative(plan(gpu.aligned(x[:rows])).host, truth[:rows]) <= 1e-3
     assert plan.prepared.runs == decided
+
+
+def test_plan_for_many_rows_copies_nothing_for_fewer(emulated_gpu, rng, monkeypatch):
+    """A captured call must neither allocate nor wait, whatever number of rows it has."""
+    n = MATVEC_ROWS + 3
+    weight, x = operands(rng, (48, 128), n=n)
+    truth = product(x, weight)
+    plan = codegemm.plan(weight.to("cuda"), n, x.dtype, "quip")
+    there, out = gpu.aligned(x), gpu.aligned(np.zeros((n, 48), np.float32))
+    monkeypatch.setattr(emulated_gpu, "asarray", lambda array: pytest.fail("a copy to the GPU"))
+    for rows in (n, n - 1, n - 2, MATVEC_ROWS, 1):
+        assert relative(plan(there[:rows], out=out[:rows]).host, truth[:rows]) <= 1e-3
 
 
 def test_only_many_rows_need_cublas(emulated_gpu, monkeypatch):

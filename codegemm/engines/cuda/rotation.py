@@ -102,11 +102,21 @@ def instance(side: str, dtype: np.dtype) -> str:
     return f"rotate_{side}<{X_TYPES[dtype.name]}>"
 
 
-def decide(where: str, side: str, vector: Any, places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Launch:
-    """The launch that rotates n rows of x into the workspace, or the sums there into y; `vector`: its `factors`."""
+def decide(
+    where: str, side: str, arrays: dict[str, Any], places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype
+) -> Launch:
+    """The launch that rotates n rows of x into the workspace (side `in`), or the sums there into y (`out`).
+
+    arrays: on the GPU: the side's `factors`, and signs by their cut, which are kept there: another n with the same cut
+    copies nothing.
+    """
+    vector = arrays[side]
     length = len(vector)
     cut = cut_for(length, n)
-    negative = gpus.to_device(signs(length, cut, transpose=side == "in"), where)
+    name = f"{side} signs {cut.order}"
+    if name not in arrays:
+        arrays.setdefault(name, gpus.to_device(signs(length, cut, transpose=side == "in"), where))
+    negative = arrays[name]
     filled = np.array(
         (
             gpus.address(negative), gpus.address(vector), cut.order, cut.segment, cut.groups,
