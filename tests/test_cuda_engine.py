@@ -15,6 +15,7 @@ from codegemm import dispatch
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, device, library, psumbook
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.engines.cuda.launch import Launches
 
 
 @pytest.fixture(autouse=True)
@@ -364,21 +365,49 @@ def test_emulated_products_on_the_weights_own_gpu(emulated_gpu, moved, rng, monk
         assert close(out, truth(x, moved))
 
 
-def test_emulated_workspaces_belong_to_streams(emulated_gpu):
+def test_emulated_workspaces_belong_to_a_thread_and_a_stream(emulated_gpu):
     first = library.workspace("cuda:0", 1000)
     assert library.workspace("cuda:0", 500) is first
     assert library.find_workspace("cuda:0", 1 << 20) is None
-    assert library.workspace("cuda:0", 1 << 20) is not first
+    larger = library.workspace("cuda:0", 1 << 20)
+    assert larger is not first
     with emulated_gpu.cuda.ExternalStream(3):
         assert library.find_workspace("cuda:0", 1) is None
-    with emulated_gpu.cuda.ExternalStream(2):  # every thread's own
-        mine = library.workspace("cuda:0", 1)
-        thread = threading.Thread(target=lambda: others.append(library.find_workspace("cuda:0", 1)))
-        others = []
-        thread.start()
-        thread.join()
-        assert others == [None]
-        assert library.find_workspace("cuda:0", 1) is mine
+
+    def elsewhere():
+        others.append(library.find_workspace("cuda:0", 1))
+        others.append(library.workspace("cuda:0", 1))
+
+    others = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert others[0] is None
+    assert others[1] is not larger
+    assert library.find_workspace("cuda:0", 1) is larger
+
+
+def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):
+    """Another thread's product on the same stream comes between the launches of one that has several."""
+    weight = make_weight(64, 128, "e8p").to("cuda")
+    xs = [emulated_gpu.asarray(rng.standard_normal((1, 128)).astype(np.float16)) for _ in range(2)]
+    expected = [codegemm.matmul(x, weight.T, kernel="quip").host for x in xs]
+    key = 1, np.dtype(np.float16), np.dtype(np.float16)
+    [prepared] = weight._prepared.values()
+    rotation, *rest = prepared.runs[key].each
+    found = []
+
+    def interrupted(*arguments):
+        rotation(*arguments)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: found.append(codegemm.matmul(xs[1], weight.T, kernel="quip").host))
+            thread.start()
+            thread.join()
+
+    prepared.runs[key] = Launches((interrupted, *rest))
+    found.append(codegemm.matmul(xs[0], weight.T, kernel="quip").host)
+    assert np.array_equal(found[0], expected[1])
+    assert np.array_equal(found[1], expected[0])
 
 
 def test_emulated_comparison(emulated_gpu, monkeypatch):

@@ -11,11 +11,19 @@ import numpy as np
 
 from codegemm.engines.cuda import compiler, device, rows
 
-_PER_THREAD = 2  # cudaStreamPerThread
-
 _lock = threading.RLock()
 _functions: dict[tuple[str, str, str], Any] = {}
-_workspaces: dict[tuple[str, int, int], Any] = {}
+
+
+class _Workspaces(threading.local):
+    """A thread's workspaces by GPU and stream. Threads may share a stream, on which the launches of one's product then
+    come between those of another's."""
+
+    def __init__(self) -> None:
+        self.by_place: dict[tuple[str, int], Any] = {}
+
+
+_workspaces = _Workspaces()
 
 
 @dataclass(frozen=True)
@@ -61,27 +69,25 @@ def constant(value: np.generic | np.ndarray) -> Any:
 
 
 def find_workspace(where: str, size: int, stream: Any = None) -> Any:
-    """The workspace for products on `stream` (CuPy's current one), which run one after the other; None if too small."""
-    found = _workspaces.get(_place(where, stream))
+    """This thread's workspace for products on `stream` (CuPy's current one); None if too small."""
+    found = _workspaces.by_place.get(_place(where, stream))
     return None if found is None or found.nbytes < size else found
 
 
 def workspace(where: str, size: int) -> Any:
-    """The workspace for products on CuPy's current stream, made anew where it is too small."""
-    with _lock:
-        found = find_workspace(where, size)
-        if found is None:
-            found = _workspaces[_place(where)] = new_workspace(size)
+    """This thread's workspace for products on CuPy's current stream, made anew where it is too small."""
+    found = find_workspace(where, size)
+    if found is None:
+        found = _workspaces.by_place[_place(where)] = new_workspace(size)
     return found
 
 
-def _place(where: str, stream: Any = None) -> tuple[str, int, int]:
-    """What only one product at a time can run on. Every thread has a stream of its own under one pointer."""
+def _place(where: str, stream: Any = None) -> tuple[str, int]:
     if stream is None:
         import cupy
 
         stream = cupy.cuda.get_current_stream()
-    return where, stream.ptr, threading.get_ident() if stream.ptr == _PER_THREAD else 0
+    return where, stream.ptr
 
 
 def new_workspace(size: int) -> Any:
@@ -92,10 +98,10 @@ def new_workspace(size: int) -> Any:
 
 
 def forget() -> None:
-    """Load and allocate anew at the next call."""
+    """Load and allocate anew at this thread's next call."""
     with _lock:
         _functions.clear()
-        _workspaces.clear()
+    _workspaces.by_place.clear()
 
 
 def _load(source: str, instance: str, where: str) -> Any:
