@@ -26,8 +26,8 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     matmul(x, w.T): x [..., K] -> [..., M].   matmul(w, X): X [K] or [..., K, N] -> [M] or [..., M, N].
 
     x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU
-        (gradients are not tracked); with a weight on a GPU CuPy or torch there, on whose current stream the product
-        runs, or NumPy, which is copied there and back.
+        (gradients are not tracked); with a weight on a GPU all but float64, CuPy or torch there, on whose current
+        stream the product runs, or NumPy, which is copied there and back.
     out: where to write, of the result's shape; x's dtype, or float32 for half x.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the result's norm, on a GPU 1e-3 for more than one row of x (2e-3 for

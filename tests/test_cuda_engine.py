@@ -59,7 +59,7 @@ def test_a_weight_moves_there_and_back(emulated_gpu, make_weight):
     assert moved == weight
     assert moved.to("cpu").device == "cpu"
     assert np.array_equal(moved.dequantize(), weight.dequantize())
-    with pytest.raises(RuntimeError, match="cuda:1: there are 1 GPUs"):
+    with pytest.raises(RuntimeError, match="cuda:1: GPUs are numbered from 0, and this machine has 1"):
         weight.to("cuda:1")
 
 

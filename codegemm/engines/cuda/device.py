@@ -65,7 +65,7 @@ def check(device: str) -> None:
     if reason:
         raise RuntimeError(f"{device}: {reason}")
     if number(device) >= count():
-        raise RuntimeError(f"{device}: there are {count()} GPUs")
+        raise RuntimeError(f"{device}: GPUs are numbered from 0, and this machine has {count()}")
 
 
 def to_device(array: Any, device: str) -> Any:
