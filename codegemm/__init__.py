@@ -1,5 +1,6 @@
 """Multiply by codebook-quantised weights: CodeGEMM's Psumbook kernel and its competitors behind one interface."""
 
+from codegemm import checkpoints
 from codegemm.config import CodebookConfig
 from codegemm.dispatch import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
@@ -29,6 +30,7 @@ __all__ = [
     "Spec",
     "Weight",
     "__version__",
+    "checkpoints",
     "concat",
     "get_num_threads",
     "kernels",

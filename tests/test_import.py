@@ -93,3 +93,4 @@ def test_public_names_are_there():
 
     for name in codegemm.__all__:
         assert getattr(codegemm, name) is not None
+    assert {"from_aqlm", "from_codegemm", "from_quip"} <= set(dir(codegemm.checkpoints))
