@@ -36,7 +36,8 @@ class Kernel(ABC):
     name: what `kernel=` takes, like `psumbook`.
     engine: `cpu` (weights on the CPU, NumPy arrays) or `cuda` (CuPy arrays).
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
-        of the output's norm before rounding, on a GPU 1e-3 for more than one row (2e-3 for many in bfloat16).
+        of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
+        bfloat16).
     """
 
     name: str

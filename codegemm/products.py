@@ -30,8 +30,8 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
         stream the product runs, or NumPy, which is copied there and back.
     out: where to write, of the result's shape; x's dtype, or float32 for half x.
     kernel: a name of `codegemm.kernels()`, or `auto`.
-    precision: `full`: an error of at most 2e-4 of the result's norm, on a GPU 1e-3 for more than one row of x (2e-3 for
-        more than 64 in bfloat16), before it is rounded to its dtype.
+    precision: `full`: an error of at most 2e-4 of the result's norm, on a GPU 1e-3 for more than one row of x or x in
+        float32 (2e-3 in bfloat16 where `dequant_dense` is taken), before it is rounded to its dtype.
 
     Raises ValueError (shapes), TypeError (dtypes, devices) or KernelError (a kernel that can't run).
     """
