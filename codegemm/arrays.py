@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -64,6 +65,11 @@ def device_of(array: Any) -> str:
     if is_torch(array):
         return "cpu" if array.device.type == "cpu" else f"{array.device.type}:{array.device.index or 0}"
     return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
+
+
+def beside(array: Any) -> AbstractContextManager[Any]:
+    """A context in which CuPy computes and makes arrays where `array` is, and not on whichever GPU is current."""
+    return nullcontext() if isinstance(array, np.ndarray) else array.device
 
 
 def from_torch(tensor: Any) -> Any:

@@ -89,6 +89,48 @@ def test_arrays_on_a_gpu_may_lie_anyhow(lay, emulated_gpu, make_weight, rng):
     assert all(array.flags.c_contiguous and array.data.ptr % 16 == 0 for array in there.arrays.values())
 
 
+def test_arrays_of_a_weight_are_on_one_device(emulated_gpu, make_weight):
+    here = make_weight(64, 256, "m1v8g-1")
+    there = here.to("cuda")
+    with pytest.raises(ValueError, match="codes on cuda:0, codebooks on cpu, scales on cuda:0: must be on one device"):
+        codegemm.CodebookWeight(there.codes, here.codebooks, there.scales)
+    here = make_weight(64, 256, "e8p")
+    with pytest.raises(ValueError, match="qidxs on cpu, SU on cuda:0, SV on cpu: must be on one device"):
+        codegemm.E8PWeight(here.qidxs, here.to("cuda").SU, here.SV)
+
+
+def test_weights_are_made_and_checked_on_their_own_gpu(emulated_gpu, make_weight, monkeypatch):
+    """Another one may be the current one, on which CuPy would compute."""
+    entered = []
+
+    class Device(emulated_gpu.cuda.Device):
+        def __enter__(self):
+            entered.append(self.id)
+
+        def __exit__(self, *exception):
+            entered.append("left")
+
+    monkeypatch.setattr(Array, "device", Device(0))
+
+    def inside(real):
+        def call(*arguments):
+            assert entered[-1] == 0
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(emulated_gpu, "concatenate", inside(emulated_gpu.concatenate))
+    monkeypatch.setattr(Array, "__abs__", inside(Array.__abs__))
+    joined = codegemm.concat([make_weight(16, 64, "m1v4b6g16").to("cuda") for _ in range(2)])
+    entered.clear()
+    arrays = [shifted(array.host) for array in joined.arrays.values()]
+    codegemm.CodebookWeight(*arrays, [16, 16])
+    assert entered.count(0) == 3 + 3  # copies, checks
+    entered.clear()
+    make_weight(64, 256, "e8p").to("cuda")
+    assert entered.count(0) == 2
+
+
 def test_the_engine_follows_the_weight(emulated_gpu, make_weight, rng):
     weight = make_weight(16, 64, "m1v4g16")
     moved = weight.to("cuda")

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import array_module, as_array, device_of
+from codegemm.arrays import array_module, as_array, beside, device_of
 from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
 from codegemm.formats import bits
-from codegemm.formats.weight import Spec, Weight, frozen
+from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 # Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
 _DECODE_BLOCK = 1 << 22
@@ -65,6 +65,7 @@ class CodebookWeight(Weight):
         super().__init__()
         held = frozen(as_array(codes))
         self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
+        check_one_device(self.arrays)
         _check_codes(self.codes, self.config.b)
 
     @classmethod
@@ -235,12 +236,13 @@ def concat(weights: Sequence[CodebookWeight]) -> CodebookWeight:
     if len(weights) == 1:
         return first
     xp = array_module(first.codes)
-    return CodebookWeight(
-        xp.concatenate([w.codes for w in weights]),
-        xp.concatenate([w.part_codebooks for w in weights]),
-        xp.concatenate([w.scales for w in weights]),
-        [rows for w in weights for rows in w.spec.part_rows],
-    )
+    with beside(first.codes):
+        return CodebookWeight(
+            xp.concatenate([w.codes for w in weights]),
+            xp.concatenate([w.part_codebooks for w in weights]),
+            xp.concatenate([w.scales for w in weights]),
+            [rows for w in weights for rows in w.spec.part_rows],
+        )
 
 
 def _decode(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:
@@ -305,14 +307,20 @@ def _infer_spec(
 
 
 def _check_codes(codes: Any, b: int) -> None:
-    if b not in (8, 16) and int(codes.max()) >> b:
-        raise ValueError(f"codes: largest is {int(codes.max())}, must be below 2**b = {1 << b}")
+    if b in (8, 16):
+        return
+    with beside(codes):
+        largest = int(codes.max())
+    if largest >> b:
+        raise ValueError(f"codes: largest is {largest}, must be below 2**b = {1 << b}")
 
 
 def check_finite(name: str, array: Any) -> None:
     """Raise ValueError, naming the first place, where a float array has a NaN or an infinity."""
     # The sum of magnitudes is finite in float64 only if every half or single is: one pass, no mask.
-    if np.isfinite(float(abs(array).sum(dtype=np.float64))):
+    with beside(array):
+        total = float(abs(array).sum(dtype=np.float64))
+    if np.isfinite(total):
         return
     flat = np.asarray(array.get() if hasattr(array, "get") else array)
     where = tuple(int(i) for i in np.argwhere(~np.isfinite(flat))[0])

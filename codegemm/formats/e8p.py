@@ -12,7 +12,7 @@ from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.hadamard import split_length, transform
-from codegemm.formats.weight import Spec, Weight, frozen
+from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 BITS = (2, 3, 4)
 
@@ -57,6 +57,7 @@ class E8PWeight(Weight):
     ) -> None:
         super().__init__()
         self.qidxs, self.SU, self.SV = (frozen(as_array(values)) for values in (qidxs, SU, SV))
+        check_one_device(self.arrays)
         self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
         if resid_scale is None:
             resid_scale = DEFAULT_SCALE[self.bits]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import device_of
+from codegemm.arrays import beside, device_of
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -178,12 +178,22 @@ def frozen(array: Any) -> Any:
     kernels load it.
     """
     if not isinstance(array, np.ndarray):
-        return array if array.flags.c_contiguous and array.data.ptr % 16 == 0 else array.copy(order="C")
+        if array.flags.c_contiguous and array.data.ptr % 16 == 0:
+            return array
+        with beside(array):
+            return array.copy(order="C")
     array = np.require(array, requirements=["C", "A"])
     if _is_writeable(array):
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+def check_one_device(arrays: dict[str, Any]) -> None:
+    """ValueError unless all arrays are on the same device."""
+    places = {name: device_of(array) for name, array in arrays.items()}
+    if len(set(places.values())) > 1:
+        raise ValueError(f"{', '.join(f'{name} on {place}' for name, place in places.items())}: must be on one device")
 
 
 def _is_writeable(array: np.ndarray) -> bool:
