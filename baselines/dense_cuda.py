@@ -84,8 +84,8 @@ def gemm_work(m: int, k: int, n: int, dtype: np.dtype) -> Work:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Rows of W: their first column in y, how many, and the launch that rebuilds them in the workspace."""
+class Slice:
+    """Rows of a matrix: their first column in the result, how many, the launch that rebuilds them in the workspace."""
 
     first: int
     rows: int
@@ -96,7 +96,7 @@ class _Slice:
 class _Sliced:
     """A product slice by slice."""
 
-    slices: tuple[_Slice, ...]
+    slices: tuple[Slice, ...]
     dtype: np.dtype
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -141,7 +141,7 @@ class DequantDenseCuda(CudaKernel):
         source = instance(spec, dtype, gpu)
         gemm.load()
         made = [
-            _Slice(first, end - first, self._launch(prepared, part, first, end, source, gpu))
+            Slice(first, end - first, self._launch(prepared, part, first, end, source, gpu))
             for part, first, end in slices(spec, dtype)
         ]
         return _Sliced(tuple(made), dtype)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import array_module
-from codegemm.baselines.dense_cuda import SLICE_BYTES, gemm_work
+from codegemm.baselines.dense_cuda import SLICE_BYTES, Slice, gemm_work
 from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda import gemm, rotation
 from codegemm.engines.cuda.gpu import Gpu
@@ -60,19 +60,10 @@ class Places:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Rows of What: their first column in the sums, how many, and the launch that rebuilds them in the workspace."""
-
-    first: int
-    rows: int
-    dequantize: Launch
-
-
-@dataclass(frozen=True)
 class _Sliced:
     """The product of rotated x and What, slice by slice."""
 
-    slices: tuple[_Slice, ...]
+    slices: tuple[Slice, ...]
     shape: tuple[int, int, int]  # n, M, K
     places: Places
 
@@ -156,7 +147,7 @@ class QuipCuda(CudaKernel):
                 _table_bytes(spec),
                 (filled,),
             )
-            made.append(_Slice(first * TILE_ROWS, (end - first) * TILE_ROWS, dequantize))
+            made.append(Slice(first * TILE_ROWS, (end - first) * TILE_ROWS, dequantize))
         return _Sliced(tuple(made), (n, *spec.shape), places(spec, n))
 
     def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> Iterable[tuple[str, str]]:

@@ -3,11 +3,37 @@
 import re
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nvidia
 
+from codegemm.engines.cuda import compiler
+
+REGISTERS = 65536  # of a multiprocessor
+STATIC_SHARED = 1024  # the system's own, from sm_90 on
 _BINARIES = [path for folder in nvidia.__path__ for path in Path(folder).glob("*/bin")]
+
+
+def compile_all(kernels, folder):
+    """The paths of cubins by (source, instance, architecture), all of them compiled at once."""
+
+    def make(kernel):
+        source, instance, arch = kernel
+        path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
+        path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
+        return path
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(kernels, pool.map(make, kernels)))
+
+
+def check_budgets(cubin, threads):
+    """That nothing is spilled, a multiprocessor's registers hold so many threads and shared memory is all dynamic."""
+    used = resources(cubin)
+    assert used["STACK"] == used["LOCAL"] == 0
+    assert used["REG"] * threads <= REGISTERS
+    assert used["SHARED"] <= STATIC_SHARED
 
 
 def _run(tool, *arguments):

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sass
@@ -11,8 +10,6 @@ from allpairspy import AllPairs
 from codegemm.baselines import aqlm_cuda
 from codegemm.engines.cuda import compiler, launch
 
-REGISTERS = 65536  # of a multiprocessor
-STATIC_SHARED = 1024  # the system's own, from sm_90 on
 PUBLISHED = ((8, 1, "u16"), (8, 2, "u8"), (16, 1, "u16"), (8, 1, "u8"))
 AXES = {
     "shape": ((8, 1), (8, 2), (8, 3), (8, 4), (8, 5), (8, 6), (8, 7), (8, 8), (16, 1)),  # v, m
@@ -35,31 +32,20 @@ INSTANCES = instances()
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    """The path of a compiled instance, all of them compiled at once."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def make(key):
-        path = folder / f"{compiler.entry_name(key[0])}_{key[1]}.cubin"
-        path.write_bytes(compiler.compile_instance(aqlm_cuda.SOURCE, *key)[0])
-        return path
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+    """Their paths, by source, instance and architecture."""
+    return sass.compile_all([(aqlm_cuda.SOURCE, *key) for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)
 def test_compiled_kernels_keep_to_their_budgets(instance, arch, cubins):
-    used = sass.resources(cubins[instance, arch])
-    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
-    assert used["REG"] * aqlm_cuda.LANES * aqlm_cuda.MAX_ROWS <= REGISTERS
-    assert used["SHARED"] <= STATIC_SHARED
+    sass.check_budgets(cubins[aqlm_cuda.SOURCE, instance, arch], aqlm_cuda.LANES * aqlm_cuda.MAX_ROWS)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
 @pytest.mark.parametrize(("v", "m", "code"), PUBLISHED)
 def test_compiled_loop_waits_for_centroids_and_not_for_instructions(v, m, code, arch, cubins):
     """A clock has four instructions. 16 bytes a lane take four clocks from shared memory, and over twenty from L2."""
-    loop = sass.smallest_loop(cubins[f"aqlm<{v}, {m}, {code}, Half>", arch], "HFMA2", 4)
+    loop = sass.smallest_loop(cubins[aqlm_cuda.SOURCE, f"aqlm<{v}, {m}, {code}, Half>", arch], "HFMA2", 4)
     if code == "u8":
         assert loop["LDS"] % (m + 1) == loop["LDG"] == 0  # of x once for m centroids
         assert loop.total() / 4 <= 4 * loop["LDS"], loop

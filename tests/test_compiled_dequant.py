@@ -1,7 +1,5 @@
 """The CUDA kernels that dequantise as NVRTC compiles them for every architecture: no GPU is needed."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import sass
@@ -14,8 +12,6 @@ from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.cuda.launch import X_TYPES
 from codegemm.formats.codebook import CodebookSpec
 
-REGISTERS = 65536  # of a multiprocessor
-STATIC_SHARED = 1024  # the system's own, from sm_90 on
 FAST = {
     "v": (4, 8, 16),
     "m": (1, 2, 3, 4, 8),
@@ -78,25 +74,13 @@ INSTANCES = [
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    """The path of a compiled instance, all of them compiled at once."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def make(key):
-        source, instance, arch, _ = key
-        path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
-        path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
-        return path
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+    """Their paths, by source, instance and architecture."""
+    return sass.compile_all([key[:3] for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.mark.parametrize("key", INSTANCES, ids=lambda key: f"{key[1]}-{key[2]}")
 def test_compiled_kernels_keep_to_their_budgets(key, cubins):
-    used = sass.resources(cubins[key])
-    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
-    assert used["REG"] * key[3] <= REGISTERS
-    assert used["SHARED"] <= STATIC_SHARED
+    sass.check_budgets(cubins[key[:3]], key[3])
 
 
 # Lookups of a loop and instructions a lookup at most. Of v=4 a lookup with its part of x takes 2.5 (n=16) or 4 (n=32)

@@ -2,7 +2,6 @@
 
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.formats.codebook import CodebookSpec
 
-REGISTERS = 65536  # of a multiprocessor
-STATIC_SHARED = 1024  # the system's own, from sm_90 on
 MORE_INSTANCES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
 AXES = {
     "v": (4, 8, 16, 1, 3, 5, 12),
@@ -51,24 +48,13 @@ INSTANCES = instances()
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    """The path of a compiled instance, all of them compiled at once."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def make(key):
-        path = folder / f"{compiler.entry_name(key[0])}_{key[1]}.cubin"
-        path.write_bytes(compiler.compile_instance(psumbook.SOURCE, *key)[0])
-        return path
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+    """Their paths, by source, instance and architecture."""
+    return sass.compile_all([(psumbook.SOURCE, *key) for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)
 def test_compiled_kernels_keep_to_their_budgets(instance, arch, cubins):
-    used = sass.resources(cubins[instance, arch])
-    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
-    assert used["REG"] * 32 * cut.MAX_WARPS <= REGISTERS
-    assert used["SHARED"] <= STATIC_SHARED
+    sass.check_budgets(cubins[psumbook.SOURCE, instance, arch], 32 * cut.MAX_WARPS)
 
 
 @pytest.mark.parametrize("g", [128, 256, -1])

@@ -1,7 +1,6 @@
 """The CUDA kernels of the QuIP# baseline as NVRTC compiles them for every architecture: no GPU is needed."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sass
@@ -9,8 +8,6 @@ import sass
 from codegemm.baselines import quip_cuda
 from codegemm.engines.cuda import compiler, launch, rotation
 
-REGISTERS = 65536  # of a multiprocessor
-STATIC_SHARED = 1024  # the system's own, from sm_90 on
 PRODUCTS = [(quip_cuda.SOURCE, f"quip<{bits}>") for bits in (2, 3, 4)]
 OTHERS = [(quip_cuda.SOURCE, f"dequantize_e8p<{bits}>") for bits in (2, 3, 4)] + [
     (rotation.SOURCE, f"rotate_{side}<{x}>") for side in ("in", "out") for x in launch.X_TYPES.values()
@@ -30,24 +27,13 @@ INSTANCES = instances()
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    """The path of a compiled instance, all of them compiled at once."""
-    folder = tmp_path_factory.mktemp("cubins")
-
-    def make(key):
-        path = folder / f"{compiler.entry_name(key[1])}_{key[2]}.cubin"
-        path.write_bytes(compiler.compile_instance(*key)[0])
-        return path
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(INSTANCES, pool.map(make, INSTANCES)))
+    """Their paths, by source, instance and architecture."""
+    return sass.compile_all(INSTANCES, tmp_path_factory.mktemp("cubins"))
 
 
 @pytest.mark.parametrize("key", INSTANCES, ids=str)
 def test_compiled_kernels_keep_to_their_budgets(key, cubins):
-    used = sass.resources(cubins[key])
-    assert used["STACK"] == used["LOCAL"] == 0  # nothing is spilled
-    assert used["REG"] * 1024 <= REGISTERS
-    assert used["SHARED"] <= STATIC_SHARED
+    sass.check_budgets(cubins[key], 1024)
 
 
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
