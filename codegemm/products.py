@@ -82,8 +82,9 @@ class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
     With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
-    compiler, do allocate). It holds a workspace, so it serves one thread and stream at a time. On a GPU a call
-    never synchronises, and compiles nothing unless x or out has to be copied, so that a CUDA graph can capture it.
+    compiler, do allocate). It holds a workspace, so it serves one thread and stream at a time. With x and out on its
+    GPU a call never synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can
+    capture it.
     """
 
     def __init__(self, weight: Weight, n: int, dtype: Any, kernel: str) -> None:

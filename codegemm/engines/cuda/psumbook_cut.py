@@ -16,7 +16,7 @@ BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
 LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
-# Clocks, counted from the compiled code; they only have to rank cuts.
+# Clocks, estimated; they only have to rank cuts.
 _TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
 _JOIN = 2000.0  # fence, counter and partial sums
 _MMA = 2.0
