@@ -21,6 +21,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
 
+FEW_ROWS = 64  # of x; for more the weights may be rounded to bfloat16 unasked
 SLICE_BYTES = 256 << 20  # of dense weights at a time
 SOURCE = "dequantize.cu"
 THREADS = 256  # must match `most_threads` in dequantize.cu
@@ -119,6 +120,9 @@ class DequantDenseCuda(CudaKernel):
 
     def unavailable(self) -> str | None:
         return super().unavailable() or gemm.unavailable()
+
+    def is_automatic(self, n: int, dtype: np.dtype) -> bool:
+        return n > FEW_ROWS or dtype.name != "bfloat16"
 
     def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
         return None if isinstance(spec, CodebookSpec) else "it multiplies CodebookWeights"

@@ -126,7 +126,7 @@ def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kern
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
     engine = device.partition(":")[0]
-    usable = [k for k in registered(engine) if k.automatic and not _refusal(k, spec, n, dtype, device)]
+    usable = [k for k in registered(engine) if k.is_automatic(n, dtype) and not _refusal(k, spec, n, dtype, device)]
     if not usable:
         raise KernelError(
             f"no kernel is chosen automatically for this weight on {device}; name one: "

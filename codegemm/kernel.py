@@ -80,6 +80,10 @@ class Kernel(ABC):
         """
         return partial(self.run, prepared)
 
+    def is_automatic(self, n: int, dtype: np.dtype) -> bool:
+        """Whether `auto` may choose it for n rows of `dtype`; `automatic` unless its error depends on them."""
+        return self.automatic
+
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         """Bytes of workspace that n rows (and any fewer) need on `device`; none unless a kernel says so."""
         return 0

@@ -68,7 +68,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
     fitting = [k for k in registered("cuda") if hasattr(k, "work") and _refusal(k, spec, n, gpu) is None]
     works: dict[Kernel, tuple[Work, ...]] = {kernel: _work(kernel, spec, n, gpu) for kernel in fitting}
     times = {kernel: model.seconds(work, gpu) for kernel, work in works.items()}
-    automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.automatic}
+    automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.is_automatic(n, DTYPE)}
     chosen = choose(Product(config, spec.shape, n, DTYPE.name), automatic) if automatic else None
     dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
     return [

@@ -74,4 +74,4 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
 
 def _may_be_chosen(kernel: Kernel, weight: Weight, n: int, dtype: np.dtype) -> bool:
     refused = kernel.unavailable() or kernel.supports(weight.spec, n, dtype, weight.device)
-    return kernel.automatic and not refused
+    return kernel.is_automatic(n, dtype) and not refused

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import codegemm
-from codegemm import cache, dispatch, products, tables
+from codegemm import arrays, cache, dispatch, products, tables
 from codegemm.choice import Choice, Product, choose
 from codegemm.formats.names import name_of, spec_of
 
@@ -164,3 +164,16 @@ def test_auto_looks_up_crossovers_on_a_gpu(emulated_gpu, make_weight, monkeypatc
     monkeypatch.setattr(tables, "crossovers", lambda arch: measured if arch == 90 else ())
     dispatch._select.cache_clear()
     assert dispatch.select(spec, 1, half, "cuda:0").name == other
+
+
+def test_auto_rounds_weights_to_bfloat16_for_many_rows_only(emulated_gpu, make_weight, monkeypatch):
+    """Even where that was measured to be the fastest."""
+    spec = make_weight(256, 512, "m1v4g128").spec
+    measured = (Choice("m1v4g128", (256, 512), (1, 128), "float16", "dequant_dense"),)
+    monkeypatch.setattr(tables, "crossovers", lambda arch: measured)
+    bfloat16 = arrays.float_dtype("bfloat16")
+    dispatch._select.cache_clear()
+    assert dispatch.select(spec, 64, bfloat16, "cuda:0").name != "dequant_dense"
+    assert dispatch.select(spec, 65, bfloat16, "cuda:0").name == "dequant_dense"
+    assert dispatch.select(spec, 4, np.dtype(np.float16), "cuda:0").name == "dequant_dense"
+    assert dispatch.select(spec, 64, bfloat16, "cuda:0", "dequant_dense").name == "dequant_dense"
