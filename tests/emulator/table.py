@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import tempfile
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import sass
 from codegemm.comparison.sources import random_weight
 from codegemm.dispatch import registered
 from codegemm.engines.cuda import compiler, psumbook
+from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.launch import CudaKernel
@@ -19,6 +22,7 @@ from emulator import emulate
 from emulator.gpu import emulated, multiply
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
+HALF = np.dtype(np.float16)
 NVRTC = (12, 9)  # that counted the instructions and registers
 SHAPE = (512, 1024)
 CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128", "m1v4b2g128")
@@ -45,7 +49,11 @@ def rows() -> list[tuple[str, ...]]:
     found = []
     weights = [random_weight(SHAPE, config, 0) for config in CONFIGS]
     cuts = {(w.spec, n): cut.cut_for(w.spec, n, emulate.SMALL_GPU) for w in weights for n in cut.BATCHES}
-    emulate.compile_all({psumbook.instance(spec, np.dtype(np.float16), made) for (spec, _), made in cuts.items()})
+    instances = {key: psumbook.instance(key[0], HALF, made) for key, made in cuts.items()}
+    emulate.compile_all(instances.values())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lookups_of = {instances[key]: 32 * made.rows for key, made in cuts.items()}
+        counted = dict(zip(lookups_of, pool.map(compiled, lookups_of, lookups_of.values())))
     for config, weight in zip(CONFIGS, weights):
         for n in cut.BATCHES:
             x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
@@ -56,7 +64,7 @@ def rows() -> list[tuple[str, ...]]:
             loads = [codes]
             if layout.phases(weight.spec):
                 loads.append(report.of("load_scales", space="global"))
-            instructions, registers = compiled(psumbook.instance(weight.spec, x.dtype, made), 32 * made.rows)
+            instructions, registers = counted[instances[weight.spec, n]]
             found.append((
                 config, str(n),
                 f"{lookups.wavefronts / lookups.instructions:.3f}",
@@ -76,21 +84,26 @@ def rows() -> list[tuple[str, ...]]:
 
 def compiled(instance: str, lookups: int) -> tuple[float, int]:
     """Instructions a lookup in the loop for sm_90, and registers."""
-    cubin, _ = compiler.compile_instance(psumbook.SOURCE, instance, 90)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cubin"
-        path.write_bytes(cubin)
-        loop = sass.smallest_loop(path, "LDS", lookups)
-        return loop.total() / lookups, sass.resources(path)["REG"]
+    path = compiler.build(psumbook.SOURCE, instance, 90)
+    loop = sass.smallest_loop(path, "LDS", lookups)
+    return loop.total() / lookups, sass.resources(path)["REG"]
 
 
 def compared() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch, counted whole."""
     kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
+    weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in COMPARED}
     found = []
     with emulated():
+        needed = defaultdict(set)
         for name, config, batches in COMPARED:
-            weight = random_weight(SHAPE, config, 0)
+            for n in batches:
+                for source, instance in kernels[name].instances(weights[config].spec, n, HALF, gpus.gpu("cuda:0")):
+                    needed[source].add(instance)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda source: emulate.compile_all(needed[source], source), needed))
+        for name, config, batches in COMPARED:
+            weight = weights[config]
             for n in batches:
                 x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
                 _, reports = multiply(kernels[name], weight, x)
