@@ -1,6 +1,7 @@
 """Multiply by codebook-quantised weights: CodeGEMM's Psumbook kernel and its competitors behind one interface."""
 
-from codegemm import checkpoints
+from typing import TYPE_CHECKING, Any
+
 from codegemm.config import CodebookConfig
 from codegemm.dispatch import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
@@ -14,6 +15,9 @@ from codegemm.quantize import quantize
 from codegemm.storage import load, load_all, save_all
 from codegemm.version import __version__
 from codegemm.warmup import warmup
+
+if TYPE_CHECKING:
+    from codegemm import checkpoints
 
 __all__ = [
     "CheckpointError",
@@ -46,3 +50,12 @@ __all__ = [
     "unregister_kernel",
     "warmup",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`checkpoints` is imported where it is used: few programs read other projects' files."""
+    if name == "checkpoints":
+        import importlib
+
+        return importlib.import_module("codegemm.checkpoints")
+    raise AttributeError(f"module 'codegemm' has no attribute {name!r}")

@@ -7,7 +7,6 @@ import threading
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import entry_points
 
 import numpy as np
 
@@ -202,13 +201,15 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
+    from importlib import metadata
+
     from codegemm import baselines
     from codegemm.engines import cpu, cuda, reference
 
     for group in (reference, cpu, cuda, baselines):
         for kernel in group.KERNELS:
             _add(kernel)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             made = entry.load()
             register_kernel(made() if isinstance(made, type) else made)

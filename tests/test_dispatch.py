@@ -1,5 +1,6 @@
 """Which kernels there are, which a product gets, and how a third party's joins."""
 
+import importlib.metadata
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -147,7 +148,9 @@ class EntryPoint:
 
 def test_entry_points_join_and_broken_ones_are_left_out(monkeypatch):
     entries = [EntryPoint("twice", "other:Twice", Twice), EntryPoint("bad", "other:bad", ImportError("no module"))]
-    monkeypatch.setattr(dispatch, "entry_points", lambda group: entries if group == "codegemm.kernels" else [])
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: entries if group == "codegemm.kernels" else []
+    )
     monkeypatch.setattr(dispatch, "_registry", {})
     monkeypatch.setattr(dispatch, "_loaded", False)
     dispatch._select.cache_clear()
