@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv; only Python 3.11 or later, make and g++ must be there.
 #   make test          the tests (TORCH=0: without those that need torch)
-#   make test-all      the same with larger sets of emulated and compiled kernels, about twelve minutes
+#   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
 #   make tables        README's tables and the crossovers of auto, from what was measured
