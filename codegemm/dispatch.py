@@ -18,6 +18,8 @@ from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel
 
 ENTRY_POINT_GROUP = "codegemm.kernels"
+PRECISIONS = ("full", "fast")
+FAST = "auto, fast"  # what `select` is asked for by `precision="fast"`
 
 _REQUIRED = ("name", "engine", "supports", "prepare", "run", "workspace", "cost")
 
@@ -112,6 +114,14 @@ def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto")
     return _select(spec, n, dtype, device, name)
 
 
+def name_for(kernel: str, precision: str) -> str:
+    """What `select` takes for a kernel's name and a precision; ValueError or TypeError for what they can't be."""
+    check_name(kernel)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+    return FAST if (kernel, precision) == ("auto", "fast") else kernel
+
+
 def check_name(name: object) -> None:
     """TypeError unless a kernel's name is text."""
     if not isinstance(name, str):
@@ -120,7 +130,16 @@ def check_name(name: object) -> None:
 
 @lru_cache(maxsize=1024)
 def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:
+    if name == FAST:
+        return _fast(spec, n, dtype, device) or _choose(spec, n, dtype, device)
     return _choose(spec, n, dtype, device) if name == "auto" else _named(spec, n, dtype, device, name)
+
+
+def _fast(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel | None:
+    """The kernel of `precision="fast"`, where one can run."""
+    fast = [k for k in registered(device.partition(":")[0]) if k.precision == "fast"]
+    usable = [k for k in fast if not _refusal(k, spec, n, dtype, device)]
+    return min(usable, key=lambda k: k.estimate(spec, n, dtype, device), default=None)
 
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:

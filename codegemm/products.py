@@ -15,8 +15,6 @@ from codegemm.engines import cuda
 from codegemm.formats.weight import TransposedWeight, Weight
 from codegemm.kernel import Kernel
 
-PRECISIONS = ("full",)
-
 _HERE = nullcontext()
 
 
@@ -31,7 +29,9 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     out: where to write, of the result's shape; x's dtype, or float32 for half x.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the result's norm, on a GPU 1e-3 for more than one row of x or x in
-        float32 (2e-3 in bfloat16 where `dequant_dense` is taken), before it is rounded to its dtype.
+        float32 (2e-3 in bfloat16 where `dequant_dense` is taken), before it is rounded to its dtype. `fast` lets
+        `auto` take kernels with an error of up to 1.5e-2 for normally distributed x where there are such
+        (`psumbook_fast`).
 
     Raises ValueError (shapes), TypeError (dtypes, devices) or KernelError (a kernel that can't run).
     """
@@ -167,16 +167,14 @@ class Plan:
         return f"<plan {self.kernel.full_name} for {self.n} x {self.dtype} times {self.weight!r}>"
 
 
-def plan(w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto") -> Plan:
+def plan(w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto", precision: str = "full") -> Plan:
     """Decide and prepare the product of up to n rows of `dtype` with `w`, so that calls cost no more than the work."""
-    return Plan(w, n, dtype, kernel)
+    return Plan(w, n, dtype, dispatch.name_for(kernel, precision))
 
 
 def _times_transposed(x: Any, weight: Weight, out: Any, kernel: str, precision: str) -> Any:
     """x @ W^T."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
-    dispatch.check_name(kernel)
+    kernel = dispatch.name_for(kernel, precision)
     if weight.device != "cpu" and out is not None and _run_directly(weight, x, out, kernel):
         return out
     with _scope(weight.device, x):

@@ -44,7 +44,7 @@ def test_random_codes(tmp_path):
     assert sum(row["kernel"] == "dense" for row in rows) == 2
     for row in rows:
         assert row["seconds"] > 0
-        assert row["error"] < (1e-2 if row["kernel"] == "dense_bf16" else 1e-5)
+        assert row["error"] < {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 4e-2}.get(row["kernel"], 1e-5)
         assert row["error_to_original"] is None
         assert row["times_dense"] > 0
         assert row["kernel"] in output

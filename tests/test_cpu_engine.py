@@ -13,9 +13,9 @@ import pytest
 import codegemm
 from codegemm import cache
 from codegemm.config import CodebookConfig
-from codegemm.engines.cpu import compiler, dequant, device, library
+from codegemm.engines.cpu import compiler, dequant, device, isa, library
 from codegemm.engines.cpu.cut import row_slices, split
-from codegemm.engines.cpu.psumbook import TABLE_BYTES, cut_for, table_stride
+from codegemm.engines.cpu.psumbook import BLOCK_ROWS, GROUP_ROWS, MAX_POSITIONS, TABLE_BYTES, cut_for, table_entries
 from codegemm.formats.codebook import CodebookSpec
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")
@@ -88,8 +88,7 @@ def test_everything_that_matters_is_in_the_key(own_cache, monkeypatch, tmp_path)
     names.add(compiler.build(source))
     monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-g0"))
     names.add(compiler.build(source))
-    monkeypatch.setattr(compiler, "machine", lambda: "another processor")
-    names.add(compiler.build(source))
+    names.add(compiler.build(source, isa.InstructionSet("plain", (), ("-O1",))))
     assert len({name.name.partition("-")[0] for name in names}) == 5
 
 
@@ -255,13 +254,19 @@ def test_the_psumbook_cut(config, shape):
     assert plan.tiles[0] == 0
     assert plan.tiles[-1] == spec.vectors
     assert widths.min() >= 1
-    assert widths.max() == 1 or widths.max() * parsed.m * table_stride(parsed.b) * 4 <= TABLE_BYTES
+    assert widths.max() * parsed.m <= MAX_POSITIONS
+    assert widths.max() * parsed.m * table_entries(parsed.b) * 4 <= TABLE_BYTES
     for first, end in zip(plan.tiles, plan.tiles[1:], strict=False):
         inside_one = first // group == (end - 1) // group
         assert inside_one or (first % group == 0 and end % group == 0)
     assert plan.pieces[0] == 0
     assert plan.pieces[-1] == len(plan.tiles) - 1
     assert np.diff(plan.pieces).min() >= 1
+    covered = [row for begin, end in plan.blocks() for row in range(begin, end)]
+    assert covered == list(range(plan.padded_rows))
+    for begin, end in plan.blocks():
+        assert (end - begin) % GROUP_ROWS == 0
+        assert end - begin <= BLOCK_ROWS
 
 
 def test_the_machine_is_known():

@@ -39,7 +39,17 @@ def twice():
 
 def test_every_kernel_is_listed_with_the_reason_why_not(make_weight):
     infos = {f"{info.engine}:{info.name}": info for info in codegemm.kernels()}
-    expected = {"reference", "psumbook", "dequant", "dense", "dense_bf16", "dequant_dense", "aqlm", "quip"}
+    expected = {
+        "reference",
+        "psumbook",
+        "psumbook_fast",
+        "dequant",
+        "dense",
+        "dense_bf16",
+        "dequant_dense",
+        "aqlm",
+        "quip",
+    }
     assert expected <= {info.name for info in infos.values() if info.engine == "cpu"}
     assert all(info.usable == (info.reason is None) for info in infos.values())
     weight = make_weight(32, 64, "m1v4b12")

@@ -1,7 +1,5 @@
 """Every CPU kernel against the float64 definition: configurations, shapes, dtypes, NaNs, threads."""
 
-import platform
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,12 +9,13 @@ import codegemm
 from codegemm import arrays, dispatch
 from codegemm.baselines.aqlm import MATVEC_ROWS
 from codegemm.comparison.sources import random_weight
-from codegemm.engines.cpu import compiler
+from codegemm.engines.cpu import isa
 from codegemm.formats.hadamard import hadamard, split_length
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Relative to the norm of y. bfloat16 products round W and x to 8 bits; the others compute in float32.
-TOLERANCE = {"dense_bf16": 1e-2}
+# Tables of bytes are for one row of x, or a few; one byte an entry is what `precision="fast"` asks for.
+TOLERANCE = {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 4e-2}
 FULL = 3e-6
 CONFIGS = [
     # rows, columns, configuration, parts
@@ -95,7 +94,7 @@ def test_any_configuration_and_shape(problem):
     size = np.linalg.norm(np.abs(x).astype(np.float64) @ np.abs(weight.dequantize(np.float64)).T)
     for name in set(usable(weight, n)) - {"dense_bf16"}:
         y = product(weight, x, name)
-        assert np.linalg.norm(y - truth) <= 1e-6 * size, name
+        assert np.linalg.norm(y - truth) <= {"psumbook": 2e-4, "psumbook_fast": 4e-2}.get(name, 1e-6) * size, name
 
 
 @pytest.mark.parametrize("columns", [64 * 12, 64 * 28, 64 * 36, 64 * 52, 64 * 20, 64 * 5 * 12])
@@ -136,18 +135,18 @@ def test_the_same_without_a_compiler(rows, columns, config, parts, make_weight, 
         assert error(y, truth) <= TOLERANCE.get(name, FULL), name
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
-@pytest.mark.parametrize("flags", [("-march=x86-64",), ("-march=x86-64-v3",)])
-def test_the_same_on_older_processors(flags, monkeypatch, fresh_engine, make_weight, rng):
-    """The sources take other branches where there is no AVX-512, no F16C."""
-    monkeypatch.setattr(compiler, "_X86_FLAGS", flags)
+@pytest.mark.parametrize("name", [each.name for each in isa.available()[1:]])
+def test_the_same_on_older_processors(name, monkeypatch, fresh_engine, make_weight, rng):
+    """The sources take other branches where there are fewer instructions."""
+    monkeypatch.setenv(isa.VARIABLE, name)
     for rows, columns, config, parts in CONFIGS:
         weight = make_weight(rows, columns, config, parts)
         for n in (1, 3, 16):
             x = rng.standard_normal((n, columns)).astype(np.float16)
             truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
-            for name in set(usable(weight, n)) & {"psumbook", "dequant", "aqlm", "quip"}:
-                assert error(product(weight, x, name, np.float32), truth) <= FULL, (config, n, name)
+            for kernel in set(usable(weight, n)) & {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip"}:
+                y = product(weight, x, kernel, np.float32)
+                assert error(y, truth) <= TOLERANCE.get(kernel, FULL), (config, n, kernel)
 
 
 def test_quip_stays_in_range_where_the_result_does(make_weight):
@@ -180,7 +179,7 @@ def test_nan_and_infinity_stay_in_their_row_and_never_vanish(config, bad, n, mak
             y = product(weight, x, name)
             assert not np.isfinite(y[-1].astype(np.float32)).any(), name
             if n > 1:
-                assert error(y[:-1], clean[:-1]) <= 2e-2, name
+                assert error(y[:-1], clean[:-1]) <= 4e-2, name
 
 
 @pytest.mark.parametrize(("rows", "columns", "config", "parts"), CONFIGS)
@@ -190,7 +189,7 @@ def test_results_depend_neither_on_threads_nor_on_the_run(rows, columns, config,
     try:
         for n in (1, 5):
             x = rng.standard_normal((n, columns)).astype(np.float32)
-            for name in set(usable(weight, n)) & {"psumbook", "dequant", "quip", "aqlm"}:
+            for name in set(usable(weight, n)) & {"psumbook", "psumbook_fast", "dequant", "quip", "aqlm"}:
                 results = []
                 for threads in (1, 2, 3, 7, 2):
                     codegemm.set_num_threads(threads)

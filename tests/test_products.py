@@ -98,7 +98,7 @@ def test_out_may_overlap_x(rng):
     x = rng.standard_normal((4, 32)).astype(np.float32)
     truth = x.astype(np.float64) @ square.dequantize(np.float64).T
     for info in codegemm.kernels(square, 4):
-        if not info.usable or info.name == "dense_bf16":
+        if not info.usable or info.name in ("dense_bf16", "psumbook_fast"):
             continue
         for multiply in (
             lambda a, name=info.name: codegemm.matmul(a, square.T, out=a, kernel=name),
@@ -134,17 +134,17 @@ def test_halves_are_rounded_to_nearest_even(dtype, rng):
             x = rng.standard_normal((n, 32)).astype(dtype)
             exact = codegemm.matmul(x, WEIGHT.T, out=np.empty((n, 24), np.float32), kernel=name)
             assert np.array_equal(codegemm.matmul(x, WEIGHT.T, kernel=name), exact.astype(dtype))
-        identity = codegemm.CodebookWeight(
-            np.zeros((1, 1, 1), np.uint8), np.full((1, 2, 1), 1, np.float16), np.ones((1, 1), np.float16)
-        )
-        values = rng.integers(0, 1 << 32, 2000, np.uint32).view(np.float32)
-        ties = (rng.integers(0, 1 << 15, 2000, np.uint32) << 16 | 0x8000).view(np.float32)
-        edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519, 65520, 1e-8, 3.4e38, 2.0**-24], np.float32)
-        for value in np.concatenate([values[:500], ties[:500], edges]):
-            x = np.array([[value]], np.float32)
-            with np.errstate(over="ignore"):
-                y = codegemm.matmul(x, identity.T, kernel=name)
-                assert np.array_equal(y, x, equal_nan=True)
+    identity = codegemm.CodebookWeight(
+        np.zeros((1, 1, 1), np.uint8), np.full((1, 2, 1), 1, np.float16), np.ones((1, 1), np.float16)
+    )
+    values = rng.integers(0, 1 << 32, 2000, np.uint32).view(np.float32)
+    ties = (rng.integers(0, 1 << 15, 2000, np.uint32) << 16 | 0x8000).view(np.float32)
+    edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519, 65520, 1e-8, 3.4e38, 2.0**-24], np.float32)
+    for value in np.concatenate([values[:500], ties[:500], edges]):
+        x = np.array([[value]], np.float32)
+        with np.errstate(over="ignore"):
+            y = codegemm.matmul(x, identity.T, kernel="dequant")
+            assert np.array_equal(y, x, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_halves_are_rounded_to_nearest_even(dtype, rng):
         (
             lambda x: codegemm.matmul(x, WEIGHT.T, precision="exact"),
             ValueError,
-            "precision='exact': must be one of full",
+            "precision='exact': must be one of full, fast",
         ),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="nothing"), KernelError, "kernel 'nothing' is unknown; known: "),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel=3), TypeError, "kernel=3: must be a name"),
@@ -297,3 +297,24 @@ def test_kernel_must_be_a_name(kernel, make_weight):
     for call in (lambda: codegemm.matmul(x, weight.T, kernel=kernel), lambda: codegemm.plan(weight, kernel=kernel)):
         with pytest.raises(TypeError, match=r"kernel=.*: must be a name, like 'psumbook' or 'cpu:psumbook'"):
             call()
+
+
+def test_a_product_may_be_fast():
+    """One kernel for it on the processor; a kernel that is named is taken as it is, and what can't be fast is full."""
+    rng = np.random.default_rng(0)
+    weight = random_weight((512, 2048), "m1v4g128", 0)
+    x = rng.standard_normal((1, 2048)).astype(np.float32)
+    truth = x @ weight.dequantize(np.float64).T
+
+    def error(**named):
+        return np.linalg.norm(codegemm.matmul(x, weight.T, **named) - truth) / np.linalg.norm(truth)
+
+    assert error() <= 2e-4
+    assert 1e-3 < error(precision="fast") <= 1.5e-2
+    assert error(precision="fast", kernel="dequant") <= 1e-6
+    assert codegemm.plan(weight, 1, precision="fast").kernel.name == "psumbook_fast"
+    assert codegemm.plan(weight, 17, precision="fast").kernel.name == codegemm.plan(weight, 17).kernel.name
+    wide = random_weight((64, 128), "m1v8b16g-1", 0)
+    assert np.array_equal(codegemm.matmul(x[:, :128], wide.T, precision="fast"), x[:, :128] @ wide.T)
+    with pytest.raises(ValueError, match="precision='quick': must be one of full, fast"):
+        codegemm.plan(weight, 1, precision="quick")

@@ -93,12 +93,14 @@ def _compiler() -> str:
 
 
 def _compiled() -> str:
-    from codegemm.engines.cpu import compiler
+    from codegemm.engines.cpu import compiler, isa
 
+    chosen = isa.chosen()
     sources = sorted(compiler.SOURCES.glob("*.cpp"))
     for source in sources:
-        compiler.build(source)
-    return ", ".join(source.stem for source in sources)
+        compiler.build(source, chosen)
+    here = ", ".join(each.name for each in isa.available())
+    return f"{', '.join(source.stem for source in sources)}, for {chosen.name} ({isa.VARIABLE} takes one of {here})"
 
 
 def _cache() -> str:

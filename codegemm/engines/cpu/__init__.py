@@ -2,9 +2,9 @@
 
 from codegemm.engines.cpu.dequant import Dequant
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
-from codegemm.engines.cpu.psumbook import Psumbook
+from codegemm.engines.cpu.psumbook import Psumbook, PsumbookFast
 from codegemm.kernel import Kernel
 
-KERNELS: list[Kernel] = [Psumbook(), Dequant()]
+KERNELS: list[Kernel] = [Psumbook(), PsumbookFast(), Dequant()]
 
-__all__ = ["KERNELS", "Dequant", "Psumbook", "get_num_threads", "set_num_threads"]
+__all__ = ["KERNELS", "Dequant", "Psumbook", "PsumbookFast", "get_num_threads", "set_num_threads"]

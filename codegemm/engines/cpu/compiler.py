@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from codegemm import cache as store
+from codegemm.engines.cpu import isa
+from codegemm.engines.cpu.isa import InstructionSet
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -21,9 +23,6 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
 )  # fmt: skip
-# GCC halves vectors of 64 bytes on its own where it thinks that wide registers lower the clock.
-_X86_FLAGS = ("-march=native", "-mprefer-vector-width=512")
-_ARM_FLAGS = ("-mcpu=native",)
 _SLOW_BUILD = 1.0
 
 
@@ -45,29 +44,19 @@ def find_compiler() -> tuple[str, ...]:
     )
 
 
-@cache
-def machine() -> str:
-    """What -march=native depends on: the processor's model and instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    kept = ("model", "flags", "Features", "CPU part", "vendor_id")
-    return "\n".join(line for line in lines if line.startswith(kept))
-
-
-def build(source: Path) -> Path:
+def build(source: Path, instructions: InstructionSet | None = None) -> Path:
     """The shared library of one source file (headers: its folder and the engine's), compiled unless it is cached.
 
-    Raises CompilerError with what the compiler printed.
+    instructions: those of this processor (`isa.chosen`) unless named. Raises CompilerError with what the compiler
+    printed.
     """
     compiler = find_compiler()
-    native = _ARM_FLAGS if platform.machine() in ("arm64", "aarch64") else _X86_FLAGS
+    instructions = instructions or isa.chosen()
     folders = dict.fromkeys((source.parent, SOURCES))
-    flags = (*FLAGS, *native, *(f"-I{folder}" for folder in folders))
+    flags = (*FLAGS, *instructions.flags, *(f"-I{folder}" for folder in folders))
     headers = [header for folder in folders for header in sorted(folder.glob("*.hpp"))]
     key = store.key(
-        *compiler, _version(compiler), *FLAGS, *native, machine(), source.name,
+        *compiler, _version(compiler), platform.machine(), *FLAGS, *instructions.flags, source.name,
         *(path.read_bytes() for path in (source, *headers)),
     )  # fmt: skip
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
@@ -87,7 +76,7 @@ def build(source: Path) -> Path:
         seconds = time.perf_counter() - start
         if seconds > _SLOW_BUILD:
             print(
-                f"codegemm: compiled {source.name} for this CPU in {seconds:.1f} s (kept for later runs)",
+                f"codegemm: compiled {source.name} for {instructions.name} in {seconds:.1f} s (kept for later runs)",
                 file=sys.stderr,
             )
 

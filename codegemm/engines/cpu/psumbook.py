@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from ctypes import c_int, c_int32, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.engines.cpu import compiler, cut, library
+from codegemm.engines.cpu import compiler, cut, isa, library
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
@@ -20,13 +21,16 @@ from codegemm.kernel import Cost, Kernel
 _SOURCE = compiler.SOURCES / "psumbook.cpp"
 MAX_N = 16
 MAX_B = 8
-LANES = 16  # rows that look up together; must match `lanes` in floats.hpp
-# A tile's table for one row of x fits L1 beside the codes; must match `max_table_bytes` in psumbook.cpp.
+# Rows whose codes of a position lie side by side, and of which whole groups are stored; see lookup.hpp.
+BLOCK_ROWS = 256
+GROUP_ROWS = 64
+# A tile's table for one row of x in float; in bytes it fits L1 beside the codes.
 TABLE_BYTES = 32 << 10
-_MIN_STRIDE = 16  # entries of a table: whole vector registers
-_MAX_POSITIONS = 256
-_SLICE_ROWS = 2048  # tables are built once a slice: long slices share them
-_TASK_LOOKUPS = 1 << 16  # shorter tasks cost more to hand out than to run
+MAX_POSITIONS = 256  # of a tile: sums of bytes hold no more
+_ENTRIES = (16, 64, 256)  # of a table; must match `for_entries` in psumbook.cpp
+_TASK_LOOKUPS = 1 << 19  # a tenth of a millisecond
+_MAX_TASKS = 64
+_MIN_SLICE_ROWS = 2048  # every slice makes the tables again
 _MAX_PIECES = 16  # of K: each adds a pass over the output
 
 
@@ -37,7 +41,7 @@ class PsumbookArgs(ctypes.Structure):
         *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales")),
         *((name, c_void_p) for name in ("tiles", "pieces", "slices")),
         *((name, c_int32) for name in ("piece_count", "slice_count", "x_dtype", "out_dtype", "n", "rows")),
-        *((name, c_int32) for name in ("padded_rows", "in_features", "v", "m", "stride", "group_vectors")),
+        *((name, c_int32) for name in ("padded_rows", "in_features", "v", "m", "entries", "group_vectors")),
     ]
 
 
@@ -45,7 +49,8 @@ class PsumbookArgs(ctypes.Structure):
 class Cut:
     """Bounds of the tiles in k-vectors, of the pieces in tiles, and the slices of rows.
 
-    A slice is (part, first row, end row, first padded row, end padded row): rows are padded to whole blocks of LANES.
+    A slice is (part, first row, end row, first padded row, end padded row): rows are padded to whole groups of
+    GROUP_ROWS.
     """
 
     tiles: npt.NDArray[np.int32]
@@ -65,26 +70,38 @@ class Cut:
         ]
         return rows[np.concatenate(index)]
 
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Bounds of all blocks of padded rows, up to BLOCK_ROWS each."""
+        for *_, first, end in self.slices:
+            for start in range(first, end, BLOCK_ROWS):
+                yield start, min(start + BLOCK_ROWS, end)
+
 
 @dataclass
 class Prepared:
-    """The weight as the kernel reads it: codes [tile][block of rows][position][lane], codebooks
-    [parts, m, v, stride] in float32, scales [groups, padded rows], and the cut."""
+    """The weight as the kernel reads it: codes [tile][block][position][row of the block], codebooks
+    [parts, m, v, entries] in float32, scales [groups, padded rows], and the cut."""
 
     spec: CodebookSpec
+    cut: Cut
     arguments: library.Arguments
 
 
-def table_stride(b: int) -> int:
-    """Entries between the tables of two positions."""
-    return max(1 << b, _MIN_STRIDE)
+def table_entries(b: int) -> int:
+    """Entries of a position's table."""
+    return next(entries for entries in _ENTRIES if entries >= 1 << b)
+
+
+def place_in_group() -> npt.NDArray[np.int64]:
+    """[GROUP_ROWS]: the row whose code is at each place of a group; see lookup.hpp."""
+    return np.arange(GROUP_ROWS).reshape(2, -1).T.ravel()
 
 
 @lru_cache
 def cut_for(spec: CodebookSpec) -> Cut:
     """The cut of a product: tiles that fit L1 and respect groups, pieces and slices of enough work each."""
     config = spec.config
-    positions = min(TABLE_BYTES // (4 * table_stride(config.b)), _MAX_POSITIONS)
+    positions = min(TABLE_BYTES // (4 * table_entries(config.b)), MAX_POSITIONS)
     most = max(1, positions // config.m)
     group = spec.vectors // spec.groups
     if group <= most:
@@ -93,23 +110,37 @@ def cut_for(spec: CodebookSpec) -> Cut:
         inner = cut.split(group, most)[:-1]
         starts = (np.arange(spec.groups)[:, None] * group + inner).ravel()
         tiles = np.append(starts, spec.vectors)
-    slices = _padded(cut.row_slices(spec.part_rows, _SLICE_ROWS, LANES))
-    lookups = spec.out_features * spec.vectors * config.m
-    wanted = -(-lookups // _TASK_LOOKUPS // len(slices))
-    pieces = min(max(wanted, 1), _MAX_PIECES, len(tiles) - 1)
-    return Cut(tiles.astype(np.int32), cut.split(len(tiles) - 1, -(-(len(tiles) - 1) // pieces)), slices)
+    tasks = min(-(-spec.out_features * spec.vectors * config.m // _TASK_LOOKUPS), _MAX_TASKS)
+    pieces = cut.split(len(tiles) - 1, -(-(len(tiles) - 1) // min(tasks, _MAX_PIECES)))
+    rows = max(-(-spec.out_features // (tasks // (len(pieces) - 1))), _MIN_SLICE_ROWS)
+    slices = cut.row_slices(spec.part_rows, -(-rows // BLOCK_ROWS) * BLOCK_ROWS, BLOCK_ROWS)
+    return Cut(tiles.astype(np.int32), pieces, _padded(slices))
 
 
 def _padded(slices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """The slices with the bounds of their padded rows."""
-    blocks = -(-(slices[:, 2] - slices[:, 1]) // LANES)
-    ends = (LANES * np.cumsum(blocks)).astype(np.int32)
-    return np.column_stack([slices, ends - LANES * blocks, ends]).astype(np.int32)
+    groups = -(-(slices[:, 2] - slices[:, 1]) // GROUP_ROWS)
+    ends = GROUP_ROWS * np.cumsum(groups)
+    return np.column_stack([slices, ends - GROUP_ROWS * groups, ends]).astype(np.int32)
 
 
 def batch_width(n: int) -> int:
-    """Rows of x that lie side by side in a table: n rounded up to a power of two."""
+    """Rows of x that lie side by side in a table of floats: n rounded up to a power of two."""
     return 1 << (n - 1).bit_length()
+
+
+def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uint8]:
+    """codes [M, vectors, m] -> [tile][block][position][row of the block], flat."""
+    m = codes.shape[2]
+    padded = plan.pad(codes).reshape(plan.padded_rows, -1)
+    by_place = padded.reshape(-1, GROUP_ROWS, padded.shape[1])[:, place_in_group()].reshape(padded.shape)
+    arranged, at = np.empty(padded.size, np.uint8), 0
+    for first, end in pairwise(m * plan.tiles.astype(np.int64)):
+        for row, end_row in plan.blocks():
+            block = by_place[row:end_row, first:end].T
+            arranged[at : at + block.size].reshape(block.shape)[...] = block
+            at += block.size
+    return arranged
 
 
 class Psumbook(Kernel):
@@ -118,6 +149,7 @@ class Psumbook(Kernel):
     name = "psumbook"
     engine = "cpu"
     automatic = True
+    planes = 2  # bytes of an entry
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
         if not isinstance(spec, CodebookSpec):
@@ -132,20 +164,13 @@ class Psumbook(Kernel):
         assert isinstance(weight, CodebookWeight)
         spec = weight.spec
         plan = cut_for(spec)
-        blocks = plan.pad(weight.codes).reshape(-1, LANES, spec.vectors, spec.config.m)
-        codes = np.concatenate(
-            [
-                blocks[:, :, first:end].reshape(len(blocks), LANES, -1).transpose(0, 2, 1).ravel()
-                for first, end in zip(plan.tiles, plan.tiles[1:])
-            ]
-        )
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
-        padded = np.zeros((*books.shape[:-1], table_stride(spec.config.b)), np.float32)
+        padded = np.zeros((*books.shape[:-1], table_entries(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
         arguments = library.Arguments(
             PsumbookArgs,
             {
-                "codes": codes,
+                "codes": arrange_codes(weight.codes, plan),
                 "codebooks": padded,
                 "scales": np.ascontiguousarray(plan.pad(weight.scales).T),
                 "tiles": plan.tiles,
@@ -159,22 +184,22 @@ class Psumbook(Kernel):
             in_features=spec.in_features,
             v=spec.config.v,
             m=spec.config.m,
-            stride=padded.shape[-1],
+            entries=padded.shape[-1],
             group_vectors=spec.vectors // spec.groups,
         )
-        return Prepared(spec, arguments)
+        return Prepared(spec, plan, arguments)
 
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         plan = cut_for(spec)
-        floats = (spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows) * batch_width(n)
-        return 4 * (floats + len(plan.slices))
+        return 4 * (MAX_N + (spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows) * batch_width(n))
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        multiply = library.function(_SOURCE, "psumbook", PsumbookArgs, c_int)
+        in_bytes = self.planes == 1 or len(x) <= BYTES_UP_TO[isa.chosen().name]
+        multiply = library.function(_SOURCE, "psumbook_bytes" if in_bytes else "psumbook_floats", PsumbookArgs, c_int)
         if multiply is None:
             return _run_numpy(prepared, x, out)
-        prepared.arguments.call(multiply, x, out, workspace, batch_width(len(x)))
+        prepared.arguments.call(multiply, x, out, workspace, self.planes if in_bytes else batch_width(len(x)))
 
     def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
         return library.loads(_SOURCE)
@@ -184,7 +209,7 @@ class Psumbook(Kernel):
         config, (m_rows, k) = spec.config, spec.shape
         rows = cut_for(spec).padded_rows
         codes = rows * spec.vectors * config.m
-        books = 4 * len(spec.part_rows) * config.m * config.v * table_stride(config.b)
+        books = 4 * len(spec.part_rows) * config.m * config.v * table_entries(config.b)
         return Cost(
             bytes_read=codes + books + 2 * rows * spec.groups + n * k * dtype.itemsize,
             bytes_written=n * m_rows * dtype.itemsize,
@@ -198,37 +223,51 @@ class Psumbook(Kernel):
         return self.cost(spec, n, dtype).lookups * LOOKUP[width] + _table_entries(spec) * spec.config.v * BUILD[width]
 
 
+class PsumbookFast(Psumbook):
+    """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm."""
+
+    name = "psumbook_fast"
+    automatic = False
+    precision = "fast"
+    planes = 1
+
+
 def _table_entries(spec: CodebookSpec) -> int:
     """Entries of all tables that one row of x needs."""
-    return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_stride(spec.config.b)
+    return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_entries(spec.config.b)
 
+
+# Rows of x up to which each has tables of bytes; more share entries of floats.
+BYTES_UP_TO = {"vbmi": 2, "avx512": 1, "avx2": 1, "neon": 1, "plain": 1}
 
 # Relative times by batch width, measured by `codegemm compare`: of a lookup, of a vector component in a table's entry.
-LOOKUP = {1: 1.0, 2: 3.0, 4: 3.3, 8: 4.0, 16: 5.0}
+LOOKUP = {1: 0.5, 2: 3.0, 4: 3.3, 8: 4.0, 16: 5.0}
 BUILD = {1: 0.2, 2: 0.9, 4: 0.9, 8: 0.9, 16: 1.1}
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same algorithm where there is no compiler: one table a tile, gathered for all rows of a slice at once."""
-    spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
+    """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
+    spec, config, plan, arrays = prepared.spec, prepared.spec.config, prepared.cut, prepared.arguments.arrays
     x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
     group = spec.vectors // spec.groups
-    padded_rows = arrays["scales"].shape[1]
-    sums, offset = np.zeros((len(x), padded_rows), np.float32), 0
+    row_at = place_in_group()
+    sums, offset = np.zeros((len(x), plan.padded_rows), np.float32), 0
+    part_of = {first: part for part, _, _, begin, stop in plan.slices for first in range(begin, stop, BLOCK_ROWS)}
     with np.errstate(over="ignore", invalid="ignore"):
-        for first, end in pairwise(arrays["tiles"]):
+        for first, end in pairwise(plan.tiles):
             width = int(end - first) * config.m
-            blocks = arrays["codes"][offset : offset + width * padded_rows].reshape(-1, width, LANES)
-            codes = blocks.transpose(0, 2, 1).reshape(padded_rows, width)
-            offset += codes.size
-            for part, _, _, begin, stop in arrays["slices"]:
-                # [n, position, centroid]
-                table = np.einsum("njt,mti->njmi", x32[:, first:end], arrays["codebooks"][part])
-                table = table.reshape(len(x), width, -1)
-                found = table[:, np.arange(width), codes[begin:stop]]
-                step = min(end - first, group) * config.m
+            step = min(end - first, group) * config.m
+            # [parts, n, position, centroid]
+            tables = np.einsum("njt,pmti->pnjmi", x32[:, first:end], arrays["codebooks"])
+            tables = tables.reshape(len(tables), len(x), width, -1)
+            for begin, stop in plan.blocks():
+                codes = arrays["codes"][offset : offset + width * (stop - begin)].reshape(width, -1, GROUP_ROWS)
+                offset += codes.size
+                by_row = np.empty_like(codes)
+                by_row[:, :, row_at] = codes
+                found = tables[part_of[begin]][:, np.arange(width), by_row.reshape(width, -1).T]
                 by_group = found.reshape(len(x), stop - begin, -1, step).sum(-1)
                 scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
                 sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
-        for _, row, end_row, begin, _ in arrays["slices"]:
+        for _, row, end_row, begin, _ in plan.slices:
             out[:, row:end_row] = sums[:, begin : begin + end_row - row]

@@ -12,7 +12,11 @@
 
 namespace codegemm {
 
+#if defined(__aarch64__)
+using half = __fp16;  // GCC knows the other name from version 13 on
+#else
 using half = _Float16;
+#endif
 
 // Must match `DTYPES` in library.py.
 enum class Dtype : int32_t { float16, bfloat16, float32, float64 };
@@ -46,7 +50,7 @@ void visit(Dtype dtype, Visitor&& visitor) {
 }
 
 // floats[i] = values[offset + i], i in 0 .. count-1
-inline void to_float(const void* values, Dtype dtype, size_t offset, float* floats, size_t count) {
+[[gnu::noinline]] inline void to_float(const void* values, Dtype dtype, size_t offset, float* floats, size_t count) {
     visit(dtype, [&](auto* type) {
         const auto* typed = static_cast<decltype(type)>(const_cast<void*>(values)) + offset;
         for (size_t i = 0; i < count; ++i) floats[i] = float(typed[i]);
@@ -54,7 +58,8 @@ inline void to_float(const void* values, Dtype dtype, size_t offset, float* floa
 }
 
 // values[offset + i] = floats[i * stride], i in 0 .. count-1
-inline void from_float(const float* floats, size_t stride, void* values, Dtype dtype, size_t offset, size_t count) {
+[[gnu::noinline]] inline void from_float(const float* floats, size_t stride, void* values, Dtype dtype, size_t offset,
+                                         size_t count) {
     visit(dtype, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         T* typed = static_cast<T*>(values) + offset;
@@ -106,5 +111,12 @@ inline vec<N> widen(const half* from) {
 
 // The lanes of one register (two on machines whose registers hold fewer).
 constexpr int lanes = 16;
+
+// Floats of a register for sums that take turns with other types: compilers convert only whole registers well.
+#ifdef __AVX512F__
+constexpr int wide = 16;
+#else
+constexpr int wide = 8;
+#endif
 
 }  // namespace codegemm

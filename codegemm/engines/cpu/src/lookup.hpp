@@ -1,0 +1,197 @@
+// Sums of table entries, looked up by codes of one byte, 64 rows at a time.
+//
+// An entry is one byte (PLANES = 1) or two, the low and the high one in tables of their own (PLANES = 2), so that a
+// byte permutation looks up as many codes as a register has bytes. In a block of rows the codes of a position lie side
+// by side; within 64 rows byte 2i is the code of row i and byte 2i + 1 that of row 32 + i. So a register of entries v
+// is one of 16-bit numbers, (row 32 + i) << 8 | row i, and two additions sum it up without unpacking:
+//
+//     both += v;  odd += v >> 8;          at the end row i has both - (odd << 8), modulo 2^16, and row 32 + i has odd
+//
+// That holds up to 257 entries. There is one implementation for each instruction set, all with the same interface.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace codegemm {
+
+constexpr int group_rows = 64;
+
+#if defined(__AVX512VBMI__)
+
+// A table of ENTRIES bytes in registers.
+template <int ENTRIES>
+struct Table {
+    static constexpr int registers = (ENTRIES + 63) / 64;
+    __m512i part[registers];
+
+    explicit Table(const uint8_t* table) {
+        for (int i = 0; i < registers; ++i)
+            part[i] = ENTRIES < 64 ? _mm512_maskz_loadu_epi8((uint64_t(1) << ENTRIES % 64) - 1, table)
+                                   : _mm512_loadu_si512(table + 64 * i);
+    }
+    __m512i look_up(__m512i codes) const {
+        if constexpr (registers == 1) {
+            return _mm512_permutexvar_epi8(codes, part[0]);
+        } else if constexpr (registers == 2) {
+            return _mm512_permutex2var_epi8(part[0], codes, part[1]);
+        } else {
+            const __m512i low = _mm512_permutex2var_epi8(part[0], codes, part[1]);
+            const __m512i high = _mm512_permutex2var_epi8(part[2], codes, part[3]);
+            return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+        }
+    }
+};
+
+// sums[group][plane][row] of `count` positions: codes [position][pitch], of which GROUPS * 64 rows from `codes` on;
+// tables [position][plane][ENTRIES].
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+    __m512i both[GROUPS][PLANES], odd[GROUPS][PLANES];
+    for (int g = 0; g < GROUPS; ++g)
+        for (int plane = 0; plane < PLANES; ++plane) both[g][plane] = odd[g][plane] = _mm512_setzero_si512();
+    for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * ENTRIES) {
+        const Table<ENTRIES> low(tables), high(tables + (PLANES - 1) * ENTRIES);
+        for (int g = 0; g < GROUPS; ++g) {
+            const __m512i code = _mm512_loadu_si512(codes + group_rows * g);
+            for (int plane = 0; plane < PLANES; ++plane) {
+                const __m512i found = (plane ? high : low).look_up(code);
+                both[g][plane] = _mm512_add_epi16(both[g][plane], found);
+                odd[g][plane] = _mm512_add_epi16(odd[g][plane], _mm512_srli_epi16(found, 8));
+            }
+        }
+    }
+    for (int g = 0; g < GROUPS; ++g)
+        for (int plane = 0; plane < PLANES; ++plane, sums += group_rows) {
+            const __m512i even = _mm512_sub_epi16(both[g][plane], _mm512_slli_epi16(odd[g][plane], 8));
+            _mm512_storeu_si512(sums, even);
+            _mm512_storeu_si512(sums + 32, odd[g][plane]);
+        }
+}
+
+#elif defined(__AVX2__)
+
+// Four parts of 16 entries are told apart by the index: it names an entry in one of them and makes 0 of the others.
+// What is left of a code then chooses between quarters.
+template <int ENTRIES>
+struct Codes {
+    __m256i part[4], code;
+
+    explicit Codes(__m256i codes) : code(codes) {
+        const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(63)), zero_above = _mm256_set1_epi8(0x70);
+        for (int i = 0; i < 4; ++i)
+            part[i] = _mm256_add_epi8(_mm256_xor_si256(low, _mm256_set1_epi8(char(16 * i))), zero_above);
+    }
+    __m256i sixteen(const uint8_t* table, int i) const {
+        const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * i));
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), ENTRIES == 16 ? code : part[i]);
+    }
+    __m256i quarter(const uint8_t* table) const {
+        return _mm256_or_si256(_mm256_or_si256(sixteen(table, 0), sixteen(table, 1)),
+                               _mm256_or_si256(sixteen(table, 2), sixteen(table, 3)));
+    }
+    __m256i look_up(const uint8_t* table) const {
+        if constexpr (ENTRIES == 16) return sixteen(table, 0);
+        if constexpr (ENTRIES == 64) return quarter(table);
+        const __m256i bit6 = _mm256_add_epi8(code, code);
+        const __m256i low = _mm256_blendv_epi8(quarter(table), quarter(table + 64), bit6);
+        const __m256i high = _mm256_blendv_epi8(quarter(table + 128), quarter(table + 192), bit6);
+        return _mm256_blendv_epi8(low, high, code);
+    }
+};
+
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+    for (int half = 0; half < 2 * GROUPS; ++half, codes += 32) {
+        __m256i both[PLANES], odd[PLANES];
+        for (int plane = 0; plane < PLANES; ++plane) both[plane] = odd[plane] = _mm256_setzero_si256();
+        const uint8_t* from = codes;
+        const uint8_t* table = tables;
+        for (int p = 0; p < count; ++p, from += pitch) {
+            const Codes<ENTRIES> code(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+            for (int plane = 0; plane < PLANES; ++plane, table += ENTRIES) {
+                const __m256i found = code.look_up(table);
+                both[plane] = _mm256_add_epi16(both[plane], found);
+                odd[plane] = _mm256_add_epi16(odd[plane], _mm256_srli_epi16(found, 8));
+            }
+        }
+        for (int plane = 0; plane < PLANES; ++plane) {
+            uint16_t* to = sums + (half / 2 * PLANES + plane) * group_rows + half % 2 * 16;
+            const __m256i even = _mm256_sub_epi16(both[plane], _mm256_slli_epi16(odd[plane], 8));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), even);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32), odd[plane]);
+        }
+    }
+}
+
+#elif defined(__ARM_NEON)
+
+// An index beyond a part's 64 entries makes 0 of it.
+template <int ENTRIES>
+struct Table {
+    static constexpr int parts = (ENTRIES + 63) / 64;
+    uint8x16x4_t part[parts];
+
+    explicit Table(const uint8_t* table) {
+        for (int i = 0; i < parts; ++i)
+            for (int j = 0; j < 4 && 64 * i + 16 * j < ENTRIES; ++j) part[i].val[j] = vld1q_u8(table + 64 * i + 16 * j);
+    }
+    uint8x16_t look_up(uint8x16_t codes) const {
+        if constexpr (ENTRIES == 16) return vqtbl1q_u8(part[0].val[0], codes);
+        uint8x16_t found = vqtbl4q_u8(part[0], codes);
+        for (int i = 1; i < parts; ++i)
+            found = vqtbx4q_u8(found, part[i], vsubq_u8(codes, vdupq_n_u8(uint8_t(64 * i))));
+        return found;
+    }
+};
+
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+    constexpr int registers = 4 * GROUPS;
+    for (int plane = 0; plane < PLANES; ++plane) {
+        uint16x8_t both[registers], odd[registers];
+        for (int i = 0; i < registers; ++i) both[i] = odd[i] = vdupq_n_u16(0);
+        for (int p = 0; p < count; ++p) {
+            const Table<ENTRIES> table(tables + (size_t(p) * PLANES + plane) * ENTRIES);
+            for (int i = 0; i < registers; ++i) {
+                const uint8x16_t found = table.look_up(vld1q_u8(codes + p * pitch + 16 * i));
+                const uint16x8_t pairs = vreinterpretq_u16_u8(found);
+                both[i] = vaddq_u16(both[i], pairs);
+                odd[i] = vsraq_n_u16(odd[i], pairs, 8);
+            }
+        }
+        for (int i = 0; i < registers; ++i) {
+            uint16_t* to = sums + (i / 4 * PLANES + plane) * group_rows + i % 4 * 8;
+            vst1q_u16(to, vsubq_u16(both[i], vshlq_n_u16(odd[i], 8)));
+            vst1q_u16(to + 32, odd[i]);
+        }
+    }
+}
+
+#else
+
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+    std::memset(sums, 0, sizeof(uint16_t) * GROUPS * PLANES * group_rows);
+    for (int p = 0; p < count; ++p, codes += pitch)
+        for (int g = 0; g < GROUPS; ++g)
+            for (int plane = 0; plane < PLANES; ++plane) {
+                const uint8_t* table = tables + (size_t(p) * PLANES + plane) * ENTRIES;
+                uint16_t* to = sums + (g * PLANES + plane) * group_rows;
+                for (int i = 0; i < 32; ++i) {
+                    to[i] += table[codes[group_rows * g + 2 * i]];
+                    to[32 + i] += table[codes[group_rows * g + 2 * i + 1]];
+                }
+            }
+}
+
+#endif
+
+}  // namespace codegemm

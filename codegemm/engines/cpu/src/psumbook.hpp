@@ -1,0 +1,94 @@
+// What a Psumbook product is told, and what all of its parts share.
+#pragma once
+
+#include "floats.hpp"
+
+namespace codegemm {
+
+// Must match `PsumbookArgs` in psumbook.py.
+struct PsumbookArgs {
+    const void* x;           // [n, in_features], x_dtype
+    void* out;               // [n, rows], out_dtype
+    void* workspace;         // psumbook.cpp says what is in it
+    const uint8_t* codes;    // [tile][block of rows][position of the tile][row of the block], rows as lookup.hpp says
+    const float* codebooks;  // [parts][m][v][entries]: component t of all centroids side by side
+    const half* scales;      // [groups][padded rows]
+    const int32_t* tiles;    // [tile_count + 1] first k-vector of each tile
+    const int32_t* pieces;   // [piece_count + 1] first tile of each piece
+    const int32_t* slices;   // [slice_count][5] part, first row, end row, first padded row, end padded row
+    int32_t piece_count, slice_count;
+    int32_t x_dtype, out_dtype;
+    int32_t n, rows, padded_rows, in_features;
+    int32_t v, m, entries;  // entries: of a table, 16, 64 or 256
+    int32_t group_vectors;  // k-vectors that share a scale
+};
+
+// Must match `BLOCK_ROWS` and `TABLE_BYTES` in psumbook.py.
+constexpr int block_rows = 256;
+constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x; 256 positions at most
+constexpr int max_m = 8;
+
+// Part of a tile: k-vectors first .. end-1 of the one that begins at `tile` and ends before `tile_end`.
+struct Vectors {
+    int tile, tile_end, first, end;
+};
+
+// The codes of k-vector `first` for a block that begins at padded row `row`, of `rows` rows.
+inline const uint8_t* codes_at(const PsumbookArgs& a, const Vectors& k, int row, int rows) {
+    const size_t positions = size_t(k.tile_end - k.tile) * a.m;
+    return a.codes + size_t(k.tile) * a.m * a.padded_rows + row * positions + size_t(k.first - k.tile) * a.m * rows;
+}
+
+// Some rows ahead: without it the hardware's prefetchers stop at every page of a new tile.
+inline void prefetch(const uint8_t* codes, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + bytes + i);
+}
+
+// run(first, end) for the parts of k-vectors first .. end-1 that share a scale each.
+template <class Run>
+void for_groups(const PsumbookArgs& a, int first, int end, Run&& run) {
+    for (int j = first; j < end;) {
+        const int group_end = (j / a.group_vectors + 1) * a.group_vectors;
+        const int next = group_end < end ? group_end : end;
+        run(j, next);
+        j = next;
+    }
+}
+
+// ENTRIES products with one k-vector: book [v][entries], several registers at once since additions take their time.
+template <int REGISTERS>
+inline void build_entries(const float* book, int entries, int v, const float* x, float* table) {
+    for (int i = 0; i < entries; i += REGISTERS * wide) {
+        vec<wide> sums[REGISTERS];
+        for (int r = 0; r < REGISTERS; ++r) sums[r] = load<wide>(book + i + r * wide) * x[0];
+        for (int t = 1; t < v; ++t)
+            for (int r = 0; r < REGISTERS; ++r) sums[r] += load<wide>(book + t * entries + i + r * wide) * x[t];
+        for (int r = 0; r < REGISTERS; ++r) store<wide>(table + i + r * wide, sums[r]);
+    }
+}
+
+// table[position][centroid][row of x] for k-vectors first .. end-1. x: [in_features][WIDTH], WIDTH rows side by side.
+template <int WIDTH>
+void build(const PsumbookArgs& a, int part, int first, int end, const float* x, float* table) {
+    const float* books = a.codebooks + size_t(part) * a.m * a.v * a.entries;
+    for (int j = first; j < end; ++j) {
+        const float* xj = x + size_t(j) * a.v * WIDTH;
+        for (int c = 0; c < a.m; ++c, table += a.entries * WIDTH) {
+            const float* book = books + size_t(c) * a.v * a.entries;
+            if constexpr (WIDTH == 1) {
+                if (a.entries % (4 * wide) == 0)
+                    build_entries<4>(book, a.entries, a.v, xj, table);
+                else
+                    build_entries<1>(book, a.entries, a.v, xj, table);
+            } else {
+                for (int i = 0; i < a.entries; ++i) {
+                    vec<WIDTH> sum = load<WIDTH>(xj) * book[i];
+                    for (int t = 1; t < a.v; ++t) sum += load<WIDTH>(xj + t * WIDTH) * book[t * a.entries + i];
+                    store<WIDTH>(table + i * WIDTH, sum);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace codegemm

@@ -1,0 +1,158 @@
+"""The ways through the CPU engine's sources: which one is taken, and that all of them multiply."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codegemm import dispatch
+from codegemm.comparison.sources import random_weight
+from codegemm.engines.cpu import compiler, isa, library, psumbook
+
+FLAGS = {
+    "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
+    "avx512": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl",
+    "avx2": "sse2 avx avx2 fma f16c bmi2",
+    "plain": "sse2 avx avx2",  # a processor without all of a path's instructions
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_fastest_that_a_processor_has(name, monkeypatch):
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
+    monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS[name].split()))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert isa.chosen().name == name
+    assert [each.name for each in isa.available()] == list(FLAGS)[list(FLAGS).index(name) :]
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
+def test_arm_has_neon(machine, monkeypatch):
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
+    monkeypatch.setattr(isa, "_features", frozenset)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert isa.chosen().name == "neon"
+
+
+def test_other_processors_take_plain_code(monkeypatch):
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert isa.chosen().name == "plain"
+
+
+@pytest.mark.parametrize("wanted", ["neon", "AVX2", "sse"])
+def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch):
+    monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS["avx2"].split()))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv(isa.VARIABLE, wanted)
+    with pytest.raises(ValueError, match=f"CODEGEMM_CPU={wanted}: this processor has avx2, plain"):
+        isa.chosen()
+
+
+CONFIGS = [
+    (320, 512, "m1v4g128"), (77, 1024, "m2v8g128"), (33, 7, "m8v1b1g1"), (300, 96, "m1v4b3g12"),
+    (31, 528, "m2v11b7g-1"), (700, 64, "m1v4b6g32"), (5, 4864, "m1v4g4"), (130, 390, "m3v13g26"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [each.name for each in isa.available()])
+def test_every_path_multiplies(name, fresh_engine, monkeypatch, rng):
+    """Forced by name, whatever the processor has beside it; entries of one byte, two bytes and floats."""
+    monkeypatch.setenv(isa.VARIABLE, name)
+    for rows, columns, config in CONFIGS:
+        weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
+        dense = weight.dequantize(np.float64)
+        for n in (1, 2, 3, 5, 16):
+            x = rng.standard_normal((n, columns)).astype(np.float32)
+            # Rows of few weights can cancel: compare with the size of what was added.
+            size = np.linalg.norm(np.abs(x) @ np.abs(dense).T)
+            truth = x.astype(np.float64) @ dense.T
+            for kernel, bound in ((psumbook.Psumbook(), 2e-4), (psumbook.PsumbookFast(), 1.5e-2)):
+                out = np.full((n, rows), np.nan, np.float32)
+                workspace = np.full(kernel.workspace(weight.spec, n, "cpu"), 0xFF, np.uint8)
+                kernel.run(kernel.prepare(weight, "cpu"), x, out, workspace, None)
+                assert np.linalg.norm(out - truth) <= bound * size, (config, n, kernel)
+
+
+@pytest.mark.parametrize("name", [each.name for each in isa.available()])
+def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
+    [instructions] = [each for each in isa.ALL if each.name == name]
+    path = compiler.build(psumbook._SOURCE, instructions)
+    others = {compiler.build(psumbook._SOURCE, each) for each in isa.available()} - {path}
+    assert len(others) == len(isa.available()) - 1
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_what_entries_of_bytes_cost(outliers, rng):
+    """Of the output's norm, on a layer's shape; a few elements of x may be fifty times as large."""
+    weight = random_weight((512, 4096), "m1v4g128", int(rng.integers(1 << 31)))
+    x = rng.standard_normal((1, 4096)).astype(np.float32)
+    if outliers:
+        x[0, rng.choice(4096, 8, replace=False)] *= 50
+    truth = x @ weight.dequantize(np.float64).T
+
+    def error(kernel):
+        chosen = dispatch.select(weight.spec, 1, x.dtype, "cpu", kernel)
+        out, workspace = np.empty((1, 512), np.float32), np.empty(chosen.workspace(weight.spec, 1, "cpu"), np.uint8)
+        chosen.run(weight.prepared(chosen), x, out, workspace, None)
+        return np.linalg.norm(out - truth) / np.linalg.norm(truth)
+
+    assert 1e-5 < error("psumbook") <= 2e-4
+    assert 3e-3 < error("psumbook_fast") <= (5e-2 if outliers else 1.5e-2)
+
+
+def test_an_unknown_path_is_an_error_where_it_is_met():
+    script = "import numpy as np, codegemm; np.ones((1, 64), np.float32) @ codegemm.quantize(np.eye(64), 'm1v4b4').T"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**library.os.environ, isa.VARIABLE: "mmx"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert "CODEGEMM_CPU=mmx: this processor has" in done.stderr
+
+
+HERE = Path(__file__).parent / "lookup"
+EVERYWHERE = Path("/usr/include/simde")  # instructions that the processor may lack, in plain C++
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+CROSS, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
+SOURCES = compiler.SOURCES
+
+
+def look_up(folder, rng, *flags, compiler=("g++",), run=()):
+    """Compile and run lookup.cpp; it says what differs."""
+    program = folder / "lookup"
+    sources = (f"-I{SOURCES}", str(HERE / "lookup.cpp"), "-o", str(program))
+    subprocess.run([*compiler, "-std=c++17", *flags, *sources], check=True)
+    seed = str(int(rng.integers(1 << 31)))
+    done = subprocess.run([*run, str(program), seed], capture_output=True, text=True, check=False)
+    assert not done.returncode, (seed, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", [each.name for each in isa.available()])
+def test_lookups_under_sanitizers(name, tmp_path, rng):
+    [instructions] = [each for each in isa.ALL if each.name == name]
+    look_up(tmp_path, rng, *instructions.flags, *SANITIZED)
+
+
+@pytest.mark.skipif(not EVERYWHERE.is_dir(), reason="SIMD Everywhere is not installed (Debian: libsimde-dev)")
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("vbmi", ("-include", str(HERE / "vbmi.hpp"))), ("neon", ("-D__ARM_NEON", f"-I{HERE / 'neon'}"))],
+)
+def test_lookups_whose_instructions_are_imitated(name, flags, tmp_path, rng):
+    look_up(tmp_path, rng, "-O1", "-mavx2" if name == "vbmi" else "-mssse3", *flags)
+
+
+@pytest.mark.skipif(
+    not (shutil.which(CROSS) and shutil.which(QEMU)),
+    reason="no cross-compiler and emulator (Debian: g++-aarch64-linux-gnu, qemu-user)",
+)
+def test_lookups_of_neon_on_an_emulated_processor(tmp_path, rng):
+    [neon] = [each for each in isa.ALL if each.name == "neon"]
+    look_up(tmp_path, rng, "-O2", "-static", *neon.flags, compiler=(CROSS,), run=(QEMU,))
+    flags = (*compiler.FLAGS, *neon.flags, "-Wno-psabi", f"-I{SOURCES}")
+    subprocess.run([CROSS, *flags, str(psumbook._SOURCE), "-o", str(tmp_path / "psumbook.so")], check=True)
