@@ -2,6 +2,7 @@
 #   make test          the tests (TORCH=0: without those that need torch)
 #   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
+#   make cpu           what the CPU engine reaches beside its targets, in ratios
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
 #   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters gpu tables compare bench lint format wheel clean
+.PHONY: test test-all counters cpu gpu tables compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
@@ -26,6 +27,9 @@ test-all: test
 
 counters: $(VENV)/test
 	PYTHONPATH=tests $(BIN)/python -m emulator.table
+
+cpu: $(VENV)/test $(VENV)/torch
+	$(BIN)/python -m benchmarks.cpu
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:

@@ -1,0 +1,65 @@
+"""python -m benchmarks.cpu [--json FILE] [--quick], from the repository's root.
+
+Prints, in ratios, what the CPU engine reaches beside what it is to reach: speed in multiples of dense products and of
+AQLM's numba kernel, the share of the read bandwidth, errors. CODEGEMM_CPU=avx2 measures another path than the
+processor's best. Fails where a product errs by more than is promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from pathlib import Path
+
+from benchmarks.cpu import measuring, peers, report
+from codegemm.engines.cpu import device
+from codegemm.version import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 unless a product is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--quick", action="store_true", help="small shapes and few rounds, to see that all of it runs")
+    chosen = parser.parse_args(arguments)
+    if chosen.json is not None and not chosen.json.parent.is_dir():
+        parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
+    settings = measuring.QUICK if chosen.quick else measuring.FULL_SIZE
+    with peers.registered():
+        found = measuring.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+    machine = report.Machine(device.name(), path(), versions())
+    report.print_tables(found, machine)
+    if chosen.json is not None:
+        report.write_json(found, machine, chosen.json)
+    wrong = report.wrong(found)
+    for line in wrong:
+        print(f"wrong: {line}")
+    return int(bool(wrong))
+
+
+def path() -> str:
+    """The instruction set that the engine is compiled for: a chosen one, else the compiler's `native`."""
+    if importlib.util.find_spec("codegemm.engines.cpu.isa") is None:
+        return "native"
+    return str(importlib.import_module("codegemm.engines.cpu.isa").chosen().name)
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured, as far as it is installed."""
+    found = {"codegemm": __version__, "python": platform.python_version()}
+    for package in ("numpy", "torch", "numba", "aqlm"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Times products in interleaved rounds: every kernel has its turn in every round, and so has the read bandwidth."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cpu import peers
+from benchmarks.cpu.targets import (
+    AQLM,
+    AQLM_CONFIG,
+    AUTO,
+    AUTO_LEAST,
+    AUTO_THREADS,
+    FAST,
+    FAST_ERROR,
+    FULL,
+    FULL_ERROR,
+    WHOLE_MATRIX,
+    Accuracy,
+    Bandwidth,
+    Measured,
+    Shape,
+    Timed,
+)
+from codegemm import dispatch
+from codegemm.comparison import measure, sources
+from codegemm.comparison.targets import MAIN
+from codegemm.engines.cpu import device
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Kernel
+from codegemm.products import plan
+
+THREADS = (1, AUTO_THREADS)
+FEW_ROWS = (1, 4, 16)  # of x, for which all kernels are compared
+CONFIGS = (*MAIN, AQLM_CONFIG)
+DTYPE = np.dtype(np.float32)
+_SAMPLES = 4  # rows of x for an error
+_TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
+OUTLIERS = f"outliers of {_TIMES} times"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """shapes, and rows of x for `auto`; rounds, the seconds of a kernel's turn in each, and those between two turns, in
+    which the threads of a BLAS or OpenMP come to rest."""
+
+    shapes: tuple[Shape, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    budget: float
+    quiet: float
+
+
+FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], tuple(1 << i for i in range(10)), 5, 0.1, 0.05)
+QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 16, 32), 2, 0.002, 0.0)
+
+
+@dataclass
+class Report:
+    """Everything that was measured, as plain data. left_out: reasons by kernel."""
+
+    rows: list[Timed] = field(default_factory=list)
+    bandwidths: list[Bandwidth] = field(default_factory=list)
+    accuracies: list[Accuracy] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> Measured:
+        """The times, to look up."""
+        return Measured(self.rows, self.bandwidths)
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is timed: a kernel's name (or `auto`), weights and rows of x."""
+
+    kernel: str
+    config: str
+    batch: int
+
+
+def products(threads: int, batches: Sequence[int]) -> list[Product]:
+    """All that is timed with so many threads; dense products are those of the first configuration."""
+    few = [n for n in batches if n in FEW_ROWS] if threads == AUTO_THREADS else [1]
+    many = batches if threads == AUTO_THREADS else few
+    return [
+        *(Product(name, MAIN[0], n) for n in many for name in WHOLE_MATRIX if n <= AUTO_LEAST[name][1]),
+        *(Product(AUTO, config, n) for n in many for config in MAIN),
+        *(Product(FULL, config, n) for n in few for config in MAIN),
+        *(Product(FAST, config, 1) for config in MAIN),
+        *(Product(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, FULL, AQLM)),
+    ]
+
+
+def run(settings: Settings, progress: Callable[[str], None]) -> Report:
+    """Measure everything; `progress` hears what comes next."""
+    known = {kernel.name: kernel for kernel in dispatch.registered("cpu")}
+    report = Report(left_out=left_out(known))
+    usable = {name: kernel for name, kernel in known.items() if name not in report.left_out}
+    for shape in settings.shapes:
+        progress(f"{shape[0]} x {shape[1]}: weights")
+        bench = Bench(shape, usable, settings)
+        for threads in THREADS:
+            progress(f"{shape[0]} x {shape[1]}, {threads} thread{'s' * (threads > 1)}")
+            with peers.threads(threads):
+                rows, bandwidth = bench.time(threads)
+            report.rows += rows
+            report.bandwidths.append(bandwidth)
+        report.accuracies += bench.accuracies()
+    return report
+
+
+def left_out(known: dict[str, Kernel]) -> dict[str, str]:
+    """Kernels that are to be measured and can't run, with the reason."""
+    found = {}
+    for name in (*WHOLE_MATRIX, FULL, FAST, AQLM):
+        reason = known[name].unavailable() if name in known else "there is no such kernel"
+        if reason:
+            found[name] = reason
+    return found
+
+
+class Bench:
+    """The weights of one shape, their products in float64, and every kernel with its copies of the weights."""
+
+    def __init__(self, shape: Shape, usable: dict[str, Kernel], settings: Settings) -> None:
+        self._shape, self._usable, self._settings = shape, usable, settings
+        self._x = measure.inputs(shape[1], max(settings.batches), DTYPE)
+        self._weights: dict[str, Weight] = {config: sources.random_weight(shape, config) for config in CONFIGS}
+        most = {config: self._x if config in MAIN else self._x[:1] for config in CONFIGS}
+        self._truth = {config: measure.exact(self._weights[config], most[config]) for config in CONFIGS}
+        self._candidates = self._new_candidates()
+
+    def time(self, threads: int) -> tuple[list[Timed], Bandwidth]:
+        """All products with so many threads."""
+        calls = {
+            product: self._candidates[product.kernel, product.config].rotating_call(self._x[: product.batch])
+            for product in self._products(threads)
+        }
+        seconds: dict[Product, list[float]] = {product: [] for product in calls}
+        errors = dict.fromkeys(calls, 0.0)
+        read = []
+        for _ in range(self._settings.rounds):
+            time.sleep(self._settings.quiet)
+            read.append(device.measure_bandwidth())
+            for product, (call, y) in calls.items():
+                time.sleep(self._settings.quiet)
+                seconds[product].append(time_turn(call, self._settings.budget))
+                error = measure.relative_error(y, self._truth[product.config][: product.batch])
+                errors[product] = max(errors[product], error)
+        rows = [self._row(product, threads, seconds[product], errors[product]) for product in calls]
+        return rows, Bandwidth(self._shape, threads, tuple(read))
+
+    def accuracies(self) -> Iterator[Accuracy]:
+        """Errors of one row of x at a time, for both precisions."""
+        limits: dict[str, dict[str, float]] = {AUTO: dict.fromkeys(("normal", OUTLIERS), FULL_ERROR)}
+        if FAST in self._usable:
+            limits[FAST] = {"normal": FAST_ERROR}
+        for config in MAIN:
+            weight = self._weights[config]
+            for kind, x in samples(self._shape[1]).items():
+                truth = measure.exact(weight, x)
+                for kernel, accepted in limits.items():
+                    y = [plan(weight, 1, DTYPE, kernel)(row) for row in x]
+                    error = max(measure.relative_error(*pair) for pair in zip(y, truth, strict=True))
+                    precision = "fast" if kernel == FAST else "full"
+                    yield Accuracy(precision, kind, self._shape, config, error, accepted.get(kind))
+
+    def _products(self, threads: int) -> list[Product]:
+        """What can be timed here, `auto` resolved to the kernel it takes."""
+        wanted = products(threads, self._settings.batches)
+        here = [product for product in wanted if product.kernel == AUTO or product.kernel in self._usable]
+        return list(dict.fromkeys(replace(product, kernel=self._select(product).name) for product in here))
+
+    def _select(self, product: Product) -> Kernel:
+        return dispatch.select(self._weights[product.config].spec, product.batch, DTYPE, "cpu", product.kernel)
+
+    def _new_candidates(self) -> dict[tuple[str, str], measure.Candidate]:
+        batches: dict[tuple[str, str], set[int]] = {}
+        for product in itertools.chain.from_iterable(map(self._products, THREADS)):
+            batches.setdefault((product.kernel, product.config), set()).add(product.batch)
+        return {
+            (kernel, config): measure.Candidate(self._usable[kernel], self._weights[config], sorted(found), DTYPE)
+            for (kernel, config), found in batches.items()
+        }
+
+    def _row(self, product: Product, threads: int, seconds: list[float], error: float) -> Timed:
+        kernel, spec = self._usable[product.kernel], self._weights[product.config].spec
+        is_dense = product.kernel in WHOLE_MATRIX
+        return Timed(
+            shape=self._shape,
+            threads=threads,
+            kernel=product.kernel,
+            config="" if is_dense else product.config,
+            batch=product.batch,
+            seconds=tuple(seconds),
+            bytes_read=kernel.cost(spec, product.batch, DTYPE).bytes_read,
+            chosen=not is_dense and self._select(replace(product, kernel=AUTO)) is kernel,
+            error=error,
+        )
+
+
+def time_turn(call: Callable[[], None], budget: float) -> float:
+    """Seconds of a call: the median of as many as fit the budget, one at least, behind some that warm up."""
+    _repeat(call, budget / 5)
+    return statistics.median(_repeat(call, budget))
+
+
+def _repeat(call: Callable[[], None], budget: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while not times or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def samples(columns: int, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
+    """Rows of x by their kind: normally distributed, and the same with outliers at random places."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal((_SAMPLES, columns), np.float32)
+    with_outliers = normal.copy()
+    for row in with_outliers:
+        row[rng.choice(columns, -(-columns // _OUTLIERS_EVERY), replace=False)] *= _TIMES
+    return {"normal": normal, OUTLIERS: with_outliers}
