@@ -19,8 +19,8 @@ DENSE = WEIGHT.dequantize(np.float64)
 
 
 def close(y, truth, dtype=np.float32):
-    """Within the rounding of the result's dtype."""
-    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(arrays.float_dtype(dtype).name, 2e-5)
+    """Within the rounding of the result's dtype, or that of a table's entries."""
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(arrays.float_dtype(dtype).name, 4e-4)
     return np.allclose(
         np.asarray(y, np.float64), truth, rtol=tolerance, atol=tolerance * max(1, np.abs(truth).max(initial=0))
     )
@@ -208,7 +208,7 @@ def test_halves_are_rounded_to_nearest_even(dtype, rng):
         (lambda x: codegemm.plan(DENSE), TypeError, "plan: w is ndarray"),
         (lambda x: codegemm.plan(WEIGHT, 0), ValueError, "n=0: must be an integer of at least 1"),
         (lambda x: codegemm.plan(WEIGHT, 1, np.int8), TypeError, "dtype int8: must be one of"),
-        (lambda x: codegemm.plan(WEIGHT, 17, kernel="psumbook"), KernelError, "n=17: its tables hold up to 16 rows"),
+        (lambda x: codegemm.plan(WEIGHT, 17, kernel="psumbook_fast"), KernelError, "n=17: its tables are for up to"),
         (lambda x: codegemm.plan(WEIGHT, 2)(x), ValueError, "x: 3 rows, this plan is for at most 2"),
         (
             lambda x: codegemm.plan(WEIGHT, 3)(x.astype(np.float16)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
-from ctypes import c_int32, c_void_p
+from ctypes import c_int, c_int32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,10 @@ _LANES = 16
 # Must match `max_block_rows` and `max_tile` in dequant.cpp.
 MAX_BLOCK_ROWS = 64
 MAX_TILE = 512
+# Rows of x from which a BLAS multiplies, and what is decoded for it at once.
+BLAS_FROM = 128
+_SLICE_BLOCKS = 16
+_SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 
 
 class DequantArgs(ctypes.Structure):
@@ -94,12 +98,16 @@ class Dequant(Kernel):
 
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         padded = -(-spec.in_features // _LANES) * _LANES
-        return 4 * n * (padded + spec.out_features)
+        few = min(n, BLAS_FROM - 1) * (padded + spec.out_features)
+        many = n * (spec.in_features + _SLICE_ROWS) + _SLICE_ROWS * spec.in_features
+        return 4 * (few if n < BLAS_FROM else max(few, many))
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         multiply = library.function(_SOURCE, "dequant", DequantArgs)
         if multiply is None:
             return _run_numpy(prepared, x, out)
+        if len(x) >= BLAS_FROM:
+            return _run_blas(prepared, x, out, workspace)
         prepared.arguments.call(multiply, x, out, workspace)
 
     def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
@@ -119,22 +127,41 @@ class Dequant(Kernel):
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         cost = self.cost(spec, n, dtype)
-        return cost.lookups * LOOKUP + cost.multiply_adds * MULTIPLY_ADD
+        return cost.lookups * LOOKUP + cost.multiply_adds * (BLAS_MULTIPLY_ADD if n >= BLAS_FROM else MULTIPLY_ADD)
+
+
+# Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare`.
+LOOKUP = 3.0
+MULTIPLY_ADD = 0.057
+BLAS_MULTIPLY_ADD = 0.047
 
 
 def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:
     """Decode the whole weight into float32 [M, K], in parallel."""
-    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p)
+    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
     if decode is None:
         for start, block in prepared.weight.dense_blocks(np.float32):
             dense[start : start + len(block)] = block
     else:
-        decode(prepared.arguments.filled, library.address(dense))
+        decode(prepared.arguments.filled, library.address(dense), 0, len(prepared.arguments.arrays["blocks"]))
 
 
-# Relative times in units of a Psumbook lookup, measured by `codegemm compare --threads 1`.
-LOOKUP = 3.3
-MULTIPLY_ADD = 0.11
+def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+    """Slices of many rows, decoded and multiplied by NumPy's BLAS, on its threads."""
+    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
+    blocks, (n, k) = prepared.arguments.arrays["blocks"], x.shape
+    floats = workspace[: workspace.nbytes // 4 * 4].view(np.float32)
+    x32, dense, y = np.split(floats[: n * k + _SLICE_ROWS * (k + n)], [n * k, n * k + _SLICE_ROWS * k])
+    x32, dense = x32.reshape(n, k), dense.reshape(_SLICE_ROWS, k)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x32[...] = x
+        for first in range(0, len(blocks), _SLICE_BLOCKS):
+            end = min(first + _SLICE_BLOCKS, len(blocks))
+            row, end_row = blocks[first, 1], blocks[end - 1, 2]
+            decode(prepared.arguments.filled, library.address(dense), first, end)
+            found = y[: n * (end_row - row)].reshape(n, -1)
+            np.matmul(x32, dense[: end_row - row].T, out=found)
+            out[:, row:end_row] = found
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:

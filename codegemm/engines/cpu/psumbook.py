@@ -19,7 +19,7 @@ from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
 
 _SOURCE = compiler.SOURCES / "psumbook.cpp"
-MAX_N = 16
+BATCH = 16  # rows of x that share tables of words
 MAX_B = 8
 # Rows whose codes of a position lie side by side, and of which whole groups are stored; see lookup.hpp.
 BLOCK_ROWS = 256
@@ -32,6 +32,9 @@ _TASK_LOOKUPS = 1 << 19  # a tenth of a millisecond
 _MAX_TASKS = 64
 _MIN_SLICE_ROWS = 2048  # every slice makes the tables again
 _MAX_PIECES = 16  # of K: each adds a pass over the output
+
+# Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
+_BYTES_UP_TO = {"vbmi": {2: 4, 1: 8}, "avx512": {2: 2, 1: 3}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
 
 
 class PsumbookArgs(ctypes.Structure):
@@ -124,11 +127,6 @@ def _padded(slices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.column_stack([slices, ends - GROUP_ROWS * groups, ends]).astype(np.int32)
 
 
-def batch_width(n: int) -> int:
-    """Rows of x that lie side by side in a table of floats: n rounded up to a power of two."""
-    return 1 << (n - 1).bit_length()
-
-
 def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uint8]:
     """codes [M, vectors, m] -> [tile][block][position][row of the block], flat."""
     m = codes.shape[2]
@@ -156,8 +154,6 @@ class Psumbook(Kernel):
             return "it multiplies CodebookWeights"
         if spec.config.b > MAX_B:
             return f"b={spec.config.b}: its tables hold 2^b entries a position, b up to {MAX_B}"
-        if n > MAX_N:
-            return f"n={n}: its tables hold up to {MAX_N} rows of x"
         return None
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
@@ -192,14 +188,14 @@ class Psumbook(Kernel):
     def workspace(self, spec: Spec, n: int, device: str) -> int:
         assert isinstance(spec, CodebookSpec)
         plan = cut_for(spec)
-        return 4 * (MAX_N + (spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows) * batch_width(n))
+        return 4 * BATCH * (1 + 2 * spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        in_bytes = self.planes == 1 or len(x) <= BYTES_UP_TO[isa.chosen().name]
-        multiply = library.function(_SOURCE, "psumbook_bytes" if in_bytes else "psumbook_floats", PsumbookArgs, c_int)
+        in_bytes = len(x) <= self._bytes_up_to()
+        multiply = library.function(_SOURCE, "psumbook_bytes" if in_bytes else "psumbook_words", PsumbookArgs, c_int)
         if multiply is None:
             return _run_numpy(prepared, x, out)
-        prepared.arguments.call(multiply, x, out, workspace, self.planes if in_bytes else batch_width(len(x)))
+        prepared.arguments.call(multiply, x, out, workspace, self.planes)
 
     def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
         return library.loads(_SOURCE)
@@ -219,17 +215,30 @@ class Psumbook(Kernel):
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         assert isinstance(spec, CodebookSpec)
-        width = batch_width(n)
-        return self.cost(spec, n, dtype).lookups * LOOKUP[width] + _table_entries(spec) * spec.config.v * BUILD[width]
+        lookups, components = self.cost(spec, n, dtype).lookups, _table_entries(spec) * spec.config.v
+        if n <= self._bytes_up_to():
+            return n * (lookups + components * BUILD)
+        return -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
+
+    def _bytes_up_to(self) -> int:
+        return _BYTES_UP_TO.get(isa.chosen().name, {}).get(self.planes, 1)
 
 
 class PsumbookFast(Psumbook):
-    """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm."""
+    """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm.
+
+    It multiplies few rows: more share tables of words, and those are `psumbook`'s.
+    """
 
     name = "psumbook_fast"
     automatic = False
     precision = "fast"
     planes = 1
+
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        if n > self._bytes_up_to():
+            return f"n={n}: its tables are for up to {self._bytes_up_to()} rows"
+        return super().supports(spec, n, dtype, device)
 
 
 def _table_entries(spec: CodebookSpec) -> int:
@@ -237,12 +246,10 @@ def _table_entries(spec: CodebookSpec) -> int:
     return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_entries(spec.config.b)
 
 
-# Rows of x up to which each has tables of bytes; more share entries of floats.
-BYTES_UP_TO = {"vbmi": 2, "avx512": 1, "avx2": 1, "neon": 1, "plain": 1}
-
-# Relative times by batch width, measured by `codegemm compare`: of a lookup, of a vector component in a table's entry.
-LOOKUP = {1: 0.5, 2: 3.0, 4: 3.3, 8: 4.0, 16: 5.0}
-BUILD = {1: 0.2, 2: 0.9, 4: 0.9, 8: 0.9, 16: 1.1}
+# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of a lookup for 16 rows, of a
+# vector component in a table's entry for one row and for 16.
+LOOKUP_WORDS = 2.4
+BUILD, BUILD_WORDS = 0.2, 1.8
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:

@@ -99,13 +99,13 @@ void add_tile(const PsumbookArgs& a, int part, const Vectors& k, int first_row, 
     const size_t table_bytes = size_t(positions) * PLANES * ENTRIES;
     float steps[16];
     for (int i = 0; i < a.n; ++i) {
-        build<1>(a, part, k.first, k.end, x + size_t(i) * a.in_features, scratch);
+        build(a, part, k.first, k.end, x + size_t(i) * a.in_features, scratch);
         steps[i] = quantise<PLANES>(scratch, positions, ENTRIES, tables + i * table_bytes);
     }
     for (int row = first_row; row < end_row; row += block_rows) {
         const int rows = end_row - row < block_rows ? end_row - row : block_rows;
         const uint8_t* codes = codes_at(a, k, row, rows);
-        prefetch(codes, size_t(positions) * rows);
+        prefetch(codes + size_t(positions) * rows, size_t(positions) * rows);
         for (int i = 0; i < a.n; ++i)
             for_groups(a, k.first, k.end, [&](int first, int end) {
                 const size_t skipped = size_t(first - k.first) * a.m;

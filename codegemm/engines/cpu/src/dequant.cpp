@@ -36,7 +36,9 @@ constexpr int max_block_rows = 64, max_tile = 512;
 
 namespace {
 
-constexpr int dot_rows = 4;
+// Sums of dot products that the registers hold at once: rows of W times rows of x.
+constexpr int dot_rows = 4, dot_batch = wide == 16 ? 4 : 2;
+constexpr int l2_batch = 32;  // rows of x whose tile stays in L2 beside the block
 
 // block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1. A row's end up to the pitch is left as
 // it is: there x is zero. V 0: v known at run time only.
@@ -76,43 +78,74 @@ void decode(const DequantArgs& a, int part, int first_row, int end_row, int firs
     }
 }
 
-inline float sum_of(vec<lanes> values) {
-    float sum = 0;
-    for (int i = 0; i < lanes; ++i) sum += values[i];
-    return sum;
+inline vec<8> fold(vec<16> values) {
+    return __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7) +
+           __builtin_shufflevector(values, values, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline vec<8> fold(vec<8> values) {
+    return values;
+}
+
+// The sums of four vectors.
+inline vec<4> sums_of(vec<8> a, vec<8> b, vec<8> c, vec<8> d) {
+    const vec<8> ab = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+                      __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    const vec<8> cd = __builtin_shufflevector(c, d, 0, 8, 2, 10, 4, 12, 6, 14) +
+                      __builtin_shufflevector(c, d, 1, 9, 3, 11, 5, 13, 7, 15);
+    const vec<8> halves = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                          __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(halves, halves, 0, 1, 2, 3) + __builtin_shufflevector(halves, halves, 4, 5, 6, 7);
 }
 
 // One row of x times four rows of W. Named, not an array: compilers keep these in registers.
 struct FourDots {
-    vec<lanes> row0{}, row1{}, row2{}, row3{};
+    vec<wide> row0{}, row1{}, row2{}, row3{};
 
-    void add(vec<lanes> x, vec<lanes> w0, vec<lanes> w1, vec<lanes> w2, vec<lanes> w3) {
+    void add(vec<wide> x, vec<wide> w0, vec<wide> w1, vec<wide> w2, vec<wide> w3) {
         row0 += x * w0, row1 += x * w1, row2 += x * w2, row3 += x * w3;
     }
-    void add_to(float* sums) const {
-        sums[0] += sum_of(row0), sums[1] += sum_of(row1), sums[2] += sum_of(row2), sums[3] += sum_of(row3);
+    void add_to(float* sums, int rows) const {
+        const vec<4> sum = sums_of(fold(row0), fold(row1), fold(row2), fold(row3));
+        for (int r = 0; r < rows; ++r) sums[r] += sum[r];
     }
 };
 
-// sums[i][r] += x[i] . block[r] over `length` elements, i < ROWS_OF_X (1, 2 or 4), r < dot_rows.
+// sums[i][r] += x[i] . block[r] over `length` elements, i < ROWS_OF_X (1, 2 or 4), r < rows (dot_rows at most).
 template <int ROWS_OF_X>
-void dot(const float* x, size_t x_pitch, const float* block, int pitch, int length, float* sums, size_t sums_pitch) {
+inline void dot(const float* x, size_t x_pitch, const float* block, int pitch, int length, int rows, float* sums,
+                size_t sums_pitch) {
     FourDots x0, x1, x2, x3;
-    for (int k = 0; k < length; k += lanes, x += lanes, block += lanes) {
-        const auto w0 = load<lanes>(block), w1 = load<lanes>(block + pitch);
-        const auto w2 = load<lanes>(block + 2 * pitch), w3 = load<lanes>(block + 3 * pitch);
-        x0.add(load<lanes>(x), w0, w1, w2, w3);
-        if constexpr (ROWS_OF_X > 1) x1.add(load<lanes>(x + x_pitch), w0, w1, w2, w3);
+    for (int k = 0; k < length; k += wide, x += wide, block += wide) {
+        const auto w0 = load<wide>(block), w1 = load<wide>(block + pitch);
+        const auto w2 = load<wide>(block + 2 * pitch), w3 = load<wide>(block + 3 * pitch);
+        x0.add(load<wide>(x), w0, w1, w2, w3);
+        if constexpr (ROWS_OF_X > 1) x1.add(load<wide>(x + x_pitch), w0, w1, w2, w3);
         if constexpr (ROWS_OF_X > 2) {
-            x2.add(load<lanes>(x + 2 * x_pitch), w0, w1, w2, w3);
-            x3.add(load<lanes>(x + 3 * x_pitch), w0, w1, w2, w3);
+            x2.add(load<wide>(x + 2 * x_pitch), w0, w1, w2, w3);
+            x3.add(load<wide>(x + 3 * x_pitch), w0, w1, w2, w3);
         }
     }
-    x0.add_to(sums);
-    if constexpr (ROWS_OF_X > 1) x1.add_to(sums + sums_pitch);
+    x0.add_to(sums, rows);
+    if constexpr (ROWS_OF_X > 1) x1.add_to(sums + sums_pitch, rows);
     if constexpr (ROWS_OF_X > 2) {
-        x2.add_to(sums + 2 * sums_pitch);
-        x3.add_to(sums + 3 * sums_pitch);
+        x2.add_to(sums + 2 * sums_pitch, rows);
+        x3.add_to(sums + 3 * sums_pitch, rows);
+    }
+}
+
+// y[i][row] += x[i] . block[row], n rows of x and `rows` of the block, which lies in memory up to whole dot_rows.
+void multiply_block(const float* x, size_t x_pitch, int n, const float* block, int pitch, int rows, float* y,
+                    size_t y_pitch) {
+    for (int some = 0; some < n; some += l2_batch) {
+        const int end = some + l2_batch < n ? some + l2_batch : n;
+        for (int r = 0; r < rows; r += dot_rows) {
+            const int left = rows - r < dot_rows ? rows - r : dot_rows;
+            const float* w = block + r * pitch;
+            int i = some;
+            for (; i + dot_batch <= end; i += dot_batch)
+                dot<dot_batch>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
+            for (; i < end; ++i) dot<1>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
+        }
     }
 }
 
@@ -131,31 +164,13 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
         alignas(64) static thread_local float block[max_block_rows * max_tile];
         const int32_t* b = a.blocks + 3 * task;
         const int part = b[0], first_row = b[1], end_row = b[2], count = end_row - first_row;
-        // Blocks are padded to whole dot products; the sums of padding rows stay in this array.
-        float sums[4][max_block_rows];
         const int vectors = a.in_features / a.v;
         for (int i = 0; i < a.n; ++i) std::memset(y + size_t(i) * a.rows + first_row, 0, count * sizeof(float));
         for (int first = 0; first < vectors; first += a.tile_vectors) {
             const int end = first + a.tile_vectors < vectors ? first + a.tile_vectors : vectors;
             const int pitch = ((end - first) * a.v + lanes - 1) / lanes * lanes;
             decode<Code, Centroid, V>(a, part, first_row, end_row, first, end, pitch, block);
-            const float* x_tile = x + size_t(first) * a.v;
-            for (int i = 0; i < a.n;) {
-                const int rows_of_x = a.n - i >= 4 ? 4 : a.n - i >= 2 ? 2 : 1;
-                std::memset(sums, 0, sizeof sums);
-                for (int r = 0; r < count; r += dot_rows) {
-                    const float* xi = x_tile + i * x_pitch;
-                    const float* w = block + r * pitch;
-                    if (rows_of_x == 4)
-                        dot<4>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
-                    else if (rows_of_x == 2)
-                        dot<2>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
-                    else
-                        dot<1>(xi, x_pitch, w, pitch, pitch, sums[0] + r, max_block_rows);
-                }
-                for (int s = 0; s < rows_of_x; ++s, ++i)
-                    for (int r = 0; r < count; ++r) y[size_t(i) * a.rows + first_row + r] += sums[s][r];
-            }
+            multiply_block(x + size_t(first) * a.v, x_pitch, a.n, block, pitch, count, y + first_row, a.rows);
         }
         for (int i = 0; i < a.n; ++i) {
             const size_t place = size_t(i) * a.rows + first_row;
@@ -164,13 +179,14 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
     });
 }
 
-// Decodes all of W to dense [rows][in_features].
+// Decodes blocks first .. end-1 to dense [row][in_features].
 template <class Code, class Centroid, int V>
-void dequantize(ParallelFor loop, const DequantArgs& a, float* dense) {
-    parallel_for(loop, a.block_count, [&](int task) {
-        const int32_t* b = a.blocks + 3 * task;
+void dequantize(ParallelFor loop, const DequantArgs& a, float* dense, int first, int end) {
+    const int32_t* blocks = a.blocks + 3 * first;
+    parallel_for(loop, end - first, [&](int task) {
+        const int32_t* b = blocks + 3 * task;
         decode<Code, Centroid, V>(a, b[0], b[1], b[2], 0, a.in_features / a.v, a.in_features,
-                                  dense + size_t(b[1]) * a.in_features);
+                                  dense + size_t(b[1] - blocks[1]) * a.in_features);
     });
 }
 
@@ -207,10 +223,12 @@ void dequant(codegemm::ParallelFor loop, const codegemm::DequantArgs* args) {
     });
 }
 
-void dequantize(codegemm::ParallelFor loop, const codegemm::DequantArgs* args, float* dense) {
+void dequantize(codegemm::ParallelFor loop, const codegemm::DequantArgs* args, float* dense, int first_block,
+                int end_block) {
     using namespace codegemm;
     specialise(*args, [&](auto* code, auto* centroid, auto v) {
-        dequantize<std::decay_t<decltype(*code)>, std::decay_t<decltype(*centroid)>, v>(loop, *args, dense);
+        dequantize<std::decay_t<decltype(*code)>, std::decay_t<decltype(*centroid)>, v>(loop, *args, dense, first_block,
+                                                                                        end_block);
     });
 }
 }

@@ -49,6 +49,14 @@ void visit(Dtype dtype, Visitor&& visitor) {
     }
 }
 
+// Where element `index` of an array is.
+template <class Array>
+Array* element(Array* values, Dtype dtype, size_t index) {
+    using Byte = std::conditional_t<std::is_const_v<Array>, const char, char>;
+    const size_t size = dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+    return static_cast<Byte*>(values) + index * size;
+}
+
 // floats[i] = values[offset + i], i in 0 .. count-1
 [[gnu::noinline]] inline void to_float(const void* values, Dtype dtype, size_t offset, float* floats, size_t count) {
     visit(dtype, [&](auto* type) {

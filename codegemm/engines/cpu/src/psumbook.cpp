@@ -13,13 +13,13 @@
 //                piece 0           piece 1
 //
 // The codes of 256 rows lie side by side for each position, so that no sum crosses lanes. Entries are bytes for one row
-// of x, looked up by permutations (byte_tables.hpp), floats for several (float_tables.hpp).
+// of x, looked up by permutations (byte_tables.hpp), floats for several (word_tables.hpp).
 //
 // Each task writes its sums to the workspace; then the pieces are added in order. So the cut, and with it every
 // rounding, depends on the shape alone.
 #include "byte_tables.hpp"
-#include "float_tables.hpp"
 #include "parallel.hpp"
+#include "word_tables.hpp"
 
 namespace codegemm {
 namespace {
@@ -27,9 +27,10 @@ namespace {
 constexpr int max_n = 16;
 constexpr int finished_rows = 1024;  // that a task adds up at the end
 
-// A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats for all of them.
-constexpr size_t table_floats = max_table_bytes / 4;
-constexpr size_t task_bytes = max_table_bytes + max_n * 2 * table_floats;
+// A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats of some positions for 16
+// rows, then words of a tile.
+constexpr size_t table_entries = max_table_bytes / 4;
+constexpr size_t task_bytes = 2048 * batch * sizeof(float) + table_entries * batch * sizeof(uint16_t);
 
 uint8_t* task_memory() {
     alignas(64) static thread_local uint8_t memory[task_bytes];
@@ -117,43 +118,47 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
     });
 }
 
-// x [in_features][width] in float, zeros beyond n.
-[[gnu::noinline]] void interleave_rows(const PsumbookArgs& a, int width, float* x) {
-    visit(Dtype(a.x_dtype), [&](auto* type) {
-        const auto* typed = static_cast<decltype(type)>(const_cast<void*>(a.x));
-        for (int k = 0; k < a.in_features; ++k)
-            for (int i = 0; i < width; ++i)
-                x[size_t(k) * width + i] = i < a.n ? float(typed[size_t(i) * a.in_features + k]) : 0.0f;
-    });
+// interleaved [in_features][16] of x [n][in_features], zeros beyond n.
+[[gnu::noinline]] void interleave_rows(const PsumbookArgs& a, const float* x, float* interleaved) {
+    std::memset(interleaved, 0, sizeof(float) * batch * a.in_features);
+    for (int i = 0; i < a.n; ++i, x += a.in_features)
+        for (int k = 0; k < a.in_features; ++k) interleaved[size_t(k) * batch + i] = x[k];
 }
 
-// workspace: x [in_features][WIDTH], sums [piece][padded row][WIDTH].
-template <int WIDTH, int ENTRIES>
-void multiply_floats(ParallelFor loop, const PsumbookArgs& a) {
-    float* x = static_cast<float*>(a.workspace);
-    float* sums = x + size_t(a.in_features) * WIDTH;
-    const size_t piece_floats = size_t(a.padded_rows) * WIDTH;
-    interleave_rows(a, WIDTH, x);
-    constexpr int positions = l1_positions<WIDTH, ENTRIES>;
-    const int vectors = positions > a.m ? positions / a.m : 1;
+// workspace: unscale [16], x [n][in_features], x [in_features][16], sums [piece][padded row][16].
+template <int ENTRIES>
+void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
+    float* unscale = static_cast<float*>(a.workspace);
+    float* rows_of_x = unscale + batch;
+    float* x = rows_of_x + size_t(batch) * a.in_features;
+    float* sums = x + size_t(batch) * a.in_features;
+    const size_t piece_floats = size_t(a.padded_rows) * batch;
+    scale_rows(a, rows_of_x, unscale);
+    interleave_rows(a, rows_of_x, x);
 
     for_tasks(loop, a, [&](int piece, const int32_t* s) {
-        static_assert(size_t(positions > max_m ? positions : max_m) * ENTRIES * WIDTH * 4 <= task_bytes);
-        float* table = reinterpret_cast<float*>(task_memory());
-        float* mine = sums + piece * piece_floats + size_t(s[3]) * WIDTH;
-        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * WIDTH);
-        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t)
-            for (int first = a.tiles[t]; first < a.tiles[t + 1]; first += vectors) {
-                const int end = first + vectors < a.tiles[t + 1] ? first + vectors : a.tiles[t + 1];
-                const Vectors k{a.tiles[t], a.tiles[t + 1], first, end};
-                add_vectors<WIDTH, ENTRIES>(a, s[0], k, s[3], s[4], x, table, mine);
-            }
+        float* scratch = reinterpret_cast<float*>(task_memory());
+        words* tables = reinterpret_cast<words*>(scratch + 2048 * batch);
+        float* mine = sums + piece * piece_floats + size_t(s[3]) * batch;
+        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
+        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
+            const Vectors tile{a.tiles[t], a.tiles[t + 1], a.tiles[t], a.tiles[t + 1]};
+            add_tile_words<ENTRIES>(a, s[0], tile, s[3], s[4], x, scratch, tables, mine);
+        }
     });
     for_rows(loop, a, [&](int row, int count, int padded) {
-        float* total = sums + size_t(padded) * WIDTH;
-        add_pieces(a, total, size_t(count) * WIDTH, piece_floats);
-        for (int i = 0; i < a.n; ++i)
-            from_float(total + i, WIDTH, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row, count);
+        for (int r = 0; r < count; r += group_rows) {
+            float* total = sums + size_t(padded + r) * batch;
+            add_pieces(a, total, size_t(group_rows) * batch, piece_floats);
+            float y[batch * group_rows];
+            transpose_group(total, y);
+            const int rows = count - r < group_rows ? count - r : group_rows;
+            for (int i = 0; i < a.n; ++i) {
+                float* yi = y + i * group_rows;
+                for (int j = 0; j < rows; ++j) yi[j] *= unscale[i];
+                from_float(yi, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row + r, rows);
+            }
+        }
     });
 }
 
@@ -180,15 +185,16 @@ void psumbook_bytes(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* ar
     });
 }
 
-// Entries of `width` floats: n rounded up to 2, 4, 8 or 16.
-void psumbook_floats(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int width) {
+// Entries of words for 16 rows of x at a time.
+void psumbook_words(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int) {
     using namespace codegemm;
     for_entries(args->entries, [&](auto entries) {
-        switch (width) {
-            case 2: return multiply_floats<2, entries>(loop, *args);
-            case 4: return multiply_floats<4, entries>(loop, *args);
-            case 8: return multiply_floats<8, entries>(loop, *args);
-            default: return multiply_floats<16, entries>(loop, *args);
+        PsumbookArgs some = *args;
+        for (int i = 0; i < args->n; i += batch) {
+            some.n = args->n - i < batch ? args->n - i : batch;
+            some.x = element(args->x, Dtype(args->x_dtype), size_t(i) * args->in_features);
+            some.out = element(args->out, Dtype(args->out_dtype), size_t(i) * args->rows);
+            multiply_words<entries>(loop, some);
         }
     });
 }

@@ -39,9 +39,9 @@ inline const uint8_t* codes_at(const PsumbookArgs& a, const Vectors& k, int row,
     return a.codes + size_t(k.tile) * a.m * a.padded_rows + row * positions + size_t(k.first - k.tile) * a.m * rows;
 }
 
-// Some rows ahead: without it the hardware's prefetchers stop at every page of a new tile.
+// Codes of the next rows: without it the hardware's prefetchers stop where another block begins.
 inline void prefetch(const uint8_t* codes, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + bytes + i);
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + i);
 }
 
 // run(first, end) for the parts of k-vectors first .. end-1 that share a scale each.
@@ -67,28 +67,17 @@ inline void build_entries(const float* book, int entries, int v, const float* x,
     }
 }
 
-// table[position][centroid][row of x] for k-vectors first .. end-1. x: [in_features][WIDTH], WIDTH rows side by side.
-template <int WIDTH>
-void build(const PsumbookArgs& a, int part, int first, int end, const float* x, float* table) {
+// table[position][entry] for k-vectors first .. end-1 and one row of x.
+inline void build(const PsumbookArgs& a, int part, int first, int end, const float* x, float* table) {
     const float* books = a.codebooks + size_t(part) * a.m * a.v * a.entries;
-    for (int j = first; j < end; ++j) {
-        const float* xj = x + size_t(j) * a.v * WIDTH;
-        for (int c = 0; c < a.m; ++c, table += a.entries * WIDTH) {
-            const float* book = books + size_t(c) * a.v * a.entries;
-            if constexpr (WIDTH == 1) {
-                if (a.entries % (4 * wide) == 0)
-                    build_entries<4>(book, a.entries, a.v, xj, table);
-                else
-                    build_entries<1>(book, a.entries, a.v, xj, table);
-            } else {
-                for (int i = 0; i < a.entries; ++i) {
-                    vec<WIDTH> sum = load<WIDTH>(xj) * book[i];
-                    for (int t = 1; t < a.v; ++t) sum += load<WIDTH>(xj + t * WIDTH) * book[t * a.entries + i];
-                    store<WIDTH>(table + i * WIDTH, sum);
-                }
-            }
+    for (int j = first; j < end; ++j)
+        for (int c = 0; c < a.m; ++c, table += a.entries) {
+            const float *book = books + size_t(c) * a.v * a.entries, *xj = x + size_t(j) * a.v;
+            if (a.entries % (4 * wide) == 0)
+                build_entries<4>(book, a.entries, a.v, xj, table);
+            else
+                build_entries<1>(book, a.entries, a.v, xj, table);
         }
-    }
 }
 
 }  // namespace codegemm

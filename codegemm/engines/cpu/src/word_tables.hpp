@@ -1,0 +1,155 @@
+// Products with tables for 16 rows of x at once: an entry holds the products of one centroid with all of them, in words
+// of 16 bits, so that a code looks them up with one load. As in byte_tables.hpp an entry is a multiple of a step, that
+// of its row of x and of the few positions whose tables lie in L1 together.
+#pragma once
+
+#include "lookup.hpp"
+#include "psumbook.hpp"
+
+namespace codegemm {
+
+constexpr int batch = 16;
+constexpr int words_bias = (1 << 14) - 1;  // two entries add up within 16 bits
+constexpr int sweep_rows = 2048;           // whose sums stay in L2 while the tables of a tile go by
+
+typedef uint16_t words __attribute__((vector_size(2 * batch), may_alias));
+// The words of two rows of x: row i in the low half, row 8 + i in the high one.
+typedef uint32_t pairs __attribute__((vector_size(2 * batch), may_alias));
+typedef int32_t eight __attribute__((vector_size(2 * batch), may_alias));
+
+// Positions whose tables lie in L1 together.
+template <int ENTRIES>
+constexpr int l1_positions = 2048 / ENTRIES;
+
+// What a row of x is worth in a step, for each of the chunks of positions.
+struct Steps {
+    vec<8> low, high;  // of rows 0 .. 7 and 8 .. 15
+};
+
+inline eight magnitude(vec<8> values) {
+    return (eight)values & 0x7fffffff;
+}
+
+// table[position][entry] of the products with `count` positions from (k-vector j, codebook c) on. x: [in_features][16];
+// scratch: as many floats as the table has words.
+template <int ENTRIES>
+Steps build_words(const PsumbookArgs& a, int part, int position, int count, const float* x, float* scratch,
+                  words* table) {
+    const float* books = a.codebooks + size_t(part) * a.m * a.v * ENTRIES;
+    eight most_low{}, most_high{};
+    float* to = scratch;
+    for (int p = position; p < position + count; ++p) {
+        const float* xj = x + size_t(p / a.m) * a.v * batch;
+        const float* book = books + size_t(p % a.m) * a.v * ENTRIES;
+        for (int i = 0; i < ENTRIES; ++i, to += batch) {
+            vec<8> low = load<8>(xj) * book[i], high = load<8>(xj + 8) * book[i];
+            for (int t = 1; t < a.v; ++t) {
+                low += load<8>(xj + t * batch) * book[t * ENTRIES + i];
+                high += load<8>(xj + t * batch + 8) * book[t * ENTRIES + i];
+            }
+            // As integers magnitudes compare as they do as floats, and a NaN is larger than infinity.
+            most_low = magnitude(low) > most_low ? magnitude(low) : most_low;
+            most_high = magnitude(high) > most_high ? magnitude(high) : most_high;
+            store<8>(to, low), store<8>(to + 8, high);
+        }
+    }
+    const vec<8> largest_low = (vec<8>)most_low, largest_high = (vec<8>)most_high, zero{};
+    const vec<8> inverse_low = largest_low > zero ? words_bias / largest_low : zero;
+    const vec<8> inverse_high = largest_high > zero ? words_bias / largest_high : zero;
+    for (int i = 0; i < count * ENTRIES; ++i, scratch += batch) {
+        const auto low = load<8>(scratch) * inverse_low + (words_bias + 0.5f);
+        const auto high = load<8>(scratch + 8) * inverse_high + (words_bias + 0.5f);
+        table[i] = (words)((__builtin_convertvector(low, eight) & 0xffff) | __builtin_convertvector(high, eight) << 16);
+    }
+    return {largest_low / words_bias, largest_high / words_bias};
+}
+
+// Sums of entries, the rows of x apart.
+struct PairSums {
+    pairs both{}, high{};
+
+    void add(words found) {
+        both += (pairs)found;
+        high += (pairs)found >> 16;
+    }
+};
+
+// Adds `count` positions that share a scale to sums [row][16], for rows in the order of their codes [position][pitch].
+template <int ENTRIES, int COUNT>
+inline void add_words(const uint8_t* codes, size_t pitch, int rows, int run_time_count, const words* table,
+                      const Steps& steps, const float* scale, float* sums) {
+    const int count = COUNT ? COUNT : run_time_count;
+    for (int row = 0; row < rows; ++row, ++codes, sums += batch) {
+        auto entry = [&](int p) { return table[p * ENTRIES + codes[p * pitch]]; };
+        PairSums found;
+        int p = 0;
+        for (; p + 2 <= count; p += 2) found.add(entry(p) + entry(p + 1));
+        if (p < count) found.add(entry(p));
+        const eight low = (eight)(found.both - (found.high << 16)) - count * words_bias;
+        const eight high = (eight)found.high - count * words_bias;
+        const auto low_sum = __builtin_convertvector(low, vec<8>), high_sum = __builtin_convertvector(high, vec<8>);
+        store<8>(sums, load<8>(sums) + low_sum * (steps.low * scale[row]));
+        store<8>(sums + 8, load<8>(sums + 8) + high_sum * (steps.high * scale[row]));
+    }
+}
+
+// Scales [row] of `rows` rows in the order of their codes; see lookup.hpp.
+inline void order_scales(const half* scales, int rows, float* ordered) {
+    for (int group = 0; group < rows; group += group_rows, scales += 32)
+        for (int i = 0; i < 32; i += 8, scales += 8, ordered += 16) {
+            const auto even = widen<8>(scales), odd = widen<8>(scales + 32);
+            store<8>(ordered, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
+            store<8>(ordered + 8, __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
+        }
+}
+
+// y[row of x][row] = sums[row][row of x] of 64 rows whose sums are in the order of their codes.
+inline void transpose_group(const float* sums, float* y) {
+    for (int place = 0; place < group_rows; ++place, sums += batch)
+        for (int i = 0; i < batch; ++i) y[i * group_rows + place % 2 * 32 + place / 2] = sums[i];
+}
+
+// Adds a tile to sums [row][16] of the padded rows first_row .. end_row-1, rows in the order of their codes.
+template <int ENTRIES>
+void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first_row, int end_row, const float* x,
+                    float* scratch, words* tables, float* sums) {
+    // Chunks of positions, none across groups.
+    struct Chunk {
+        int position, count, group;
+        Steps steps;
+    };
+    static thread_local Chunk chunks[256];
+    int chunk_count = 0;
+    for_groups(a, k.first, k.end, [&](int first, int end) {
+        for (int p = first * a.m; p < end * a.m; p += l1_positions<ENTRIES>) {
+            const int left = end * a.m - p, count = left < l1_positions<ENTRIES> ? left : l1_positions<ENTRIES>;
+            words* table = tables + size_t(p - k.first * a.m) * ENTRIES;
+            chunks[chunk_count++] = {p, count, first / a.group_vectors,
+                                     build_words<ENTRIES>(a, part, p, count, x, scratch, table)};
+        }
+    });
+    for (int sweep = first_row; sweep < end_row; sweep += sweep_rows) {
+        const int sweep_end = sweep + sweep_rows < end_row ? sweep + sweep_rows : end_row;
+        static thread_local float scales[sweep_rows];
+        for (int i = 0; i < chunk_count; ++i) {
+            const Chunk& chunk = chunks[i];
+            const int skipped = chunk.position - k.first * a.m;
+            if (i == 0 || chunk.group != chunks[i - 1].group)
+                order_scales(a.scales + size_t(chunk.group) * a.padded_rows + sweep, sweep_end - sweep, scales);
+            for (int row = sweep; row < sweep_end; row += block_rows) {
+                const int rows = end_row - row < block_rows ? end_row - row : block_rows;
+                const uint8_t* codes = codes_at(a, k, row, rows) + size_t(skipped) * rows;
+                const float* scale = scales + (row - sweep);
+                prefetch(codes + size_t(k.end - k.first) * a.m * rows, size_t(chunk.count) * rows);
+                const words* table = tables + size_t(skipped) * ENTRIES;
+                float* to = sums + size_t(row - first_row) * batch;
+                if (chunk.count == l1_positions<ENTRIES>)
+                    add_words<ENTRIES, l1_positions<ENTRIES>>(codes, rows, rows, 0, table, chunk.steps, scale, to);
+                else
+                    add_words<ENTRIES, 0>(codes, rows, rows, chunk.count, table, chunk.steps, scale, to);
+            }
+        }
+    }
+}
+
+}  // namespace codegemm
