@@ -13,6 +13,7 @@ from test_dispatch import Twice
 import codegemm
 from codegemm.cli import cli
 from codegemm.comparison import measure, sources
+from codegemm.engines.cpu import isa
 
 FAST = ["--seconds", "0", "--engine", "cpu"]
 
@@ -50,6 +51,29 @@ def test_random_codes(tmp_path):
         assert row["kernel"] in output
     assert "128 x 256 (random codes)" in output
     assert "bits/weight" in output
+
+
+def test_kernels_of_one_precision(tmp_path):
+    arguments = ("--shape", "128x256", "--batch", "1", "--config", "m1v4g128", "--precision")
+    fast = {row["kernel"]: row["precision"] for row in rows_of(tmp_path, *arguments, "fast")[1]}
+    full = {row["kernel"]: row["precision"] for row in rows_of(tmp_path, *arguments, "full")[1]}
+    assert fast == {"psumbook_fast": "fast"}
+    assert "psumbook_fast" not in full
+    assert set(full.values()) == {"full"}
+
+
+def test_every_path(tmp_path):
+    """Each is compiled and measured, dense products once; afterwards products take the one that they took before."""
+    paths = [each.name for each in isa.available()]
+    before = isa.chosen()
+    arguments = ("--shape", "128x256", "--batch", "1", "--config", "m1v4g128", "--kernels", "dense,psumbook,dequant")
+    plot = tmp_path / "plot.png"
+    output, rows = rows_of(tmp_path, *arguments, "--paths", ",".join(paths), "--plot", str(plot))
+    expected = [("dense", ""), *((kernel, path) for path in paths for kernel in ("psumbook", "dequant"))]
+    assert [(row["kernel"], row["path"]) for row in rows] == expected
+    assert f"cpu engine ({', '.join(paths)})" in output
+    assert isa.chosen() == before
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
@@ -230,6 +254,8 @@ def test_threads_are_the_same_for_all(monkeypatch):
         (["--shape", "64x128", "--kernels", "nothing"], "kernel 'nothing': the engine cpu has reference, psumbook"),
         (["--shape", "64x128", "--batch", "0"], "--batch"),
         (["--shape", "64x128", "--batch", "x"], "'x': must be ints, separated by commas"),
+        (["--shape", "64x128", "--paths", "mmx"], "path 'mmx': this processor has"),
+        (["--shape", "64x128", "--kernels", "dense", "--precision", "full"], "--precision and --kernels: give one"),
         (["--shape", "64x128", "--kernels", ""], "--kernels: names nothing"),
         (["--tensor", "a"], "--tensor needs --weights"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file"),

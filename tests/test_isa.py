@@ -61,12 +61,12 @@ CONFIGS = [
 
 @pytest.mark.parametrize("name", [each.name for each in isa.available()])
 def test_every_path_multiplies(name, fresh_engine, monkeypatch, rng):
-    """Forced by name, whatever the processor has beside it; entries of one byte, two bytes and floats."""
+    """Forced by name, whatever the processor has beside it; entries of one byte, two bytes and words for 16 rows."""
     monkeypatch.setenv(isa.VARIABLE, name)
     for rows, columns, config in CONFIGS:
         weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
         dense = weight.dequantize(np.float64)
-        for n in (1, 2, 3, 5, 16):
+        for n in (1, 2, 3, 5, 16, 19):
             x = rng.standard_normal((n, columns)).astype(np.float32)
             # Rows of few weights can cancel: compare with the size of what was added.
             size = np.linalg.norm(np.abs(x) @ np.abs(dense).T)

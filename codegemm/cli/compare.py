@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from codegemm.cli.options import ListOf, check_lists, find_engine, parse_shape
+from codegemm.dispatch import PRECISIONS
 
 
 @click.command()
@@ -22,6 +23,8 @@ from codegemm.cli.options import ListOf, check_lists, find_engine, parse_shape
 @click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
 @click.option("--batch", "batches", type=ListOf(int), default="1,4,16", show_default=True, help="Rows of x.")
 @click.option("--kernels", "names", type=ListOf(), help="Kernels, in place of all.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Only kernels of that precision, in place of all.")
+@click.option("--paths", type=ListOf(), help="Instruction sets for the CPU kernels, like avx2,plain.")
 @click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")
 @click.option("--seconds", type=click.FloatRange(0), default=0.25, show_default=True, help="For one measurement.")
@@ -34,6 +37,8 @@ def compare(
     configs: list[str] | None,
     batches: list[int],
     names: list[str] | None,
+    precision: str | None,
+    paths: list[str] | None,
     engine: str,
     threads: int | None,
     seconds: float,
@@ -51,12 +56,15 @@ def compare(
 
     if tensors and weights is None:
         raise click.UsageError("--tensor needs --weights")
-    check_lists(batches, config=configs, kernels=names)
+    check_lists(batches, config=configs, kernels=names, paths=paths)
     for path in (json_path, plot_path):
         if path is not None and not path.parent.is_dir():
             raise click.BadParameter(f"{path}: there is no folder {path.parent}")
     engine = find_engine(engine)
-    kernels = measure.compared_kernels(engine, names)
+    if names and precision:
+        raise click.UsageError("--precision and --kernels: give one of them")
+    kernels = measure.compared_kernels(engine, names, precision)
+    compared_paths = measure.compared_paths(engine, paths)
 
     cases = []
     if weights is not None:
@@ -66,7 +74,7 @@ def compare(
         cases = sources.default_cases(configs)
 
     with measure.threads(threads), Progress("comparing", sys.stderr.isatty()) as progress:
-        result = runner.run(cases, kernels, batches, engine, seconds, progress)
+        result = runner.run(cases, kernels, batches, engine, seconds, progress, compared_paths)
     report.print_tables(result)
     if json_path is not None:
         report.write_json(result, json_path)

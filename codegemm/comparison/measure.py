@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from codegemm.dispatch import KernelInfo, registered
 from codegemm.engines import cuda
-from codegemm.engines.cpu import device, get_num_threads, set_num_threads
+from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
 from codegemm.engines.cuda.graph import Graph
 from codegemm.engines.reference.reference import product
 from codegemm.formats.weight import Weight
@@ -56,11 +57,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, weight and batch. seconds: the median; error: against the dequantised weight in float64."""
+    """One kernel, weight and batch. seconds: the median; error: against the dequantised weight in float64.
+
+    path: the instruction set that a CPU kernel was compiled for, empty on a GPU.
+    """
 
     case: str
     shape: tuple[int, int]
     kernel: str
+    precision: str
+    path: str
     config: str
     bits_per_weight: float
     batch: int
@@ -71,6 +77,24 @@ class Row:
     times_dense: float | None
     error: float
     error_to_original: float | None
+
+
+@contextmanager
+def path(name: str) -> Iterator[None]:
+    """The CPU kernels compiled for that instruction set; nothing without a name."""
+    if not name:
+        yield
+        return
+    before = os.environ.get(isa.VARIABLE)
+    try:
+        os.environ[isa.VARIABLE] = name
+        library.forget()
+        yield
+    finally:
+        del os.environ[isa.VARIABLE]
+        if before is not None:
+            os.environ[isa.VARIABLE] = before
+        library.forget()
 
 
 @contextmanager
@@ -175,11 +199,28 @@ class Candidate:
         return time.perf_counter() - begin
 
 
-def compared_kernels(engine: str, names: Sequence[str] | None) -> list[Kernel]:
-    """The engine's kernels by name, in the order asked for; all but the reference without names."""
+def compared_paths(engine: str, names: Sequence[str] | None) -> list[str]:
+    """The instruction sets asked for, or the one that products take; on a GPU an empty one.
+
+    Raises ValueError for one that this processor hasn't.
+    """
+    if engine != "cpu":
+        if names:
+            raise ValueError(f"paths {', '.join(names)}: the engine {engine} has none")
+        return [""]
+    known = [each.name for each in isa.available()]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"path {name!r}: this processor has {', '.join(known)}")
+    return list(names or [isa.chosen().name])
+
+
+def compared_kernels(engine: str, names: Sequence[str] | None, precision: str | None = None) -> list[Kernel]:
+    """The engine's kernels by name, in the order asked for; without names all but the reference, of that precision."""
     known = {kernel.name: kernel for kernel in registered(engine)}
     if names is None:
-        return [kernel for name, kernel in known.items() if name not in NOT_COMPARED]
+        kept = [kernel for name, kernel in known.items() if name not in NOT_COMPARED]
+        return [kernel for kernel in kept if precision in (None, kernel.precision)]
     for name in names:
         if name not in known:
             raise ValueError(f"kernel {name!r}: the engine {engine} has {', '.join(known)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ def print_tables(result: Result) -> None:
     """One table per shape, the geometric mean over shapes, and what was left out."""
     console = open_console()
     machine = result.machine
+    path = f" ({', '.join(filter(None, result.paths))})" if any(result.paths) else ""
     read = "read" if machine.engine == "cpu" else "copy"
     console.print(
-        f"{machine.device}, {machine.engine} engine, {machine.threads} thread{'s' * (machine.threads != 1)}; "
+        f"{machine.device}, {machine.engine} engine{path}, {machine.threads} thread{'s' * (machine.threads != 1)}; "
         f"memory bandwidth ({read}) {machine.bandwidth / 1e9:.1f} GB/s",
         highlight=False,
     )
@@ -63,7 +65,8 @@ def write_plot(result: Result, path: str | Path) -> None:
     cases = result.by_case()
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
-    labels = list(dict.fromkeys(_label(row) for row in result.rows if row.kernel != "dense"))
+    label = _labels(result)
+    labels = list(dict.fromkeys(label(row) for row in result.rows if row.kernel != "dense"))
     colours = dict(zip(labels, pyplot.get_cmap("tab20").colors * (1 + len(labels) // 20)))
     figure, panels = pyplot.subplots(
         lines, columns, figsize=(1.5 + 4.2 * columns, 1.4 + 3 * lines), squeeze=False, layout="constrained"
@@ -71,7 +74,7 @@ def write_plot(result: Result, path: str | Path) -> None:
     for panel in panels.flat[len(cases) :]:
         panel.remove()
     for panel, (title, rows) in zip(panels.flat, cases.items()):
-        _draw_case(panel, title, rows, labels, colours)
+        _draw_case(panel, title, [(label(row), row) for row in rows], colours)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[label]) for label in labels]
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, title="kernel, weights", title_fontsize=8)
     machine = result.machine
@@ -86,15 +89,15 @@ def write_plot(result: Result, path: str | Path) -> None:
     replace_file(path, [buffer.getvalue()])
 
 
-def _draw_case(panel: Any, title: str, rows: list[Row], labels: list[str], colours: dict[str, Any]) -> None:
-    batches = sorted({row.batch for row in rows})
+def _draw_case(panel: Any, title: str, rows: list[tuple[str, Row]], colours: dict[str, Any]) -> None:
+    labels = list(colours)
+    batches = sorted({row.batch for _, row in rows})
     width = 0.85 / max(1, len(labels))
-    for row in rows:
+    for label, row in rows:
         if row.kernel == "dense" or row.times_dense is None:
             continue
-        place = labels.index(_label(row))
-        x = batches.index(row.batch) + (place - (len(labels) - 1) / 2) * width
-        panel.bar(x, row.times_dense, width, color=colours[_label(row)])
+        x = batches.index(row.batch) + (labels.index(label) - (len(labels) - 1) / 2) * width
+        panel.bar(x, row.times_dense, width, color=colours[label])
     panel.axhline(1, color="black", linewidth=0.8)
     panel.set_title(title.replace(" (", "\n("), fontsize=8)
     panel.set_xticks(range(len(batches)), [f"batch {n}" for n in batches], fontsize=8)
@@ -108,7 +111,10 @@ def _case_table(title: str, rows: list[Row]) -> Any:
 
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     with_original = any(row.error_to_original is not None for row in rows)
+    several_paths = len({row.path for row in rows if row.path}) > 1
     table.add_column("kernel")
+    if several_paths:
+        table.add_column("path")
     table.add_column("weights")
     for heading in ("bits/weight", "batch", "time", "GB/s", "% of bandwidth", "x dense", "error"):
         table.add_column(heading, justify="right")
@@ -118,6 +124,7 @@ def _case_table(title: str, rows: list[Row]) -> Any:
     for row, following in zip(ordered, [*ordered[1:], None]):
         cells = [
             row.kernel,
+            *([row.path] if several_paths else []),
             row.config,
             f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
             str(row.batch),
@@ -137,23 +144,28 @@ def _mean_table(result: Result) -> Any:
     from rich.table import Table
 
     table = Table(title="Geometric mean of x dense over the shapes", title_justify="left", title_style="bold")
+    several_paths = sum(map(bool, result.paths)) > 1
     table.add_column("kernel")
+    if several_paths:
+        table.add_column("path")
     table.add_column("weights")
     means = result.means()
-    batches = sorted({batch for _, _, batch, _, _ in means})
+    batches = sorted({batch for *_, batch, _, _ in means})
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right")
     table.add_column("shapes", justify="right")
-    cells = {(kernel, config, batch): mean for kernel, config, batch, mean, _ in means}
-    counts = {(kernel, config): count for kernel, config, _, _, count in means}
-    for (kernel, config), count in counts.items():
-        found = (cells.get((kernel, config, batch)) for batch in batches)
-        table.add_row(kernel, config, *("" if mean is None else f"{mean:.2f}" for mean in found), str(count))
+    cells = {(kernel, path, config, batch): mean for kernel, path, config, batch, mean, _ in means}
+    counts = {(kernel, path, config): count for kernel, path, config, _, _, count in means}
+    for (kernel, path, config), count in counts.items():
+        found = (cells.get((kernel, path, config, batch)) for batch in batches)
+        names = (kernel, path, config) if several_paths else (kernel, config)
+        table.add_row(*names, *("" if mean is None else f"{mean:.2f}" for mean in found), str(count))
     return table
 
 
-def _label(row: Row) -> str:
-    return f"{row.kernel} {row.config}".strip()
+def _labels(result: Result) -> Callable[[Row], str]:
+    several_paths = sum(map(bool, result.paths)) > 1
+    return lambda row: " ".join(filter(None, (row.kernel, row.config, row.path if several_paths else "")))
 
 
 def format_time(seconds: float) -> str:

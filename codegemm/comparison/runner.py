@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ from codegemm.quantize.progress import Progress
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: kernels of one engine, batch sizes, seconds for each kernel, weight and batch."""
+    """What is measured: kernels of one engine on every path, batch sizes, seconds for each kernel, weight and batch."""
 
     kernels: Sequence[Kernel]
+    paths: Sequence[str]
     batches: Sequence[int]
     machine: Machine
     budget: float
@@ -58,12 +60,17 @@ class Result:
             cases.setdefault(row.case, []).append(row)
         return cases
 
-    def means(self) -> list[tuple[str, str, int, float, int]]:
-        """(kernel, config, batch, geometric mean of times dense, number of cases), in order of appearance."""
-        ratios: dict[tuple[str, str, int], list[float]] = {}
+    @property
+    def paths(self) -> list[str]:
+        """The instruction sets that were measured."""
+        return list(dict.fromkeys(row.path for row in self.rows))
+
+    def means(self) -> list[tuple[str, str, str, int, float, int]]:
+        """(kernel, path, config, batch, geometric mean of times dense, number of cases), in order of appearance."""
+        ratios: dict[tuple[str, str, str, int], list[float]] = {}
         for row in self.rows:
             if row.times_dense is not None:
-                ratios.setdefault((row.kernel, row.config, row.batch), []).append(row.times_dense)
+                ratios.setdefault((row.kernel, row.path, row.config, row.batch), []).append(row.times_dense)
         return [(*key, statistics.geometric_mean(values), len(values)) for key, values in ratios.items()]
 
 
@@ -74,12 +81,16 @@ def run(
     engine: str,
     budget: float,
     progress: Progress,
+    paths: Sequence[str] = ("",),
 ) -> Result:
-    """Measure every case; `budget` is the time in seconds for one kernel, weight and batch."""
+    """Measure every case; `budget` is the time in seconds for one kernel, weight and batch.
+
+    paths: instruction sets to compile the CPU's kernels for, the one that products take if it is empty.
+    """
     left_out = measure.unusable(kernels)
     usable = [kernel for kernel in kernels if kernel.name not in {info.name for info in left_out}]
-    progress.total(sum(len(case.configs) for case in cases) * len(usable) + 1)
-    settings = Settings(usable, sorted(set(batches)), measure.machine(engine), budget)
+    progress.total(sum(len(case.configs) for case in cases) * len(usable) * len(paths) + 1)
+    settings = Settings(usable, paths, sorted(set(batches)), measure.machine(engine), budget)
     progress.advance()
     result = Result(settings.machine, left_out=left_out)
     for case in cases:
@@ -99,13 +110,15 @@ def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Ro
         operands = Operands(x, measure.exact(host, x), original)
         weight = host.to("cpu" if settings.machine.engine == "cpu" else "cuda:0")
         # The dense product comes first, since the others are told in its terms.
-        for kernel in sorted(settings.kernels, key=lambda k: k.name != "dense"):
+        ordered = sorted(settings.kernels, key=lambda k: k.name != "dense")
+        for path, kernel in itertools.product(settings.paths, ordered):
             if kernel.name not in seen:
                 label = "" if kernel.name in DENSE else config
-                for row in _run_kernel(case, kernel, weight, label, operands, settings, dense):
-                    yield row
-                    if kernel.name in DENSE:
-                        seen.add(kernel.name)
+                with measure.path(path):
+                    for row in _run_kernel(case, kernel, weight, label, operands, settings, dense):
+                        yield replace(row, path="" if kernel.name in DENSE else path)
+                        if kernel.name in DENSE:
+                            seen.add(kernel.name)
             progress.advance()
 
 
@@ -135,6 +148,8 @@ def _run_kernel(
             case=case.title,
             shape=case.shape,
             kernel=kernel.name,
+            precision=kernel.precision,
+            path="",
             config=label,
             bits_per_weight=kernel.bits_per_weight(spec),
             batch=n,

@@ -47,16 +47,16 @@ def find_compiler() -> tuple[str, ...]:
 def build(source: Path, instructions: InstructionSet | None = None) -> Path:
     """The shared library of one source file (headers: its folder and the engine's), compiled unless it is cached.
 
-    instructions: those of this processor (`isa.chosen`) unless named. Raises CompilerError with what the compiler
-    printed.
+    instructions: those of this processor (`isa.chosen`) unless named. $CXXFLAGS come last. Raises CompilerError with
+    what the compiler printed.
     """
     compiler = find_compiler()
     instructions = instructions or isa.chosen()
     folders = dict.fromkeys((source.parent, SOURCES))
-    flags = (*FLAGS, *instructions.flags, *(f"-I{folder}" for folder in folders))
+    options = (*FLAGS, *instructions.flags, *shlex.split(os.environ.get("CXXFLAGS", "")))
     headers = [header for folder in folders for header in sorted(folder.glob("*.hpp"))]
     key = store.key(
-        *compiler, _version(compiler), platform.machine(), *FLAGS, *instructions.flags, source.name,
+        *compiler, _version(compiler), platform.machine(), *options, source.name,
         *(path.read_bytes() for path in (source, *headers)),
     )  # fmt: skip
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
@@ -67,8 +67,9 @@ def build(source: Path, instructions: InstructionSet | None = None) -> Path:
     def compile_to(path: Path) -> None:
         start = time.perf_counter()
         made = subprocess.run(
-            [*compiler, *flags, str(source), "-o", str(path)], capture_output=True, text=True, check=False
-        )
+            [*compiler, *options, *(f"-I{folder}" for folder in folders), str(source), "-o", str(path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if made.returncode:
             raise CompilerError(
                 f"{shlex.join(compiler)} could not compile {source.name}:\n{made.stderr.strip()[-2000:]}"

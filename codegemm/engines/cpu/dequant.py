@@ -24,7 +24,7 @@ MAX_BLOCK_ROWS = 64
 MAX_TILE = 512
 # Rows of x from which a BLAS multiplies, and what is decoded for it at once.
 BLAS_FROM = 128
-_SLICE_BLOCKS = 16
+_SLICE_BLOCKS = 8
 _SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 
 
@@ -133,7 +133,7 @@ class Dequant(Kernel):
 # Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare`.
 LOOKUP = 3.0
 MULTIPLY_ADD = 0.057
-BLAS_MULTIPLY_ADD = 0.047
+BLAS_MULTIPLY_ADD = 0.0445
 
 
 def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:

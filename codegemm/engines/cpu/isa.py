@@ -50,8 +50,12 @@ ALL = (
 
 def available() -> tuple[InstructionSet, ...]:
     """Those that this processor has, the fastest first."""
-    machine, has = platform.machine().lower(), _features()
-    found = tuple(each for each in ALL if machine in each.machines and each.needs <= has)
+    return _supported(platform.machine().lower(), _features())
+
+
+@cache
+def _supported(machine: str, features: frozenset[str]) -> tuple[InstructionSet, ...]:
+    found = tuple(each for each in ALL if machine in each.machines and each.needs <= features)
     return found or (ALL[-1],)
 
 

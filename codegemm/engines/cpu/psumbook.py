@@ -249,7 +249,7 @@ def _table_entries(spec: CodebookSpec) -> int:
 # Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of a lookup for 16 rows, of a
 # vector component in a table's entry for one row and for 16.
 LOOKUP_WORDS = 2.4
-BUILD, BUILD_WORDS = 0.2, 1.8
+BUILD, BUILD_WORDS = 0.2, 1.2
 
 
 def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:

@@ -1,0 +1,74 @@
+"""AddressSanitizer, UBSan and ThreadSanitizer over the CPU engine: all kernels again, in processes of their own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+from codegemm.engines.cpu import isa
+
+PRODUCTS = textwrap.dedent(
+    """
+    import numpy as np
+    import codegemm
+    from codegemm.comparison.sources import random_weight
+    from codegemm.dispatch import kernels, registered
+
+    codegemm.set_num_threads(3)
+    rng = np.random.default_rng()
+    known = {kernel.name: kernel for kernel in registered("cpu")}
+    done = set()
+    for rows, columns, config in (
+        (300, 512, "m1v4g128"), (77, 528, "m2v8g-1"), (33, 7, "m8v1b1g1"), (65, 390, "m3v13b6g26"),
+        (5, 264, "m1v8b12g-1"), (130, 256, "m1v4b4g4"), (64, 256, "m2v8b8g-1"), (48, 768, "e8p"),
+        (600, 4096, "m2v4g128"),  # pieces of K
+    ):
+        weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
+        dense = weight.dequantize(np.float64)
+        for n in (1, 2, 5, 19, 130):
+            x = rng.standard_normal((n, columns)).astype(np.float32)
+            size = np.linalg.norm(np.abs(x) @ np.abs(dense).T)
+            for name in [info.name for info in kernels(weight, n) if info.usable]:
+                kernel = known[name]
+                out = np.full((n, rows), np.nan, np.float32)
+                # Of exactly as many bytes as are promised to suffice.
+                workspace = np.full(kernel.workspace(weight.spec, n, "cpu"), 0xFF, np.uint8)
+                kernel.run(kernel.prepare(weight, "cpu"), x, out, workspace, None)
+                assert np.linalg.norm(out - x @ dense.T) <= 1.5e-2 * size, (config, n, name)
+                done.add(name)
+    print(*sorted(done))
+    """
+)
+
+
+def runtimes(*names):
+    found = [
+        subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True)
+        for name in names
+    ]
+    return " ".join(each.stdout.strip() for each in found)
+
+
+def run(path, sanitizers, libraries):
+    variables = {
+        "CXX": "g++",
+        "CXXFLAGS": f"-O1 -g1 -fsanitize={sanitizers} -fno-sanitize-recover=all",
+        "LD_PRELOAD": runtimes(*libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "exitcode=66:ignore_noninstrumented_modules=1",
+        "OPENBLAS_NUM_THREADS": "1",
+        isa.VARIABLE: path,
+    }
+    command = [sys.executable, "-c", PRODUCTS]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+
+def test_no_kernel_errs_beyond_its_arrays_or_between_threads():
+    """The paths differ in how they look up, not in how their threads work together."""
+    paths = [each.name for each in isa.available()]
+    wanted = [(path, "address,undefined", ("asan", "ubsan")) for path in paths] + [(paths[0], "thread", ("tsan",))]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for done in pool.map(run, *zip(*wanted, strict=True)):
+            assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
+            assert {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip"} <= set(done.stdout.split())
