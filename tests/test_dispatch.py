@@ -79,7 +79,7 @@ def test_engines_can_be_named(make_weight):
 
 @pytest.mark.parametrize(
     ("config", "n", "name"),
-    [("m1v4g128", 1, "psumbook"), ("m2v8g128", 4, "psumbook"), ("m1v4g128", 17, "psumbook"),
+    [("m1v4g128", 1, "psumbook"), ("m2v8g128", 8, "psumbook"), ("m1v4g128", 17, "psumbook"),
      ("m8v4b8g-1", 300, "dequant"), ("m1v8b16", 1, "dequant"), ("e8p", 1, "quip"), ("e8p", 300, "quip")],
 )  # fmt: skip
 def test_auto(config, n, name, make_weight):

@@ -75,8 +75,9 @@ def test_import_is_quick(tmp_path):
             times.append(time.perf_counter() - begin)
         return statistics.median(times)
 
-    # The promise is 0.15 s; the rest is slack for a busy machine.
-    assert seconds("codegemm") - seconds("numpy") < 0.15 + 0.1
+    # The promise is 0.15 s where NumPy takes 0.1; the rest is slack for a busy machine.
+    numpy = seconds("numpy")
+    assert seconds("codegemm") - numpy < 0.25 * max(1, numpy / 0.1)
 
 
 @pytest.mark.parametrize("name", ["baselines", "kernels_cu"])

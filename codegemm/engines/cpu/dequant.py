@@ -126,12 +126,15 @@ class Dequant(Kernel):
         )
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
-        cost = self.cost(spec, n, dtype)
-        return cost.lookups * LOOKUP + cost.multiply_adds * (BLAS_MULTIPLY_ADD if n >= BLAS_FROM else MULTIPLY_ADD)
+        assert isinstance(spec, CodebookSpec)
+        decode = spec.out_features * spec.vectors * (VECTOR + spec.config.m * LOOKUP)
+        return decode + n * spec.out_features * spec.in_features * (
+            BLAS_MULTIPLY_ADD if n >= BLAS_FROM else MULTIPLY_ADD
+        )
 
 
 # Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare`.
-LOOKUP = 3.0
+VECTOR, LOOKUP = 1.9, 0.9
 MULTIPLY_ADD = 0.057
 BLAS_MULTIPLY_ADD = 0.0445
 

@@ -28,8 +28,8 @@ GROUP_ROWS = 64
 TABLE_BYTES = 32 << 10
 MAX_POSITIONS = 256  # of a tile: sums of bytes hold no more
 _ENTRIES = (16, 64, 256)  # of a table; must match `for_entries` in psumbook.cpp
-_TASK_LOOKUPS = 1 << 19  # a tenth of a millisecond
-_MAX_TASKS = 64
+_TASK_LOOKUPS = 1 << 16  # some tens of microseconds
+_MAX_TASKS = 32
 _MIN_SLICE_ROWS = 2048  # every slice makes the tables again
 _MAX_PIECES = 16  # of K: each adds a pass over the output
 

@@ -67,7 +67,7 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
 }
 
 // x [n][in_features] in float, each row under the power of two that brings its largest element near 1; the inverse
-// powers to unscale [n].
+// powers to unscale [n]: NaN for a row with a NaN or an infinity, of which integers would lose track.
 [[gnu::noinline]] void scale_rows(const PsumbookArgs& a, float* x, float* unscale) {
     for (int i = 0; i < a.n; ++i, x += a.in_features) {
         to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
@@ -79,13 +79,13 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
             most = bits > most ? bits : most;
         }
         const uint32_t exponent = most >> 23;
-        // Both powers are normal numbers; beside NaNs and infinities x stays as it is.
+        // Both powers are normal numbers.
         const uint32_t power = exponent == 255 ? 127 : exponent < 1 ? 253 : exponent > 253 ? 1 : 254 - exponent;
         const uint32_t words[2] = {power << 23, (254 - power) << 23};
         float powers[2];
         std::memcpy(powers, words, sizeof powers);
         for (int k = 0; k < a.in_features; ++k) x[k] *= powers[0];
-        unscale[i] = powers[1];
+        unscale[i] = exponent == 255 ? NAN : powers[1];
     }
 }
 

@@ -1,7 +1,10 @@
 // Products with tables for 16 rows of x at once: an entry holds the products of one centroid with all of them, in words
-// of 16 bits, so that a code looks them up with one load. As in byte_tables.hpp an entry is a multiple of a step, that
-// of its row of x and of the few positions whose tables lie in L1 together.
+// of 16 bits, so that a code looks them up with one load. For each row of x an entry is `least + word * step`: the
+// least of its position, a step for the few positions whose tables lie in L1 together. Words are added in pairs first,
+// so a step is so large that the entries of two positions add up to 16 bits.
 #pragma once
+
+#include <cmath>
 
 #include "lookup.hpp"
 #include "psumbook.hpp"
@@ -9,8 +12,8 @@
 namespace codegemm {
 
 constexpr int batch = 16;
-constexpr int words_bias = (1 << 14) - 1;  // two entries add up within 16 bits
-constexpr int sweep_rows = 2048;           // whose sums stay in L2 while the tables of a tile go by
+constexpr float pair_steps = 65532;  // of two entries together; rounding may add one to each
+constexpr int sweep_rows = 2048;     // whose sums stay in L2 while the tables of a tile go by
 
 typedef uint16_t words __attribute__((vector_size(2 * batch), may_alias));
 // The words of two rows of x: row i in the low half, row 8 + i in the high one.
@@ -21,52 +24,77 @@ typedef int32_t eight __attribute__((vector_size(2 * batch), may_alias));
 template <int ENTRIES>
 constexpr int l1_positions = 2048 / ENTRIES;
 
-// What a row of x is worth in a step, for each of the chunks of positions.
-struct Steps {
-    vec<8> low, high;  // of rows 0 .. 7 and 8 .. 15
+// A value for each row of x.
+struct Rows {
+    vec<8> low{}, high{};  // rows 0 .. 7 and 8 .. 15
 };
 
-inline eight magnitude(vec<8> values) {
-    return (eight)values & 0x7fffffff;
+// What words stand for: steps above the least sum of entries.
+struct Scale {
+    Rows step, least;
+};
+
+inline vec<8> smaller(vec<8> a, vec<8> b) {
+    return a < b ? a : b;
+}
+inline vec<8> larger(vec<8> a, vec<8> b) {
+    return a > b ? a : b;
 }
 
-// table[position][entry] of the products with `count` positions from (k-vector j, codebook c) on. x: [in_features][16];
-// scratch: as many floats as the table has words.
+// products[entry] of one centroid with 16 rows of x, and their extremes. book [v][ENTRIES], x [v][16].
 template <int ENTRIES>
-Steps build_words(const PsumbookArgs& a, int part, int position, int count, const float* x, float* scratch,
-                  words* table) {
-    const float* books = a.codebooks + size_t(part) * a.m * a.v * ENTRIES;
-    eight most_low{}, most_high{};
-    float* to = scratch;
-    for (int p = position; p < position + count; ++p) {
-        const float* xj = x + size_t(p / a.m) * a.v * batch;
-        const float* book = books + size_t(p % a.m) * a.v * ENTRIES;
-        for (int i = 0; i < ENTRIES; i += 4) {  // at once, since additions take their time
-            vec<8> low[4]{}, high[4]{};
-            for (int t = 0; t < a.v; ++t) {
-                const auto x_low = load<8>(xj + t * batch), x_high = load<8>(xj + t * batch + 8);
-                for (int e = 0; e < 4; ++e) {
-                    low[e] += x_low * book[t * ENTRIES + i + e];
-                    high[e] += x_high * book[t * ENTRIES + i + e];
-                }
-            }
-            for (int e = 0; e < 4; ++e, to += batch) {
-                // As integers magnitudes compare as they do as floats, and a NaN is larger than infinity.
-                most_low = magnitude(low[e]) > most_low ? magnitude(low[e]) : most_low;
-                most_high = magnitude(high[e]) > most_high ? magnitude(high[e]) : most_high;
-                store<8>(to, low[e]), store<8>(to + 8, high[e]);
+inline void multiply_position(const float* book, int v, const float* x, float* products, Rows& least, Rows& most) {
+    least.low = least.high = vec<8>{} + HUGE_VALF;
+    most.low = most.high = vec<8>{} - HUGE_VALF;
+    for (int i = 0; i < ENTRIES; i += 4) {  // at once, since additions take their time
+        vec<8> low[4]{}, high[4]{};
+        for (int t = 0; t < v; ++t) {
+            const auto x_low = load<8>(x + t * batch), x_high = load<8>(x + t * batch + 8);
+            for (int e = 0; e < 4; ++e) {
+                low[e] += x_low * book[t * ENTRIES + i + e];
+                high[e] += x_high * book[t * ENTRIES + i + e];
             }
         }
+        for (int e = 0; e < 4; ++e, products += batch) {
+            least.low = smaller(low[e], least.low), least.high = smaller(high[e], least.high);
+            most.low = larger(low[e], most.low), most.high = larger(high[e], most.high);
+            store<8>(products, low[e]), store<8>(products + 8, high[e]);
+        }
     }
-    const vec<8> largest_low = (vec<8>)most_low, largest_high = (vec<8>)most_high, zero{};
-    const vec<8> inverse_low = largest_low > zero ? words_bias / largest_low : zero;
-    const vec<8> inverse_high = largest_high > zero ? words_bias / largest_high : zero;
-    for (int i = 0; i < count * ENTRIES; ++i, scratch += batch) {
-        const auto low = load<8>(scratch) * inverse_low + (words_bias + 0.5f);
-        const auto high = load<8>(scratch + 8) * inverse_high + (words_bias + 0.5f);
-        table[i] = (words)((__builtin_convertvector(low, eight) & 0xffff) | __builtin_convertvector(high, eight) << 16);
+}
+
+// table[position][entry] of `count` positions, the first of all being `position`. x: [in_features][16]; scratch: as
+// many floats as the table has words.
+template <int ENTRIES>
+Scale build_words(const PsumbookArgs& a, int part, int position, int count, const float* x, float* scratch,
+                  words* table) {
+    const float* books = a.codebooks + size_t(part) * a.m * a.v * ENTRIES;
+    Rows least[l1_positions<ENTRIES>], widest, before;
+    Scale scale{};
+    for (int p = 0; p < count; ++p) {
+        const int vector = (position + p) / a.m, book = (position + p) % a.m;
+        Rows most;
+        multiply_position<ENTRIES>(books + size_t(book) * a.v * ENTRIES, a.v, x + size_t(vector) * a.v * batch,
+                                   scratch + size_t(p) * ENTRIES * batch, least[p], most);
+        scale.least.low += least[p].low, scale.least.high += least[p].high;
+        const Rows range{most.low - least[p].low, most.high - least[p].high};
+        const bool paired = p % 2;
+        widest.low = larger(paired ? range.low + before.low : range.low, widest.low);
+        widest.high = larger(paired ? range.high + before.high : range.high, widest.high);
+        before = range;
     }
-    return {largest_low / words_bias, largest_high / words_bias};
+    const vec<8> zero{};
+    const vec<8> low_steps = widest.low > zero ? pair_steps / widest.low : zero;
+    const vec<8> high_steps = widest.high > zero ? pair_steps / widest.high : zero;
+    for (int p = 0; p < count; ++p)
+        for (int i = 0; i < ENTRIES; ++i, scratch += batch, ++table) {
+            const auto low = (load<8>(scratch) - least[p].low) * low_steps + 0.5f;
+            const auto high = (load<8>(scratch + 8) - least[p].high) * high_steps + 0.5f;
+            *table =
+                (words)((__builtin_convertvector(low, eight) & 0xffff) | __builtin_convertvector(high, eight) << 16);
+        }
+    scale.step = {widest.low / pair_steps, widest.high / pair_steps};
+    return scale;
 }
 
 // Sums of entries, the rows of x apart.
@@ -82,7 +110,7 @@ struct PairSums {
 // Adds `count` positions that share a scale to sums [row][16], for rows in the order of their codes [position][pitch].
 template <int ENTRIES, int COUNT>
 inline void add_words(const uint8_t* codes, size_t pitch, int rows, int run_time_count, const words* table,
-                      const Steps& steps, const float* scale, float* sums) {
+                      const Scale& x_scale, const float* scale, float* sums) {
     const int count = COUNT ? COUNT : run_time_count;
     for (int row = 0; row < rows; ++row, ++codes, sums += batch) {
         auto entry = [&](int p) { return table[p * ENTRIES + codes[p * pitch]]; };
@@ -90,11 +118,10 @@ inline void add_words(const uint8_t* codes, size_t pitch, int rows, int run_time
         int p = 0;
         for (; p + 2 <= count; p += 2) found.add(entry(p) + entry(p + 1));
         if (p < count) found.add(entry(p));
-        const eight low = (eight)(found.both - (found.high << 16)) - count * words_bias;
-        const eight high = (eight)found.high - count * words_bias;
-        const auto low_sum = __builtin_convertvector(low, vec<8>), high_sum = __builtin_convertvector(high, vec<8>);
-        store<8>(sums, load<8>(sums) + low_sum * (steps.low * scale[row]));
-        store<8>(sums + 8, load<8>(sums + 8) + high_sum * (steps.high * scale[row]));
+        const auto low = __builtin_convertvector((eight)(found.both - (found.high << 16)), vec<8>);
+        const auto high = __builtin_convertvector((eight)found.high, vec<8>);
+        store<8>(sums, load<8>(sums) + (low * x_scale.step.low + x_scale.least.low) * scale[row]);
+        store<8>(sums + 8, load<8>(sums + 8) + (high * x_scale.step.high + x_scale.least.high) * scale[row]);
     }
 }
 
@@ -121,7 +148,7 @@ void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first
     // Chunks of positions, none across groups.
     struct Chunk {
         int position, count, group;
-        Steps steps;
+        Scale scale;
     };
     static thread_local Chunk chunks[256];
     int chunk_count = 0;
@@ -149,9 +176,9 @@ void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first
                 const words* table = tables + size_t(skipped) * ENTRIES;
                 float* to = sums + size_t(row - first_row) * batch;
                 if (chunk.count == l1_positions<ENTRIES>)
-                    add_words<ENTRIES, l1_positions<ENTRIES>>(codes, rows, rows, 0, table, chunk.steps, scale, to);
+                    add_words<ENTRIES, l1_positions<ENTRIES>>(codes, rows, rows, 0, table, chunk.scale, scale, to);
                 else
-                    add_words<ENTRIES, 0>(codes, rows, rows, chunk.count, table, chunk.steps, scale, to);
+                    add_words<ENTRIES, 0>(codes, rows, rows, chunk.count, table, chunk.scale, scale, to);
             }
         }
     }
