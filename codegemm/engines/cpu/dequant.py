@@ -127,16 +127,18 @@ class Dequant(Kernel):
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         assert isinstance(spec, CodebookSpec)
+        weights = spec.out_features * spec.in_features
+        if n >= BLAS_FROM:
+            return weights * (BLAS_WEIGHT + n * BLAS_MULTIPLY_ADD)
         decode = spec.out_features * spec.vectors * (VECTOR + spec.config.m * LOOKUP)
-        return decode + n * spec.out_features * spec.in_features * (
-            BLAS_MULTIPLY_ADD if n >= BLAS_FROM else MULTIPLY_ADD
-        )
+        return decode + n * weights * MULTIPLY_ADD
 
 
-# Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare`.
+# Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare` and `make cpu`. What a
+# BLAS multiplies is written, read and packed for each slice, whatever n.
 VECTOR, LOOKUP = 1.9, 0.9
 MULTIPLY_ADD = 0.057
-BLAS_MULTIPLY_ADD = 0.0445
+BLAS_WEIGHT, BLAS_MULTIPLY_ADD = 3.5, 0.041
 
 
 def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:

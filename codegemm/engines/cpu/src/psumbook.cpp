@@ -17,6 +17,8 @@
 //
 // Each task writes its sums to the workspace; then the pieces are added in order. So the cut, and with it every
 // rounding, depends on the shape alone.
+#include <cmath>
+
 #include "byte_tables.hpp"
 #include "parallel.hpp"
 #include "word_tables.hpp"
@@ -66,27 +68,30 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
         for (size_t i = 0; i < count; ++i) total[i] += total[p * pitch + i];
 }
 
-// x [n][in_features] in float, each row under the power of two that brings its largest element near 1; the inverse
-// powers to unscale [n]: NaN for a row with a NaN or an infinity, of which integers would lose track.
-[[gnu::noinline]] void scale_rows(const PsumbookArgs& a, float* x, float* unscale) {
-    for (int i = 0; i < a.n; ++i, x += a.in_features) {
-        to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
-        uint32_t most = 0;
-        for (int k = 0; k < a.in_features; ++k) {
-            uint32_t bits;
-            std::memcpy(&bits, x + k, 4);
-            bits &= 0x7fffffff;
-            most = bits > most ? bits : most;
-        }
-        const uint32_t exponent = most >> 23;
-        // Both powers are normal numbers.
-        const uint32_t power = exponent == 255 ? 127 : exponent < 1 ? 253 : exponent > 253 ? 1 : 254 - exponent;
-        const uint32_t words[2] = {power << 23, (254 - power) << 23};
-        float powers[2];
-        std::memcpy(powers, words, sizeof powers);
-        for (int k = 0; k < a.in_features; ++k) x[k] *= powers[0];
-        unscale[i] = exponent == 255 ? NAN : powers[1];
+// x [in_features] of row i in float, under the power of two that brings its largest element near 1. Returns the inverse
+// power, or NaN for a row with a NaN or an infinity, of which integers would lose track.
+[[gnu::noinline]] float scale_row(const PsumbookArgs& a, int i, float* x) {
+    to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
+    uint32_t most = 0;
+    for (int k = 0; k < a.in_features; ++k) {
+        uint32_t bits;
+        std::memcpy(&bits, x + k, 4);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
     }
+    const uint32_t exponent = most >> 23;
+    // Both powers are normal numbers.
+    const uint32_t power = exponent == 255 ? 127 : exponent < 1 ? 253 : exponent > 253 ? 1 : 254 - exponent;
+    const uint32_t words[2] = {power << 23, (254 - power) << 23};
+    float powers[2];
+    std::memcpy(powers, words, sizeof powers);
+    for (int k = 0; k < a.in_features; ++k) x[k] *= powers[0];
+    return exponent == 255 ? NAN : powers[1];
+}
+
+// x [n][in_features] of all rows, the inverse powers to unscale [n].
+void scale_rows(ParallelFor loop, const PsumbookArgs& a, float* x, float* unscale) {
+    parallel_for(loop, a.n, [&](int i) { unscale[i] = scale_row(a, i, x + size_t(i) * a.in_features); });
 }
 
 // workspace: unscale [16], x [n][in_features], sums [piece][row of x][padded rows].
@@ -96,7 +101,7 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
     float* x = unscale + max_n;
     float* sums = x + size_t(a.n) * a.in_features;
     const size_t piece_floats = size_t(a.n) * a.padded_rows;
-    scale_rows(a, x, unscale);
+    scale_rows(loop, a, x, unscale);
 
     for_tasks(loop, a, [&](int piece, const int32_t* s) {
         float* scratch = reinterpret_cast<float*>(task_memory());
@@ -119,10 +124,14 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
 }
 
 // interleaved [in_features][16] of x [n][in_features], zeros beyond n.
-[[gnu::noinline]] void interleave_rows(const PsumbookArgs& a, const float* x, float* interleaved) {
-    std::memset(interleaved, 0, sizeof(float) * batch * a.in_features);
-    for (int i = 0; i < a.n; ++i, x += a.in_features)
-        for (int k = 0; k < a.in_features; ++k) interleaved[size_t(k) * batch + i] = x[k];
+void interleave_rows(ParallelFor loop, const PsumbookArgs& a, const float* x, float* interleaved) {
+    constexpr int columns = 1024;  // of a task
+    parallel_for(loop, (a.in_features + columns - 1) / columns, [&](int task) {
+        const int first = task * columns, end = first + columns < a.in_features ? first + columns : a.in_features;
+        std::memset(interleaved + size_t(first) * batch, 0, sizeof(float) * batch * (end - first));
+        for (int i = 0; i < a.n; ++i)
+            for (int k = first; k < end; ++k) interleaved[size_t(k) * batch + i] = x[size_t(i) * a.in_features + k];
+    });
 }
 
 // workspace: unscale [16], x [n][in_features], x [in_features][16], sums [piece][padded row][16].
@@ -133,8 +142,8 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
     float* x = rows_of_x + size_t(batch) * a.in_features;
     float* sums = x + size_t(batch) * a.in_features;
     const size_t piece_floats = size_t(a.padded_rows) * batch;
-    scale_rows(a, rows_of_x, unscale);
-    interleave_rows(a, rows_of_x, x);
+    scale_rows(loop, a, rows_of_x, unscale);
+    interleave_rows(loop, a, rows_of_x, x);
 
     for_tasks(loop, a, [&](int piece, const int32_t* s) {
         float* scratch = reinterpret_cast<float*>(task_memory());
