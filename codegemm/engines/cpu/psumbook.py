@@ -30,7 +30,7 @@ MAX_POSITIONS = 256  # of a tile: sums of bytes hold no more
 _ENTRIES = (16, 64, 256)  # of a table; must match `for_entries` in psumbook.cpp
 _TASK_LOOKUPS = 1 << 16  # some tens of microseconds
 _MAX_TASKS = 32
-_MIN_SLICE_ROWS = 2048  # every slice makes the tables again
+_MIN_SLICE_ROWS = 4096  # every slice makes the tables again
 _MAX_PIECES = 16  # of K: each adds a pass over the output
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
@@ -217,7 +217,7 @@ class Psumbook(Kernel):
         assert isinstance(spec, CodebookSpec)
         lookups, components = self.cost(spec, n, dtype).lookups, _table_entries(spec) * spec.config.v
         if n <= self._bytes_up_to():
-            return n * (lookups + components * BUILD)
+            return lookups * (CODES + n * LOOKUP) + n * components * BUILD
         return -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
 
     def _bytes_up_to(self) -> int:
@@ -246,9 +246,9 @@ def _table_entries(spec: CodebookSpec) -> int:
     return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_entries(spec.config.b)
 
 
-# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of a lookup for 16 rows, of a
-# vector component in a table's entry for one row and for 16.
-LOOKUP_WORDS = 2.4
+# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup for
+# each further row and for 16, of a vector component in a table's entry for one row and for 16.
+CODES, LOOKUP, LOOKUP_WORDS = 0.25, 0.75, 2.4
 BUILD, BUILD_WORDS = 0.2, 1.2
 
 
