@@ -246,8 +246,8 @@ def _table_entries(spec: CodebookSpec) -> int:
     return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_entries(spec.config.b)
 
 
-# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup for
-# each further row and for 16, of a vector component in a table's entry for one row and for 16.
+# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup
+# for each further row and for 16, of a vector component in a table's entry for one row and for 16.
 CODES, LOOKUP, LOOKUP_WORDS = 0.25, 0.75, 2.4
 BUILD, BUILD_WORDS = 0.2, 1.2
 
