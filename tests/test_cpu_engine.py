@@ -199,6 +199,24 @@ def test_where_the_system_gives_no_threads_the_caller_works_alone():
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
 
 
+def test_threads_come_to_rest():
+    """They look for work a moment longer than a product lasts, and then cost nothing."""
+    script = """
+        import time
+        import numpy as np, codegemm
+        from codegemm.comparison.sources import random_weight
+        codegemm.set_num_threads(4)
+        w = random_weight((4096, 512), "m1v4g128")
+        for kernel, n in (("psumbook", 1), ("psumbook", 16), ("dequant", 4)):
+            codegemm.matmul(np.ones((n, 512), np.float32), w.T, kernel=kernel)
+        time.sleep(0.1)
+        begin = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - begin < 0.1
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
 def test_a_forked_child_multiplies_too():
     script = """
         import os, threading

@@ -1,5 +1,6 @@
 """The ways through the CPU engine's sources: which one is taken, and that all of them multiply."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -84,6 +85,15 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
     path = compiler.build(psumbook._SOURCE, instructions)
     others = {compiler.build(psumbook._SOURCE, each) for each in isa.available()} - {path}
     assert len(others) == len(isa.available()) - 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of another processor")
+@pytest.mark.parametrize("name", ["vbmi", "avx512"])
+def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
+    [instructions] = [each for each in isa.ALL if each.name == name]
+    options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
+    for source in ("psumbook.cpp", "dequant.cpp"):
+        subprocess.run(["g++", *options, str(SOURCES / source)], check=True)
 
 
 @pytest.mark.parametrize("outliers", [False, True])
