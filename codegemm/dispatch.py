@@ -19,7 +19,7 @@ from codegemm.kernel import Kernel
 
 ENTRY_POINT_GROUP = "codegemm.kernels"
 PRECISIONS = ("full", "fast")
-FAST = "auto, fast"  # what `select` is asked for by `precision="fast"`
+FAST = "auto:fast"  # what `select` is asked for by `precision="fast"`
 
 _REQUIRED = ("name", "engine", "supports", "prepare", "run", "workspace", "cost")
 
@@ -56,6 +56,10 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
         raise ValueError(f"kernel name {kernel.name!r}: must be text without a colon, and not 'auto'")
     if kernel.engine not in ("cpu", "cuda"):
         raise ValueError(f"kernel {kernel.name!r}: engine {kernel.engine!r}, must be cpu or cuda")
+    if kernel.precision not in PRECISIONS:
+        raise ValueError(f"kernel {kernel.name!r}: precision {kernel.precision!r}, must be {' or '.join(PRECISIONS)}")
+    if kernel.automatic and kernel.precision == "fast":
+        raise ValueError(f"kernel {kernel.name!r}: automatic is for kernels of precision 'full'")
     with _lock:
         _load()
         _add(kernel, replace)
@@ -117,6 +121,8 @@ def select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str = "auto")
 def name_for(kernel: str, precision: str) -> str:
     """What `select` takes for a kernel's name and a precision; ValueError or TypeError for what they can't be."""
     check_name(kernel)
+    if kernel == FAST:
+        raise KernelError(f"kernel {kernel!r} is unknown: precision='fast' asks for it")
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
     return FAST if (kernel, precision) == ("auto", "fast") else kernel
@@ -131,15 +137,15 @@ def check_name(name: object) -> None:
 @lru_cache(maxsize=1024)
 def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kernel:
     if name == FAST:
-        return _fast(spec, n, dtype, device) or _choose(spec, n, dtype, device)
+        return _choose_fast(spec, n, dtype, device)
     return _choose(spec, n, dtype, device) if name == "auto" else _named(spec, n, dtype, device, name)
 
 
-def _fast(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel | None:
-    """The kernel of `precision="fast"`, where one can run."""
+def _choose_fast(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
+    """The least estimate among the kernels of `precision="fast"` and the one that `auto` takes without it."""
     fast = [k for k in registered(device.partition(":")[0]) if k.precision == "fast"]
     usable = [k for k in fast if not _refusal(k, spec, n, dtype, device)]
-    return min(usable, key=lambda k: k.estimate(spec, n, dtype, device), default=None)
+    return min([*usable, _choose(spec, n, dtype, device)], key=lambda k: k.estimate(spec, n, dtype, device))
 
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:

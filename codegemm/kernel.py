@@ -38,7 +38,7 @@ class Kernel(ABC):
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
         of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
         bfloat16).
-    precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for an error of 1.5e-2.
+    precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
     """
 
     name: str

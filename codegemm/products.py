@@ -28,9 +28,10 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
         stream the product runs, or NumPy, which is copied there and back.
     out: where to write, of the result's shape; x's dtype, or float32 for half x.
     kernel: a name of `codegemm.kernels()`, or `auto`.
-    precision: `full`: an error of at most 2e-4 of the result's norm, on a GPU 1e-3 for more than one row of x or x in
+    precision: `full`: an error of at most 2e-4 of the result's norm (on the CPU more where a few centroids are much
+        larger than all others), on a GPU 1e-3 for more than one row of x or x in
         float32 (2e-3 in bfloat16 where `dequant_dense` is taken), before it is rounded to its dtype. `fast` lets
-        `auto` take kernels with an error of up to 1.5e-2 for normally distributed x where there are such
+        `auto` take kernels with an error of about 1.2e-2 for normally distributed x where there are such
         (`psumbook_fast`).
 
     Raises ValueError (shapes), TypeError (dtypes, devices) or KernelError (a kernel that can't run).

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import codegemm
 from codegemm import dispatch
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, isa, library, psumbook
@@ -113,6 +114,16 @@ def test_what_entries_of_bytes_cost(outliers, rng):
 
     assert 1e-5 < error("psumbook") <= 2e-4
     assert 3e-3 < error("psumbook_fast") <= (5e-2 if outliers else 1.5e-2)
+
+
+def test_heavy_tails_cost_accuracy(rng):
+    """A few large centroids make the steps of all entries large; README says how large."""
+    weight = codegemm.quantize(rng.standard_t(3, (256, 1024)).astype(np.float32), "m1v4g-1")
+    x = rng.standard_normal((16, 1024)).astype(np.float32)
+    truth = x @ weight.dequantize(np.float64).T
+    for n, kernel, most in ((1, "psumbook", 1e-3), (16, "psumbook", 1e-3), (1, "psumbook_fast", 0.3)):
+        y = codegemm.matmul(x[:n], weight.T, kernel=kernel)
+        assert np.linalg.norm(y - truth[:n]) <= most * np.linalg.norm(truth[:n]), (n, kernel)
 
 
 def test_an_unknown_path_is_an_error_where_it_is_met():

@@ -313,6 +313,10 @@ def test_a_product_may_be_fast():
     assert 1e-3 < error(precision="fast") <= 1.5e-2
     assert error(precision="fast", kernel="dequant") <= 1e-6
     assert codegemm.plan(weight, 1, precision="fast").kernel.name == "psumbook_fast"
+    few_rows = random_weight((64, 4096), "m8v8g-1", 0)  # tables are not worth their building
+    assert codegemm.plan(few_rows, 1, precision="fast").kernel.name == "dequant"
+    with pytest.raises(KernelError, match="'auto:fast' is unknown"):
+        codegemm.matmul(x, weight.T, kernel="auto:fast")
     assert codegemm.plan(weight, 17, precision="fast").kernel.name == codegemm.plan(weight, 17).kernel.name
     wide = random_weight((64, 128), "m1v8b16g-1", 0)
     assert np.array_equal(codegemm.matmul(x[:, :128], wide.T, precision="fast"), x[:, :128] @ wide.T)

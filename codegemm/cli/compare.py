@@ -23,7 +23,7 @@ from codegemm.dispatch import PRECISIONS
 @click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
 @click.option("--batch", "batches", type=ListOf(int), default="1,4,16", show_default=True, help="Rows of x.")
 @click.option("--kernels", "names", type=ListOf(), help="Kernels, in place of all.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Only kernels of that precision, in place of all.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Only kernels of that precision beside dense ones.")
 @click.option("--paths", type=ListOf(), help="Instruction sets for the CPU kernels, like avx2,plain.")
 @click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")

@@ -212,15 +212,18 @@ def compared_paths(engine: str, names: Sequence[str] | None) -> list[str]:
     for name in names or ():
         if name not in known:
             raise ValueError(f"path {name!r}: this processor has {', '.join(known)}")
-    return list(names or [isa.chosen().name])
+    return list(dict.fromkeys(names or [isa.chosen().name]))
 
 
 def compared_kernels(engine: str, names: Sequence[str] | None, precision: str | None = None) -> list[Kernel]:
-    """The engine's kernels by name, in the order asked for; without names all but the reference, of that precision."""
+    """The engine's kernels by name, in the order asked for; without names all but the reference.
+
+    precision: without names, only kernels of that precision, and what they are measured against.
+    """
     known = {kernel.name: kernel for kernel in registered(engine)}
     if names is None:
         kept = [kernel for name, kernel in known.items() if name not in NOT_COMPARED]
-        return [kernel for kernel in kept if precision in (None, kernel.precision)]
+        return [kernel for kernel in kept if precision in (None, kernel.precision) or kernel.name in DENSE]
     for name in names:
         if name not in known:
             raise ValueError(f"kernel {name!r}: the engine {engine} has {', '.join(known)}")

@@ -18,7 +18,7 @@ from codegemm.engines.cpu.isa import InstructionSet
 
 SOURCES = Path(__file__).parent / "src"
 
-# No -ffast-math: NaNs and infinities must pass through, and sums keep their order.
+# No -ffast-math: NaNs and infinities must be seen, and sums keep their order.
 FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",

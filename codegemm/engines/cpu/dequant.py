@@ -162,7 +162,7 @@ def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         x32[...] = x
         for first in range(0, len(blocks), _SLICE_BLOCKS):
             end = min(first + _SLICE_BLOCKS, len(blocks))
-            row, end_row = blocks[first, 1], blocks[end - 1, 2]
+            row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
             decode(prepared.arguments.filled, library.address(dense), first, end)
             found = y[: n * (end_row - row)].reshape(n, -1)
             np.matmul(x32, dense[: end_row - row].T, out=found)

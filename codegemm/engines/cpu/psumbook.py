@@ -217,7 +217,7 @@ class Psumbook(Kernel):
         assert isinstance(spec, CodebookSpec)
         lookups, components = self.cost(spec, n, dtype).lookups, _table_entries(spec) * spec.config.v
         if n <= self._bytes_up_to():
-            return lookups * (CODES + n * LOOKUP) + n * components * BUILD
+            return lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD
         return -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
 
     def _bytes_up_to(self) -> int:
@@ -247,8 +247,8 @@ def _table_entries(spec: CodebookSpec) -> int:
 
 
 # Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup
-# for each further row and for 16, of a vector component in a table's entry for one row and for 16.
-CODES, LOOKUP, LOOKUP_WORDS = 0.25, 0.75, 2.4
+# for each row (by the bytes of an entry) and for 16, of a vector component in a table's entry for one row and for 16.
+CODES, LOOKUP, LOOKUP_WORDS = 0.25, {2: 0.75, 1: 0.4}, 2.4
 BUILD, BUILD_WORDS = 0.2, 1.2
 
 

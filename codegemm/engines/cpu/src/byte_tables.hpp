@@ -1,6 +1,6 @@
-// Products with tables of integers, one or two bytes an entry: for each row of x the entries of a tile become multiples
-// of one step, `step * (entry - bias)`, so that they can be looked up by byte permutations (lookup.hpp) and added
-// exactly. Half a step is all that an entry loses.
+// Products with tables of integers, one or two bytes an entry: for each row of x the entries of a tile become
+// `least + integer * step`, the least of their position and one step for all, so that they can be looked up by byte
+// permutations (lookup.hpp) and added exactly. Half a step is all that an entry loses.
 #pragma once
 
 #include "lookup.hpp"
@@ -13,20 +13,21 @@ typedef uint16_t shorts __attribute__((vector_size(2 * wide)));
 typedef uint8_t bytes __attribute__((vector_size(wide)));
 
 template <int PLANES>
-constexpr int bias = PLANES == 2 ? 1 << 15 : 1 << 7;
+constexpr float most_steps = PLANES == 2 ? 65534 : 254;  // rounding may add one
 
-// The largest magnitude; a NaN is larger than infinity.
-inline float largest(const float* values, size_t count) {
-    ints most{};  // magnitudes compare as their bits do
-    for (size_t i = 0; i < count; i += wide) {
-        const ints magnitude = (ints)load<wide>(values + i) & 0x7fffffff;
-        most = magnitude > most ? magnitude : most;
+// The least and the largest of `count` values.
+inline void extremes(const float* values, int count, float& least, float& most) {
+    vec<wide> low = load<wide>(values), high = low;
+    for (int i = wide; i < count; i += wide) {
+        const auto value = load<wide>(values + i);
+        low = value < low ? value : low;
+        high = value > high ? value : high;
     }
-    int32_t bits = 0;
-    for (int i = 0; i < wide; ++i) bits = most[i] > bits ? most[i] : bits;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
+    least = low[0], most = high[0];
+    for (int i = 1; i < wide; ++i) {
+        least = low[i] < least ? low[i] : least;
+        most = high[i] > most ? high[i] : most;
+    }
 }
 
 // The low bytes of `values` (16-bit numbers) to `low` and the high ones to `high`, if there are such.
@@ -53,40 +54,52 @@ inline void store_planes(ints values, uint8_t* low, uint8_t* high) {
 #endif
 }
 
-// tables[position][plane][entry] from `table` [position][entry]; returns the step. Where x has a NaN or an infinity,
-// the step is one.
+// A tile for one row of x. least_before[p]: the sum of the least entries of all positions before p.
+struct Step {
+    float step;
+    float least_before[max_positions + 1];
+};
+
+// tables[position][plane][entry] from `table` [position][entry].
 template <int PLANES>
-float quantise(const float* table, int positions, int entries, uint8_t* tables) {
-    const float most = largest(table, size_t(positions) * entries);
-    const float steps = bias<PLANES> - 1, inverse = most > 0 ? steps / most : 0;
+void quantise(const float* table, int positions, int entries, uint8_t* tables, Step& step) {
+    float least[max_positions], widest = 0;
+    step.least_before[0] = 0;
+    for (int p = 0; p < positions; ++p) {
+        float most;
+        extremes(table + size_t(p) * entries, entries, least[p], most);
+        widest = most - least[p] > widest ? most - least[p] : widest;
+        step.least_before[p + 1] = step.least_before[p] + least[p];
+    }
+    const float inverse = widest > 0 ? most_steps<PLANES> / widest : 0;
     for (int p = 0; p < positions; ++p, tables += (PLANES - 1) * entries)
         for (int i = 0; i < entries; i += wide, table += wide, tables += wide) {
-            const auto scaled = load<wide>(table) * inverse + (bias<PLANES> + 0.5f);
+            const auto scaled = (load<wide>(table) - least[p]) * inverse + 0.5f;
             store_planes<PLANES>(__builtin_convertvector(scaled, ints), tables, tables + entries);
         }
-    return most / steps;
+    step.step = widest / most_steps<PLANES>;
 }
 
-// sums[row] += factor * scale[row] * (sum of entries - `count` biases) for 64 rows.
+// sums[row] += scale[row] * (step * sum of entries + least) for 64 rows.
 template <int PLANES>
-inline void add_group(const uint16_t* entries, int count, float factor, const half* scale, float* sums) {
+inline void add_group(const uint16_t* entries, float step, float least, const half* scale, float* sums) {
     for (int i = 0; i < group_rows; i += wide) {
         ints total = __builtin_convertvector(*reinterpret_cast<const shorts*>(entries + i), ints);
         if constexpr (PLANES == 2)
             total += __builtin_convertvector(*reinterpret_cast<const shorts*>(entries + group_rows + i), ints) * 256;
-        const auto sum = __builtin_convertvector(total - count * bias<PLANES>, vec<wide>);
-        store<wide>(sums + i, load<wide>(sums + i) + sum * (widen<wide>(scale + i) * factor));
+        const auto sum = __builtin_convertvector(total, vec<wide>) * step + least;
+        store<wide>(sums + i, load<wide>(sums + i) + sum * widen<wide>(scale + i));
     }
 }
 
 // Adds k-vectors that share a scale, for GROUPS * 64 rows.
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void add_rows(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, float step,
+inline void add_rows(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, float step, float least,
                      const half* scale, float* sums) {
     alignas(64) uint16_t entries[GROUPS * PLANES * group_rows];
     look_up<ENTRIES, PLANES, GROUPS>(codes, pitch, count, tables, entries);
     for (int g = 0; g < GROUPS; ++g)
-        add_group<PLANES>(entries + g * PLANES * group_rows, count, step, scale + g * group_rows,
+        add_group<PLANES>(entries + g * PLANES * group_rows, step, least, scale + g * group_rows,
                           sums + g * group_rows);
 }
 
@@ -97,10 +110,10 @@ void add_tile(const PsumbookArgs& a, int part, const Vectors& k, int first_row, 
               float* scratch, uint8_t* tables, float* sums, size_t sums_pitch) {
     const int positions = (k.end - k.first) * a.m;
     const size_t table_bytes = size_t(positions) * PLANES * ENTRIES;
-    float steps[16];
+    Step steps[max_n];
     for (int i = 0; i < a.n; ++i) {
         build(a, part, k.first, k.end, x + size_t(i) * a.in_features, scratch);
-        steps[i] = quantise<PLANES>(scratch, positions, ENTRIES, tables + i * table_bytes);
+        quantise<PLANES>(scratch, positions, ENTRIES, tables + i * table_bytes, steps[i]);
     }
     for (int row = first_row; row < end_row; row += block_rows) {
         const int rows = end_row - row < block_rows ? end_row - row : block_rows;
@@ -114,11 +127,13 @@ void add_tile(const PsumbookArgs& a, int part, const Vectors& k, int first_row, 
                 const half* scale = a.scales + size_t(first / a.group_vectors) * a.padded_rows + row;
                 float* to = sums + i * sums_pitch + (row - first_row);
                 const int count = (end - first) * a.m;
+                const float step = steps[i].step, *before = steps[i].least_before + skipped;
+                const float least = before[count] - before[0];
                 if (rows == block_rows)
-                    return add_rows<ENTRIES, PLANES, block_rows / group_rows>(from, rows, count, table, steps[i], scale,
-                                                                              to);
+                    return add_rows<ENTRIES, PLANES, block_rows / group_rows>(from, rows, count, table, step, least,
+                                                                              scale, to);
                 for (int r = 0; r < rows; r += group_rows)
-                    add_rows<ENTRIES, PLANES, 1>(from + r, rows, count, table, steps[i], scale + r, to + r);
+                    add_rows<ENTRIES, PLANES, 1>(from + r, rows, count, table, step, least, scale + r, to + r);
             });
     }
 }

@@ -12,8 +12,8 @@
 //              +--------+--------+--------+--------+
 //                piece 0           piece 1
 //
-// The codes of 256 rows lie side by side for each position, so that no sum crosses lanes. Entries are bytes for one row
-// of x, looked up by permutations (byte_tables.hpp), floats for several (word_tables.hpp).
+// The codes of 256 rows lie side by side for each position, so that no sum crosses lanes. Entries are bytes for few
+// rows of x, looked up by permutations (byte_tables.hpp), words for more (word_tables.hpp).
 //
 // Each task writes its sums to the workspace; then the pieces are added in order. So the cut, and with it every
 // rounding, depends on the shape alone.
@@ -26,7 +26,6 @@
 namespace codegemm {
 namespace {
 
-constexpr int max_n = 16;
 constexpr int finished_rows = 1024;  // that a task adds up at the end
 
 // A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats of some positions for 16

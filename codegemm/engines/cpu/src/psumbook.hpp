@@ -23,10 +23,11 @@ struct PsumbookArgs {
     int32_t group_vectors;  // k-vectors that share a scale
 };
 
-// Must match `BLOCK_ROWS` and `TABLE_BYTES` in psumbook.py.
+// Must match `BLOCK_ROWS`, `MAX_POSITIONS` and `TABLE_BYTES` in psumbook.py.
 constexpr int block_rows = 256;
-constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x; 256 positions at most
-constexpr int max_m = 8;
+constexpr int max_positions = 256;         // of a tile
+constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x
+constexpr int max_n = 16;  // rows of x with tables of their own, or in tables together
 
 // Part of a tile: k-vectors first .. end-1 of the one that begins at `tile` and ends before `tile_end`.
 struct Vectors {

@@ -150,7 +150,7 @@ void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first
         int position, count, group;
         Scale scale;
     };
-    static thread_local Chunk chunks[256];
+    static thread_local Chunk chunks[max_positions];
     int chunk_count = 0;
     for_groups(a, k.first, k.end, [&](int first, int end) {
         for (int p = first * a.m; p < end * a.m; p += l1_positions<ENTRIES>) {
