@@ -27,7 +27,7 @@ struct PsumbookArgs {
 constexpr int block_rows = 256;
 constexpr int max_positions = 256;         // of a tile
 constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x
-constexpr int max_n = 16;  // rows of x with tables of their own, or in tables together
+constexpr int max_n = 16;                  // rows of x with tables of their own, or in tables together
 
 // Part of a tile: k-vectors first .. end-1 of the one that begins at `tile` and ends before `tile_end`.
 struct Vectors {
