@@ -30,7 +30,7 @@ from benchmarks.cpu.targets import (
 from codegemm import dispatch
 from codegemm.comparison import measure
 from codegemm.comparison.targets import MAIN
-from codegemm.engines.cpu import device
+from codegemm.engines.cpu import device, isa
 from codegemm.products import plan
 
 SINGLE = np.dtype(np.float32)
@@ -211,7 +211,7 @@ def test_the_quick_form(small, monkeypatch, tmp_path, capsys):
     }
     assert len(data["targets"]) == len(report.TARGETS) + 3
     said = capsys.readouterr().out
-    assert f"{device.name()}, path {command.path()}" in said
+    assert f"{device.name()}, path {isa.chosen().name}" in said
     for target in report.TARGETS:
         assert str(target)[:30] in said
     assert f"left out: {AQLM}" in said

@@ -117,7 +117,7 @@ def test_what_entries_of_bytes_cost(outliers, rng):
 
 
 def test_heavy_tails_cost_accuracy(rng):
-    """A few large centroids make the steps of all entries large; README says how large."""
+    """A few large centroids make the steps of all entries large."""
     weight = codegemm.quantize(rng.standard_t(3, (256, 1024)).astype(np.float32), "m1v4g-1")
     x = rng.standard_normal((16, 1024)).astype(np.float32)
     truth = x @ weight.dequantize(np.float64).T

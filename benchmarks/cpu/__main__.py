@@ -8,15 +8,13 @@ processor's best. Fails where a product errs by more than is promised.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import sys
 from pathlib import Path
 
 from benchmarks.cpu import measuring, peers, report
-from codegemm.engines.cpu import device
+from codegemm.engines.cpu import device, isa
 from codegemm.version import __version__
 
 
@@ -33,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = measuring.QUICK if chosen.quick else measuring.FULL_SIZE
     with peers.registered():
         found = measuring.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
-    machine = report.Machine(device.name(), path(), versions())
+    machine = report.Machine(device.name(), isa.chosen().name, versions())
     report.print_tables(found, machine)
     if chosen.json is not None:
         report.write_json(found, machine, chosen.json)
@@ -41,13 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     for line in wrong:
         print(f"wrong: {line}")
     return int(bool(wrong))
-
-
-def path() -> str:
-    """The instruction set that the engine is compiled for: a chosen one, else the compiler's `native`."""
-    if importlib.util.find_spec("codegemm.engines.cpu.isa") is None:
-        return "native"
-    return str(importlib.import_module("codegemm.engines.cpu.isa").chosen().name)
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ def print_tables(result: Result) -> None:
     """One table per shape, the geometric mean over shapes, and what was left out."""
     console = open_console()
     machine = result.machine
-    path = f" ({', '.join(filter(None, result.paths))})" if any(result.paths) else ""
+    path = f" ({', '.join(result.paths)})" if result.paths else ""
     read = "read" if machine.engine == "cpu" else "copy"
     console.print(
         f"{machine.device}, {machine.engine} engine{path}, {machine.threads} thread{'s' * (machine.threads != 1)}; "
@@ -26,7 +26,7 @@ def print_tables(result: Result) -> None:
         highlight=False,
     )
     for title, rows in result.by_case().items():
-        console.print(_case_table(title, rows))
+        console.print(_case_table(title, rows, len(result.paths) > 1))
     if len(result.by_case()) > 1:
         console.print(_mean_table(result))
     for info in result.left_out:
@@ -105,13 +105,12 @@ def _draw_case(panel: Any, title: str, rows: list[tuple[str, Row]], colours: dic
     panel.tick_params(axis="y", labelsize=8)
 
 
-def _case_table(title: str, rows: list[Row]) -> Any:
+def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     with_original = any(row.error_to_original is not None for row in rows)
-    several_paths = len({row.path for row in rows if row.path}) > 1
     table.add_column("kernel")
     if several_paths:
         table.add_column("path")
@@ -144,7 +143,7 @@ def _mean_table(result: Result) -> Any:
     from rich.table import Table
 
     table = Table(title="Geometric mean of x dense over the shapes", title_justify="left", title_style="bold")
-    several_paths = sum(map(bool, result.paths)) > 1
+    several_paths = len(result.paths) > 1
     table.add_column("kernel")
     if several_paths:
         table.add_column("path")
@@ -164,7 +163,7 @@ def _mean_table(result: Result) -> Any:
 
 
 def _labels(result: Result) -> Callable[[Row], str]:
-    several_paths = sum(map(bool, result.paths)) > 1
+    several_paths = len(result.paths) > 1
     return lambda row: " ".join(filter(None, (row.kernel, row.config, row.path if several_paths else "")))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +61,8 @@ class Result:
 
     @property
     def paths(self) -> list[str]:
-        """The instruction sets that were measured."""
-        return list(dict.fromkeys(row.path for row in self.rows))
+        """The instruction sets that were measured; none on a GPU."""
+        return list(dict.fromkeys(row.path for row in self.rows if row.path))
 
     def means(self) -> list[tuple[str, str, str, int, float, int]]:
         """(kernel, path, config, batch, geometric mean of times dense, number of cases), in order of appearance."""
@@ -111,27 +110,32 @@ def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Ro
         weight = host.to("cpu" if settings.machine.engine == "cpu" else "cuda:0")
         # The dense product comes first, since the others are told in its terms.
         ordered = sorted(settings.kernels, key=lambda k: k.name != "dense")
-        for path, kernel in itertools.product(settings.paths, ordered):
-            if kernel.name not in seen:
-                label = "" if kernel.name in DENSE else config
-                with measure.path(path):
-                    for row in _run_kernel(case, kernel, weight, label, operands, settings, dense):
-                        yield replace(row, path="" if kernel.name in DENSE else path)
-                        if kernel.name in DENSE:
-                            seen.add(kernel.name)
-            progress.advance()
+        for path in settings.paths:
+            with measure.path(path):
+                for kernel in ordered:
+                    if kernel.name not in seen:
+                        labels = ("", "") if kernel.name in DENSE else (config, path)
+                        for row in _run_kernel(case, kernel, weight, labels, operands, settings, dense):
+                            yield row
+                            if kernel.name in DENSE:
+                                seen.add(kernel.name)
+                    progress.advance()
 
 
 def _run_kernel(
     case: Case,
     kernel: Kernel,
     weight: Weight,
-    label: str,
+    labels: tuple[str, str],
     operands: Operands,
     settings: Settings,
     dense: dict[int, float],
 ) -> Iterator[Row]:
-    """A row for every batch that the kernel supports; `dense` collects and gives the dense product's seconds."""
+    """A row for every batch that the kernel supports; `dense` collects and gives the dense product's seconds.
+
+    labels: the row's configuration and path.
+    """
+    config, path = labels
     spec, dtype, machine = weight.spec, settings.dtype, settings.machine
     batches = [n for n in settings.batches if not kernel.supports(spec, n, dtype, weight.device)]
     if not batches:
@@ -149,8 +153,8 @@ def _run_kernel(
             shape=case.shape,
             kernel=kernel.name,
             precision=kernel.precision,
-            path="",
-            config=label,
+            path=path,
+            config=config,
             bits_per_weight=kernel.bits_per_weight(spec),
             batch=n,
             seconds=seconds,

@@ -106,22 +106,22 @@ inline void add_rows(const uint8_t* codes, size_t pitch, int count, const uint8_
 // Adds a tile's part of the padded rows first_row .. end_row-1 to sums [row of x][row], `sums_pitch` from one row of x
 // to the next. x: [row of x][in_features]. scratch: a tile's table in float; tables: [row of x] of them in bytes.
 template <int ENTRIES, int PLANES>
-void add_tile(const PsumbookArgs& a, int part, const Vectors& k, int first_row, int end_row, const float* x,
+void add_tile(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const float* x,
               float* scratch, uint8_t* tables, float* sums, size_t sums_pitch) {
-    const int positions = (k.end - k.first) * a.m;
+    const int positions = (tile.end - tile.first) * a.m;
     const size_t table_bytes = size_t(positions) * PLANES * ENTRIES;
-    Step steps[max_n];
+    Step steps[batch];
     for (int i = 0; i < a.n; ++i) {
-        build(a, part, k.first, k.end, x + size_t(i) * a.in_features, scratch);
+        build(a, part, tile, x + size_t(i) * a.in_features, scratch);
         quantise<PLANES>(scratch, positions, ENTRIES, tables + i * table_bytes, steps[i]);
     }
     for (int row = first_row; row < end_row; row += block_rows) {
         const int rows = end_row - row < block_rows ? end_row - row : block_rows;
-        const uint8_t* codes = codes_at(a, k, row, rows);
+        const uint8_t* codes = codes_at(a, tile, row);
         prefetch(codes + size_t(positions) * rows, size_t(positions) * rows);
         for (int i = 0; i < a.n; ++i)
-            for_groups(a, k.first, k.end, [&](int first, int end) {
-                const size_t skipped = size_t(first - k.first) * a.m;
+            for_groups(a, tile, [&](int first, int end) {
+                const size_t skipped = size_t(first - tile.first) * a.m;
                 const uint8_t* from = codes + skipped * rows;
                 const uint8_t* table = tables + i * table_bytes + skipped * PLANES * ENTRIES;
                 const half* scale = a.scales + size_t(first / a.group_vectors) * a.padded_rows + row;

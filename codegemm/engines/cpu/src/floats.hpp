@@ -81,11 +81,6 @@ struct Vector {
     typedef float type __attribute__((vector_size(4 * N)));
     typedef float unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias));
 };
-template <>  // a vector of one is kept in memory by GCC, a float is not
-struct Vector<1> {
-    using type = float;
-    using unaligned = float;
-};
 template <int N>
 using vec = typename Vector<N>::type;
 

@@ -31,7 +31,7 @@ constexpr int finished_rows = 1024;  // that a task adds up at the end
 // A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats of some positions for 16
 // rows, then words of a tile.
 constexpr size_t table_entries = max_table_bytes / 4;
-constexpr size_t task_bytes = 2048 * batch * sizeof(float) + table_entries * batch * sizeof(uint16_t);
+constexpr size_t task_bytes = chunk_entries * batch * sizeof(float) + table_entries * batch * sizeof(uint16_t);
 
 uint8_t* task_memory() {
     alignas(64) static thread_local uint8_t memory[task_bytes];
@@ -97,7 +97,7 @@ void scale_rows(ParallelFor loop, const PsumbookArgs& a, float* x, float* unscal
 template <int ENTRIES, int PLANES>
 void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
     float* unscale = static_cast<float*>(a.workspace);
-    float* x = unscale + max_n;
+    float* x = unscale + batch;
     float* sums = x + size_t(a.n) * a.in_features;
     const size_t piece_floats = size_t(a.n) * a.padded_rows;
     scale_rows(loop, a, x, unscale);
@@ -108,7 +108,7 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
         float* mine = sums + piece * piece_floats + s[3];
         for (int i = 0; i < a.n; ++i) std::memset(mine + size_t(i) * a.padded_rows, 0, sizeof(float) * (s[4] - s[3]));
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
-            const Vectors tile{a.tiles[t], a.tiles[t + 1], a.tiles[t], a.tiles[t + 1]};
+            const Tile tile{a.tiles[t], a.tiles[t + 1]};
             add_tile<ENTRIES, PLANES>(a, s[0], tile, s[3], s[4], x, scratch, tables, mine, a.padded_rows);
         }
     });
@@ -146,11 +146,11 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
 
     for_tasks(loop, a, [&](int piece, const int32_t* s) {
         float* scratch = reinterpret_cast<float*>(task_memory());
-        words* tables = reinterpret_cast<words*>(scratch + 2048 * batch);
+        words* tables = reinterpret_cast<words*>(scratch + chunk_entries * batch);
         float* mine = sums + piece * piece_floats + size_t(s[3]) * batch;
         std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
-            const Vectors tile{a.tiles[t], a.tiles[t + 1], a.tiles[t], a.tiles[t + 1]};
+            const Tile tile{a.tiles[t], a.tiles[t + 1]};
             add_tile_words<ENTRIES>(a, s[0], tile, s[3], s[4], x, scratch, tables, mine);
         }
     });

@@ -27,17 +27,17 @@ struct PsumbookArgs {
 constexpr int block_rows = 256;
 constexpr int max_positions = 256;         // of a tile
 constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x
-constexpr int max_n = 16;                  // rows of x with tables of their own, or in tables together
+constexpr int batch = 16;                  // rows of x at a time
 
-// Part of a tile: k-vectors first .. end-1 of the one that begins at `tile` and ends before `tile_end`.
-struct Vectors {
-    int tile, tile_end, first, end;
+// K-vectors first .. end-1.
+struct Tile {
+    int first, end;
 };
 
-// The codes of k-vector `first` for a block that begins at padded row `row`, of `rows` rows.
-inline const uint8_t* codes_at(const PsumbookArgs& a, const Vectors& k, int row, int rows) {
-    const size_t positions = size_t(k.tile_end - k.tile) * a.m;
-    return a.codes + size_t(k.tile) * a.m * a.padded_rows + row * positions + size_t(k.first - k.tile) * a.m * rows;
+// The tile's codes for a block that begins at padded row `row`.
+inline const uint8_t* codes_at(const PsumbookArgs& a, const Tile& tile, int row) {
+    const size_t positions = size_t(tile.end - tile.first) * a.m;
+    return a.codes + size_t(tile.first) * a.m * a.padded_rows + row * positions;
 }
 
 // Codes of the next rows: without it the hardware's prefetchers stop where another block begins.
@@ -45,12 +45,12 @@ inline void prefetch(const uint8_t* codes, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + i);
 }
 
-// run(first, end) for the parts of k-vectors first .. end-1 that share a scale each.
+// run(first, end) for the parts of a tile that share a scale each.
 template <class Run>
-void for_groups(const PsumbookArgs& a, int first, int end, Run&& run) {
-    for (int j = first; j < end;) {
+void for_groups(const PsumbookArgs& a, const Tile& tile, Run&& run) {
+    for (int j = tile.first; j < tile.end;) {
         const int group_end = (j / a.group_vectors + 1) * a.group_vectors;
-        const int next = group_end < end ? group_end : end;
+        const int next = group_end < tile.end ? group_end : tile.end;
         run(j, next);
         j = next;
     }
@@ -68,10 +68,10 @@ inline void build_entries(const float* book, int entries, int v, const float* x,
     }
 }
 
-// table[position][entry] for k-vectors first .. end-1 and one row of x.
-inline void build(const PsumbookArgs& a, int part, int first, int end, const float* x, float* table) {
+// table[position][entry] of a tile for one row of x.
+inline void build(const PsumbookArgs& a, int part, const Tile& tile, const float* x, float* table) {
     const float* books = a.codebooks + size_t(part) * a.m * a.v * a.entries;
-    for (int j = first; j < end; ++j)
+    for (int j = tile.first; j < tile.end; ++j)
         for (int c = 0; c < a.m; ++c, table += a.entries) {
             const float *book = books + size_t(c) * a.v * a.entries, *xj = x + size_t(j) * a.v;
             if (a.entries % (4 * wide) == 0)

@@ -1,6 +1,6 @@
 // Products with tables for 16 rows of x at once: an entry holds the products of one centroid with all of them, in words
 // of 16 bits, so that a code looks them up with one load. For each row of x an entry is `least + word * step`: the
-// least of its position, a step for the few positions whose tables lie in L1 together. Words are added in pairs first,
+// least of its position, a step for the few positions that are looked up together. Words are added in pairs first,
 // so a step is so large that the entries of two positions add up to 16 bits.
 #pragma once
 
@@ -11,7 +11,6 @@
 
 namespace codegemm {
 
-constexpr int batch = 16;
 constexpr float pair_steps = 65532;  // of two entries together; rounding may add one to each
 constexpr int sweep_rows = 2048;     // whose sums stay in L2 while the tables of a tile go by
 
@@ -20,9 +19,10 @@ typedef uint16_t words __attribute__((vector_size(2 * batch), may_alias));
 typedef uint32_t pairs __attribute__((vector_size(2 * batch), may_alias));
 typedef int32_t eight __attribute__((vector_size(2 * batch), may_alias));
 
-// Positions whose tables lie in L1 together.
+// Entries that are looked up in one go over the rows, 64 KiB: more would leave L2 to no sums.
+constexpr int chunk_entries = 2048;
 template <int ENTRIES>
-constexpr int l1_positions = 2048 / ENTRIES;
+constexpr int chunk_positions = chunk_entries / ENTRIES;
 
 // A value for each row of x.
 struct Rows {
@@ -69,7 +69,7 @@ template <int ENTRIES>
 Scale build_words(const PsumbookArgs& a, int part, int position, int count, const float* x, float* scratch,
                   words* table) {
     const float* books = a.codebooks + size_t(part) * a.m * a.v * ENTRIES;
-    Rows least[l1_positions<ENTRIES>], widest, before;
+    Rows least[chunk_positions<ENTRIES>], widest, before;
     Scale scale{};
     for (int p = 0; p < count; ++p) {
         const int vector = (position + p) / a.m, book = (position + p) % a.m;
@@ -143,7 +143,7 @@ inline void transpose_group(const float* sums, float* y) {
 
 // Adds a tile to sums [row][16] of the padded rows first_row .. end_row-1, rows in the order of their codes.
 template <int ENTRIES>
-void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first_row, int end_row, const float* x,
+void add_tile_words(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const float* x,
                     float* scratch, words* tables, float* sums) {
     // Chunks of positions, none across groups.
     struct Chunk {
@@ -152,10 +152,10 @@ void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first
     };
     static thread_local Chunk chunks[max_positions];
     int chunk_count = 0;
-    for_groups(a, k.first, k.end, [&](int first, int end) {
-        for (int p = first * a.m; p < end * a.m; p += l1_positions<ENTRIES>) {
-            const int left = end * a.m - p, count = left < l1_positions<ENTRIES> ? left : l1_positions<ENTRIES>;
-            words* table = tables + size_t(p - k.first * a.m) * ENTRIES;
+    for_groups(a, tile, [&](int first, int end) {
+        for (int p = first * a.m; p < end * a.m; p += chunk_positions<ENTRIES>) {
+            const int left = end * a.m - p, count = left < chunk_positions<ENTRIES> ? left : chunk_positions<ENTRIES>;
+            words* table = tables + size_t(p - tile.first * a.m) * ENTRIES;
             chunks[chunk_count++] = {p, count, first / a.group_vectors,
                                      build_words<ENTRIES>(a, part, p, count, x, scratch, table)};
         }
@@ -165,18 +165,18 @@ void add_tile_words(const PsumbookArgs& a, int part, const Vectors& k, int first
         static thread_local float scales[sweep_rows];
         for (int i = 0; i < chunk_count; ++i) {
             const Chunk& chunk = chunks[i];
-            const int skipped = chunk.position - k.first * a.m;
+            const int skipped = chunk.position - tile.first * a.m;
             if (i == 0 || chunk.group != chunks[i - 1].group)
                 order_scales(a.scales + size_t(chunk.group) * a.padded_rows + sweep, sweep_end - sweep, scales);
             for (int row = sweep; row < sweep_end; row += block_rows) {
                 const int rows = end_row - row < block_rows ? end_row - row : block_rows;
-                const uint8_t* codes = codes_at(a, k, row, rows) + size_t(skipped) * rows;
+                const uint8_t* codes = codes_at(a, tile, row) + size_t(skipped) * rows;
                 const float* scale = scales + (row - sweep);
-                prefetch(codes + size_t(k.end - k.first) * a.m * rows, size_t(chunk.count) * rows);
+                prefetch(codes + size_t(tile.end - tile.first) * a.m * rows, size_t(chunk.count) * rows);
                 const words* table = tables + size_t(skipped) * ENTRIES;
                 float* to = sums + size_t(row - first_row) * batch;
-                if (chunk.count == l1_positions<ENTRIES>)
-                    add_words<ENTRIES, l1_positions<ENTRIES>>(codes, rows, rows, 0, table, chunk.scale, scale, to);
+                if (chunk.count == chunk_positions<ENTRIES>)
+                    add_words<ENTRIES, chunk_positions<ENTRIES>>(codes, rows, rows, 0, table, chunk.scale, scale, to);
                 else
                     add_words<ENTRIES, 0>(codes, rows, rows, chunk.count, table, chunk.scale, scale, to);
             }
