@@ -1,6 +1,8 @@
-"""Additive codebooks: residual k-means, then joint code search and least squares in turn, then the group scales."""
+"""Additive codebooks: fitted to samples of the vectors, then codes, scales and codebooks in turn over the matrix."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -8,22 +10,39 @@ import numpy.typing as npt
 from codegemm.config import CodebookConfig
 from codegemm.formats.bits import code_dtype
 from codegemm.formats.codebook import CodebookWeight
-from codegemm.quantize.kmeans import assign, kmeans
+from codegemm.quantize import start
+from codegemm.quantize.arithmetic import Arithmetic
+from codegemm.quantize.least_squares import Sums, solve, sums
 from codegemm.quantize.progress import Progress
-from codegemm.quantize.search import Vectors, decode, encode
+from codegemm.quantize.scaling import Sampler, halves, level, normalised, root_mean_squares, row_blocks
+from codegemm.quantize.schedule import Pass, Schedule
+from codegemm.quantize.search import Codes, Vectors, decode, encode
+from codegemm.quantize.stopping import Stop
 
-_SAMPLE_PER_CENTROID = 512
-_MAX_SAMPLE = 1 << 18
-_DRAWS_PER_VECTOR = 4
-_KMEANS_ITERATIONS = 30
-_ROUNDS = 12  # of search and least squares, each on vectors drawn afresh
-_TRAIN_BEAM = 4
-_FINAL_BEAM = 8
-_RIDGE = 1e-3
 _MAX_CROSS_PRODUCTS = 1 << 30  # bytes
 
 
-def quantize(matrix: Vectors, config: CodebookConfig, seed: int, progress: Progress) -> CodebookWeight:
+@dataclass
+class _Coded:
+    """Where the work on matrix [M, K] stands. W' is what a CodebookWeight of these arrays is.
+
+    level: codebooks are kept divided by it, so that vectors are of about unit variance. codes: [M, K/v, m].
+    scales: [M, K/g], halves as float32. codebooks: [m, 2**b, v].
+    """
+
+    level: float
+    codes: npt.NDArray
+    scales: Vectors
+    codebooks: Vectors
+
+    def round_codebooks(self) -> None:
+        """To what is stored."""
+        self.codebooks = halves(self.codebooks * np.float32(self.level)) / np.float32(self.level)
+
+
+def quantize(
+    matrix: Vectors, config: CodebookConfig, seed: int, arithmetic: Arithmetic, stop: Stop, progress: Progress
+) -> CodebookWeight:
     """A CodebookWeight near matrix [M, K], minimising |W - W'|^2."""
     rows, columns = matrix.shape
     config.check_shape(rows, columns)
@@ -34,128 +53,153 @@ def quantize(matrix: Vectors, config: CodebookConfig, seed: int, progress: Progr
             f"{table / 2**30:.1f} GiB, at most {_MAX_CROSS_PRODUCTS >> 30} are allowed: choose a smaller b or m=1"
         )
     rng = np.random.default_rng(seed)
-    groups = matrix.reshape(rows, -1, config.group_size(columns))
-    level = _level(matrix)
-    scales = _round(np.sqrt((groups.astype(np.float64) ** 2).mean(-1)) / level)
-    vectors = _normalise(groups, scales * np.float32(level)).reshape(-1, config.v)
-    # Drawn by their share of the squared error, so that fitting the sample minimises the error of W.
-    weights = np.repeat(scales.ravel().astype(np.float64) ** 2, groups.shape[-1] // config.v)
-
-    progress.total((_ROUNDS if config.m > 1 else 1) + 4)
-    codebooks = _fit(vectors, weights, config, rng, progress)
-    codebooks = _round(codebooks * np.float32(level)).astype(np.float32)
-    share = 4 / len(vectors)
-    codes = encode(
-        vectors,
-        codebooks / np.float32(level),
-        _FINAL_BEAM,
-        done=lambda count: progress.advance(share * count),
-    )
-    scales = _refit_scales(groups, decode(codes, codebooks).reshape(groups.shape), scales)
+    plan = Schedule.of(config, rows, columns)
+    unit = level(matrix)
+    scales = halves(root_mean_squares(matrix, config.group_size(columns)) / unit)
+    progress.total(len(plan.starts) * plan.trial + plan.rounds + sum(one.cost for one in plan.passes))
+    draw = Sampler(matrix, scales * np.float32(unit), config.v, plan.sample, rng)
+    codebooks = _fit(draw, config, plan, rng, arithmetic, stop, progress)
+    codes = np.zeros((rows, columns // config.v, config.m), code_dtype(config.b))
+    coded = _Coded(unit, codes, scales, codebooks)
+    coded.round_codebooks()
+    for number, one in enumerate(plan.passes):
+        last = number == len(plan.passes) - 1
+        found = _improve(matrix, coded, one, number == 0, not last, arithmetic, stop, progress)
+        if found is None:
+            break
+        if not last:
+            coded.codebooks = solve(found, coded.codebooks)
+            coded.round_codebooks()
     return CodebookWeight(
-        codes.astype(code_dtype(config.b)).reshape(rows, -1, config.m),
-        codebooks.astype(np.float16),
-        scales.astype(np.float16),
+        coded.codes,
+        halves(coded.codebooks * np.float32(unit)).astype(np.float16),
+        coded.scales.astype(np.float16),
     )
-
-
-def _level(matrix: Vectors) -> float:
-    """The power of two that the codebooks take from W, so that scales and centroids both stay normal halves."""
-    typical = float(np.sqrt((matrix.astype(np.float64) ** 2).mean()))
-    if typical == 0 or 2.0**-10 <= typical <= 2.0**10:
-        return 1.0
-    return float(2.0 ** np.round(np.log2(typical) / 2))
-
-
-def _round(values: npt.NDArray) -> Vectors:
-    """Rounded to float16, as float32; ValueError where that overflows."""
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float16)
-    if not np.isfinite(rounded).all():
-        raise ValueError(f"W: weights of magnitude {np.abs(values).max():.3g} do not fit float16 scales")
-    return rounded.astype(np.float32)
-
-
-def _normalise(groups: Vectors, scales: npt.NDArray) -> Vectors:
-    """groups / scales; zero where a scale is zero."""
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-    return groups * inverse[..., None]
 
 
 def _fit(
-    vectors: Vectors,
-    weights: npt.NDArray,
+    draw: Sampler,
     config: CodebookConfig,
+    plan: Schedule,
     rng: np.random.Generator,
+    arithmetic: Arithmetic,
+    stop: Stop,
     progress: Progress,
 ) -> Vectors:
-    """Codebooks float32 [m, 2**b, v] for the vectors, each counted `weights` times."""
-    draw = _Sampler(vectors, weights, min(_MAX_SAMPLE, max(1 << 16, _SAMPLE_PER_CENTROID * config.centroids)), rng)
-    residual = draw()
-    books = []
-    for _ in range(config.m):
-        book = kmeans(residual, config.centroids, _KMEANS_ITERATIONS, rng)
-        residual = residual - book[assign(residual, book)]
-        books.append(book)
-    codebooks = np.stack(books)
-    progress.advance()
-    if config.m == 1:
-        return codebooks
-    for _ in range(_ROUNDS):
-        sample = draw()
-        codes = encode(sample, codebooks, _TRAIN_BEAM)
-        codebooks = least_squares(sample, codes, codebooks)
+    """Codebooks float32 [m, 2**b, v] for the vectors that `draw` draws."""
+    candidates = []
+    for name in plan.starts:
+        vectors, weights = draw()
+        codebooks = getattr(start, name)(vectors, weights, config, rng, arithmetic)
+        trial = _Fit(codebooks, draw, arithmetic)
+        for _ in range(plan.trial):
+            trial.step(plan.beams[0], plan.forget)
+            progress.advance()
+        candidates.append((trial.error, len(candidates), trial))
+        if stop.is_due():
+            break
+    fit = min(candidates)[-1]
+    for number in range(plan.rounds):
+        if stop.is_due():
+            break
+        fit.step(plan.beams[number * len(plan.beams) // plan.rounds], plan.forget)
         progress.advance()
-    return codebooks
+    return fit.codebooks
 
 
-class _Sampler:
-    """Draws vectors, each with a probability proportional to its weight."""
+class _Fit:
+    """Codebooks that are being fitted. error: of the last sample, before its step."""
 
-    def __init__(self, vectors: Vectors, weights: npt.NDArray, count: int, rng: np.random.Generator) -> None:
-        self._vectors, self._rng = vectors, rng
-        # Of few vectors several draws each, so that those of small weight are not left out.
-        self._count = min(count, _DRAWS_PER_VECTOR * len(vectors))
-        self._cumulative = np.cumsum(weights)
+    def __init__(self, codebooks: Vectors, draw: Sampler, arithmetic: Arithmetic) -> None:
+        self.codebooks, self._draw, self._arithmetic = codebooks, draw, arithmetic
+        self.error = np.inf
+        self._sums: Sums | None = None
 
-    def __call__(self) -> Vectors:
-        if not self._cumulative[-1] > 0:
-            return self._vectors
-        # One from each of `count` equal strata: vectors of equal weight are drawn equally often.
-        strata = (np.arange(self._count) + self._rng.random(self._count)) / self._count
-        at = strata * self._cumulative[-1]
-        index = np.searchsorted(self._cumulative, at, side="right")
-        return self._vectors[np.minimum(index, len(self._vectors) - 1)]
-
-
-def least_squares(vectors: Vectors, codes: npt.NDArray, codebooks: Vectors) -> Vectors:
-    """The codebooks that minimise |vectors - decode(codes)|^2, held near the present ones where nothing decides."""
-    m, centroids, v = codebooks.shape
-    size = m * centroids
-    codes = codes.astype(np.intp)
-    normal = np.zeros((size, size))
-    for c in range(m):
-        for d in range(m):
-            together = np.bincount(codes[:, c] * centroids + codes[:, d], minlength=centroids**2)
-            normal.reshape(m, centroids, m, centroids)[c, :, d] = together.reshape(centroids, centroids)
-    right = np.stack(
-        [
-            np.concatenate([np.bincount(codes[:, c], column, minlength=centroids) for c in range(m)])
-            for column in vectors.T.astype(np.float64)
-        ],
-        axis=1,
-    )
-    present = codebooks.reshape(size, v).astype(np.float64)
-    ridge = _RIDGE * len(vectors) / centroids
-    normal[np.diag_indices(size)] += ridge
-    return np.linalg.solve(normal, right + ridge * present).reshape(m, centroids, v).astype(np.float32)
+    def step(self, beam: int, forget: float) -> None:
+        """Codes of a fresh sample, then codebooks that fit them and what is not forgotten of samples before."""
+        vectors, weights = self._draw()
+        codes = encode(vectors, self.codebooks, beam, self._arithmetic)
+        gap = vectors - decode(codes, self.codebooks)
+        self.error = float(weights @ (gap.astype(np.float64) ** 2).sum(1)) / max(float(weights.sum()), 1e-300)
+        found = sums(vectors, codes, weights, self.codebooks.shape[1])
+        # All vectors of a small matrix are in every sample: the older codes of the same vectors say nothing new.
+        if self._sums is not None and not self._draw.draws_all:
+            found = found.plus(self._sums, forget)
+        self._sums = found
+        self.codebooks = solve(found, self.codebooks)
 
 
-def _refit_scales(groups: Vectors, decoded: Vectors, scales: Vectors) -> Vectors:
-    """The scale of each group that fits its codes best, where that is a positive half; else the one it had."""
+def _improve(
+    matrix: Vectors,
+    coded: _Coded,
+    one: Pass,
+    first: bool,
+    collect: bool,
+    arithmetic: Arithmetic,
+    stop: Stop,
+    progress: Progress,
+) -> Sums | None:
+    """New codes and scales for every row; the sums that codebooks can be fitted to, where they are wanted.
+
+    Where there is to be an end, a first pass goes on in the fastest way, since every row needs codes; a later one
+    leaves the other rows as they are and gives None.
+    """
+    total: Sums | None = None
+    centroids, v = coded.codebooks.shape[1:]
+    for rows in row_blocks(matrix):
+        hurry = stop.is_due()
+        if hurry and not first:
+            return None
+        block = matrix[rows]
+        codes, scales = _encode_rows(block, coded, rows, Pass(1, (1.0,)) if hurry else one, first, arithmetic)
+        coded.codes[rows], coded.scales[rows] = codes.reshape(len(block), -1, codes.shape[1]), scales
+        if collect:
+            scaled = scales * np.float32(coded.level)
+            weights = np.repeat(scaled.ravel().astype(np.float64) ** 2, block.size // v // scales.size)
+            found = sums(normalised(block, scaled, v), codes, weights, centroids)
+            total = found if total is None else found.plus(total, 1)
+        progress.advance(one.cost * len(block) / len(matrix))
+    return total
+
+
+def _encode_rows(
+    block: Vectors, coded: _Coded, rows: slice, one: Pass, first: bool, arithmetic: Arithmetic
+) -> tuple[Codes, Vectors]:
+    """Codes [n, m] and scales [R, K/g] of a block of rows: those of the factor that errs least, group by group."""
+    v, unit = coded.codebooks.shape[2], np.float32(coded.level)
+    present = coded.scales[rows]
+    groups = block.reshape(*present.shape, -1)
+    if first:
+        codes, scales, error = np.zeros((block.size // v, len(coded.codebooks)), np.uint16), present, None
+    else:
+        codes = coded.codes[rows].reshape(-1, len(coded.codebooks)).astype(np.uint16)
+        decoded = decode(codes, coded.codebooks).reshape(groups.shape) * unit
+        scales, error = _fit_scales(groups, decoded, present)
+    for factor in one.factors:
+        trial = halves(present * np.float32(factor))
+        found = encode(normalised(block, trial * unit, v), coded.codebooks, one.beam, arithmetic)
+        decoded = decode(found, coded.codebooks).reshape(groups.shape) * unit
+        fitted, gap = _fit_scales(groups, decoded, trial)
+        if error is None:
+            codes, scales, error = found, fitted, gap
+            continue
+        better = gap < error
+        scales, error = np.where(better, fitted, scales), np.where(better, gap, error)
+        per_group = len(codes) // better.size
+        codes = np.where(np.repeat(better.ravel(), per_group)[:, None], found, codes)
+    return codes, scales
+
+
+def _fit_scales(groups: Vectors, decoded: Vectors, scales: Vectors) -> tuple[Vectors, npt.NDArray[np.float64]]:
+    """The scale of each group that fits its codes best, and the group's squared error with it.
+
+    The scale that it had where the best is no positive half.
+    """
     dot = np.einsum("rgk,rgk->rg", groups, decoded, dtype=np.float64, optimize=False)
     norm = np.einsum("rgk,rgk->rg", decoded, decoded, dtype=np.float64, optimize=False)
     best = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > 0)
     with np.errstate(over="ignore"):
         rounded = best.astype(np.float16).astype(np.float32)
-    return np.where((rounded > 0) & np.isfinite(rounded), rounded, scales)
+    rounded = np.where((rounded > 0) & np.isfinite(rounded), rounded, scales)
+    whole = np.einsum("rgk,rgk->rg", groups, groups, dtype=np.float64, optimize=False)
+    return rounded, whole + rounded * (rounded * norm - 2 * dot)

@@ -19,6 +19,6 @@ def as_matrix(W: Any) -> npt.NDArray[np.float32]:
     if array.dtype.name not in arrays.FLOATS:
         raise TypeError(f"W: dtype {array.dtype}, must be one of {', '.join(arrays.FLOATS)}")
     with np.errstate(over="ignore"):
-        matrix = array.astype(np.float32)
+        matrix = np.ascontiguousarray(array.astype(np.float32, copy=False))
     check_finite("W", matrix)
     return matrix

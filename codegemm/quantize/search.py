@@ -1,46 +1,58 @@
-"""Joint choice of the codes of several codebooks: beam search, then coordinate descent."""
+"""Joint choice of the codes of several codebooks: every pair, or a beam search; then coordinate descent."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.quantize.arithmetic import Arithmetic, NumPy
+
 Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint16]
 
-_BLOCK = 1 << 21  # candidate scores held at a time by a thread
+_FEW, _MANY = 16, 4096  # vectors of a block
 
 
 def encode(
     vectors: Vectors,
     codebooks: Vectors,
     beam: int,
-    sweeps: int = 1,
+    arithmetic: Arithmetic | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Codes:
     """Codes [n, m] whose centroids [m, 2**b, v] sum to nearly the nearest point of each vector [n, v].
 
-    With one codebook the nearest centroid. With more, the `beam` best sums survive each codebook; then each code is
-    chosen once more given the others, `sweeps` times. `done` hears how many vectors are finished.
+    With one codebook the nearest centroid. With two and a beam of 2**b the nearest sum. Else the `beam` best sums
+    survive each codebook; then each code is chosen once more given the others. `done` hears how many vectors are
+    finished, from several threads.
     """
     m, centroids, _ = codebooks.shape
-    gram = cross_products(codebooks)
+    ops = arithmetic or NumPy()
+    beam = min(beam, centroids) if m > 1 else 1
+    books = [ops.put(book) for book in codebooks]
+    halves = [ops.put((book**2).sum(1) / 2) for book in codebooks]
+    # <centroid i of codebook c, centroid j of codebook d>; half of the cross product's share in |x - sum|^2
+    products = [[book @ other.T if c != d else None for d, other in enumerate(books)] for c, book in enumerate(books)]
     out = np.empty((len(vectors), m), np.uint16)
-    step = max(1, _BLOCK // (centroids * (beam if m > 1 else 1)))
+    step = min(max(ops.block // centroids, _FEW), _MANY)
 
     def work(begin: int) -> None:
-        block = vectors[begin : begin + step]
-        out[begin : begin + step] = _encode_block(block, codebooks, gram, beam, sweeps)
+        x = ops.put(vectors[begin : begin + step])
+        # (|x - centroid|^2 - |x|^2) / 2
+        alone = []
+        for book, half in zip(books, halves, strict=True):
+            scores = x @ -book.T
+            scores += half
+            alone.append(scores)
+        for c, code in enumerate(_search(ops, alone, products, beam)):
+            out[begin : begin + step, c] = ops.get(code)
         if done:
-            done(len(block))
+            done(len(x))
 
-    # The threads share NumPy's time outside the interpreter's lock; blocks don't depend on each other.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, range(0, len(vectors), step)))
+    ops.map(work, range(0, len(vectors), step))
     return out
 
 
@@ -52,50 +64,67 @@ def decode(codes: Codes, codebooks: Vectors) -> Vectors:
     return total
 
 
-def cross_products(codebooks: Vectors) -> Vectors:
-    """2 * <centroid i of codebook c, centroid j of codebook d>, [m, m, 2**b, 2**b]; empty for one codebook."""
-    if len(codebooks) == 1:
-        return np.empty((1, 1, 0, 0), np.float32)
-    return 2 * np.einsum("civ,djv->cdij", codebooks, codebooks, optimize=True)
-
-
-def _encode_block(block: Vectors, codebooks: Vectors, gram: Vectors, beam: int, sweeps: int) -> Codes:
-    m, centroids, _ = codebooks.shape
-    n = len(block)
-    # |x - sum|^2 - |x|^2 = sum of alone[c] + cross products of every pair of codebooks
-    alone = [(book**2).sum(1) - 2 * (block @ book.T) for book in codebooks]
+def _search(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: int) -> list[Any]:
+    """The codes [n] of each codebook."""
+    m, centroids = len(alone), alone[0].shape[1]
     if m == 1:
-        return alone[0].argmin(1)[:, None].astype(np.uint16)
-
-    keep = min(beam, centroids)
-    codes = _smallest(alone[0], keep)[..., None]
-    scores = np.take_along_axis(alone[0], codes[..., 0], 1)
-    for c in range(1, m):
-        candidates = scores[..., None] + alone[c][:, None]
-        for d in range(c):
-            candidates += gram[d, c][codes[..., d]]
-        flat = candidates.reshape(n, -1)
-        keep = min(beam, flat.shape[1]) if c < m - 1 else 1
-        best = _smallest(flat, keep)
-        parent, chosen = np.divmod(best, centroids)
-        codes = np.concatenate([np.take_along_axis(codes, parent[..., None], 1), chosen[..., None]], -1)
-        scores = np.take_along_axis(flat, best, 1)
-    result = codes[:, 0]
-
-    for _ in range(sweeps):
-        for c in range(m):
-            given = alone[c].copy()
-            for d in range(m):
-                if d != c:
-                    given += gram[d, c][result[:, d]]
-            result[:, c] = given.argmin(1)
-    return result.astype(np.uint16)
+        return [ops.argmin(alone[0])]
+    if m == 2 and beam == centroids:
+        return _best_pair(ops, *alone, products[0][1])
+    codes = _beam(ops, alone, products, beam)
+    for c in range(m):
+        codes[c] = ops.argmin(_given(ops, alone, products, codes, c))
+    return codes
 
 
-def _smallest(scores: npt.NDArray, count: int) -> npt.NDArray[np.intp]:
-    """Indices [n, count] of the smallest scores of each row."""
-    if count == 1:
-        return scores.argmin(1)[:, None]
-    if count == scores.shape[1]:
-        return np.broadcast_to(np.arange(count), scores.shape)
-    return np.argpartition(scores, count, axis=1)[:, :count]
+def _best_pair(ops: Arithmetic, first: Any, second: Any, product: Any) -> list[Any]:
+    """The codes of the least first[n, i] + second[n, j] + product[i, j]."""
+    n, centroids = first.shape
+    sums = ops.empty((n, centroids), first)
+    best = ops.empty((centroids, n), first)
+    for i in range(centroids):
+        ops.add(second, product[i], out=sums)
+        best[i] = ops.least(sums)
+    first += best.T
+    code = ops.argmin(first)
+    ops.add(second, ops.take(product, code), out=sums)
+    return [code, ops.argmin(sums)]
+
+
+def _beam(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: int) -> list[Any]:
+    """The best of the sums that survive, codebook by codebook."""
+    centroids = alone[0].shape[1]
+    codes: list[Any] = []  # [n, survivors] for each codebook that was searched
+    scores = alone[0]
+    for c in range(len(alone)):
+        if c:
+            scores = _extended(ops, alone, products, codes, scores)
+        best = ops.smallest(scores, beam if c < len(alone) - 1 else 1)
+        scores = ops.pick(scores, best)
+        codes = [ops.pick(code, best // centroids) for code in codes] + [best % centroids]
+    return [code[:, 0] for code in codes]
+
+
+def _extended(ops: Arithmetic, alone: list[Any], products: list[list[Any]], codes: list[Any], scores: Any) -> Any:
+    """Scores [n, survivors * 2**b] of the survivors, whose scores are [n, survivors], with each of the next codes."""
+    n, survivors = scores.shape
+    c, centroids = len(codes), alone[0].shape[1]
+    extended = ops.empty((n, survivors, centroids), scores)
+    for t in range(survivors):
+        total = _given(ops, alone, products, [code[:, t] for code in codes], c)
+        ops.add(total, scores[:, t : t + 1], out=extended[:, t])
+    return extended.reshape(n, -1)
+
+
+def _given(ops: Arithmetic, alone: list[Any], products: list[list[Any]], codes: list[Any], c: int) -> Any:
+    """Scores [n, 2**b] of codebook c's centroids, given the codes of the others, as far as they are known."""
+    total = None
+    for d, code in enumerate(codes):
+        if d != c:
+            part = ops.take(products[d][c], code)
+            if total is None:
+                total = part
+                total += alone[c]
+            else:
+                total += part
+    return total

@@ -1,0 +1,205 @@
+"""What the search computes with: NumPy, or torch on the CPU or a GPU, behind one set of names.
+
+`x @ y`, `+=`, slices and shapes are the same in both; here is what is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Backend = Literal["numpy", "torch", "cuda"]
+BACKENDS: tuple[Backend, ...] = ("numpy", "torch", "cuda")
+
+# Below so many weights importing torch takes longer than it saves. The size decides, not whether torch is imported
+# already: the same matrix has the same result in every process.
+TORCH_FROM = 1 << 22
+
+
+class Arithmetic(Protocol):
+    """Arrays are float32 or indices (intp, int64), of NumPy or torch; every function is a pure one.
+
+    block: scores that a block of work holds at a time, what the caches (a GPU's memory) take well.
+    add: the library's `add(a, b, out=...)`.
+    """
+
+    name: str
+    block: int
+    add: Callable[..., Any]
+
+    def put(self, array: npt.NDArray) -> Any:
+        """A NumPy array as this library's."""
+
+    def get(self, array: Any) -> npt.NDArray:
+        """This library's array as NumPy's."""
+
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        """An array of this shape, with the dtype and place of another."""
+
+    def take(self, table: Any, index: Any) -> Any:
+        """Rows [n, C] of table [R, C] that index [n] names."""
+
+    def pick(self, values: Any, index: Any) -> Any:
+        """values[i, index[i, k]] of values [n, C] for index [n, k]."""
+
+    def least(self, scores: Any) -> Any:
+        """The smallest value [n] of each row of scores [n, C]."""
+
+    def argmin(self, scores: Any) -> Any:
+        """Where it is, [n]."""
+
+    def smallest(self, scores: Any, count: int) -> Any:
+        """Indices [n, count] of the smallest values of each row; in any order."""
+
+    def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        """Call work for each block, on all cores where the library does not use them itself."""
+
+
+def find(backend: Backend | None, weights: int) -> Arithmetic:
+    """The named one; for None torch where it is installed and the matrix has many weights, else NumPy.
+
+    ValueError for an unknown name or one that this machine does not have.
+    """
+    if backend is None:
+        backend = "torch" if weights >= TORCH_FROM and find_spec("torch") is not None else "numpy"
+    if backend == "numpy":
+        return NumPy()
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
+    if find_spec("torch") is None:
+        raise ValueError(f"backend {backend!r}: torch is not installed (pip install 'codegemm[torch]')")
+    return Cuda() if backend == "cuda" else Torch()
+
+
+class NumPy:
+    """NumPy, a thread for each core: it works outside the interpreter's lock, and blocks don't depend on each other."""
+
+    name = "numpy"
+    block = 1 << 17
+    add = staticmethod(np.add)
+
+    def put(self, array: npt.NDArray) -> Any:
+        return array
+
+    def get(self, array: Any) -> npt.NDArray:
+        return array
+
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        return np.empty(shape, like.dtype)
+
+    def take(self, table: Any, index: Any) -> Any:
+        return table.take(index, axis=0)
+
+    def pick(self, values: Any, index: Any) -> Any:
+        return np.take_along_axis(values, index, 1)
+
+    def least(self, scores: Any) -> Any:
+        return scores.min(1)
+
+    def argmin(self, scores: Any) -> Any:
+        return scores.argmin(1)
+
+    def smallest(self, scores: Any, count: int) -> Any:
+        return smallest(scores, count)
+
+    def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(work, begins))
+
+
+class Torch:
+    """torch on the CPU, a thread for each of its cores; minima are looked for by NumPy, ten times as fast there."""
+
+    name = "torch"
+    block = 1 << 17
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self.add = torch.add
+
+    def put(self, array: npt.NDArray) -> Any:
+        return self._torch.from_numpy(np.ascontiguousarray(array))
+
+    def get(self, array: Any) -> npt.NDArray:
+        return array.numpy()
+
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        return self._torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def take(self, table: Any, index: Any) -> Any:
+        return table.index_select(0, index)
+
+    def pick(self, values: Any, index: Any) -> Any:
+        return values.gather(1, index)
+
+    def least(self, scores: Any) -> Any:
+        return scores.amin(1)
+
+    def argmin(self, scores: Any) -> Any:
+        return self._torch.from_numpy(scores.numpy().argmin(1))
+
+    def smallest(self, scores: Any, count: int) -> Any:
+        return self._torch.from_numpy(smallest(scores.numpy(), count))
+
+    def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        threads = self._torch.get_num_threads()
+        try:
+            # Operations on blocks that fit the caches are too small to be cut among threads.
+            with ThreadPoolExecutor(threads, initializer=lambda: self._torch.set_num_threads(1)) as pool:
+                list(pool.map(work, begins))
+        finally:
+            self._torch.set_num_threads(threads)
+
+
+class Cuda(Torch):
+    """torch on the current GPU, large blocks one after the other."""
+
+    name = "cuda"
+    block = 1 << 26
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not self._torch.cuda.is_available():
+            raise ValueError("backend 'cuda': torch finds no GPU")
+
+    def put(self, array: npt.NDArray) -> Any:
+        return super().put(array).cuda()
+
+    def get(self, array: Any) -> npt.NDArray:
+        return array.cpu().numpy()
+
+    def argmin(self, scores: Any) -> Any:
+        return scores.argmin(1)
+
+    def smallest(self, scores: Any, count: int) -> Any:
+        return scores.topk(count, 1, largest=False, sorted=False).indices
+
+    def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        for begin in begins:
+            work(begin)
+
+
+def smallest(scores: npt.NDArray, count: int) -> npt.NDArray[np.intp]:
+    """Indices [n, count] of the smallest values of each row of scores [n, C], in order.
+
+    One minimum after the other: for few of some hundred that is several times as fast as a partial sort.
+    """
+    if count == 1:
+        return scores.argmin(1)[:, None]
+    left = scores.copy()
+    rows = np.arange(len(left))
+    found = np.empty((len(left), count), np.intp)
+    for i in range(count):
+        found[:, i] = left.argmin(1)
+        left[rows, found[:, i]] = np.inf
+    return found
