@@ -56,7 +56,7 @@ def quantize(
     plan = Schedule.of(config, rows, columns)
     unit = level(matrix)
     scales = halves(root_mean_squares(matrix, config.group_size(columns)) / unit)
-    progress.total(len(plan.starts) * plan.trial + plan.rounds + sum(one.cost for one in plan.passes))
+    progress.total(plan.rounds + sum(one.cost for one in plan.passes))
     draw = Sampler(matrix, scales * np.float32(unit), config.v, plan.sample, rng)
     codebooks = _fit(draw, config, plan, rng, arithmetic, stop, progress)
     codes = np.zeros((rows, columns // config.v, config.m), code_dtype(config.b))
@@ -86,47 +86,22 @@ def _fit(
     stop: Stop,
     progress: Progress,
 ) -> Vectors:
-    """Codebooks float32 [m, 2**b, v] for the vectors that `draw` draws."""
-    candidates = []
-    for name in plan.starts:
-        vectors, weights = draw()
-        codebooks = getattr(start, name)(vectors, weights, config, rng, arithmetic)
-        trial = _Fit(codebooks, draw, arithmetic)
-        for _ in range(plan.trial):
-            trial.step(plan.beams[0], plan.forget)
-            progress.advance()
-        candidates.append((trial.error, len(candidates), trial))
-        if stop.is_due():
-            break
-    fit = min(candidates)[-1]
+    """Codebooks float32 [m, 2**b, v]: codes of a fresh sample, then least squares, `plan.rounds` times."""
+    begin = start.product if plan.by_parts else start.residual
+    codebooks = begin(*draw(), config, rng, arithmetic)
+    older: Sums | None = None
     for number in range(plan.rounds):
         if stop.is_due():
             break
-        fit.step(plan.beams[number * len(plan.beams) // plan.rounds], plan.forget)
+        vectors, weights = draw()
+        beam = plan.beams[number * len(plan.beams) // plan.rounds]
+        found = sums(vectors, encode(vectors, codebooks, beam, arithmetic), weights, config.centroids)
+        # All vectors of a small matrix are in every sample: older codes of the same vectors say nothing new.
+        if older is not None and not draw.draws_all:
+            found = found.plus(older, plan.kept)
+        codebooks, older = solve(found, codebooks), found
         progress.advance()
-    return fit.codebooks
-
-
-class _Fit:
-    """Codebooks that are being fitted. error: of the last sample, before its step."""
-
-    def __init__(self, codebooks: Vectors, draw: Sampler, arithmetic: Arithmetic) -> None:
-        self.codebooks, self._draw, self._arithmetic = codebooks, draw, arithmetic
-        self.error = np.inf
-        self._sums: Sums | None = None
-
-    def step(self, beam: int, forget: float) -> None:
-        """Codes of a fresh sample, then codebooks that fit them and what is not forgotten of samples before."""
-        vectors, weights = self._draw()
-        codes = encode(vectors, self.codebooks, beam, self._arithmetic)
-        gap = vectors - decode(codes, self.codebooks)
-        self.error = float(weights @ (gap.astype(np.float64) ** 2).sum(1)) / max(float(weights.sum()), 1e-300)
-        found = sums(vectors, codes, weights, self.codebooks.shape[1])
-        # All vectors of a small matrix are in every sample: the older codes of the same vectors say nothing new.
-        if self._sums is not None and not self._draw.draws_all:
-            found = found.plus(self._sums, forget)
-        self._sums = found
-        self.codebooks = solve(found, self.codebooks)
+    return codebooks
 
 
 def _improve(

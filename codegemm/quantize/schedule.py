@@ -25,47 +25,37 @@ class Pass:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Codebooks from each start take `trial` rounds of search and least squares, the best `rounds` more.
+    """What codebooks are fitted by, and what follows.
 
-    sample: vectors of a round. beams: of the rounds, for an equal share of them each. forget: what a round keeps of
-    the sums before it.
+    by_parts: whether each codebook starts with its own part of the coordinates, else with what others leave.
+    rounds: of search and least squares, each on a sample of so many vectors. beams: of the rounds, for an equal share
+    of them each. kept: the share of older sums that a round keeps. passes: over the whole matrix.
     """
 
-    starts: tuple[str, ...]
-    trial: int
+    by_parts: bool
     rounds: int
     sample: int
     beams: tuple[int, ...]
-    forget: float
+    kept: float
     passes: tuple[Pass, ...]
 
     @classmethod
     def of(cls, config: CodebookConfig, rows: int, columns: int) -> Schedule:
         """For matrix [rows, columns]."""
         vectors = rows * columns // config.v
-        fine = config.group_size(columns) <= _FINE_GROUP
+        factors = (0.95, 1.0, 1.05) if config.group_size(columns) <= _FINE_GROUP else (1.0,)
         sample = max(_SAMPLE, 64 * config.centroids)
         if config.m == 1:
-            return cls(
-                starts=("residual",),
-                trial=0,
-                rounds=min(max(vectors >> 14, 12), 100),
-                sample=2 * sample,
-                beams=(1,),
-                forget=0.7,
-                passes=(Pass(1, (0.95, 1.0, 1.05) if fine else (1.0,)), Pass(1), Pass(1)),
-            )
-        exhaustive = config.centroids if config.m == 2 and config.b <= 8 else 0
-        large = vectors > sample
+            rounds = min(max(vectors >> 14, 12), 100)
+            return cls(False, rounds, 2 * sample, (1,), 0.7, (Pass(1, factors), Pass(1), Pass(1)))
+        every = config.centroids if config.m == 2 and config.b <= 8 else 16  # every pair, or a wide beam
+        rounds = min(max(vectors >> 15, 8), 60)
+        large = rounds >= 16  # Enough for the start that leads to less error, but slowly.
         return cls(
-            starts=("product", "residual") if config.v % config.m == 0 else ("residual",),
-            trial=3,
-            rounds=min(max(vectors >> 15, 9), 60),
+            by_parts=large and config.m == 2 and config.v % 2 == 0,
+            rounds=rounds,
             sample=sample,
-            beams=(8, 16, exhaustive or 16) if large else (8,),
-            forget=0.7,
-            passes=(
-                Pass(8, (0.95, 1.0, 1.05) if fine else (1.0,)),
-                Pass(exhaustive or 16),
-            ),
+            beams=(16, 16, every) if large else (4, 8),
+            kept=0.7,
+            passes=(Pass(8, factors), Pass(every if large else min(every, 32))),
         )

@@ -94,15 +94,21 @@ def _best_pair(ops: Arithmetic, first: Any, second: Any, product: Any) -> list[A
 def _beam(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: int) -> list[Any]:
     """The best of the sums that survive, codebook by codebook."""
     centroids = alone[0].shape[1]
-    codes: list[Any] = []  # [n, survivors] for each codebook that was searched
-    scores = alone[0]
-    for c in range(len(alone)):
-        if c:
-            scores = _extended(ops, alone, products, codes, scores)
-        best = ops.smallest(scores, beam if c < len(alone) - 1 else 1)
-        scores = ops.pick(scores, best)
+    best = ops.smallest(alone[0], beam)
+    codes, scores = [best], ops.pick(alone[0], best)  # [n, survivors], the codes for each codebook that was searched
+    for _ in range(1, len(alone) - 1):
+        extended = _extended(ops, alone, products, codes, scores)
+        best = ops.smallest(extended, beam)
+        scores = ops.pick(extended, best)
         codes = [ops.pick(code, best // centroids) for code in codes] + [best % centroids]
-    return [code[:, 0] for code in codes]
+    last = ops.empty(best.shape, best)
+    for t in range(best.shape[1]):  # the best end of each survivor: less to hold than all ends of all
+        total = _given(ops, alone, products, [code[:, t] for code in codes], len(codes))
+        end = ops.argmin(total)
+        last[:, t] = end
+        scores[:, t] += ops.pick(total, end[:, None])[:, 0]
+    winner = ops.argmin(scores)[:, None]
+    return [ops.pick(code, winner)[:, 0] for code in [*codes, last]]
 
 
 def _extended(ops: Arithmetic, alone: list[Any], products: list[list[Any]], codes: list[Any], scores: Any) -> Any:

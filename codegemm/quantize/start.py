@@ -10,7 +10,7 @@ from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.kmeans import kmeans
 from codegemm.quantize.search import Vectors, encode
 
-_ITERATIONS = 20
+_ITERATIONS = 8  # what follows goes on from there
 _SPREAD = 0.1  # of the vectors' root mean square
 
 
