@@ -334,11 +334,9 @@ def test_the_matrix_is_left_alone(gaussian):
 
 def test_a_search_for_scales_gains(gaussian, monkeypatch):
     """Where few weights share one."""
-    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g8"))
-    improve = additive._encode_rows
+    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4g16"))
+    encode_rows = additive._encode_rows
     monkeypatch.setattr(
-        additive,
-        "_encode_rows",
-        lambda block, coded, rows, one, *rest: improve(block, coded, rows, Pass(one.beam), *rest),
+        additive, "_encode_rows", lambda *a: encode_rows(*(Pass(x.beam) if isinstance(x, Pass) else x for x in a))
     )
-    assert fitted < 0.999 * relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g8"))
+    assert fitted < 0.985 * relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4g16"))

@@ -39,7 +39,7 @@ _MINILM_TENSORS = (
     "encoder.layer.0.attention.output.dense.weight",
 )
 # Part of the cache's key: raise it when `quantize` changes what it makes.
-_QUANTIZER = "1"
+_QUANTIZER = "2"
 
 
 @dataclass

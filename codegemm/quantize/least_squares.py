@@ -16,9 +16,8 @@ _SWEEPS = 4
 class Sums:
     """What least squares needs of vectors and their codes, all in float64.
 
-    together: [m, m, 2**b, 2**b], how often centroid i of codebook c meets centroid j of codebook d; for c = d only
-        counts [m, 2**b] are kept, since that part is diagonal. One codebook has none.
-    right: [m, 2**b, v], the sum of the vectors that each centroid has.
+    counts: [m, 2**b], how often each centroid is used. together: [2**b, 2**b] for codebooks c < d, how often centroid i
+    of c meets centroid j of d. right: [m, 2**b, v], the sum of the vectors of each centroid.
     """
 
     counts: npt.NDArray[np.float64]
@@ -42,16 +41,19 @@ def sums(vectors: Vectors, codes: Codes, weights: npt.NDArray[np.float64], centr
     m = codes.shape[1]
     index = np.ascontiguousarray(codes.T, dtype=np.intp)
     columns = [weights * column for column in vectors.T]
+
+    def added(at: npt.NDArray[np.intp], values: npt.NDArray, length: int) -> npt.NDArray[np.float64]:
+        return np.bincount(at, values, minlength=length).astype(np.float64, copy=False)
+
+    together = {}
+    for c in range(m):
+        for d in range(c + 1, m):
+            pairs = added(index[c] * centroids + index[d], weights, centroids**2)
+            together[c, d] = pairs.reshape(centroids, centroids)
     return Sums(
-        np.stack([np.bincount(index[c], weights, minlength=centroids) for c in range(m)]),
-        {
-            (c, d): np.bincount(index[c] * centroids + index[d], weights, minlength=centroids**2).reshape(centroids, -1)
-            for c in range(m)
-            for d in range(c + 1, m)
-        },
-        np.stack(
-            [np.stack([np.bincount(index[c], column, minlength=centroids) for column in columns], 1) for c in range(m)]
-        ),
+        np.stack([added(index[c], weights, centroids) for c in range(m)]),
+        together,
+        np.stack([np.stack([added(index[c], column, centroids) for column in columns], 1) for c in range(m)]),
     )
 
 

@@ -43,11 +43,12 @@ class Schedule:
     def of(cls, config: CodebookConfig, rows: int, columns: int) -> Schedule:
         """For matrix [rows, columns]."""
         vectors = rows * columns // config.v
-        factors = (0.95, 1.0, 1.05) if config.group_size(columns) <= _FINE_GROUP else (1.0,)
+        fine = config.group_size(columns) <= _FINE_GROUP
+        narrow, wide = ((0.9, 1.0, 1.1), (0.8, 0.9, 1.0, 1.1, 1.2)) if fine else ((1.0,), (1.0,))
         sample = max(_SAMPLE, 64 * config.centroids)
         if config.m == 1:
             rounds = min(max(vectors >> 14, 12), 100)
-            return cls(False, rounds, 2 * sample, (1,), 0.7, (Pass(1, factors), Pass(1), Pass(1)))
+            return cls(False, rounds, 2 * sample, (1,), 0.7, (Pass(1, wide), Pass(1, narrow), Pass(1)))
         every = config.centroids if config.m == 2 and config.b <= 8 else 16  # every pair, or a wide beam
         rounds = min(max(vectors >> 15, 8), 60)
         large = rounds >= 16  # Enough for the start that leads to less error, but slowly.
@@ -57,5 +58,5 @@ class Schedule:
             sample=sample,
             beams=(16, 16, every) if large else (4, 8),
             kept=0.7,
-            passes=(Pass(8, factors), Pass(every if large else min(every, 32))),
+            passes=(Pass(8, narrow), Pass(every if large else min(every, 32))),
         )

@@ -70,7 +70,7 @@ def _search(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: 
     if m == 1:
         return [ops.argmin(alone[0])]
     if m == 2 and beam == centroids:
-        return _best_pair(ops, *alone, products[0][1])
+        return _best_pair(ops, alone[0], alone[1], products[0][1])
     codes = _beam(ops, alone, products, beam)
     for c in range(m):
         codes[c] = ops.argmin(_given(ops, alone, products, codes, c))
