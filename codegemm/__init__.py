@@ -6,8 +6,9 @@ from codegemm.config import CodebookConfig
 from codegemm.dispatch import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.errors import CheckpointError, KernelError
-from codegemm.formats.codebook import CodebookSpec, CodebookWeight, concat
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.e8p import E8PSpec, E8PWeight
+from codegemm.formats.extended import ExtendedSpec, ExtendedWeight, concat
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
 from codegemm.products import Plan, linear, matmul, plan
@@ -27,6 +28,8 @@ __all__ = [
     "Cost",
     "E8PSpec",
     "E8PWeight",
+    "ExtendedSpec",
+    "ExtendedWeight",
     "Kernel",
     "KernelError",
     "KernelInfo",

@@ -4,6 +4,11 @@ For a weight `<name>` a file holds `<name>.codes` (uint8 [M, ceil(K/v*m*b/8)], e
 codebook), b bits each, least significant bit first), `<name>.codebooks` and `<name>.scales`; or `<name>.qidxs`, `.SU`
 and `.SV`. Its metadata says `format: codegemm`, `version: 1` and, under `<name>`, describes the weight in JSON. Any
 other tensor travels along unchanged.
+
+A weight with more around its codebooks also has `<name>.signs` (uint8 [ceil(K/8)], bit k of them, least significant
+first, set for -1) where its description names a `block`, `<name>.offsets` (float16 [M, K/g]) where it says of `offsets`
+that they are `scaled` or `added`; with `terms`, codes and scales are of terms * K columns. The version of a file with
+such a weight is 2, for who does not know of them would multiply by another matrix.
 """
 
 from __future__ import annotations
@@ -25,12 +30,14 @@ from codegemm.errors import CheckpointError
 from codegemm.formats import bits
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
+from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.formats.weight import Weight
 
 FORMAT = "codegemm"
-VERSION = 1
-# The tensors of a weight, by format.
+VERSION = 2
+# The tensors of a weight, by format, and what codebooks may have around them.
 PARTS = (("codes", "codebooks", "scales"), ("qidxs", "SU", "SV"))
+AROUND = ("signs", "offsets")
 RESERVED = ("", "format", "version", "__metadata__")
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
@@ -185,7 +192,8 @@ def save_all(
     """
     check_names(weights, tensors or (), metadata or {})
     out: dict[str, RawTensor] = {}
-    notes = {**(metadata or {}), "format": FORMAT, "version": str(VERSION)}
+    extended = any(isinstance(weight, ExtendedWeight) for weight in weights.values())
+    notes = {**(metadata or {}), "format": FORMAT, "version": str(VERSION if extended else 1)}
     for name, weight in weights.items():
         parts, description = _write_weight(weight)
         notes[name] = json.dumps(description)
@@ -212,7 +220,7 @@ def check_names(weights: Iterable[str], tensors: Iterable[str], metadata: Mappin
         if name in weights:
             raise ValueError(f"metadata {name!r}: a weight has that name")
     for name in weights:
-        for taken in (f"{name}.{part}" for parts in PARTS for part in parts):
+        for taken in (f"{name}.{part}" for parts in (*PARTS, AROUND) for part in parts):
             if taken in tensors:
                 raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
 
@@ -265,6 +273,9 @@ def _item_size(tensor: RawTensor) -> int:
 def _write_weight(weight: Weight) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a weight and its description."""
     weight = weight.to("cpu")
+    if isinstance(weight, ExtendedWeight):
+        tensors, description = _write_weight(weight.core)
+        return tensors | _write_around(weight), description | _describe_around(weight.spec)
     if isinstance(weight, CodebookWeight):
         config = weight.config
         packed = bits.pack(weight.codes.reshape(len(weight.codes), -1), config.b)
@@ -279,6 +290,21 @@ def _write_weight(weight: Weight) -> tuple[dict[str, np.ndarray], dict[str, Any]
             "codebook": "E8P", "bits": weight.bits, "resid_scale": weight.resid_scale, "shape": list(weight.shape),
         }  # fmt: skip
     raise TypeError(f"{type(weight).__name__} has no form on disk")
+
+
+def _write_around(weight: ExtendedWeight) -> dict[str, np.ndarray]:
+    tensors = {}
+    if weight.signs is not None:
+        tensors["signs"] = bits.pack(weight.signs[None] < 0, 1)[0]
+    if weight.offsets is not None:
+        tensors["offsets"] = weight.offsets
+    return tensors
+
+
+def _describe_around(spec: ExtendedSpec) -> dict[str, Any]:
+    """Only what there is; the shape is that of the whole weight."""
+    around = {"block": spec.block, "offsets": spec.offsets, "terms": spec.terms if spec.terms > 1 else 0}
+    return {"shape": list(spec.shape)} | {name: value for name, value in around.items() if value}
 
 
 def _read_weight(name: str, described: dict[str, Any], tensors: Mapping[str, RawTensor]) -> Weight:
@@ -296,9 +322,29 @@ def _read_weight(name: str, described: dict[str, Any], tensors: Mapping[str, Raw
     else:
         config = CodebookConfig(**{key: described[key] for key in "vmbg"})
         packed, codebooks, scales = (tensor(part) for part in ("codes", "codebooks", "scales"))
-        weight = CodebookWeight.from_packed(
-            packed, codebooks, scales, config, (rows, columns), described.get("part_rows")
+        terms, block, offsets = (described.get(name) for name in ("terms", "block", "offsets"))
+        weight = core = CodebookWeight.from_packed(
+            packed, codebooks, scales, config, (rows, columns * (terms or 1)), described.get("part_rows")
         )
+        if offsets not in (None, "scaled", "added"):
+            raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
+        if terms or block or offsets:
+            weight = ExtendedWeight(
+                core,
+                signs=_read_signs(tensor("signs"), columns) if block else None,
+                block=block,
+                offsets=tensor("offsets") if offsets else None,
+                scaled=offsets == "scaled" if offsets else None,
+                terms=terms or 1,
+            )
     if weight.shape != (rows, columns):
         raise ValueError(f"the tensors are of shape {weight.shape}, the description says {(rows, columns)}")
     return weight
+
+
+def _read_signs(packed: np.ndarray, columns: int) -> np.ndarray:
+    """int8 [K] of +-1."""
+    expected = (bits.row_bytes(columns, 1),)
+    if packed.dtype != np.uint8 or packed.shape != expected:
+        raise ValueError(f"signs: {packed.dtype} {packed.shape}, must be uint8 {expected}")
+    return 1 - 2 * bits.unpack(packed[None], columns, 1)[0].astype(np.int8)

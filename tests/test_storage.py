@@ -182,7 +182,7 @@ def described(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="2"), "version '2', this package reads up to 1"),
+        (lambda h: h["__metadata__"].update(version="3"), "version '3', this package reads up to 2"),
         (lambda h: h["__metadata__"].update(version="x"), "version 'x'"),
         (lambda h: h["__metadata__"].pop("weight"), "description is missing or broken"),
         (lambda h: h["__metadata__"].update(weight="{"), "description is missing or broken"),

@@ -15,6 +15,8 @@ def info(file: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from codegemm.formats.e8p import E8PWeight
+    from codegemm.formats.names import name_of
     from codegemm.storage import load_all
 
     weights = load_all(file)
@@ -22,7 +24,7 @@ def info(file: Path) -> None:
     for heading in ("weight", "format", "shape", "bits/weight", "MB"):
         table.add_column(heading, justify="left" if heading in ("weight", "format") else "right")
     for name, weight in weights.items():
-        form = str(getattr(weight, "config", None) or f"e8p, {weight.spec.bits} bit")  # type: ignore[attr-defined]
+        form = f"e8p, {weight.bits} bit" if isinstance(weight, E8PWeight) else name_of(weight.spec)
         size = f"{weight.shape[0]} x {weight.shape[1]}"
         table.add_row(escape(name), form, size, f"{weight.bits_per_weight:.3f}", f"{weight.nbytes / 1e6:.2f}")
     Console().print(table)

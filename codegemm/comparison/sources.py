@@ -17,6 +17,8 @@ from codegemm.errors import CheckpointError
 from codegemm.formats.bits import code_dtype
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
+from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
+from codegemm.formats.names import name_of, spec_of
 from codegemm.formats.weight import Weight
 from codegemm.quantize import E8P, check_config, quantize
 from codegemm.storage import File, load, save_all
@@ -121,6 +123,19 @@ def random_weight(shape: tuple[int, int], config: str, seed: int = 0) -> Weight:
     """A weight of this shape with random contents."""
     rng = np.random.default_rng(seed)
     rows, columns = shape
+    if "+" in config:
+        spec = spec_of(shape, config)
+        assert isinstance(spec, ExtendedSpec)
+        core = random_weight(spec.core.shape, str(spec.core.config), seed)
+        assert isinstance(core, CodebookWeight)
+        return ExtendedWeight(
+            core,
+            signs=rng.choice(np.array([-1, 1], np.int8), columns) if spec.block else None,
+            block=spec.block or None,
+            offsets=rng.standard_normal((rows, spec.groups)).astype(np.float16) if spec.offsets else None,
+            scaled=spec.offsets == "scaled" if spec.offsets else None,
+            terms=spec.terms,
+        )
     if config == E8P:
         qidxs = rng.integers(-(1 << 63), 1 << 63, (rows, columns // 32), np.int64)
         su, sv = (rng.choice(np.array([-1, 1], np.float16), length) for length in (columns, rows))
@@ -161,7 +176,7 @@ def _quantized(matrix: npt.NDArray, config: str, seed: int) -> Weight:
 
 
 def _label(weight: Weight) -> str:
-    return str(weight.config) if isinstance(weight, CodebookWeight) else E8P
+    return E8P if isinstance(weight, E8PWeight) else name_of(weight.spec)
 
 
 def _by(shape: Sequence[int]) -> str:

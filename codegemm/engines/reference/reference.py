@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
+from codegemm.formats.extended import ExtendedWeight
 from codegemm.formats.hadamard import transform
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel
@@ -21,7 +22,7 @@ def product(weight: Weight, x: npt.NDArray) -> npt.NDArray[np.float64]:
         if isinstance(weight, E8PWeight):
             rotated = transform(x * weight.SU, transpose=True)
             return transform(rotated @ weight.lattice().T) * weight.SV
-        if isinstance(weight, CodebookWeight):
+        if isinstance(weight, CodebookWeight | ExtendedWeight):
             blocks = [x @ block.T for _, block in weight.dense_blocks(np.float64)]
             return np.concatenate(blocks, axis=1)
         return x @ weight.dequantize(np.float64).T
