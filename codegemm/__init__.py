@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from codegemm.calibration import Calibration
 from codegemm.config import CodebookConfig
 from codegemm.dispatch import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from codegemm import checkpoints
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
     "CodebookConfig",
     "CodebookSpec",

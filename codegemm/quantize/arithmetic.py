@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -13,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from codegemm.engines.cpu.library import get_num_threads
 
 Backend = Literal["numpy", "torch", "cuda"]
 BACKENDS: tuple[Backend, ...] = ("numpy", "torch", "cuda")
@@ -78,7 +79,7 @@ def find(backend: Backend | None, weights: int) -> Arithmetic:
 
 
 class NumPy:
-    """NumPy, a thread for each core: it works outside the interpreter's lock, and blocks don't depend on each other."""
+    """NumPy on as many threads as the CPU's kernels: blocks don't depend on each other, and need no interpreter."""
 
     name = "numpy"
     block = 1 << 17
@@ -111,7 +112,7 @@ class NumPy:
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
         from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(get_num_threads()) as pool:
             list(pool.map(work, begins))
 
 
@@ -152,10 +153,15 @@ class Torch:
         return self._torch.from_numpy(smallest(scores.numpy(), count))
 
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        from threadpoolctl import threadpool_limits
+
         threads = self._torch.get_num_threads()
         try:
-            # Operations on blocks that fit the caches are too small to be cut among threads.
-            with ThreadPoolExecutor(threads, initializer=lambda: self._torch.set_num_threads(1)) as pool:
+            # Operations on blocks that fit the caches are too small to be cut among threads, NumPy's too.
+            with (
+                threadpool_limits(1, "blas"),
+                ThreadPoolExecutor(threads, initializer=lambda: self._torch.set_num_threads(1)) as pool,
+            ):
                 list(pool.map(work, begins))
         finally:
             self._torch.set_num_threads(threads)

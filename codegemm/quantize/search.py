@@ -29,31 +29,50 @@ def encode(
     survive each codebook; then each code is chosen once more given the others. `done` hears how many vectors are
     finished, from several threads.
     """
-    m, centroids, _ = codebooks.shape
     ops = arithmetic or NumPy()
-    beam = min(beam, centroids) if m > 1 else 1
-    books = [ops.put(book) for book in codebooks]
-    halves = [ops.put((book**2).sum(1) / 2) for book in codebooks]
-    # <centroid i of codebook c, centroid j of codebook d>; half of the cross product's share in |x - sum|^2
-    products = [[book @ other.T if c != d else None for d, other in enumerate(books)] for c, book in enumerate(books)]
-    out = np.empty((len(vectors), m), np.uint16)
-    step = min(max(ops.block // centroids, _FEW), _MANY)
+    search = Search(codebooks, beam, ops)
+    out = np.empty((len(vectors), len(codebooks)), np.uint16)
 
     def work(begin: int) -> None:
-        x = ops.put(vectors[begin : begin + step])
-        # (|x - centroid|^2 - |x|^2) / 2
-        alone = []
-        for book, half in zip(books, halves, strict=True):
-            scores = x @ -book.T
-            scores += half
-            alone.append(scores)
-        for c, code in enumerate(_search(ops, alone, products, beam)):
-            out[begin : begin + step, c] = ops.get(code)
+        block = vectors[begin : begin + search.step]
+        out[begin : begin + search.step] = search(block)
         if done:
-            done(len(x))
+            done(len(block))
 
-    ops.map(work, range(0, len(vectors), step))
+    ops.map(work, range(0, len(vectors), search.step))
     return out
+
+
+class Search:
+    """`encode` in the calling thread; what it needs of the codebooks is made once."""
+
+    def __init__(self, codebooks: Vectors, beam: int, ops: Arithmetic) -> None:
+        m, centroids, _ = codebooks.shape
+        self._ops = ops
+        self._beam = min(beam, centroids) if m > 1 else 1
+        self._books = [ops.put(book) for book in codebooks]
+        self._halves = [ops.put((book**2).sum(1) / 2) for book in codebooks]
+        # <centroid i of codebook c, centroid j of codebook d>; half of the cross product's share in |x - sum|^2
+        self._products = [
+            [book @ other.T if c != d else None for d, other in enumerate(self._books)]
+            for c, book in enumerate(self._books)
+        ]
+        self.step = min(max(ops.block // centroids, _FEW), _MANY)  # vectors searched together
+
+    def __call__(self, vectors: Vectors) -> Codes:
+        """Codes [n, m] of vectors [n, v]."""
+        out = np.empty((len(vectors), len(self._books)), np.uint16)
+        for begin in range(0, len(vectors), self.step):
+            x = self._ops.put(vectors[begin : begin + self.step])
+            # (|x - centroid|^2 - |x|^2) / 2
+            alone = []
+            for book, half in zip(self._books, self._halves, strict=True):
+                scores = x @ -book.T
+                scores += half
+                alone.append(scores)
+            for c, code in enumerate(_search(self._ops, alone, self._products, self._beam)):
+                out[begin : begin + self.step, c] = self._ops.get(code)
+        return out
 
 
 def decode(codes: Codes, codebooks: Vectors) -> Vectors:

@@ -1,0 +1,126 @@
+"""What a layer's inputs look like: H = X^T X, summed in a stream, by which `quantize` weighs the errors of a weight.
+
+A file of calibrations holds `<name>.gram` (float64 [K, K]) and, under `<name>` in its metadata, the number of rows.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import arrays
+from codegemm.errors import CheckpointError
+from codegemm.formats.codebook import check_finite
+
+_ROWS = 1024  # of x multiplied at a time: so few that sums of float32 stay exact enough
+_PART = ".gram"
+
+
+class Calibration:
+    """The sum of x^T x over the rows of a layer's inputs, of `in_features` each.
+
+    Rows come in any number of calls; a block of them is multiplied in float32, the blocks are added in float64.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        try:
+            self.in_features = operator.index(in_features)
+        except TypeError:
+            raise ValueError(f"in_features={in_features!r}: must be an integer") from None
+        if self.in_features < 1:
+            raise ValueError(f"in_features={in_features}: must be at least 1")
+        self.rows = 0
+        self._sum = np.zeros((self.in_features, self.in_features))
+
+    @property
+    def H(self) -> npt.NDArray[np.float64]:
+        """X^T X [K, K], read-only; not divided by the number of rows."""
+        view = self._sum.view()
+        view.flags.writeable = False
+        return view
+
+    def update(self, x: Any) -> None:
+        """Add the rows of x [..., K]: floats of NumPy, CuPy or torch, multiplied where they are.
+
+        Raises ValueError for another K and for numbers that are not finite, TypeError for another dtype; then nothing
+        of x was added.
+        """
+        if arrays.is_torch(x):
+            x, name = x.detach(), str(x.dtype).removeprefix("torch.")
+        else:
+            x = arrays.as_array(x)
+            name = arrays.name_of(x.dtype)
+        if name not in arrays.FLOATS:
+            raise TypeError(f"x: dtype {name}, must be one of {', '.join(arrays.FLOATS)}")
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x: shape {tuple(x.shape)}, its last axis must be in_features={self.in_features}")
+        rows = x.reshape(-1, self.in_features)
+        added = np.zeros_like(self._sum)
+        for first in range(0, len(rows), _ROWS):
+            added += _gram(rows[first : first + _ROWS])
+        if not np.isfinite(np.diagonal(added)).all():
+            column = int(np.argmin(np.isfinite(np.diagonal(added))))
+            raise ValueError(f"x: column {column} has a NaN, an infinity or a square above float32's largest number")
+        self._sum += added
+        self.rows += len(rows)
+
+    @classmethod
+    def of(cls, H: npt.ArrayLike, rows: int) -> Calibration:
+        """From a matrix X^T X [K, K] of so many rows; ValueError unless it is symmetric, finite and may be one."""
+        matrix = np.array(H, np.float64)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"H: shape {matrix.shape}, must be [in_features, in_features]")
+        check_finite("H", matrix)
+        diagonal = np.diagonal(matrix)
+        if (diagonal < 0).any():
+            raise ValueError(f"H: {diagonal.min():.3g} on its diagonal, must be sums of squares")
+        if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-3 * float(diagonal.max(initial=0))):
+            raise ValueError("H: must be symmetric")
+        made = cls(len(matrix))
+        made._sum, made.rows = matrix, operator.index(rows)
+        return made
+
+    def __repr__(self) -> str:
+        return f"Calibration(in_features={self.in_features}, rows={self.rows})"
+
+
+def save(path: str | os.PathLike[str], calibrations: Mapping[str, Calibration]) -> None:
+    """Write calibrations by the name of their weight; an existing file is replaced only when everything is written."""
+    from codegemm.storage import RawTensor, write
+
+    tensors = {name + _PART: RawTensor.of(one.H) for name, one in calibrations.items()}
+    write(path, tensors, {name: str(one.rows) for name, one in calibrations.items()})
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Calibration]:
+    """The calibrations of a file by name; CheckpointError for a file that has none or is broken."""
+    from codegemm.storage import File
+
+    file = File(path)
+    found = {}
+    for tensor, held in file.tensors.items():
+        name = tensor.removesuffix(_PART)
+        if name != tensor:
+            try:
+                found[name] = Calibration.of(held.numpy(), int(file.metadata[name]))
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(f"{file.path}: {name}: {error}") from None
+    if not found:
+        raise CheckpointError(f"{file.path}: holds no calibration (codegemm.calibration.save writes such a file)")
+    return found
+
+
+def _gram(rows: Any) -> npt.NDArray[np.float64]:
+    """x^T x of a few rows, multiplied in float32."""
+    if arrays.is_torch(rows):
+        rows = rows.float()
+        return (rows.T @ rows).double().cpu().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = rows.astype(np.float32)
+        found = (rows.T @ rows).astype(np.float64)
+    return found.get() if hasattr(found, "get") else found

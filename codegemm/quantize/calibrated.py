@@ -1,0 +1,77 @@
+"""A codebook weight made better for its inputs: less of tr((W - W') H (W - W')^T) in the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.formats.codebook import CodebookWeight
+from codegemm.quantize.arithmetic import Arithmetic
+from codegemm.quantize.hessian import Hessian
+from codegemm.quantize.output_fit import fit_codebooks, fit_scales
+from codegemm.quantize.progress import Progress
+from codegemm.quantize.scaling import halves
+from codegemm.quantize.search import Vectors
+from codegemm.quantize.stopping import Stop
+from codegemm.quantize.sweep import Rows, choose, improve
+
+_ROUNDS = 2  # of codes, codebooks and scales; codes once more follow
+_BEAM = 8
+_PARTS, _FEW, _MANY = 8, 64, 1024  # of the rows that are coded together, and how many they may be
+
+
+def refine(
+    matrix: Vectors,
+    weight: CodebookWeight,
+    H: npt.NDArray[np.float64],
+    arithmetic: Arithmetic,
+    stop: Stop,
+    progress: Progress,
+) -> CodebookWeight:
+    """A weight of the same configuration for matrix [M, K] and inputs whose X^T X is H [K, K].
+
+    No row errs more than it did, where errors are weighed by H and its damping.
+    """
+    hessian = Hessian.of(H, weight.config.v)
+    codes = weight.codes.copy()
+    codebooks, scales = weight.codebooks.astype(np.float32), weight.scales.astype(np.float32)
+    step = min(max(-(-len(matrix) // _PARTS), _FEW), _MANY)
+    blocks = [slice(first, first + step) for first in range(0, len(matrix), step)]
+    progress.total((_ROUNDS + 1) * len(blocks))
+
+    def recode(anew: bool) -> None:
+        """New codes for every row; where there is to be an end, the other rows stay as they are."""
+
+        def work(number: int) -> None:
+            if not stop.is_due():
+                part = blocks[number]
+                rows = Rows.of(matrix[part], codes[part], scales[part], codebooks)
+                codes[part] = _recoded(rows, codebooks, hessian, anew, arithmetic).codes
+            progress.advance()
+
+        arithmetic.map(work, range(len(blocks)))
+
+    for number in range(_ROUNDS):
+        recode(anew=number == 0)
+        if stop.is_due():
+            break
+        codebooks = halves(fit_codebooks(matrix, codes, scales, codebooks, hessian.all.matrix, arithmetic))
+        for part in blocks:
+            scales[part] = fit_scales(matrix[part], codes[part], scales[part], codebooks, hessian.all.matrix)
+    recode(anew=False)
+    return CodebookWeight(codes, codebooks.astype(np.float16), scales.astype(np.float16))
+
+
+def _recoded(rows: Rows, codebooks: Vectors, hessian: Hessian, anew: bool, arithmetic: Arithmetic) -> Rows:
+    if anew:
+        fresh = choose(rows, codebooks, hessian.before, _BEAM, arithmetic)
+        better = _weighed(fresh, hessian) < _weighed(rows, hessian)
+        rows.codes[...] = np.where(better[:, None, None], fresh.codes, rows.codes)
+        rows.errors[...] = np.where(better[:, None], fresh.errors, rows.errors)
+    improve(rows, codebooks, hessian.all, _BEAM, arithmetic)
+    return rows
+
+
+def _weighed(rows: Rows, hessian: Hessian) -> npt.NDArray[np.float32]:
+    """The error of each row."""
+    return ((rows.errors @ hessian.before.matrix) ** 2).sum(1)

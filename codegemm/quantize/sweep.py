@@ -1,0 +1,85 @@
+"""Codes of rows, k-vector by k-vector, with the errors of the others in view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.quantize.arithmetic import Arithmetic
+from codegemm.quantize.hessian import Tie
+from codegemm.quantize.scaling import reciprocal
+from codegemm.quantize.search import Search, Vectors, decode
+
+_SPAN = 128  # columns whose errors reach those behind them together, by one product
+
+
+@dataclass
+class Rows:
+    """Some rows of W and how they are coded: weights [R, K], codes [R, K/v, m], scales [R, K/g], errors W - W'."""
+
+    weights: Vectors
+    codes: npt.NDArray
+    scales: Vectors
+    errors: Vectors
+
+    @classmethod
+    def of(cls, weights: Vectors, codes: npt.NDArray, scales: Vectors, codebooks: Vectors) -> Rows:
+        """Rows as they are coded."""
+        return cls(weights, codes, scales, weights - decoded(codes, scales, codebooks))
+
+
+def decoded(codes: npt.NDArray, scales: Vectors, codebooks: Vectors) -> Vectors:
+    """W' [R, K] of codes [R, K/v, m] and scales [R, K/g]."""
+    vectors = decode(codes.reshape(-1, codes.shape[-1]), codebooks)
+    groups = vectors.reshape(*scales.shape, -1) * scales[..., None]
+    return groups.reshape(len(codes), -1)
+
+
+def choose(rows: Rows, codebooks: Vectors, tie: Tie, beam: int, ops: Arithmetic) -> Rows:
+    """The rows with new codes, each chosen for what the errors of k-vectors before it leave to mend (GPTQ's feedback,
+    Babai's nearest plane): errors of those behind it are still to come."""
+    fresh = Rows(rows.weights, np.empty_like(rows.codes), rows.scales, np.zeros_like(rows.errors))
+    _sweep(fresh, codebooks, tie, np.zeros_like(rows.errors), False, beam, ops)
+    return fresh
+
+
+def improve(rows: Rows, codebooks: Vectors, tie: Tie, beam: int, ops: Arithmetic) -> None:
+    """Choose each code again, given all others, where that is better: no row gets worse."""
+    _sweep(rows, codebooks, tie, rows.errors @ tie.matrix, True, beam, ops)
+
+
+def _sweep(
+    rows: Rows, codebooks: Vectors, tie: Tie, pull: Vectors, only_better: bool, beam: int, ops: Arithmetic
+) -> None:
+    """One way over all k-vectors; pull [R, K] is what the errors known so far add up to, errors @ tie.matrix."""
+    columns, v = rows.weights.shape[1], codebooks.shape[2]
+    per_group = columns // v // rows.scales.shape[1]
+    inverse_scales = reciprocal(rows.scales)
+    changes = np.empty((len(rows.weights), _SPAN // v * v), np.float32)
+    for first in range(0, columns, changes.shape[1]):
+        end = min(first + changes.shape[1], columns)
+        for begin in range(first, end, v):
+            here, j = slice(begin, begin + v), begin // v
+            metric, error = tie.metric[j], rows.errors[:, here]
+            others = pull[:, here] - error @ tie.matrix[here, here]
+            target = rows.weights[:, here] + others @ tie.inverse[j]
+            scale = rows.scales[:, j // per_group, None]
+            vectors = (target * inverse_scales[:, j // per_group, None]) @ metric
+            codes = Search(codebooks @ metric, beam, ops)(vectors)
+            found = rows.weights[:, here] - decode(codes, codebooks) * scale
+            if only_better:
+                gap = target - rows.weights[:, here]
+                better = _squares((gap + found) @ metric) < _squares((gap + error) @ metric)
+                codes = np.where(better[:, None], codes, rows.codes[:, j])
+                found = np.where(better[:, None], found, error)
+            change = found - error
+            rows.codes[:, j], rows.errors[:, here] = codes, found
+            pull[:, begin + v : end] += change @ tie.matrix[here, begin + v : end]
+            changes[:, begin - first : begin - first + v] = change
+        pull[:, end:] += changes[:, : end - first] @ tie.matrix[first:end, end:]
+
+
+def _squares(vectors: Vectors) -> npt.NDArray[np.float32]:
+    return np.einsum("nv,nv->n", vectors, vectors)
