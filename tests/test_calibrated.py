@@ -19,11 +19,6 @@ K = 128
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng()
-
-
-@pytest.fixture
 def matrix(rng):
     return rng.standard_normal((96, K), np.float32)
 

@@ -40,7 +40,8 @@ def results(monkeypatch, tmp_path):
     monkeypatch.setattr(made, "RESULTS", tmp_path)
     monkeypatch.setattr(made, "README", tmp_path / "README.md")
     monkeypatch.setattr(tables, "CROSSOVERS", tmp_path / "crossovers.json")
-    (tmp_path / "cpu.json").write_text((made.ROOT / "benchmarks" / "results" / "cpu.json").read_text())
+    for name in ("cpu.json", "quantize.json", "quantize-minilm.json"):
+        (tmp_path / name).write_text((made.ROOT / "benchmarks" / "results" / name).read_text())
     (tmp_path / "README.md").write_text((made.ROOT / "README.md").read_text())
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Accuracy, time and memory of the quantisers on Gaussian matrices: `python -m benchmarks.quantize [--backend numpy]`.
+"""Accuracy, time and memory of the quantisers on Gaussian matrices: `python -m benchmarks.quantize.gaussian`.
 
 Each case runs in a process of its own, prints a line and joins benchmarks/results/quantize.json; the exit status is 1
 where a target is missed. Times are those of this machine with all its cores.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import time
@@ -23,7 +22,7 @@ from codegemm.engines.cpu import device
 from codegemm.quantize.arithmetic import BACKENDS, find
 from codegemm.version import __version__
 
-RESULT = Path(__file__).parent / "results" / "quantize.json"
+RESULT = Path(__file__).parents[1] / "results" / "quantize.json"
 _ROWS = 1024  # of a block
 
 
@@ -71,7 +70,7 @@ class Row:
 
 def main() -> int:
     """Measure the cases."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantize.gaussian", description=__doc__)
     parser.add_argument("--backend", choices=BACKENDS, help="default: what quantize takes of itself")
     parser.add_argument("--config", help="this configuration only; nothing is stored then")
     asked = parser.parse_args()
@@ -92,7 +91,7 @@ def main() -> int:
             flush=True,
         )
     if asked.config is None:
-        report = {"version": __version__, "device": device.name(), "cores": len(os.sched_getaffinity(0))}
+        report = {"version": __version__, "device": device.name(), "cores": codegemm.get_num_threads()}
         RESULT.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     return int(missed)
 
