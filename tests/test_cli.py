@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import codegemm
+from codegemm import calibration
 
 # The command of that name hides the module behind it.
 doctor = importlib.import_module("codegemm.cli.doctor")
@@ -56,6 +57,25 @@ def test_quantize_and_info(model):
     assert told.returncode == 0, told.stderr
     for text in ("a", "m1v4b4g32", "32 x 64", "2.000", "1 weight,"):
         assert text in told.stdout
+
+
+def test_quantize_by_calibration_and_rotation(model):
+    folder, tensors = model
+    seen = codegemm.Calibration(64)
+    seen.update(np.random.default_rng(0).standard_normal((100, 64)))
+    calibration.save(folder / "inputs.safetensors", {"a": seen})
+    options = ("--config", "m1v2b2", "--calibration", folder / "inputs.safetensors", "--rotate")
+    done = run("quantize", folder / "in.safetensors", folder / "out.safetensors", *options)
+    assert done.returncode == 0, done.stderr
+    assert "b.weight: [32, 30] at" in done.stdout.replace(str(tensors["b.weight"].shape[0]), "32")
+    assert "bits/weight, without calibration: the file has none for it" in done.stdout
+    found = codegemm.load_all(folder / "out.safetensors")["a"]
+    assert found == codegemm.quantize(tensors["a.weight"], "m1v2b2", calibration=seen, rotate=True)
+    calibration.save(folder / "inputs.safetensors", {"c": seen})
+    done = run("quantize", folder / "in.safetensors", folder / "no.safetensors", *options)
+    assert done.returncode != 0
+    assert "c is none of the matrices to quantise" in done.stderr
+    assert not (folder / "no.safetensors").exists()
 
 
 def test_include_chooses(model):
