@@ -52,6 +52,7 @@ class Dense(Kernel):
 
     name = "dense"
     engine = "cpu"
+    extended = True
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
         return None
@@ -77,6 +78,7 @@ class DenseBf16(Kernel):
 
     name = "dense_bf16"
     engine = "cpu"
+    extended = True
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:

@@ -39,6 +39,7 @@ class DenseCuda(Kernel):
 
     name = "dense"
     engine = "cuda"
+    extended = True
 
     def unavailable(self) -> str | None:
         return gpus.unavailable() or gemm.unavailable()

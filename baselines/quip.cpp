@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "floats.hpp"
+#include "hadamard.hpp"
 #include "parallel.hpp"
 
 namespace codegemm {
@@ -38,13 +39,7 @@ void rotate(float* x, float* y, int length, int order, const float* matrix) {
     const int power = length / order;
     const float norm = 1 / std::sqrt(float(length));  // first: sums of large numbers stay in range
     for (int i = 0; i < length; ++i) x[i] *= norm;
-    for (int step = 1; step < power; step *= 2)
-        for (int start = 0; start < length; start += 2 * step)
-            for (int i = start; i < start + step; ++i) {
-                const float low = x[i], high = x[i + step];
-                x[i] = low + high;
-                x[i + step] = low - high;
-            }
+    walsh_hadamard(x, length, power);
     for (int a = 0; a < order; ++a) {
         float* to = y + size_t(a) * power;
         for (int i = 0; i < power; ++i) to[i] = matrix[a * order] * x[i];

@@ -10,12 +10,25 @@ REACH = 2.0  # a measured batch counts for batches up to so many times larger or
 
 @dataclass(frozen=True)
 class Product:
-    """n rows of x in `dtype` times a weight [out_features, in_features] whose configuration is `weights`."""
+    """n rows of x in `dtype` times a weight [out_features, in_features] whose configuration is `weights`.
+
+    core: the product with its core where it has one: what was measured for that counts if nothing was for itself.
+    """
 
     weights: str
     shape: tuple[int, int]
     n: int
     dtype: str
+    core: Product | None = None
+
+    def choices(self, tuned: Iterable[Choice], crossovers: Iterable[Choice]) -> tuple[list[Choice], list[Choice]]:
+        """Those tuned and those measured that count for this configuration and batch."""
+        near = [c for c in tuned if (c.shape, c.dtype) == (self.shape, self.dtype)]
+        alike = [c for c in crossovers if c.dtype.removeprefix("b") == self.dtype.removeprefix("b")]
+        fits = [
+            [c for c in each if c.weights == self.weights and c.distance(self.n) <= REACH] for each in (near, alike)
+        ]
+        return fits[0], fits[1]
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,13 @@ def choose(
     Of several batches the nearest in ratio counts (the smaller of two that are as near), up to `REACH`. Choices of
     kernels that aren't among the candidates are passed over.
     """
-    near = [c for c in tuned if (c.shape, c.dtype) == (product.shape, product.dtype)]
-    alike = [c for c in crossovers if c.dtype.removeprefix("b") == product.dtype.removeprefix("b")]
-    for choices in (near, alike):
-        fitting = [c for c in choices if c.weights == product.weights and c.distance(product.n) <= REACH]
-        known = [c for c in fitting if c.kernel in estimates]
-        if known:
-            return min(known, key=lambda c: _unlike(c, product)).kernel
+    wanted = (product,) if product.core is None else (product, product.core)
+    found = [(each, each.choices(tuned, crossovers)) for each in wanted]
+    for step in (0, 1):
+        for each, choices in found:
+            known = [c for c in choices[step] if c.kernel in estimates]
+            if known:
+                return min(known, key=lambda c: _unlike(c, each)).kernel
     return min(estimates, key=lambda name: estimates[name])
 
 

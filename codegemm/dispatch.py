@@ -6,13 +6,14 @@ import os
 import threading
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from codegemm import tables
 from codegemm.choice import Choice, Product, choose
 from codegemm.errors import KernelError
+from codegemm.formats.extended import ExtendedSpec
 from codegemm.formats.names import name_of
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel
@@ -93,6 +94,24 @@ def registered(engine: str | None = None) -> list[Kernel]:
         return [k for k in _registry.values() if engine in (None, k.engine)]
 
 
+def kernel_for(kernel: Kernel, spec: Spec) -> Kernel:
+    """What multiplies weights of `spec` under a kernel's name: itself, or it with what their extensions need."""
+    return kernel if kernel.extended or not isinstance(spec, ExtendedSpec) else _extended(kernel)
+
+
+@cache
+def _extended(kernel: Kernel) -> Kernel:
+    """Always the same one: weights keep what it prepared."""
+    from codegemm.engines.cpu.extended import CpuExtended
+    from codegemm.engines.cuda.extended import CudaExtended
+
+    return CpuExtended(kernel) if kernel.engine == "cpu" else CudaExtended(kernel)
+
+
+def _candidates(spec: Spec, engine: str) -> list[Kernel]:
+    return [kernel_for(kernel, spec) for kernel in registered(engine)]
+
+
 def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
     """Every kernel and whether it is usable: on this machine, or for n rows (of float32) times the weight `w`."""
     if w is not None and not isinstance(w, Weight):
@@ -103,7 +122,7 @@ def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
     for kernel in registered():
         reason = kernel.unavailable()
         if reason is None and w is not None:
-            reason = _refusal(kernel, w.spec, n, np.dtype(np.float32), w.device)
+            reason = _refusal(kernel_for(kernel, w.spec), w.spec, n, np.dtype(np.float32), w.device)
         infos.append(KernelInfo(kernel.name, kernel.engine, reason is None, reason))
     return infos
 
@@ -143,26 +162,32 @@ def _select(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kern
 
 def _choose_fast(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
     """The least estimate among the kernels of `precision="fast"` and the one that `auto` takes without it."""
-    fast = [k for k in registered(device.partition(":")[0]) if k.precision == "fast"]
+    fast = [k for k in _candidates(spec, device.partition(":")[0]) if k.precision == "fast"]
     usable = [k for k in fast if not _refusal(k, spec, n, dtype, device)]
     return min([*usable, _choose(spec, n, dtype, device)], key=lambda k: k.estimate(spec, n, dtype, device))
 
 
 def _choose(spec: Spec, n: int, dtype: np.dtype, device: str) -> Kernel:
-    engine = device.partition(":")[0]
-    usable = [k for k in registered(engine) if k.is_automatic(n, dtype) and not _refusal(k, spec, n, dtype, device)]
+    candidates = _candidates(spec, device.partition(":")[0])
+    usable = [k for k in candidates if k.is_automatic(n, dtype) and not _refusal(k, spec, n, dtype, device)]
     if not usable:
         raise KernelError(
             f"no kernel is chosen automatically for this weight on {device}; name one: "
-            + "; ".join(f"{k.name} ({_refusal(k, spec, n, dtype, device) or 'usable'})" for k in registered(engine))
+            + "; ".join(f"{k.name} ({_refusal(k, spec, n, dtype, device) or 'usable'})" for k in candidates)
         )
     name = choose(
-        Product(name_of(spec), spec.shape, n, dtype.name),
+        product_of(spec, n, dtype),
         {k.name: k.estimate(spec, n, dtype, device) for k in usable},
         tables.tuned(device),
         _crossovers(device),
     )
     return next(k for k in usable if k.name == name)
+
+
+def product_of(spec: Spec, n: int, dtype: np.dtype) -> Product:
+    """What is looked up in the tables."""
+    core = product_of(spec.core, n, dtype) if isinstance(spec, ExtendedSpec) else None
+    return Product(name_of(spec), spec.shape, n, dtype.name, core)
 
 
 def _crossovers(device: str) -> tuple[Choice, ...]:
@@ -185,10 +210,11 @@ def _named(spec: Spec, n: int, dtype: np.dtype, device: str, name: str) -> Kerne
             f"kernel {name!r} runs on {' and '.join(k.engine for k in named)} and the weight is on {device}: "
             "move it with w.to(...)"
         )
-    reason = _refusal(here[0], spec, n, dtype, device)
+    kernel = kernel_for(here[0], spec)
+    reason = _refusal(kernel, spec, n, dtype, device)
     if reason:
         raise KernelError(f"kernel {name!r} can't run here: {reason}")
-    return here[0]
+    return kernel
 
 
 def _renew_lock() -> None:

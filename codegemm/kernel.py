@@ -39,12 +39,15 @@ class Kernel(ABC):
         of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
         bfloat16).
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
+    extended: whether it multiplies ExtendedWeights itself. Any other is given their core, a CodebookWeight, with x made
+        for it (`engines/extended.py`).
     """
 
     name: str
     engine: str
     automatic: bool = False
     precision: str = "full"
+    extended: bool = False
 
     @property
     def full_name(self) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.choice import Product, choose
+from codegemm.choice import choose
 from codegemm.comparison.targets import Timed
-from codegemm.dispatch import registered
+from codegemm.dispatch import kernel_for, product_of, registered
 from codegemm.engines.cuda import model
+from codegemm.engines.cuda.extended import CudaExtended
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import CudaKernel
 from codegemm.engines.cuda.model import Work
@@ -65,11 +66,12 @@ def bound(works: Sequence[Work], gpu: Gpu) -> str:
 
 def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None) -> list[Prediction]:
     """Of all kernels, the dense one first."""
-    fitting = [k for k in registered("cuda") if hasattr(k, "work") and _refusal(k, spec, n, gpu) is None]
+    modelled = [kernel_for(k, spec) for k in registered("cuda") if hasattr(k, "work")]
+    fitting = [k for k in modelled if _refusal(k, spec, n, gpu) is None]
     works: dict[Kernel, tuple[Work, ...]] = {kernel: _work(kernel, spec, n, gpu) for kernel in fitting}
     times = {kernel: model.seconds(work, gpu) for kernel, work in works.items()}
     automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.is_automatic(n, DTYPE)}
-    chosen = choose(Product(config, spec.shape, n, DTYPE.name), automatic) if automatic else None
+    chosen = choose(product_of(spec, n, DTYPE), automatic) if automatic else None
     dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
     return [
         Prediction(
@@ -88,7 +90,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
 
 
 def _refusal(kernel: Kernel, spec: Spec, n: int, gpu: Gpu) -> str | None:
-    if isinstance(kernel, CudaKernel):
+    if isinstance(kernel, CudaKernel | CudaExtended):
         return kernel.refuses(spec, n, DTYPE, gpu)
     return kernel.supports(spec, n, DTYPE, "cuda:0")
 

@@ -302,9 +302,10 @@ def _write_around(weight: ExtendedWeight) -> dict[str, np.ndarray]:
 
 
 def _describe_around(spec: ExtendedSpec) -> dict[str, Any]:
-    """Only what there is; the shape is that of the whole weight."""
-    around = {"block": spec.block, "offsets": spec.offsets, "terms": spec.terms if spec.terms > 1 else 0}
-    return {"shape": list(spec.shape)} | {name: value for name, value in around.items() if value}
+    """`block` and `offsets` only where there are such; the shape is that of the whole weight."""
+    around = {"block": spec.block, "offsets": spec.offsets}
+    named = {name: value for name, value in around.items() if value}
+    return {"shape": list(spec.shape), "terms": spec.terms} | named
 
 
 def _read_weight(name: str, described: dict[str, Any], tensors: Mapping[str, RawTensor]) -> Weight:
@@ -324,18 +325,23 @@ def _read_weight(name: str, described: dict[str, Any], tensors: Mapping[str, Raw
         packed, codebooks, scales = (tensor(part) for part in ("codes", "codebooks", "scales"))
         terms, block, offsets = (described.get(name) for name in ("terms", "block", "offsets"))
         weight = core = CodebookWeight.from_packed(
-            packed, codebooks, scales, config, (rows, columns * (terms or 1)), described.get("part_rows")
+            packed,
+            codebooks,
+            scales,
+            config,
+            (rows, columns * (1 if terms is None else terms)),
+            described.get("part_rows"),
         )
         if offsets not in (None, "scaled", "added"):
             raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
-        if terms or block or offsets:
+        if terms is not None or block is not None or offsets is not None:
             weight = ExtendedWeight(
                 core,
-                signs=_read_signs(tensor("signs"), columns) if block else None,
+                signs=None if block is None else _read_signs(tensor("signs"), columns),
                 block=block,
                 offsets=tensor("offsets") if offsets else None,
                 scaled=offsets == "scaled" if offsets else None,
-                terms=terms or 1,
+                terms=1 if terms is None else terms,
             )
     if weight.shape != (rows, columns):
         raise ValueError(f"the tensors are of shape {weight.shape}, the description says {(rows, columns)}")

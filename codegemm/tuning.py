@@ -54,7 +54,8 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
     x = measure.inputs(spec.in_features, max(batches), dtype)
     seconds: dict[int, dict[str, float]] = {n: {} for n in batches}
     # One kernel after the other, so that only one holds copies of the weight.
-    for kernel in dispatch.registered(device.partition(":")[0]):
+    for registered in dispatch.registered(device.partition(":")[0]):
+        kernel = dispatch.kernel_for(registered, spec)
         fitting = [n for n in batches if _may_be_chosen(kernel, weight, n, dtype)]
         if not fitting:
             continue

@@ -13,8 +13,8 @@
 //
 // Every block reads its whole row, from L2.
 #include "floats.cuh"
+#include "hadamard.cuh"
 
-constexpr int lanes = 32;
 constexpr int most_threads = 1024;
 
 struct Rotation {
@@ -90,24 +90,6 @@ DEVICE float add_groups(float sum, const Rotation& r, ptx::Shared shared) {
     return sum;
 }
 
-// Of the numbers in threads below L; whatever others hold does not matter. shared: two words a thread, in two halves
-// used in turns, so that one barrier a step is enough.
-DEVICE float walsh_hadamard(float value, const Rotation& r, ptx::Shared shared) {
-    for (int step = 1; step < r.segment; step *= 2) {
-        float other;
-        if (step < lanes) {
-            other = ptx::shuffle_xor(value, step);
-        } else {
-            const ptx::Shared half = shared + (step & 0x55555555 ? blockDim.x * 4 : 0);
-            ptx::shared_store(half + threadIdx.x * 4, value);
-            ptx::sync_block();
-            other = ptx::shared_load<float>(half + (threadIdx.x ^ step) * 4);
-        }
-        value = threadIdx.x & step ? other - value : value + other;
-    }
-    return value;
-}
-
 // The largest of all threads. shared: a word a warp.
 DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
 #pragma unroll
@@ -127,8 +109,9 @@ DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
 // This thread's element of a segment of the result. shared: three words a thread.
 template <class Source>
 DEVICE float rotate(Source& source, const Rotation& r, int segment, ptx::Shared shared) {
-    const float mixed = add_groups(mix(source, r, segment), r, shared);
-    return walsh_hadamard(mixed, r, shared + blockDim.x * 4);
+    float value[1] = {add_groups(mix(source, r, segment), r, shared)};
+    walsh_hadamard(value, r.segment, shared + blockDim.x * 4);  // what threads from L on hold does not matter
+    return value[0];
 }
 
 // Where k stands in a row: of 64 neighbours, what a lane needs for its first code words comes before that for its

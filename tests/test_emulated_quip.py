@@ -287,7 +287,7 @@ def test_emulated_products_of_what_the_original_made(case, emulated_gpu, golden)
     assert relative(gpu.multiply(QuipCuda(), weight, x[:PAIR_ROWS])[0], y[:PAIR_ROWS]) <= TOLERANCE[True]
 
 
-BARRIERS = cases.barriers("quip.cu", "e8p.cuh", "rotate.cu")
+BARRIERS = cases.barriers("quip.cu", "e8p.cuh", "rotate.cu", "hadamard.cuh")
 
 
 def test_barriers_are_found():

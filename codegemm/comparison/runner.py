@@ -12,7 +12,7 @@ import numpy.typing as npt
 from codegemm.comparison import measure
 from codegemm.comparison.measure import DENSE, Candidate, Machine, Row
 from codegemm.comparison.sources import Case
-from codegemm.dispatch import KernelInfo
+from codegemm.dispatch import KernelInfo, kernel_for
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel
 from codegemm.quantize.progress import Progress
@@ -137,6 +137,7 @@ def _run_kernel(
     """
     config, path = labels
     spec, dtype, machine = weight.spec, settings.dtype, settings.machine
+    kernel = kernel_for(kernel, spec)
     batches = [n for n in settings.batches if not kernel.supports(spec, n, dtype, weight.device)]
     if not batches:
         return

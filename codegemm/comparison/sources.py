@@ -153,8 +153,11 @@ def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]
     """The case with its configurations: all that were asked for, or those of the default that the shape can hold."""
     if configs:
         for config in configs:
-            check_config(config, case.shape)
-        case.configs = tuple(config if config == E8P else str(CodebookConfig.parse(config)) for config in configs)
+            if case.original is None and "+" in config:
+                spec_of(case.shape, config)  # raises ValueError
+            else:
+                check_config(config, case.shape)
+        case.configs = tuple(map(_spelled, configs))
         return case
     for config in default:
         try:
@@ -173,6 +176,12 @@ def _quantized(matrix: npt.NDArray, config: str, seed: int) -> Weight:
         weight = quantize(matrix, config, seed=seed)
         found = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
     return load(found)
+
+
+def _spelled(config: str) -> str:
+    """A configuration with all that it leaves to defaults."""
+    plain, plus, rest = config.partition("+")
+    return config if config == E8P else f"{CodebookConfig.parse(plain)}{plus}{rest}"
 
 
 def _label(weight: Weight) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -177,7 +177,12 @@ class ExtendedWeight(Weight):
         return self._around_core(core, arrays.get("signs"), arrays.get("offsets"))
 
     def _around_core(self, core: CodebookWeight, signs: Any, offsets: Any) -> Self:
-        return type(self)(core, signs=signs, offsets=offsets, **_described(self.spec))
+        """The same extensions, with arrays that fit."""
+        made = object.__new__(type(self))
+        Weight.__init__(made)
+        made.core, made._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
+        made.signs, made.offsets = (None if array is None else frozen(array) for array in (signs, offsets))
+        return made
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self.core, self._around, _described(self.spec))
@@ -209,7 +214,7 @@ def concat(weights: Sequence[Weight]) -> Any:
         if len(values) > 1:
             raise ValueError(f"concat: {what} must be the same, got {sorted(map(str, values))}")
     core = codebook.concat([w.core for w in parts])
-    if first.signs is not None and not all(_same(first.signs, w.signs) for w in parts[1:]):
+    if first.signs is not None and any((_host(first.signs) != _host(w.signs)).any() for w in parts[1:]):
         raise ValueError("concat: signs must be the same, for all parts multiply one rotated x")
     offsets = None
     if first.offsets is not None:
@@ -231,21 +236,21 @@ def _rebuild(cls: type[ExtendedWeight], core: CodebookWeight, around: dict[str, 
     return cls(core, **around, **described)
 
 
-def _same(signs: Any, others: Any) -> bool:
-    with beside(signs):
-        return bool((signs == others).all())
+def _host(array: Any) -> npt.NDArray:
+    return np.asarray(array.get() if hasattr(array, "get") else array)
 
 
 def _as_signs(signs: Any, in_features: int) -> Any:
     """int8 [K] of +-1."""
     if signs.shape != (in_features,):
         raise ValueError(f"signs: shape {signs.shape}, must be ({in_features},), one a column of W")
+    if signs.dtype.kind not in "if":
+        raise ValueError(f"signs: dtype {signs.dtype}, must be of signed numbers")
+    host = _host(signs)
+    bad = np.flatnonzero(abs(host) != 1)
+    if len(bad):
+        raise ValueError(f"signs: {host[bad[0]]} at {bad[0]}, must be 1 or -1")
     with beside(signs):
-        good = abs(signs) == 1 if signs.dtype.kind in "if" else None
-        if good is None:
-            raise ValueError(f"signs: dtype {signs.dtype}, must be of signed numbers")
-        if not bool(good.all()):
-            raise ValueError(f"signs: {signs[int((~good).argmax())]} at {int((~good).argmax())}, must be 1 or -1")
         return signs.astype(np.int8, copy=False)
 
 

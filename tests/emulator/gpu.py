@@ -74,6 +74,9 @@ class Array:
         self.host += host(other)
         return self
 
+    def __mul__(self, other):
+        return wrap(self.host * host(other))
+
     def __or__(self, other):
         return wrap(self.host | host(other))
 

@@ -33,6 +33,7 @@ class Reference(Kernel):
 
     name = "reference"
     engine = "cpu"
+    extended = True
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
         return None

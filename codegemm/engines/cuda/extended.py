@@ -1,0 +1,260 @@
+"""ExtendedWeights on a GPU: x rotated and its groups added up before the core's product, the offsets' part after."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from codegemm.arrays import array_module, beside
+from codegemm.engines.cuda import compiler
+from codegemm.engines.cuda import device as gpus
+from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.launch import MIN_ARCH, X_TYPES, CudaKernel, Launch, Launches, Run, launch
+from codegemm.engines.cuda.model import START, Work, balance, seconds
+from codegemm.engines.cuda.rows import COUNTER_BYTES
+from codegemm.engines.extended import FLOAT32, ExtendedKernel, Places, changes_x, finishes, inner_dtype
+from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
+from codegemm.formats.weight import Spec, Weight
+
+SOURCE = "extended.cu"
+LANES = 32
+MAX_THREADS = 1024  # must match `most_threads` in extended.cu
+FINISH_ROWS = 8  # of x, and warps of a thread block: must match `finish_rows` there
+_LEAST_THREADS = 256
+_STEP_LATENCY = 40.0  # clocks of a step of a Hadamard transform, which wait for each other
+# `Extended` in extended.cu.
+ARGUMENTS = np.dtype(
+    [(name, np.uint64) for name in ("factors", "addends")]
+    + [(name, np.int32) for name in ("batch", "columns", "rows", "block", "terms", "groups", "changed", "y_is_float")]
+    + [(name, np.uint64) for name in ("x", "y", "sums")],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A rotation's thread blocks: their threads, and the numbers that a thread holds."""
+
+    threads: int
+    each: int
+
+    def row_blocks(self, columns: int) -> int:
+        """Thread blocks of a row of x."""
+        return -(-columns // (self.threads * self.each))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Two words a number."""
+        return 8 * self.threads * self.each
+
+
+def cut_for(block: int) -> Cut:
+    """Thread blocks of whole blocks of a rotation."""
+    return Cut(max(_LEAST_THREADS, min(block, MAX_THREADS)), max(1, block // MAX_THREADS))
+
+
+@dataclass
+class Prepared:
+    """The core in the inner kernel's form, what is around it on the GPU, and what was decided so far.
+
+    arrays: `factors`, signs over the root of the block [K], and `addends` [K/g, M], both float32.
+    """
+
+    spec: ExtendedSpec
+    device: str
+    core: Any
+    arrays: dict[str, Any]
+    runs: dict[tuple[int, np.dtype, np.dtype], Run] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        return Prepared(self.spec, self.device, copy.deepcopy(self.core, memo), copy.deepcopy(self.arrays, memo))
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The inner kernel's product between the launches before and after it.
+
+    x, y: places in the workspace and shapes of x' and y'; None where these are x and y themselves.
+    """
+
+    before: Launches
+    inner: Run
+    after: Launches
+    x: tuple[int, tuple[int, int]] | None
+    y: tuple[int, tuple[int, int]] | None
+
+    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        self.before(x, out, workspace, stream)
+        inner_x = x if self.x is None else _floats(workspace, *self.x)
+        inner_out = out if self.y is None else _floats(workspace, *self.y)
+        self.inner(inner_x, inner_out, workspace, stream)
+        self.after(x, out, workspace, stream)
+
+
+class CudaExtended(ExtendedKernel):
+    """Up to three launches more than the inner kernel's."""
+
+    least_workspace = COUNTER_BYTES
+
+    def unavailable(self) -> str | None:
+        return gpus.unavailable() or super().unavailable()
+
+    def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
+        """Why this product can't be on any GPU that is new enough, or None."""
+        if not isinstance(spec, ExtendedSpec):
+            return "it multiplies ExtendedWeights"
+        inner = self.inner
+        return inner.refuses(spec.core, n, inner_dtype(spec, dtype), gpu) if isinstance(inner, CudaKernel) else None
+
+    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
+        if dtype.name not in X_TYPES:
+            return f"x is {dtype}: it takes {', '.join(X_TYPES)}"
+        arch = gpus.gpu(device).arch
+        if arch < MIN_ARCH:
+            return f"{device} has compute capability {arch / 10}: it needs {MIN_ARCH / 10} or later"
+        return super().supports(spec, n, dtype, device)
+
+    def prepare(self, weight: Weight, device: str) -> Prepared:
+        assert isinstance(weight, ExtendedWeight)
+        spec, arrays = weight.spec, {}
+        if spec.block:
+            factors = gpus.to_host(weight.signs) / np.sqrt(spec.block)
+            arrays["factors"] = gpus.to_device(factors.astype(np.float32), device)
+        if spec.offsets:
+            with beside(weight.offsets):
+                arrays["addends"] = array_module(weight.offsets).ascontiguousarray(weight.addends(np.float32).T)
+        prepared = Prepared(spec, device, self.inner.prepare(weight.core, device), arrays)
+        gpus.synchronize()  # products may come on any stream
+        return prepared
+
+    def load(self, prepared: Prepared, n: int, dtype: np.dtype) -> None:
+        self.inner.load(prepared.core, n, inner_dtype(prepared.spec, dtype))
+        for out_dtype in {dtype, FLOAT32}:
+            self.bind(prepared, n, dtype, out_dtype)
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        self.bind(prepared, len(x), x.dtype, out.dtype)(x, out, workspace, stream)
+
+    def bind(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
+        found = prepared.runs.get((n, dtype, out_dtype))
+        if found is None:
+            made = self._decide(prepared, n, dtype, out_dtype)
+            found = prepared.runs.setdefault((n, dtype, out_dtype), made)
+        return found
+
+    def _decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> _Product:
+        spec, changed = prepared.spec, changes_x(prepared.spec)
+        finished = finishes(spec, dtype, out_dtype)
+        where = self.places(spec, n, prepared.device)
+        filled = _arguments(prepared, n, out_dtype, where)
+
+        def launch_of(name: str, source_dtype: np.dtype) -> Launch:
+            grid, threads, shared = shape(spec, n, name)
+            made = instance(spec, name, source_dtype)
+            return launch(prepared.device, SOURCE, made, grid, threads, shared, (filled,), prepared.arrays)
+
+        inner = inner_dtype(spec, dtype)
+        before = [launch_of("rotate_x", dtype)] if changed else []
+        before += [launch_of("sum_groups", inner)] if spec.offsets else []
+        return _Product(
+            Launches(tuple(before)),
+            self.inner.bind(prepared.core, n, inner, FLOAT32 if finished else out_dtype),
+            Launches((launch_of("finish", dtype),) if finished else ()),
+            (where.x, (n, spec.core.in_features)) if changed else None,
+            (where.y, (n, spec.out_features)) if finished else None,
+        )
+
+    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[Callable[[], object]]:
+        assert isinstance(spec, ExtendedSpec)
+        arch = gpus.gpu(device).arch
+        own = [compiler.Build(SOURCE, name, arch) for name in instances(spec, dtype)]
+        return (*super().builds(spec, n, dtype, device), *own)
+
+    def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
+        """What a product's launches have to do on a GPU; of an inner kernel that says it."""
+        assert isinstance(spec, ExtendedSpec)
+        inner: Any = self.inner
+        return (*inner.work(spec.core, n, inner_dtype(spec, dtype), gpu), *around_work(spec, n, dtype, gpu))
+
+    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
+        assert isinstance(spec, ExtendedSpec)
+        gpu = gpus.gpu(device)
+        inner = self.inner.estimate(spec.core, n, inner_dtype(spec, dtype), device)
+        return inner + seconds(around_work(spec, n, dtype, gpu), gpu)
+
+
+def shape(spec: ExtendedSpec, n: int, name: str) -> tuple[tuple[int, ...], int, int]:
+    """Grid, threads and bytes of shared memory of a launch."""
+    if name == "rotate_x":
+        cut = cut_for(spec.block)
+        return (n * cut.row_blocks(spec.in_features),), cut.threads, cut.shared_bytes
+    if name == "sum_groups":
+        return (-(-n * spec.groups * LANES // _LEAST_THREADS),), _LEAST_THREADS, 0
+    grid = -(-spec.out_features // LANES), -(-n // FINISH_ROWS)
+    return grid, LANES * FINISH_ROWS, 4 * LANES * FINISH_ROWS**2
+
+
+def instance(spec: ExtendedSpec, name: str, dtype: np.dtype) -> str:
+    """The template's instance for x (or, of `finish`, y) of a dtype."""
+    each = f", {cut_for(spec.block).each}" if name == "rotate_x" else ""
+    return f"{name}<{X_TYPES[dtype.name]}{each}>"
+
+
+def instances(spec: ExtendedSpec, dtype: np.dtype) -> list[str]:
+    """All that a product launches beside the inner kernel's, whatever y's dtype."""
+    made = [instance(spec, "rotate_x", dtype)] if changes_x(spec) else []
+    made += [instance(spec, "sum_groups", inner_dtype(spec, dtype))] if spec.offsets else []
+    return [*made, instance(spec, "finish", dtype)]
+
+
+def around_work(spec: ExtendedSpec, n: int, dtype: np.dtype, gpu: Gpu) -> list[Work]:
+    """What the launches beside the inner kernel's have to do, y being of x's dtype."""
+    (m, k), made = spec.shape, []
+    if changes_x(spec):
+        cut, steps = cut_for(spec.block), max(spec.block.bit_length() - 1, 0)
+        warps = n * k / LANES
+        made.append(
+            Work(
+                dram_bytes=n * k * dtype.itemsize + (4 * k if spec.block else 0),
+                l2_bytes=4 * n * spec.core.in_features,
+                wavefronts=warps * (2 + 2 * max(0, steps - 5)),
+                instructions=warps * (10 + 4 * steps + 2 * spec.terms),
+                balance=balance(n * cut.row_blocks(k), gpu.multiprocessors),
+                latency=START + steps * _STEP_LATENCY,
+            )
+        )
+    if spec.offsets:
+        made.append(Work(dram_bytes=0, l2_bytes=4 * n * k, instructions=n * k / LANES * 4, latency=START))
+    if finishes(spec, dtype, dtype):
+        groups = spec.groups if spec.offsets else 0
+        passes = -(-n // FINISH_ROWS)
+        made.append(
+            Work(
+                dram_bytes=4 * m * groups + n * m * dtype.itemsize,
+                l2_bytes=4 * n * m + 4 * (passes - 1) * m * groups,
+                wavefronts=m / LANES * passes * 2 * FINISH_ROWS**2,
+                instructions=m / LANES * (passes * FINISH_ROWS * 20 + 2 * n * groups),
+                latency=START,
+            )
+        )
+    return made
+
+
+def _arguments(prepared: Prepared, n: int, out_dtype: np.dtype, where: Places) -> np.ndarray:
+    spec = prepared.spec
+    return np.array(
+        (
+            *(gpus.address(prepared.arrays[name]) if name in prepared.arrays else 0 for name in ("factors", "addends")),
+            n, spec.in_features, spec.out_features, max(spec.block, 1), spec.terms, spec.groups if spec.offsets else 0,
+            changes_x(spec), out_dtype == FLOAT32, where.x, where.y, where.sums,
+        ),
+        ARGUMENTS,
+    )  # fmt: skip
+
+
+def _floats(workspace: Any, start: int, shape: tuple[int, int]) -> Any:
+    return workspace[start : start + 4 * shape[0] * shape[1]].view(np.float32).reshape(shape)

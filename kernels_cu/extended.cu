@@ -1,0 +1,105 @@
+// What comes before and after the product with an extended weight's core: x times signs and through a Hadamard
+// transform of every block, once for each term; its sums over groups; their products with what is added to the weights
+// of a group.
+//
+//     rotate_x     x [n][K] --> x' float [n][term][K]    a thread holds 1, 2 or 4 numbers, a thread block one block of
+//                                                        the rotation or several whole ones
+//     sum_groups   x or x' --> sums float [n][group]     a warp adds a group
+//     finish       y' [n][M] + sums A^T --> y [n][M]     a thread block has 32 rows of W and up to 8 rows of x; a warp
+//                                                        takes every 8th group, then the warps' parts are added
+//
+// No atomics: the same bits in every run.
+#include "floats.cuh"
+#include "hadamard.cuh"
+
+constexpr int most_threads = 1024;
+constexpr int finish_rows = 8;  // of x, and warps of a block
+
+struct Extended {
+    const float* factors;  // [K] signs over the root of the rotation's block, or nullptr
+    const float* addends;  // [group][M], or nullptr
+    int batch;             // n
+    int columns;           // K
+    int rows;              // M
+    int block;             // of the rotation, 1 without one
+    int terms;
+    int groups;   // of a row of W, 0 without offsets
+    int changed;  // whether sum_groups takes x' instead of x
+    int y_is_float;
+    u64 x;     // where in the workspace: float [n][term][K]
+    u64 y;     // float [n][M]
+    u64 sums;  // float [n][group]
+};
+
+// EACH * blockDim.x numbers of a row are whole blocks of the rotation, except where the row ends.
+template <class X, int EACH>
+DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
+    const int wide = EACH * blockDim.x, row_blocks = (w.columns + wide - 1) / wide;
+    const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
+    const auto* from = static_cast<const typename X::storage*>(x) + size_t(row) * w.columns;
+    float value[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int at = first + e * blockDim.x;
+        value[e] = 0;
+        if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
+    }
+    walsh_hadamard(value, w.block, ptx::shared_memory());
+    float* to = reinterpret_cast<float*>(workspace + w.x) + size_t(row) * w.terms * w.columns;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int at = first + e * blockDim.x;
+        if (at < w.columns)
+            for (int term = 0; term < w.terms; term++) ptx::store(to + size_t(term) * w.columns + at, value[e]);
+    }
+}
+
+template <class X>
+DEVICE void sum_groups(const void* x, void*, u8* workspace, const Extended& w) {
+    const int task = blockIdx.x * ptx::warps() + ptx::warp(), row = task / w.groups, group = task % w.groups;
+    if (row >= w.batch) return;
+    const int width = w.columns / w.groups;
+    const void* source = w.changed ? workspace + w.x : x;
+    const auto* from = static_cast<const typename X::storage*>(source) +
+                       size_t(row) * (w.changed ? w.terms : 1) * w.columns + size_t(group) * width;
+    float sum = 0;
+    for (int i = ptx::lane(); i < width; i += lanes) sum += X::widen(ptx::load(from + i));
+#pragma unroll
+    for (int mask = lanes / 2; mask; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
+    if (ptx::lane() == 0) ptx::store(reinterpret_cast<float*>(workspace + w.sums) + task, sum);
+}
+
+template <class X>
+DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
+    const ptx::Shared shared = ptx::shared_memory();  // float [warp][row of x][lane]
+    const int column = blockIdx.x * lanes + ptx::lane(), first = blockIdx.y * finish_rows;
+    const bool inside = column < w.rows;
+    const float* sums = reinterpret_cast<const float*>(workspace + w.sums) + size_t(first) * w.groups;
+    float parts[finish_rows] = {};
+    for (int group = ptx::warp(); group < w.groups; group += finish_rows) {
+        const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;
+#pragma unroll
+        for (int i = 0; i < finish_rows; i++)
+            if (first + i < w.batch) parts[i] += ptx::load(sums + size_t(i) * w.groups + group) * addend;
+    }
+#pragma unroll
+    for (int i = 0; i < finish_rows; i++)
+        ptx::shared_store(shared + ((ptx::warp() * finish_rows + i) * lanes + ptx::lane()) * 4, parts[i]);
+    ptx::sync_block();
+    const int row = first + ptx::warp();
+    if (!inside || row >= w.batch) return;
+    const size_t at = size_t(row) * w.rows + column;
+    float sum = ptx::load(reinterpret_cast<const float*>(workspace + w.y) + at);
+    for (int warp = 0; warp < finish_rows; warp++)
+        sum += ptx::shared_load<float>(shared + ((warp * finish_rows + ptx::warp()) * lanes + ptx::lane()) * 4);
+    if (w.y_is_float)
+        ptx::store(static_cast<float*>(y) + at, sum);
+    else
+        ptx::store(static_cast<typename X::storage*>(y) + at, X::narrow(sum));
+}
+
+#define ENTRY(name, ...)                                          \
+    extern "C" KERNEL void __launch_bounds__(most_threads, 1)     \
+        name(const void* x, void* y, u8* workspace, Extended w) { \
+        __VA_ARGS__(x, y, workspace, w);                          \
+    }

@@ -1,0 +1,42 @@
+// Walsh-Hadamard transforms of what the threads of a block hold.
+#pragma once
+
+#include "ptx.cuh"
+
+constexpr int lanes = 32;
+
+// Sylvester's matrix of order `length`, a power of two, times each `length` of the numbers: number e * blockDim.x +
+// threadIdx.x is this thread's value[e]. More than one are blockDim.x apart, and then all of them are one `length`.
+//
+// shared: two words a number, in two halves used in turns, so that one barrier a step is enough.
+template <int EACH>
+DEVICE void walsh_hadamard(float (&value)[EACH], int length, ptx::Shared shared) {
+    for (int step = 1; step < length / EACH; step *= 2) {
+        if (step < lanes) {
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const float other = ptx::shuffle_xor(value[e], step);
+                value[e] = threadIdx.x & step ? other - value[e] : value[e] + other;
+            }
+        } else {
+            const ptx::Shared half = shared + (step & 0x55555555 ? EACH * blockDim.x * 4 : 0);
+#pragma unroll
+            for (int e = 0; e < EACH; e++) ptx::shared_store(half + (e * blockDim.x + threadIdx.x) * 4, value[e]);
+            ptx::sync_block();
+#pragma unroll
+            for (int e = 0; e < EACH; e++) {
+                const float other = ptx::shared_load<float>(half + (e * blockDim.x + (threadIdx.x ^ step)) * 4);
+                value[e] = threadIdx.x & step ? other - value[e] : value[e] + other;
+            }
+        }
+    }
+#pragma unroll
+    for (int step = 1; step < EACH; step *= 2)
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+            if (!(e & step)) {
+                const float low = value[e], high = value[e | step];
+                value[e] = low + high;
+                value[e | step] = low - high;
+            }
+}

@@ -1,0 +1,163 @@
+"""What is around a core on a GPU, in the emulator: rotations, sums and products of all kernels, counters, graphs."""
+
+import copy
+
+import numpy as np
+import pytest
+from emulator import cases, emulate, gpu
+
+import codegemm
+from codegemm import arrays, dispatch
+from codegemm.engines.cuda import compiler, extended, model
+from codegemm.engines.cuda.extended import CudaExtended
+from codegemm.engines.cuda.gpu import KNOWN
+from codegemm.engines.cuda.graph import Graph
+from codegemm.engines.cuda.psumbook import MAX_N, Psumbook
+from codegemm.formats.hadamard import rotate_blocks
+from codegemm.formats.names import spec_of
+
+TOLERANCE = 1e-3  # of the norm of y, as every kernel's for x in float32
+FLOAT32 = np.dtype(np.float32)
+PRODUCTS = [
+    # rows, columns, configuration, x's dtype, rows of x
+    (40, 96, "m1v4g24+rotated+offsets", "float16", 3),
+    (33, 1536, "m2v8g128+rotated", "float16", 1),
+    (64, 96, "m1v4g24+offsets", "bfloat16", 16),
+    (17, 60, "m1v4b4g20+terms3", "float32", 1),
+    (50, 96, "m2v8g-1+rotated8+added+terms2", "bfloat16", 9),
+]
+
+
+def operands(make_weight, rng, rows, columns, config, dtype, n):
+    weight = make_weight(rows, columns, config)
+    x = rng.standard_normal((n, columns)).astype(arrays.float_dtype(dtype))
+    return weight, x, x.astype(np.float64) @ weight.dequantize(np.float64).T
+
+
+def kernel_of(name, spec):
+    [found] = [kernel for kernel in dispatch.registered("cuda") if kernel.name == name]
+    return dispatch.kernel_for(found, spec)
+
+
+def error(y, truth):
+    return np.linalg.norm(y.astype(np.float64) - truth) / np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: f"{case[2]}-{case[3]}-{case[4]}")
+def test_products_match_the_definition(case, emulated_gpu, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, *case)
+    kernel = kernel_of("psumbook" if len(x) <= MAX_N else "dequant", weight.spec)
+    found = []
+    for order in emulate.ORDERS[::2]:
+        y, reports = gpu.multiply(kernel, weight, x, order=order)
+        assert error(y, truth) <= TOLERANCE
+        found.append(y.tobytes())
+    assert len(set(found)) == 1
+    spec = weight.spec
+    kept = not spec.offsets  # in float32 the inner kernel writes y itself
+    assert len(reports) == 1 + bool(spec.block or spec.terms > 1) + bool(spec.offsets) + (not kept)
+    if x.dtype != FLOAT32:
+        y, _ = gpu.multiply(kernel, weight, x, out_dtype=x.dtype)
+        assert error(y, truth) <= (1e-2 if x.dtype.name == "bfloat16" else 2e-3)
+
+
+@pytest.mark.parametrize(("name", "n"), [("dequant", 3), ("dequant_dense", 40), ("dense", 2), ("aqlm", 1)])
+def test_all_kernels_multiply_extended_weights(name, n, emulated_gpu, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, 40, 96, "m2v8g-1+rotated+offsets", "float16", n)
+    y, _ = gpu.multiply(kernel_of(name, weight.spec), weight, x)
+    assert error(y, truth) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("columns", "block"), [(30, 2), (7, 1), (96, 32), (192, 64), (768, 256), (1024, 512), (3072, 1024), (4096, 2048),
+    (12288, 4096)]
+)  # fmt: skip
+def test_rotations_of_every_block(columns, block, emulated_gpu, rng):
+    """Whole, several and partial thread blocks of a row; one to four numbers a thread."""
+    spec = spec_of((1, columns), f"m1v1b1g-1+rotated{block}")
+    x = rng.standard_normal((2, columns)).astype(np.float16)
+    signs = rng.choice([-1, 1], columns).astype(np.int8)
+    factors = gpu.aligned((signs / np.sqrt(block)).astype(np.float32))
+    prepared = extended.Prepared(spec, "cuda:0", None, {"factors": factors})
+    where = extended.Places(1 << 16, 0, 0, (1 << 16) + 8 * columns)
+    made = extended._arguments(prepared, 2, FLOAT32, where)
+    for order in emulate.ORDERS:
+        workspace = gpu.aligned(np.full(where.end, 0xFF, np.uint8))
+        grid, threads, shared = extended.shape(spec, 2, "rotate_x")
+        name = extended.instance(spec, "rotate_x", x.dtype)
+        arguments = [emulate.aligned(x), np.zeros(1), workspace.host, made]
+        emulate.launch(extended.SOURCE, name, (*grid, 1), (threads,), shared, arguments, order)
+        rotated = workspace.host[where.x :].view(np.float32).reshape(2, columns)
+        assert np.abs(rotated - rotate_blocks(x.astype(np.float64), signs, block)).max() <= 1e-5
+
+
+BARRIERS = cases.barriers("extended.cu", "hadamard.cuh")
+
+
+@pytest.mark.parametrize(("file", "at"), BARRIERS)
+def test_without_a_barrier_it_fails(file, at, tmp_path, emulated_gpu, make_weight, rng):
+    weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4b4g128+rotated+offsets", "float16", 1)
+    folder = cases.without_barrier(file, at, tmp_path / "kernels")
+    with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):
+        gpu.multiply(kernel_of("psumbook", weight.spec), weight, x, folder=folder)
+
+
+def test_nan_and_infinity_stay_in_their_row(emulated_gpu, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
+    for bad in (np.nan, np.inf):
+        x[1, 50] = bad
+        y, _ = gpu.multiply(kernel_of("psumbook", weight.spec), weight, x)
+        assert not np.isfinite(y[1]).any()
+        assert error(y[[0, 2]], truth[[0, 2]]) <= TOLERANCE
+
+
+def test_calls_plans_copies_and_graphs(emulated_gpu, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
+    on_gpu = weight.to("cuda")
+    assert on_gpu.device == "cuda:0"
+    assert on_gpu == weight
+    assert np.array_equal(on_gpu[8:].dequantize(), weight.dequantize()[8:])
+    joined = codegemm.concat([on_gpu[:8], on_gpu[8:]])
+    assert np.array_equal(joined.dequantize(), weight.dequantize())
+    assert error(codegemm.matmul(x, on_gpu.T), truth) <= 2e-3
+    x_there, y = gpu.aligned(x), gpu.aligned(np.full((3, 40), np.nan, np.float32))
+    codegemm.matmul(x_there, on_gpu.T, out=y)
+    assert error(y.host, truth) <= TOLERANCE
+    bound = codegemm.plan(on_gpu, 3, np.float16, "psumbook")
+    assert isinstance(bound.kernel, CudaExtended)
+    bound.prepared = copy.deepcopy(bound.prepared)
+    graph = Graph([lambda: bound(x_there, y)], "cuda:0")
+    y.host[...] = np.nan
+    graph.time()
+    assert error(y.host, truth) <= TOLERANCE
+    few = gpu.aligned(np.full((1, 40), np.nan, np.float16))
+    bound(gpu.aligned(x[:1]), few)
+    assert error(few.host, truth[:1]) <= 2e-3
+    with pytest.raises(codegemm.KernelError, match=r"n=40: its tables hold up to"):
+        codegemm.plan(on_gpu, 40, np.float16, "psumbook")
+    reasons = {info.name: info.reason for info in codegemm.kernels(on_gpu, 3) if info.engine == "cuda"}
+    assert reasons["quip"] == "it multiplies E8PWeights"
+    assert reasons["psumbook"] is None
+
+
+def test_what_is_compiled_and_predicted():
+    spec = spec_of((4096, 4096), "m2v8g128+rotated+offsets")
+    kernel = CudaExtended(Psumbook())
+    for gpu_kind in KNOWN.values():
+        assert kernel.refuses(spec, 1, FLOAT32, gpu_kind) is None
+        whole = model.seconds(kernel.work(spec, 1, FLOAT32, gpu_kind), gpu_kind)
+        inner = model.seconds(kernel.inner.work(spec.core, 1, FLOAT32, gpu_kind), gpu_kind)
+        assert inner < whole < inner + 20e-6
+    assert extended.instances(spec, np.dtype(np.float16)) == ["rotate_x<Half, 4>", "sum_groups<Float>", "finish<Half>"]
+    plain = spec_of((4096, 4096), "m2v8g128+offsets")
+    assert extended.instances(plain, np.dtype(np.float16)) == ["sum_groups<Half>", "finish<Half>"]
+
+
+def test_warmup_compiles_what_products_launch(emulated_gpu, make_weight, rng):
+    weight, x, _ = operands(make_weight, rng, *PRODUCTS[0])
+    kernel = kernel_of("psumbook", weight.spec)
+    builds = {(build.source, build.instance) for build in kernel.builds(weight.spec, 1, x.dtype, "cuda:0")}
+    gpu.compiled.clear()
+    gpu.multiply(kernel, weight, x[:1], out_dtype=np.float16)
+    assert set(gpu.compiled.values()) <= builds
+    assert all(isinstance(build, compiler.Build) for build in kernel.builds(weight.spec, 1, x.dtype, "cuda:0"))
