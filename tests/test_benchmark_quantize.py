@@ -1,0 +1,63 @@
+"""`make accuracy` on small matrices: that what it measures is what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+import codegemm
+from benchmarks.quantize import gaussian, trained
+from benchmarks.quantize.activations import Layer
+
+
+def test_a_gaussian_case_is_measured():
+    row = gaussian.measure(gaussian.Case("m1v4b4", (64, 128)), "numpy")
+    weight = codegemm.quantize(np.random.default_rng(0).standard_normal((64, 128), np.float32), "m1v4b4")
+    assert row.bits_per_weight == weight.bits_per_weight
+    assert 0.3 < row.relative_mse < 0.5
+    assert row.seconds > 0
+    assert row.gib > 0.01
+
+
+def test_what_misses_a_target_is_named():
+    row = gaussian.Row("m1v4", (1, 4), 2.0, 0.5, 10.0, 1.0, "numpy")
+    assert row.misses(gaussian.Case("m1v4", mse=0.6, seconds=20)) == []
+    assert row.misses(gaussian.Case("m1v4", mse=0.4, seconds=5)) == [
+        "relative MSE 0.5, at most 0.4",
+        "seconds 10, at most 5",
+    ]
+
+
+@pytest.fixture
+def layers(rng):
+    found = []
+    for rows, columns in ((48, 64), (32, 128)):
+        mix = np.eye(columns) + rng.standard_normal((columns, columns)) / 8
+        layer = Layer(
+            "layer",
+            rng.standard_normal((rows, columns), np.float32),
+            codegemm.Calibration(columns),
+            codegemm.Calibration(columns),
+        )
+        for side in (layer.seen, layer.unseen):
+            side.update(rng.standard_normal((500, columns)) @ mix)
+        found.append(layer)
+    return found
+
+
+def test_ways_of_quantising_are_compared(layers, monkeypatch, tmp_path):
+    monkeypatch.setattr(trained, "RESULT", tmp_path / "result.json")
+    monkeypatch.setattr(trained, "layers", lambda: layers)
+    monkeypatch.setattr(trained, "CASES", {"m1v4b4g16": ("maximum", "plain", "rotated calibrated", "calibrated")})
+    assert trained.main() == 0
+    rows = {row["way"]: row for row in json.loads((tmp_path / "result.json").read_text())["rows"]}
+    assert rows["plain"]["weight_error"] < rows["maximum"]["weight_error"]
+    assert rows["calibrated"]["output_error"] < 0.75 * rows["plain"]["output_error"]
+    assert rows["rotated calibrated"]["bits_per_weight"] > rows["plain"]["bits_per_weight"]
+
+
+def test_scales_by_maximum_are_those(layers):
+    layer = layers[0]
+    weight = trained.quantized(layer, "m1v4b4g16", "maximum")
+    largest = np.abs(layer.weight).reshape(48, 4, 16).max(-1)
+    assert np.allclose(weight.scales, largest, rtol=1e-3)
