@@ -167,7 +167,7 @@ def test_torch_tensors_and_bfloat16(rng):
         ({"integers": np.ones((4, 16))}, "integers: dtype float64"),
         (
             {"scales": np.ones((4, 3), np.float16)},
-            r"scales: shape \(4, 3\), must be \[4, n\] with n a divisor of the 16",
+            r"scales: shape \(4, 3\), must be \[4, n\] with n a divisor of the integers' 16 columns",
         ),
         ({"scales": np.full((4, 2), 0.1)}, r"scales: 0.1 at \[0, 0\] is not exactly a finite float16"),
         ({"scales": np.full((4, 2), 1e9)}, "is not exactly a finite float16"),
