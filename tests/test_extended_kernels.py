@@ -8,10 +8,15 @@ import pytest
 from test_kernels import DTYPES, FULL, TOLERANCE, error, product, usable
 
 import codegemm
-from codegemm import Cost, Kernel, KernelError, arrays, dispatch
+from codegemm import Cost, Kernel, KernelError, arrays, dispatch, tuning
 from codegemm.choice import Choice, Product, choose
+from codegemm.comparison import measure, runner, sources
 from codegemm.comparison.sources import random_weight
+from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.extended import ExtendedKernel
+from codegemm.formats.names import spec_of
+from codegemm.prediction import predict
+from codegemm.quantize.progress import Progress
 
 CONFIGS = [
     # rows, columns, configuration, parts

@@ -36,3 +36,14 @@ def half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:
     if not np.isfinite(rounded).all():
         raise CheckpointError(f"{name}: has a value that is not a finite float16")
     return rounded
+
+
+def exact_half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:
+    """The same values in float16; CheckpointError, naming the first place, where one is not exactly the same."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = array.astype(np.float16)
+        changed = np.argwhere(rounded.astype(np.float64) != array.astype(np.float64))
+    if len(changed):
+        where = tuple(changed[0].tolist())
+        raise CheckpointError(f"{name}: {array[where]!s} at {list(where)} is not exactly a finite float16")
+    return rounded
