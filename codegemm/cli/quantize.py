@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from codegemm.cli.options import check_writable
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
@@ -36,8 +38,7 @@ def quantize(source: Path, target: Path, config: str, include: str, seed: int) -
         raise click.BadParameter(f"--include {include!r}: {error}") from None
     if config != E8P:
         CodebookConfig.parse(config)
-    if not target.parent.is_dir():
-        raise click.BadParameter(f"{target}: there is no folder {target.parent}")
+    check_writable(target)
     file = File(source)
     kept = {key: value for key, value in file.metadata.items() if key not in RESERVED}
     chosen = {name for name, tensor in file.tensors.items() if wanted.fullmatch(name) and tensor.is_matrix}
