@@ -1,4 +1,4 @@
-"""The user's cache folder: compiled kernels, quantised weights, tuned choices; entries are checked by their hash.
+"""The user's cache folder: compiled kernels, quantised weights, what was measured; entries are checked by their hash.
 
 It is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. A folder in it for each kind of entry is the user's
 alone (mode 0700), since compiled code is loaded from there; other files are never touched. An entry is one file
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZE_LIMIT = 2 << 30
-KINDS = ("cpu", "cuda", "weights", "tuned")
+KINDS = ("cpu", "cuda", "weights", "tuned", "measured")
 
 _KEY_DIGITS, _HASH_DIGITS = 32, 16
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")

@@ -29,7 +29,7 @@ def tuned(device: str) -> tuple[Choice, ...]:
 
 def _stored(device: str) -> tuple[Choice, ...]:
     try:
-        found = store.lookup(_KIND, _key(device), _SUFFIX)
+        found = store.lookup(_KIND, machine_key(device), _SUFFIX)
         return () if found is None else _parse(json.loads(found.read_text()))
     except (OSError, ValueError, TypeError, KeyError):
         return ()
@@ -42,7 +42,7 @@ def save(device: str, choices: Iterable[Choice]) -> Path:
     """
     kept = {(c.weights, c.shape, c.batches, c.dtype): c for c in (*_stored(device), *choices)}
     text = json.dumps([asdict(choice) for choice in kept.values()], indent=1)
-    key = _key(device)
+    key = machine_key(device)
     place = store.store(_KIND, key, _SUFFIX, lambda path: _write(path, text))
     for older in place.parent.glob(f"{key}-*{_SUFFIX}"):
         if older != place:
@@ -63,7 +63,7 @@ def forget() -> None:
     """Read the tables anew at the next look."""
     tuned.cache_clear()
     crossovers.cache_clear()
-    _key.cache_clear()
+    machine_key.cache_clear()
 
 
 def _parse(records: list[dict]) -> tuple[Choice, ...]:
@@ -89,11 +89,13 @@ def _write(path: Path, text: str) -> None:
 
 
 @cache
-def _key(device: str) -> str:
-    return store.key(FORMAT, __version__, _device_name(device), *_sources(device.partition(":")[0]))
+def machine_key(device: str) -> str:
+    """The key of what was measured on `cpu` or `cuda:<number>`: of this package's version and these kernels there."""
+    return store.key(FORMAT, __version__, device_name(device), *_sources(device.partition(":")[0]))
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What the makers call `cpu` or `cuda:<number>`."""
     if device == "cpu":
         from codegemm.engines.cpu import device as processor
 

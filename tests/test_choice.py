@@ -126,7 +126,7 @@ def test_a_damaged_table_is_a_miss(content, tuned_cache):
 
 def test_another_version_finds_nothing(tuned_cache, monkeypatch):
     tables.save("cpu", [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
-    for name, value in (("__version__", "0"), ("_sources", lambda engine: [b"other"]), ("_device_name", str)):
+    for name, value in (("__version__", "0"), ("_sources", lambda engine: [b"other"]), ("device_name", str)):
         with monkeypatch.context() as patched:
             patched.setattr(tables, name, value)
             tables.forget()

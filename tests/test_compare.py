@@ -14,6 +14,7 @@ import codegemm
 from codegemm.cli import cli
 from codegemm.comparison import measure, sources
 from codegemm.engines.cpu import isa
+from codegemm.quantize import stored
 
 FAST = ["--seconds", "0", "--engine", "cpu"]
 
@@ -91,7 +92,7 @@ def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
             dense = codegemm.quantize(matrix, "e8p").dequantize(np.float64)
             expected = np.linalg.norm(x @ (dense - matrix).T) / np.linalg.norm(x @ matrix.T)
             assert row["error_to_original"] == pytest.approx(expected, rel=1e-3)
-    monkeypatch.setattr(sources, "quantize", None)  # the second run finds them in the cache
+    monkeypatch.setattr(stored, "quantize", None)  # the second run finds them in the cache
     _, again = rows_of(tmp_path, *arguments)
     assert [row["error_to_original"] for row in again] == [row["error_to_original"] for row in rows]
 

@@ -1,4 +1,4 @@
-"""The command line: `codegemm compare`, `tune`, `predict`, `quantize`, `info`, `cache` and `doctor`."""
+"""The command line: `codegemm compare`, `explore`, `tune`, `predict`, `quantize`, `info`, `cache` and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
 from codegemm.cli.doctor import doctor
+from codegemm.cli.explore import explore
 from codegemm.cli.info import info
 from codegemm.cli.predict import predict
 from codegemm.cli.quantize import quantize
@@ -23,7 +24,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, tune, predict, quantize, info, cache, doctor):
+for command in (compare, explore, tune, predict, quantize, info, cache, doctor):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from codegemm.cli.options import ListOf, check_lists, find_engine, parse_shape
+from codegemm.cli.options import ListOf, check_lists, check_plotting, check_writable, find_engine, parse_shape
 from codegemm.dispatch import PRECISIONS
 
 
@@ -57,9 +57,9 @@ def compare(
     if tensors and weights is None:
         raise click.UsageError("--tensor needs --weights")
     check_lists(batches, config=configs, kernels=names, paths=paths)
-    for path in (json_path, plot_path):
-        if path is not None and not path.parent.is_dir():
-            raise click.BadParameter(f"{path}: there is no folder {path.parent}")
+    check_writable(json_path, plot_path)
+    if plot_path is not None:
+        check_plotting("--plot")
     engine = find_engine(engine)
     if names and precision:
         raise click.UsageError("--precision and --kernels: give one of them")

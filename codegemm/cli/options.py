@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import tempfile
+from pathlib import Path
 
 import click
 
@@ -49,3 +52,23 @@ def find_engine(engine: str) -> str:
     if engine == "cuda" and reason:
         raise click.UsageError(f"--engine cuda: {reason}")
     return ("cpu" if reason else "cuda") if engine == "auto" else engine
+
+
+def check_writable(*paths: Path | None) -> None:
+    """BadParameter for a file that can't be made where it is to be."""
+    for path in paths:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"{path}: there is no folder {path.parent}")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise click.BadParameter(f"{path}: can't be written to: {error.strerror}") from None
+
+
+def check_plotting(option: str) -> None:
+    """UsageError where there is nothing to draw with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError(f"{option}: matplotlib is not installed: pip install 'codegemm[plot]'")

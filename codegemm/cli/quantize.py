@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from codegemm.cli.options import check_writable
+
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
@@ -58,8 +60,7 @@ def quantize(
         raise click.BadParameter("--config e8p: takes no --calibration, and rotates without --rotate")
     if time_limit is not None and not time_limit >= 0:
         raise click.BadParameter(f"--time-limit {time_limit}: must be at least 0")
-    if not target.parent.is_dir():
-        raise click.BadParameter(f"{target}: there is no folder {target.parent}")
+    check_writable(target)
     file = File(source)
     kept = {key: value for key, value in file.metadata.items() if key not in RESERVED}
     chosen = {name for name, tensor in file.tensors.items() if wanted.fullmatch(name) and tensor.is_matrix}

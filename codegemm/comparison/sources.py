@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from codegemm import cache
 from codegemm.config import CodebookConfig
 from codegemm.errors import CheckpointError
 from codegemm.formats.bits import code_dtype
@@ -20,8 +18,9 @@ from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.formats.names import name_of, spec_of
 from codegemm.formats.weight import Weight
-from codegemm.quantize import E8P, check_config, quantize
-from codegemm.storage import File, load, save_all
+from codegemm.quantize import E8P, check_config
+from codegemm.quantize.stored import quantized
+from codegemm.storage import File
 
 REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", E8P)
 # AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
@@ -40,8 +39,6 @@ _MINILM_TENSORS = (
     "encoder.layer.0.output.dense.weight",
     "encoder.layer.0.attention.output.dense.weight",
 )
-# Part of the cache's key: raise it when `quantize` changes what it makes.
-_QUANTIZER = "2"
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Case:
         if self.stored is not None:
             return self.stored
         if self.original is not None:
-            return _quantized(self.original, config, seed)
+            return quantized(self.original, config, seed)
         return random_weight(self.shape, config, seed)
 
 
@@ -103,14 +100,18 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
 
 def file_case(path: str | Path, tensor: str, configs: Sequence[str] | None, model: str) -> Case:
     """One matrix of a safetensors file."""
-    file = File(path)
-    if tensor not in file.tensors:
-        raise CheckpointError(f"{path}: no tensor {tensor!r}")
-    if not file.tensors[tensor].is_matrix:
-        raise CheckpointError(f"{path}: {tensor}: {file.tensors[tensor]}, must be a matrix of floats")
-    matrix = file.tensors[tensor].numpy()
+    matrix = read_matrix(File(path), tensor)
     title = " ".join(filter(None, (model, _by(matrix.shape), f"({tensor.removesuffix('.weight')})")))
     return _fitting(Case(title, matrix.shape, (), matrix), configs, REAL_CONFIGS)
+
+
+def read_matrix(file: File, tensor: str) -> npt.NDArray:
+    """A dense matrix of a file, memory-mapped; CheckpointError where there is none of that name."""
+    if tensor not in file.tensors:
+        raise CheckpointError(f"{file.path}: no tensor {tensor!r}")
+    if not file.tensors[tensor].is_matrix:
+        raise CheckpointError(f"{file.path}: {tensor}: {file.tensors[tensor]}, must be a matrix of floats")
+    return file.tensors[tensor].numpy()
 
 
 def shape_case(shape: tuple[int, int], configs: Sequence[str] | None, model: str = "") -> Case:
@@ -166,16 +167,6 @@ def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]
         except ValueError as error:
             case.skipped[config] = str(error)
     return case
-
-
-def _quantized(matrix: npt.NDArray, config: str, seed: int) -> Weight:
-    digest = hashlib.sha256(matrix.tobytes()).hexdigest()
-    key = cache.key(digest, str(matrix.shape), str(matrix.dtype), config, str(seed), _QUANTIZER)
-    found = cache.lookup("weights", key, ".safetensors")
-    if found is None:
-        weight = quantize(matrix, config, seed=seed)
-        found = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
-    return load(found)
 
 
 def _spelled(config: str) -> str:

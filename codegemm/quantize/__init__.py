@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from codegemm.quantize.stopping import OnInterrupt
 
 E8P = "e8p"
+ROTATED = "+rotated"  # behind a configuration's text
 _SIGNS = 1  # makes the signs' random numbers others than those of codebooks
 
 
 def check_config(config: str, shape: tuple[int, int]) -> None:
-    """ValueError unless `config` is `e8p` or a CodebookConfig's text and a matrix of this shape can be stored so."""
+    """ValueError unless `config` is a text that `quantize` takes and a matrix of this shape can be stored so."""
     if config == E8P:
         e8p.check_shape(*shape)
     else:
-        CodebookConfig.parse(config).check_shape(*shape)
+        CodebookConfig.parse(config.removesuffix(ROTATED)).check_shape(*shape)
 
 
 @overload
@@ -89,7 +90,8 @@ def quantize(
         of H = X^T X 0.01 of its mean is added, so that inputs that were always zero and fewer rows than in_features do
         no harm. Not for `e8p`.
     rotate: quantise W R^T, R a randomised Hadamard rotation of the inputs by blocks, and give an ExtendedWeight that
-        rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. `e8p` rotates anyhow.
+        rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. A text may say so, too
+        (`m2v8g128+rotated`). `e8p` rotates anyhow.
     seed: the same seed gives the same weight on the same machine and backend.
     progress: show a progress bar on standard error.
     time_limit: seconds after which codebooks are left as good as they are; only rows that have no codes yet are coded
@@ -115,7 +117,8 @@ def quantize(
 
     matrix = as_matrix(W)
     if isinstance(config, str) and config != E8P:
-        config = CodebookConfig.parse(config)
+        rotate |= config.endswith(ROTATED)
+        config = CodebookConfig.parse(config.removesuffix(ROTATED))
     if not isinstance(config, (str, CodebookConfig)):
         raise TypeError(f"config {config!r}: must be a CodebookConfig, its text or 'e8p'")
     if calibration is not None:

@@ -27,6 +27,11 @@ class Progress:
         if self._bar:
             self._bar.update(self._task, total=steps)
 
+    def name(self, title: str) -> None:
+        """Say what is being done now."""
+        if self._bar:
+            self._bar.update(self._task, description=title)
+
     def advance(self, steps: float = 1) -> None:
         """Say that steps were done."""
         if self._bar:

@@ -1,0 +1,75 @@
+"""`codegemm explore`: size, error and time of the configurations that fit a budget of bits, for one's own weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from codegemm.cli.options import ListOf, check_plotting, check_writable, find_engine
+
+
+@click.command()
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option("--bits", type=ListOf(float), default="1,2,3,4", show_default=True, help="Budgets of bits a weight.")
+@click.option("--tensor", "tensors", multiple=True, help="A matrix of the file (may be repeated).")
+@click.option("--calibration", type=click.Path(path_type=Path), help="What x is like; errors are of outputs then.")
+@click.option("--rotate", is_flag=True, help="Try every configuration with a rotation, too.")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of x.")
+@click.option("--output", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw it there (PNG).")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result there.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")
+@click.option("--seconds", type=click.FloatRange(0), default=0.25, show_default=True, help="For one measurement.")
+def explore(
+    weights: Path,
+    bits: list[float],
+    tensors: tuple[str, ...],
+    calibration: Path | None,
+    rotate: bool,
+    rows: int,
+    plot_path: Path | None,
+    json_path: Path | None,
+    seed: int,
+    engine: str,
+    threads: int | None,
+    seconds: float,
+) -> None:
+    """Quantise a matrix of WEIGHTS in every way that fits a budget of bits; print size, error and time.
+
+    Without --tensor it takes the first matrix of the shape that the file has most of. `error` is |W - W'|^2 / |W|^2;
+    with --calibration `output error` is the same of the outputs. `x dense` is the speed in multiples of the dense
+    product's. What was measured is kept in the cache: Ctrl-C ends the work with what there is, and another run goes on
+    from there.
+    """
+    from codegemm.comparison import measure
+    from codegemm.exploration import plot, report, runner
+    from codegemm.exploration.candidates import check_bits
+    from codegemm.exploration.matrices import load_matrices
+    from codegemm.exploration.measure import Settings
+    from codegemm.quantize.progress import Progress
+
+    check_bits(bits)
+    check_writable(plot_path, json_path)
+    if plot_path is not None:
+        check_plotting("--output")
+    settings = Settings(find_engine(engine), rows, seed, seconds)
+    matrices = load_matrices(weights, tensors, calibration)
+    chosen = runner.choose(matrices, bits, rotate)
+
+    with measure.threads(threads), Progress("exploring", sys.stderr.isatty()) as progress:
+        result = runner.run(matrices, chosen, settings, progress)
+    if not any(explored.measured for explored in result.matrices):
+        if result.unfinished:
+            raise click.Abort
+        reasons = (f"{name}: {reason}" for one in result.matrices for name, reason in one.skipped.items())
+        raise click.ClickException(f"{weights}: nothing could be quantised: {next(reasons)}")
+    report.print_tables(result)
+    if json_path is not None:
+        report.write_json(result, json_path)
+    if plot_path is not None:
+        plot.write_plot(result, plot_path)
+    if result.unfinished:
+        sys.exit(130)

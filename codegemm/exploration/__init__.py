@@ -1,0 +1,1 @@
+"""Behind `codegemm explore`: size, error and time of the configurations that fit a budget of bits."""

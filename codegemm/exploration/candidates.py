@@ -1,0 +1,75 @@
+"""The configurations worth a try under a budget of bits a weight: pure functions of the matrix's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, product, zip_longest
+
+from codegemm.config import CodebookConfig
+from codegemm.quantize import ROTATED
+
+MOST = 10  # configurations of a budget
+LOWEST, HIGHEST = 0.5, 8.0  # budgets
+
+_VECTORS, _CODEBOOKS, _GROUPS = (2, 4, 8, 16), (1, 2, 3, 4), (32, 128, -1)
+_BITS = (4, 6, 8)
+_BITS_ALONE = (10, 12)  # of a single codebook: the joint search of several so large ones takes too long
+# A budget of 2 is what the paper calls 2 bit: codes of 2 bits, to which scales of 128 weights add an eighth and the
+# codebooks of a small matrix as much again. From below, half a bit leaves no gap between whole budgets that any group
+# size could fill.
+_BELOW, _ABOVE = 0.5, 0.25
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is quantised and measured. rotate: whether `quantize` rotates the matrix first."""
+
+    config: CodebookConfig
+    rotate: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.config}{ROTATED}" if self.rotate else str(self.config)
+
+
+def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookConfig]:
+    """The configurations to try for a matrix [out_features, in_features], at most `MOST` for each budget in `bits`.
+
+    They have from half a bit less than the budget to a quarter more a weight, everything counted. None comes twice;
+    the list is empty where the shape can hold none.
+    """
+    return list(dict.fromkeys(chain.from_iterable(_within(shape, budget) for budget in bits)))
+
+
+def check_bits(bits: Sequence[float]) -> None:
+    """ValueError unless there are budgets, and sensible ones."""
+    if not bits or not all(LOWEST <= budget <= HIGHEST for budget in bits):
+        told = ",".join(f"{budget:g}" for budget in bits)
+        raise ValueError(f"bits {told!r}: must be numbers from {LOWEST:g} to {HIGHEST:g}, separated by commas")
+
+
+def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
+    """Of every v and m those nearest to the budget, in turns; those with the fewest lookups a weight begin."""
+    families: dict[tuple[Fraction, int], list[CodebookConfig]] = {}
+    for config in _largest_codebooks(shape, budget):
+        families.setdefault((Fraction(config.m, config.v), config.v), []).append(config)
+    ordered = [
+        sorted(family, key=lambda config: abs(config.bits_per_weight(*shape) - budget))
+        for _, family in sorted(families.items())
+    ]
+    turns = chain.from_iterable(zip_longest(*ordered))
+    return [config for config in turns if config is not None][:MOST]
+
+
+def _largest_codebooks(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
+    """What the shape can hold within the budget; of those that differ in b alone the one that errs least."""
+    found: dict[tuple[int, int, int], CodebookConfig] = {}
+    for v, m, g in product(_VECTORS, _CODEBOOKS, _GROUPS):
+        if shape[1] % v or (g != -1 and (shape[1] % g or g >= shape[1])):  # a group of the whole row is g=-1
+            continue
+        for b in _BITS + (_BITS_ALONE if m == 1 else ()):
+            config = CodebookConfig(v=v, m=m, b=b, g=g)
+            if budget - _BELOW <= config.bits_per_weight(*shape) <= budget + _ABOVE:
+                found[v, m, g] = config
+    return list(found.values())

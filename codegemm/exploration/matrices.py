@@ -1,0 +1,79 @@
+"""The matrices of a safetensors file that are explored, with their calibration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.calibration import Calibration, load
+from codegemm.comparison.sources import read_matrix
+from codegemm.errors import CheckpointError
+from codegemm.quantize.matrix import as_matrix
+from codegemm.storage import File
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """values: float32 [out_features, in_features], finite. calibration: None, or that of its x."""
+
+    name: str
+    values: npt.NDArray[np.float32]
+    calibration: Calibration | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        return self.values.shape[0], self.values.shape[1]
+
+
+def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) -> list[Matrix]:
+    """The named tensors of a file, or `typical` of it; calibration: the file to take theirs from.
+
+    Raises CheckpointError for a file or a tensor that won't do, ValueError for values that aren't finite or all zero
+    and where the calibration lacks a tensor or is for another in_features.
+    """
+    file = File(path)
+    if file.is_native:
+        raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
+    names = list(dict.fromkeys(tensors)) or [typical(file)]
+    calibrations = None if calibration is None else load(calibration)
+    found = []
+    for name in names:
+        try:
+            values = as_matrix(read_matrix(file, name))
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
+        if not values.any():
+            raise ValueError(f"{path}: {name}: all its elements are zero, and no error is relative to that")
+        its = None if calibrations is None else _calibration_of(name, values, calibrations)
+        found.append(Matrix(name, values, its))
+    return found
+
+
+def typical(file: File) -> str:
+    """The first matrix of the shape that the file has most of, of several such shapes the largest.
+
+    Linear layers come once in every block of a model; larger matrices that come once are embeddings.
+    """
+    matrices = {name: tensor.shape for name, tensor in sorted(file.tensors.items()) if tensor.is_matrix}
+    if not matrices:
+        raise CheckpointError(f"{file.path}: has no matrix of floats")
+    counts = Counter(matrices.values())
+    chosen = max(counts, key=lambda shape: (counts[shape], shape[0] * shape[1]))
+    return next(name for name, shape in matrices.items() if shape == chosen)
+
+
+def _calibration_of(tensor: str, values: npt.NDArray, calibrations: Mapping[str, Calibration]) -> Calibration:
+    name = tensor.removesuffix(".weight")
+    if name not in calibrations:
+        known = ", ".join(list(calibrations)[:5]) + ", ..." * (len(calibrations) > 5)
+        raise ValueError(f"calibration: has no {name!r}; it has {known or 'nothing'}")
+    found = calibrations[name]
+    if found.in_features != values.shape[1]:
+        raise ValueError(f"calibration: {name!r} is for in_features={found.in_features}, not {values.shape[1]}")
+    return found

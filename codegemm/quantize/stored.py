@@ -1,0 +1,46 @@
+"""Quantised weights in the user's cache: what was quantised once is read from there."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import cache
+from codegemm.calibration import Calibration
+from codegemm.config import CodebookConfig
+from codegemm.formats.weight import Weight
+from codegemm.quantize import quantize
+from codegemm.storage import load, save_all
+
+# Part of every key: raise it when `quantize` changes what it makes.
+QUANTIZER = "2"
+
+
+def quantized(
+    matrix: npt.NDArray,
+    config: CodebookConfig | str,
+    seed: int,
+    *,
+    rotate: bool = False,
+    calibration: Calibration | None = None,
+) -> Weight:
+    """`codegemm.quantize` of matrix [out_features, in_features], kept in the cache."""
+    key = cache.key(*key_parts(matrix, calibration), str(config), str(rotate), str(seed))
+    found = cache.lookup("weights", key, ".safetensors")
+    if found is None:
+        weight = quantize(matrix, config, seed=seed, rotate=rotate, calibration=calibration)
+        found = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
+    return load(found)
+
+
+def key_parts(matrix: npt.NDArray, calibration: Calibration | None) -> tuple[str, ...]:
+    """What a cache's key says of a matrix, of the calibration and of the quantiser."""
+    return digest(matrix), "" if calibration is None else digest(calibration.H), QUANTIZER
+
+
+def digest(array: npt.NDArray) -> str:
+    """A hash of an array's values, dtype and shape."""
+    array = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
