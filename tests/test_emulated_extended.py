@@ -22,10 +22,10 @@ FLOAT32 = np.dtype(np.float32)
 PRODUCTS = [
     # rows, columns, configuration, x's dtype, rows of x
     (40, 96, "m1v4g24+rotated+offsets", "float16", 3),
-    (33, 1536, "m2v8g128+rotated", "float16", 1),
+    (33, 1536, "m1v4g24+rotated", "float16", 1),
     (64, 96, "m1v4g24+offsets", "bfloat16", 16),
-    (17, 60, "m1v4b4g20+terms3", "float32", 1),
-    (50, 96, "m2v8g-1+rotated8+added+terms2", "bfloat16", 9),
+    (17, 120, "m1v4g24+terms3", "float32", 3),
+    (50, 96, "m1v4g24+rotated8+added+terms2", "bfloat16", 3),
 ]
 
 
@@ -99,8 +99,7 @@ def test_a_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
 
 
 @pytest.mark.parametrize(
-    ("columns", "block"), [(30, 2), (7, 1), (96, 32), (192, 64), (768, 256), (1024, 512), (3072, 1024), (4096, 2048),
-    (12288, 4096)]
+    ("columns", "block"), [(30, 2), (96, 32), (768, 256), (3072, 1024), (4096, 2048), (12288, 4096)]
 )  # fmt: skip
 def test_rotations_of_every_block(columns, block, emulated_gpu, rng):
     """Whole, several and partial thread blocks of a row; one to four numbers a thread."""
@@ -127,7 +126,7 @@ BARRIERS = cases.barriers("extended.cu", "hadamard.cuh")
 
 @pytest.mark.parametrize(("file", "at"), BARRIERS)
 def test_without_a_barrier_it_fails(file, at, tmp_path, emulated_gpu, make_weight, rng):
-    weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4b4g128+rotated+offsets", "float16", 65)
+    weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4g24+rotated256+offsets", "float16", 65)
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
     with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):  # noqa: PT012
         gpu.multiply(kernel_of("psumbook", weight.spec), weight, x[:1], folder=folder)
