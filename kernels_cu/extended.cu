@@ -2,11 +2,14 @@
 // transform of every block, once for each term; its sums over groups; their products with what is added to the weights
 // of a group.
 //
-//     rotate_x     x [n][K] --> x' float [n][term][K]    a thread holds 1, 2 or 4 numbers, a thread block one block of
+//     rotate_x     x [n][K] --> x' [n][term][K]          a thread holds 1, 2 or 4 numbers, a thread block one block of
 //                                                        the rotation or several whole ones
 //     sum_groups   x or x' --> sums float [n][group]     a warp adds a group
 //     finish       y' [n][M] + sums A^T --> y [n][M]     a thread block has 32 rows of W and up to 8 rows of x; a warp
 //                                                        takes every 8th group, then the warps' parts are added
+//
+// Of few rows of x, x' is float. Of many it is fp16 times a power of two, the same for the whole row, that leaves
+// nothing above 2^15: no number of x' is larger than the largest of x times the root of the rotation's block.
 //
 // No atomics: the same bits in every run.
 #include "floats.cuh"
@@ -25,14 +28,31 @@ struct Extended {
     int terms;
     int groups;   // of a row of W, 0 without offsets
     int changed;  // whether sum_groups takes x' instead of x
+    int scaled;   // whether x' is fp16, its rows under powers of two
     int y_is_float;
-    u64 x;     // where in the workspace: float [n][term][K]
-    u64 y;     // float [n][M]
-    u64 sums;  // float [n][group]
+    u64 x;       // where in the workspace: float or fp16 [n][term][K]
+    u64 y;       // float [n][M]
+    u64 sums;    // float [n][group]
+    u64 scales;  // float [n], powers of two that bring rows back
 };
 
+// The power of two, as its biased exponent, that x' of a row is multiplied by. shared: a word a warp.
+template <class X>
+DEVICE int row_exponent(const typename X::storage* row, const Extended& w, ptx::Shared shared) {
+    u32 largest = 0;
+    for (int at = threadIdx.x; at < w.columns; at += blockDim.x) {
+        const u32 magnitude =
+            ptx::float_to_bits(X::widen(ptx::load(row + at))) & 0x7fffffffu;  // NaN is larger than all
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    int root = 0;  // of the block, as a power of two, rounded up
+    while (1 << 2 * root < w.block) root++;
+    const int exponent = 268 - int(largest_of_block(largest, shared) >> 23) - root;
+    return exponent < 1 ? 1 : min(exponent, 253);
+}
+
 // EACH * blockDim.x numbers of a row are whole blocks of the rotation, except where the row ends.
-template <class X, int EACH>
+template <class X, class Y, int EACH>
 DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
     const int wide = EACH * blockDim.x, row_blocks = (w.columns + wide - 1) / wide;
     const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
@@ -44,13 +64,23 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
         value[e] = 0;
         if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
     }
-    walsh_hadamard(value, w.block, ptx::shared_memory());
-    float* to = reinterpret_cast<float*>(workspace + w.x) + size_t(row) * w.terms * w.columns;
+    const ptx::Shared shared = ptx::shared_memory();
+    walsh_hadamard(value, w.block, shared);
+    float scale = 1;
+    if constexpr (Y::is_half) {
+        const int exponent = row_exponent<X>(from, w, shared + EACH * blockDim.x * 8);
+        scale = ptx::bits_to_float(u32(exponent) << 23);
+        if (blockIdx.x % row_blocks == 0 && threadIdx.x == 0)
+            ptx::store(reinterpret_cast<float*>(workspace + w.scales) + row,
+                       ptx::bits_to_float(u32(254 - exponent) << 23));
+    }
+    auto* to = reinterpret_cast<typename Y::storage*>(workspace + w.x) + size_t(row) * w.terms * w.columns;
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         const int at = first + e * blockDim.x;
         if (at < w.columns)
-            for (int term = 0; term < w.terms; term++) ptx::store(to + size_t(term) * w.columns + at, value[e]);
+            for (int term = 0; term < w.terms; term++)
+                ptx::store(to + size_t(term) * w.columns + at, Y::narrow(value[e] * scale));
     }
 }
 
@@ -92,6 +122,7 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     float sum = ptx::load(reinterpret_cast<const float*>(workspace + w.y) + at);
     for (int warp = 0; warp < finish_rows; warp++)
         sum += ptx::shared_load<float>(shared + ((warp * finish_rows + ptx::warp()) * lanes + ptx::lane()) * 4);
+    if (w.scaled) sum *= ptx::load(reinterpret_cast<const float*>(workspace + w.scales) + row);
     if (w.y_is_float)
         ptx::store(static_cast<float*>(y) + at, sum);
     else

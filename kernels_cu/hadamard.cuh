@@ -1,4 +1,4 @@
-// Walsh-Hadamard transforms of what the threads of a block hold.
+// Walsh-Hadamard transforms of what the threads of a block hold, and its largest.
 #pragma once
 
 #include "ptx.cuh"
@@ -39,4 +39,20 @@ DEVICE void walsh_hadamard(float (&value)[EACH], int length, ptx::Shared shared)
                 value[e] = low + high;
                 value[e | step] = low - high;
             }
+}
+
+// The largest of all threads. shared: a word a warp.
+DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
+#pragma unroll
+    for (int mask = lanes / 2; mask; mask /= 2) {
+        const u32 other = ptx::shuffle_xor(value, mask);
+        value = other > value ? other : value;
+    }
+    if (ptx::lane() == 0) ptx::shared_store(shared + ptx::warp() * 4, value);
+    ptx::sync_block();
+    for (int warp = 0; warp < ptx::warps(); warp++) {
+        const u32 other = ptx::shared_load<u32>(shared + warp * 4);
+        value = other > value ? other : value;
+    }
+    return value;
 }

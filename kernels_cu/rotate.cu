@@ -90,22 +90,6 @@ DEVICE float add_groups(float sum, const Rotation& r, ptx::Shared shared) {
     return sum;
 }
 
-// The largest of all threads. shared: a word a warp.
-DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
-#pragma unroll
-    for (int mask = lanes / 2; mask; mask /= 2) {
-        const u32 other = ptx::shuffle_xor(value, mask);
-        value = other > value ? other : value;
-    }
-    if (ptx::lane() == 0) ptx::shared_store(shared + ptx::warp() * 4, value);
-    ptx::sync_block();
-    for (int warp = 0; warp < ptx::warps(); warp++) {
-        const u32 other = ptx::shared_load<u32>(shared + warp * 4);
-        value = other > value ? other : value;
-    }
-    return value;
-}
-
 // This thread's element of a segment of the result. shared: three words a thread.
 template <class Source>
 DEVICE float rotate(Source& source, const Rotation& r, int segment, ptx::Shared shared) {

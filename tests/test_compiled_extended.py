@@ -9,11 +9,11 @@ from codegemm.engines.cuda import compiler, extended, launch
 
 X_TYPES = tuple(launch.X_TYPES.values())
 PLAIN = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X_TYPES]
-ROTATIONS = [f"rotate_x<{x}, {each}>" for x in X_TYPES for each in (1, 2, 4)]
+ROTATIONS = [f"rotate_x<{x}, {y}, {each}>" for x in X_TYPES for y in ("Half", "Float") for each in (1, 2, 4)]
 # Those of fp16 on all architectures, the others on one in turns.
 INSTANCES = list(
     dict.fromkeys([
-        *itertools.product(("sum_groups<Half>", "finish<Half>", "rotate_x<Half, 4>"), compiler.ARCHITECTURES),
+        *itertools.product(("sum_groups<Half>", "finish<Half>", "rotate_x<Half, Float, 4>"), compiler.ARCHITECTURES),
         *zip(PLAIN + ROTATIONS, itertools.cycle(compiler.ARCHITECTURES)),
     ])
 )  # fmt: skip

@@ -8,6 +8,7 @@ from emulator import cases, emulate, gpu
 
 import codegemm
 from codegemm import arrays, dispatch
+from codegemm.baselines.dense_cuda import DequantDenseCuda
 from codegemm.engines.cuda import compiler, extended, model
 from codegemm.engines.cuda.extended import CudaExtended
 from codegemm.engines.cuda.gpu import KNOWN
@@ -21,10 +22,10 @@ FLOAT32 = np.dtype(np.float32)
 PRODUCTS = [
     # rows, columns, configuration, x's dtype, rows of x
     (40, 96, "m1v4g24+rotated+offsets", "float16", 3),
-    (33, 1536, "m2v8g128+rotated", "float16", 1),
+    (33, 1536, "m1v4g24+rotated", "float16", 1),
     (64, 96, "m1v4g24+offsets", "bfloat16", 16),
-    (17, 60, "m1v4b4g20+terms3", "float32", 1),
-    (50, 96, "m2v8g-1+rotated8+added+terms2", "bfloat16", 9),
+    (17, 120, "m1v4g24+terms3", "float32", 3),
+    (50, 96, "m1v4g24+rotated8+added+terms2", "bfloat16", 3),
 ]
 
 
@@ -68,9 +69,37 @@ def test_all_kernels_multiply_extended_weights(name, n, emulated_gpu, make_weigh
     assert error(y, truth) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
-    ("columns", "block"), [(30, 2), (7, 1), (96, 32), (192, 64), (768, 256), (1024, 512), (3072, 1024), (4096, 2048),
-    (12288, 4096)]
+    ("config", "dtype"),
+    [("m1v4g24+rotated+offsets", "bfloat16"), ("m1v4g24+rotated", "float16"), ("m1v4b4g24+terms2", "float16")],
+)
+def test_many_rows_are_halves_under_powers_of_two(config, dtype, emulated_gpu, make_weight, rng):
+    weight, x, _ = operands(make_weight, rng, 40, 96, config, dtype, extended.FLOAT_ROWS + 5)
+    x[0] *= 6e4 / abs(x[0]).max()
+    x[1] = 6e4 * (1 if weight.signs is None else weight.signs)  # all of it in one number of each block
+    x[2] *= 1e-5
+    x[3] = 0
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    x[4, 50] = np.inf
+    y, _ = gpu.multiply(kernel_of("dequant_dense", weight.spec), weight, x)
+    assert error(y[5:], truth[5:]) <= TOLERANCE
+    assert all(error(y[row], truth[row]) <= 5e-3 for row in range(3))
+    assert not y[3].any()
+    assert not np.isfinite(y[4]).any()
+
+
+def test_a_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, 40, 96, "m1v4g24+rotated", "float16", extended.FLOAT_ROWS + 1)
+    bound = codegemm.plan(weight.to("cuda"), len(x), x.dtype, "dequant_dense")
+    for n in (len(x), extended.FLOAT_ROWS, 1):
+        y = gpu.aligned(np.full((n, 40), np.nan, np.float32))
+        bound(gpu.aligned(x[:n]), y)
+        assert error(y.host, truth[:n]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("columns", "block"), [(30, 2), (96, 32), (768, 256), (3072, 1024), (4096, 2048), (12288, 4096)]
 )  # fmt: skip
 def test_rotations_of_every_block(columns, block, emulated_gpu, rng):
     """Whole, several and partial thread blocks of a row; one to four numbers a thread."""
@@ -79,12 +108,13 @@ def test_rotations_of_every_block(columns, block, emulated_gpu, rng):
     signs = rng.choice([-1, 1], columns).astype(np.int8)
     factors = gpu.aligned((signs / np.sqrt(block)).astype(np.float32))
     prepared = extended.Prepared(spec, "cuda:0", None, {"factors": factors})
-    where = extended.Places(1 << 16, 0, 0, (1 << 16) + 8 * columns)
-    made = extended._arguments(prepared, 2, FLOAT32, where)
+    where = extended.Places(1 << 16, 0, 0, 0, (1 << 16) + 8 * columns)
+    given = extended.Given(FLOAT32, changed=True, scaled=False)
+    made = extended._arguments(prepared, 2, given, FLOAT32, where)
     for order in emulate.ORDERS:
         workspace = gpu.aligned(np.full(where.end, 0xFF, np.uint8))
         grid, threads, shared = extended.shape(spec, 2, "rotate_x")
-        name = extended.instance(spec, "rotate_x", x.dtype)
+        name = extended.instance(spec, "rotate_x", x.dtype, given)
         arguments = [emulate.aligned(x), np.zeros(1), workspace.host, made]
         emulate.launch(extended.SOURCE, name, (*grid, 1), (threads,), shared, arguments, order)
         rotated = workspace.host[where.x :].view(np.float32).reshape(2, columns)
@@ -96,10 +126,11 @@ BARRIERS = cases.barriers("extended.cu", "hadamard.cuh")
 
 @pytest.mark.parametrize(("file", "at"), BARRIERS)
 def test_without_a_barrier_it_fails(file, at, tmp_path, emulated_gpu, make_weight, rng):
-    weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4b4g128+rotated+offsets", "float16", 1)
+    weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4g24+rotated256+offsets", "float16", 65)
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
-    with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):
-        gpu.multiply(kernel_of("psumbook", weight.spec), weight, x, folder=folder)
+    with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):  # noqa: PT012
+        gpu.multiply(kernel_of("psumbook", weight.spec), weight, x[:1], folder=folder)
+        gpu.multiply(kernel_of("dequant_dense", weight.spec), weight, x, folder=folder)
 
 
 def test_nan_and_infinity_stay_in_their_row(emulated_gpu, make_weight, rng):
@@ -148,9 +179,20 @@ def test_what_is_compiled_and_predicted():
         whole = model.seconds(kernel.work(spec, 1, FLOAT32, gpu_kind), gpu_kind)
         inner = model.seconds(kernel.inner.work(spec.core, 1, FLOAT32, gpu_kind), gpu_kind)
         assert inner < whole < inner + 20e-6
-    assert extended.instances(spec, np.dtype(np.float16)) == ["rotate_x<Half, 4>", "sum_groups<Float>", "finish<Half>"]
-    plain = spec_of((4096, 4096), "m2v8g128+offsets")
-    assert extended.instances(plain, np.dtype(np.float16)) == ["sum_groups<Half>", "finish<Half>"]
+    half, plain = np.dtype(np.float16), spec_of((4096, 4096), "m2v8g128+offsets")
+    assert extended.instances(spec, half, kernel.given(spec, 64, half)) == [
+        "rotate_x<Half, Float, 4>", "sum_groups<Float>", "finish<Half>",
+    ]  # fmt: skip
+    assert extended.instances(spec, half, kernel.given(spec, 65, half)) == [
+        "rotate_x<Half, Half, 4>", "sum_groups<Half>", "finish<Half>",
+    ]  # fmt: skip
+    assert extended.instances(plain, half, kernel.given(plain, 65, half)) == ["sum_groups<Half>", "finish<Half>"]
+    # Tensor cores take as long for float32 as for eight times as many fp16.
+    dense = CudaExtended(DequantDenseCuda())
+    h100 = KNOWN["h100"]
+    assert model.seconds(dense.work(spec, 2048, half, h100), h100) < 0.3 * model.seconds(
+        dense.work(spec, 2048, FLOAT32, h100), h100
+    )
 
 
 def test_warmup_compiles_what_products_launch(emulated_gpu, make_weight, rng):

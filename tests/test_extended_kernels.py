@@ -14,7 +14,6 @@ from codegemm.comparison import measure, runner, sources
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.extended import ExtendedKernel
-from codegemm.formats.names import spec_of
 from codegemm.prediction import predict
 from codegemm.quantize.progress import Progress
 
@@ -195,16 +194,15 @@ def test_costs_count_what_is_around_the_core():
         assert kernel.estimate(spec, 2, dtype, "cpu") > kernel.inner.estimate(spec.core, 2, dtype, "cpu")
 
 
-def test_random_weights_are_tuned_compared_and_predicted(tuned_cache):
+def test_random_weights_are_tuned_compared_and_predicted(monkeypatch):
+    monkeypatch.setattr(measure, "machine", lambda engine: measure.Machine(engine, "", 1, 1e10))
     config = "m1v4g32+rotated+offsets"
     [case] = [sources.shape_case((64, 128), [config])]
-    found, _ = tuning.tune([case], [1], "cpu", np.dtype(np.float32), 1e-3, Progress("", False))
-    assert [measured.choice.weights for measured in found] == [config]
-    assert set(found[0].seconds) == {"psumbook", "dequant"}
-    chosen = dispatch.select(spec_of((64, 128), config), 1, np.dtype(np.float32), "cpu")
-    assert chosen.name == found[0].choice.kernel
+    [found] = tuning._measure(case.weight(config), [1], np.dtype(np.float32), 0)
+    assert found.choice.weights == config
+    assert set(found.seconds) == {"psumbook", "dequant"}
     kernels = measure.compared_kernels("cpu", ["psumbook", "dense", "aqlm"])
-    result = runner.run([case], kernels, [2], "cpu", 1e-3, Progress("", False), [""])
+    result = runner.run([case], kernels, [2], "cpu", 0, Progress("", False), [""])
     assert {row.kernel for row in result.rows} == {"psumbook", "dense"}
     assert all(row.error < 1e-3 and row.config in ("", config) for row in result.rows)
     rows = predict(KNOWN["h100"], [(4096, 4096)], ["m2v8g128", "m2v8g128+rotated"], [1])

@@ -93,7 +93,7 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
     [instructions] = [each for each in isa.ALL if each.name == name]
     options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
-    for source in ("psumbook.cpp", "dequant.cpp"):
+    for source in ("psumbook.cpp", "dequant.cpp", "extended.cpp"):
         subprocess.run(["g++", *options, str(SOURCES / source)], check=True)
 
 

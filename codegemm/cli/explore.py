@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -17,7 +18,12 @@ from codegemm.cli.options import ListOf, check_plotting, check_writable, find_en
 @click.option("--calibration", type=click.Path(path_type=Path), help="What x is like; errors are of outputs then.")
 @click.option("--rotate", is_flag=True, help="Try every configuration with a rotation, too.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of x.")
-@click.option("--output", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw it there (PNG).")
+@click.option(
+    "--output",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw it there (PNG); explore.png if matplotlib is installed.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result there.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -52,9 +58,11 @@ def explore(
     from codegemm.quantize.progress import Progress
 
     check_bits(bits)
-    check_writable(plot_path, json_path)
     if plot_path is not None:
         check_plotting("--output")
+    elif find_spec("matplotlib"):
+        plot_path = Path("explore.png")
+    check_writable(plot_path, json_path)
     settings = Settings(find_engine(engine), rows, seed, seconds)
     matrices = load_matrices(weights, tensors, calibration)
     chosen = runner.choose(matrices, bits, rotate)
@@ -71,5 +79,8 @@ def explore(
         report.write_json(result, json_path)
     if plot_path is not None:
         plot.write_plot(result, plot_path)
+        click.echo(f"drawn: {plot_path}")
+    else:
+        click.echo("not drawn: matplotlib is not installed (pip install 'codegemm[plot]')")
     if result.unfinished:
         sys.exit(130)

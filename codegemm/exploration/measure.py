@@ -64,11 +64,6 @@ class Measured:
     dense_seconds: float
 
     @property
-    def relative_time(self) -> float:
-        """In multiples of the dense product's."""
-        return self.seconds / self.dense_seconds
-
-    @property
     def parsed(self) -> CodebookConfig:
         """The configuration."""
         return CodebookConfig.parse(self.config)
@@ -76,7 +71,7 @@ class Measured:
     @property
     def point(self) -> tuple[float, float, float]:
         """What is traded: size, error and time."""
-        return self.bits_per_weight, self.error, self.relative_time
+        return self.bits_per_weight, self.error, self.seconds
 
 
 class Bench:

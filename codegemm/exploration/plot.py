@@ -22,6 +22,7 @@ _COLOURS = {1: "#0072B2", 2: "#D55E00", 3: "#009E73", 4: "#CC79A7"}
 _MARKERS = {2: "v", 4: "o", 8: "s", 16: "D"}  # by the vector length
 _FRONT = "#555555"
 _FONT = 6.5
+_DPI = 130
 _LEAST_ERROR = 1e-12  # a logarithmic axis has no zero
 
 
@@ -34,7 +35,7 @@ def write_plot(result: Exploration, path: str | Path) -> None:
 
     shown = [explored for explored in result.matrices if explored.measured]
     figure, panels = pyplot.subplots(
-        len(shown), 2, figsize=(15, 0.9 + 6.2 * len(shown)), squeeze=False, layout="constrained"
+        len(shown), 2, figsize=(15, 0.9 + 6.2 * len(shown)), squeeze=False, layout="constrained", dpi=_DPI
     )
     for (size, time), explored in zip(panels, shown):
         _draw(size, explored, 0)
@@ -54,23 +55,24 @@ def write_plot(result: Exploration, path: str | Path) -> None:
         _label_points(size, explored, 0)
         _label_points(time, explored, 2)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=_DPI)
     pyplot.close(figure)
     replace_file(path, [buffer.getvalue()])
 
 
-def _position(measured: Measured, axis: int) -> tuple[float, float]:
-    """(size or time, error)."""
-    return measured.point[axis], max(measured.error, _LEAST_ERROR)
+def _position(measured: Measured, axis: int, explored: Explored) -> tuple[float, float]:
+    """(size or relative time, error)."""
+    x = measured.seconds / explored.dense_seconds if axis == 2 else measured.bits_per_weight
+    return x, max(measured.error, _LEAST_ERROR)
 
 
 def _draw(panel: Any, explored: Explored, axis: int) -> None:
     """Points, those of the front of all three filled; as a line the front of the panel's own two."""
-    points = [_position(measured, axis) for measured in explored.measured]
+    points = [_position(measured, axis, explored) for measured in explored.measured]
     line = sorted(point for point, front in zip(points, pareto(points)) if front)
     panel.plot(*zip(*line), color=_FRONT, linewidth=1, zorder=1)
     for measured, front in explored.by_size():
-        x, y = _position(measured, axis)
+        x, y = _position(measured, axis, explored)
         config = measured.parsed
         colour = _COLOURS[config.m]
         face = colour if front else "white"
@@ -91,7 +93,7 @@ def _draw(panel: Any, explored: Explored, axis: int) -> None:
 def _label_points(panel: Any, explored: Explored, axis: int) -> None:
     """Names beside the points, with a line to those that had to go further away."""
     ordered = sorted(explored.by_size(), key=lambda pair: not pair[1])  # the front has the first choice of places
-    points = panel.transData.transform([_position(measured, axis) for measured, _ in ordered])
+    points = panel.transData.transform([_position(measured, axis, explored) for measured, _ in ordered])
     frame = panel.get_window_extent()
     bounds = (frame.x0, frame.y0, frame.x1, frame.y1)
     texts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,11 @@ class Explored:
     calibrated: bool
     measured: list[Measured] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dense_seconds(self) -> float:
+        """Of the dense product: the median over all candidates' turns, so that one bad moment decides nothing."""
+        return statistics.median(one.dense_seconds for one in self.measured)
 
     def by_size(self) -> list[tuple[Measured, bool]]:
         """Each with whether it is on the Pareto front of size, error and time; the smallest first."""

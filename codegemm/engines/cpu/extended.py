@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from codegemm.engines.cpu import compiler, library
-from codegemm.engines.extended import ExtendedKernel, around, changes_x, finishes, inner_dtype
+from codegemm.engines.extended import ExtendedKernel, around, finishes
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.formats.hadamard import rotate_blocks
 from codegemm.formats.weight import Spec, Weight
@@ -60,7 +60,7 @@ class CpuExtended(ExtendedKernel):
         return Prepared(spec, self.inner.prepare(weight.core, device), arguments)
 
     def load(self, prepared: Prepared, n: int, dtype: np.dtype) -> None:
-        self.inner.load(prepared.core, n, inner_dtype(prepared.spec, dtype))
+        self.inner.load(prepared.core, n, self.given(prepared.spec, n, dtype).dtype)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         spec, n = prepared.spec, len(x)
@@ -68,8 +68,9 @@ class CpuExtended(ExtendedKernel):
         x32 = _floats(workspace, where.x, (n, spec.core.in_features))
         sums = _floats(workspace, where.sums, (n, spec.groups if spec.offsets else 0))
         _before(prepared, x, x32, sums)
-        inner_x = x32 if changes_x(spec) or inner_dtype(spec, x.dtype) != x.dtype else x
-        if not finishes(spec, x.dtype, out.dtype):
+        given = self.given(spec, n, x.dtype)
+        inner_x = x32 if given.changed or given.dtype != x.dtype else x
+        if not finishes(spec, given, out.dtype):
             return self.inner.run(prepared.core, inner_x, out, workspace, stream)
         y32 = _floats(workspace, where.y, (n, spec.out_features))
         self.inner.run(prepared.core, inner_x, y32, workspace, stream)
@@ -80,8 +81,9 @@ class CpuExtended(ExtendedKernel):
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         assert isinstance(spec, ExtendedSpec)
-        inner = self.inner.estimate(spec.core, n, inner_dtype(spec, dtype), device)
-        return inner + MULTIPLY_ADD * sum(cost.multiply_adds for cost in around(spec, n, dtype))
+        given = self.given(spec, n, dtype)
+        inner = self.inner.estimate(spec.core, n, given.dtype, device)
+        return inner + MULTIPLY_ADD * sum(cost.multiply_adds for cost in around(spec, n, dtype, given))
 
 
 # Of what is around the inner kernel, in units of a Psumbook's lookup for one row of x; the same for all of them.

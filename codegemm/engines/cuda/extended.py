@@ -16,7 +16,7 @@ from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import MIN_ARCH, X_TYPES, CudaKernel, Launch, Launches, Run, launch
 from codegemm.engines.cuda.model import START, Work, balance, seconds
 from codegemm.engines.cuda.rows import COUNTER_BYTES
-from codegemm.engines.extended import FLOAT32, ExtendedKernel, Places, changes_x, finishes, inner_dtype
+from codegemm.engines.extended import FLOAT32, ExtendedKernel, Given, Places, finishes, given
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.formats.weight import Spec, Weight
 
@@ -24,13 +24,16 @@ SOURCE = "extended.cu"
 LANES = 32
 MAX_THREADS = 1024  # must match `most_threads` in extended.cu
 FINISH_ROWS = 8  # of x, and warps of a thread block: must match `finish_rows` there
+# Rows of x beyond which x' is fp16: a library's product takes the same time for float32 as for eight times the rows.
+FLOAT_ROWS = 64
 _LEAST_THREADS = 256
 _STEP_LATENCY = 40.0  # clocks of a step of a Hadamard transform, which wait for each other
 # `Extended` in extended.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("factors", "addends")]
-    + [(name, np.int32) for name in ("batch", "columns", "rows", "block", "terms", "groups", "changed", "y_is_float")]
-    + [(name, np.uint64) for name in ("x", "y", "sums")],
+    + [(name, np.int32) for name in ("batch", "columns", "rows", "block", "terms", "groups")]
+    + [(name, np.int32) for name in ("changed", "scaled", "y_is_float")]
+    + [(name, np.uint64) for name in ("x", "y", "sums", "scales")],
     align=True,
 )
 
@@ -48,8 +51,8 @@ class Cut:
 
     @property
     def shared_bytes(self) -> int:
-        """Two words a number."""
-        return 8 * self.threads * self.each
+        """Two words a number and one a warp."""
+        return 8 * self.threads * self.each + 4 * LANES
 
 
 def cut_for(block: int) -> Cut:
@@ -75,22 +78,36 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Part:
+    """An array in the workspace."""
+
+    start: int
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    def of(self, workspace: Any) -> Any:
+        """It."""
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        return workspace[self.start : self.start + size].view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
 class _Product:
     """The inner kernel's product between the launches before and after it.
 
-    x, y: places in the workspace and shapes of x' and y'; None where these are x and y themselves.
+    x, y: x' and y'; None where these are x and y themselves.
     """
 
     before: Launches
     inner: Run
     after: Launches
-    x: tuple[int, tuple[int, int]] | None
-    y: tuple[int, tuple[int, int]] | None
+    x: Part | None
+    y: Part | None
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         self.before(x, out, workspace, stream)
-        inner_x = x if self.x is None else _floats(workspace, *self.x)
-        inner_out = out if self.y is None else _floats(workspace, *self.y)
+        inner_x = x if self.x is None else self.x.of(workspace)
+        inner_out = out if self.y is None else self.y.of(workspace)
         self.inner(inner_x, inner_out, workspace, stream)
         self.after(x, out, workspace, stream)
 
@@ -103,12 +120,16 @@ class CudaExtended(ExtendedKernel):
     def unavailable(self) -> str | None:
         return gpus.unavailable() or super().unavailable()
 
+    def given(self, spec: ExtendedSpec, n: int, dtype: np.dtype) -> Given:
+        return given(spec, dtype, halves=n > FLOAT_ROWS)
+
     def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
         """Why this product can't be on any GPU that is new enough, or None."""
         if not isinstance(spec, ExtendedSpec):
             return "it multiplies ExtendedWeights"
         inner = self.inner
-        return inner.refuses(spec.core, n, inner_dtype(spec, dtype), gpu) if isinstance(inner, CudaKernel) else None
+        dtype = self.given(spec, n, dtype).dtype
+        return inner.refuses(spec.core, n, dtype, gpu) if isinstance(inner, CudaKernel) else None
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
         if dtype.name not in X_TYPES:
@@ -132,9 +153,10 @@ class CudaExtended(ExtendedKernel):
         return prepared
 
     def load(self, prepared: Prepared, n: int, dtype: np.dtype) -> None:
-        self.inner.load(prepared.core, n, inner_dtype(prepared.spec, dtype))
-        for out_dtype in {dtype, FLOAT32}:
-            self.bind(prepared, n, dtype, out_dtype)
+        for rows in {min(n, FLOAT_ROWS), n}:
+            self.inner.load(prepared.core, rows, self.given(prepared.spec, rows, dtype).dtype)
+            for out_dtype in {dtype, FLOAT32}:
+                self.bind(prepared, rows, dtype, out_dtype)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         self.bind(prepared, len(x), x.dtype, out.dtype)(x, out, workspace, stream)
@@ -147,44 +169,46 @@ class CudaExtended(ExtendedKernel):
         return found
 
     def _decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> _Product:
-        spec, changed = prepared.spec, changes_x(prepared.spec)
-        finished = finishes(spec, dtype, out_dtype)
-        where = self.places(spec, n, prepared.device)
-        filled = _arguments(prepared, n, out_dtype, where)
+        spec, given = prepared.spec, self.given(prepared.spec, n, dtype)
+        where, finished = self.places(spec, n, prepared.device), finishes(spec, given, out_dtype)
+        filled = _arguments(prepared, n, given, out_dtype, where)
 
-        def launch_of(name: str, source_dtype: np.dtype) -> Launch:
+        def launch_of(name: str) -> Launch:
             grid, threads, shared = shape(spec, n, name)
-            made = instance(spec, name, source_dtype)
+            made = instance(spec, name, dtype, given)
             return launch(prepared.device, SOURCE, made, grid, threads, shared, (filled,), prepared.arrays)
 
-        inner = inner_dtype(spec, dtype)
-        before = [launch_of("rotate_x", dtype)] if changed else []
-        before += [launch_of("sum_groups", inner)] if spec.offsets else []
+        before = [*(["rotate_x"] if given.changed else []), *(["sum_groups"] if spec.offsets else [])]
         return _Product(
-            Launches(tuple(before)),
-            self.inner.bind(prepared.core, n, inner, FLOAT32 if finished else out_dtype),
-            Launches((launch_of("finish", dtype),) if finished else ()),
-            (where.x, (n, spec.core.in_features)) if changed else None,
-            (where.y, (n, spec.out_features)) if finished else None,
+            Launches(tuple(map(launch_of, before))),
+            self.inner.bind(prepared.core, n, given.dtype, FLOAT32 if finished else out_dtype),
+            Launches((launch_of("finish"),) if finished else ()),
+            Part(where.x, (n, spec.core.in_features), given.dtype) if given.changed else None,
+            Part(where.y, (n, spec.out_features), FLOAT32) if finished else None,
         )
 
     def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[Callable[[], object]]:
         assert isinstance(spec, ExtendedSpec)
         arch = gpus.gpu(device).arch
-        own = [compiler.Build(SOURCE, name, arch) for name in instances(spec, dtype)]
-        return (*super().builds(spec, n, dtype, device), *own)
+        made: list[Callable[[], object]] = []
+        for rows in {min(n, FLOAT_ROWS), n}:
+            made += super().builds(spec, rows, dtype, device)
+            names = instances(spec, dtype, self.given(spec, rows, dtype))
+            made += [compiler.Build(SOURCE, name, arch) for name in names]
+        return dict.fromkeys(made)
 
     def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
         """What a product's launches have to do on a GPU; of an inner kernel that says it."""
         assert isinstance(spec, ExtendedSpec)
         inner: Any = self.inner
-        return (*inner.work(spec.core, n, inner_dtype(spec, dtype), gpu), *around_work(spec, n, dtype, gpu))
+        given = self.given(spec, n, dtype)
+        return (*inner.work(spec.core, n, given.dtype, gpu), *around_work(spec, n, dtype, given, gpu))
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
         assert isinstance(spec, ExtendedSpec)
-        gpu = gpus.gpu(device)
-        inner = self.inner.estimate(spec.core, n, inner_dtype(spec, dtype), device)
-        return inner + seconds(around_work(spec, n, dtype, gpu), gpu)
+        gpu, given = gpus.gpu(device), self.given(spec, n, dtype)
+        inner = self.inner.estimate(spec.core, n, given.dtype, device)
+        return inner + seconds(around_work(spec, n, dtype, given, gpu), gpu)
 
 
 def shape(spec: ExtendedSpec, n: int, name: str) -> tuple[tuple[int, ...], int, int]:
@@ -198,29 +222,30 @@ def shape(spec: ExtendedSpec, n: int, name: str) -> tuple[tuple[int, ...], int, 
     return grid, LANES * FINISH_ROWS, 4 * LANES * FINISH_ROWS**2
 
 
-def instance(spec: ExtendedSpec, name: str, dtype: np.dtype) -> str:
-    """The template's instance for x (or, of `finish`, y) of a dtype."""
-    each = f", {cut_for(spec.block).each}" if name == "rotate_x" else ""
-    return f"{name}<{X_TYPES[dtype.name]}{each}>"
+def instance(spec: ExtendedSpec, name: str, dtype: np.dtype, given: Given) -> str:
+    """The template's instance for x of a dtype."""
+    if name == "rotate_x":
+        return f"rotate_x<{X_TYPES[dtype.name]}, {X_TYPES[given.dtype.name]}, {cut_for(spec.block).each}>"
+    return f"{name}<{X_TYPES[(given.dtype if name == 'sum_groups' else dtype).name]}>"
 
 
-def instances(spec: ExtendedSpec, dtype: np.dtype) -> list[str]:
+def instances(spec: ExtendedSpec, dtype: np.dtype, given: Given) -> list[str]:
     """All that a product launches beside the inner kernel's, whatever y's dtype."""
-    made = [instance(spec, "rotate_x", dtype)] if changes_x(spec) else []
-    made += [instance(spec, "sum_groups", inner_dtype(spec, dtype))] if spec.offsets else []
-    return [*made, instance(spec, "finish", dtype)]
+    names = [*(["rotate_x"] if given.changed else []), *(["sum_groups"] if spec.offsets else []), "finish"]
+    return [instance(spec, name, dtype, given) for name in names]
 
 
-def around_work(spec: ExtendedSpec, n: int, dtype: np.dtype, gpu: Gpu) -> list[Work]:
+def around_work(spec: ExtendedSpec, n: int, dtype: np.dtype, given: Given, gpu: Gpu) -> list[Work]:
     """What the launches beside the inner kernel's have to do, y being of x's dtype."""
     (m, k), made = spec.shape, []
-    if changes_x(spec):
+    if given.changed:
         cut, steps = cut_for(spec.block), max(spec.block.bit_length() - 1, 0)
         warps = n * k / LANES
         made.append(
             Work(
                 dram_bytes=n * k * dtype.itemsize + (4 * k if spec.block else 0),
-                l2_bytes=4 * n * spec.core.in_features,
+                l2_bytes=given.dtype.itemsize * n * spec.core.in_features
+                + (n * k * dtype.itemsize * cut.row_blocks(k) if given.scaled else 0),
                 wavefronts=warps * (2 + 2 * max(0, steps - 5)),
                 instructions=warps * (10 + 4 * steps + 2 * spec.terms),
                 balance=balance(n * cut.row_blocks(k), gpu.multiprocessors),
@@ -228,8 +253,10 @@ def around_work(spec: ExtendedSpec, n: int, dtype: np.dtype, gpu: Gpu) -> list[W
             )
         )
     if spec.offsets:
-        made.append(Work(dram_bytes=0, l2_bytes=4 * n * k, instructions=n * k / LANES * 4, latency=START))
-    if finishes(spec, dtype, dtype):
+        made.append(
+            Work(dram_bytes=0, l2_bytes=given.dtype.itemsize * n * k, instructions=n * k / LANES * 4, latency=START)
+        )
+    if finishes(spec, given, dtype):
         groups = spec.groups if spec.offsets else 0
         passes = -(-n // FINISH_ROWS)
         made.append(
@@ -244,17 +271,13 @@ def around_work(spec: ExtendedSpec, n: int, dtype: np.dtype, gpu: Gpu) -> list[W
     return made
 
 
-def _arguments(prepared: Prepared, n: int, out_dtype: np.dtype, where: Places) -> np.ndarray:
+def _arguments(prepared: Prepared, n: int, given: Given, out_dtype: np.dtype, where: Places) -> np.ndarray:
     spec = prepared.spec
     return np.array(
         (
             *(gpus.address(prepared.arrays[name]) if name in prepared.arrays else 0 for name in ("factors", "addends")),
             n, spec.in_features, spec.out_features, max(spec.block, 1), spec.terms, spec.groups if spec.offsets else 0,
-            changes_x(spec), out_dtype == FLOAT32, where.x, where.y, where.sums,
+            given.changed, given.scaled, out_dtype == FLOAT32, where.x, where.y, where.sums, where.scales,
         ),
         ARGUMENTS,
     )  # fmt: skip
-
-
-def _floats(workspace: Any, start: int, shape: tuple[int, int]) -> Any:
-    return workspace[start : start + 4 * shape[0] * shape[1]].view(np.float32).reshape(shape)
