@@ -1,0 +1,167 @@
+"""`codegemm explore`: which configurations are tried, what is on the front, and the command as a user runs it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import codegemm
+from codegemm import cache, calibration
+from codegemm.cli import cli
+from codegemm.exploration import measure as exploring
+from codegemm.exploration import plot
+from codegemm.exploration.candidates import MOST, Candidate, candidates
+from codegemm.exploration.front import pareto
+from codegemm.quantize import stored
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 800),
+    st.lists(st.sampled_from([1, 1.5, 2, 3, 4, 6]), min_size=1, max_size=3),
+)
+def test_candidates_fit_their_budgets(rows, columns, bits):
+    found = candidates((rows, columns), bits)
+    assert len(found) == len(set(found)) <= MOST * len(bits)
+    for config in found:
+        size = config.bits_per_weight(rows, columns)  # raises where the shape can't hold it
+        assert any(budget - 0.5 <= size <= budget + 0.25 for budget in bits)
+
+
+def test_candidates_of_a_large_layer():
+    found = [str(config) for config in candidates((4096, 4096), [2])]
+    assert len(found) == MOST
+    assert any(name.startswith("m1v4") for name in found)
+    assert any(name.startswith("m2v8") for name in found)
+
+
+def test_a_candidate_is_named_as_quantize_takes_it():
+    config = candidates((4096, 4096), [2])[0]
+    assert str(Candidate(config, True)) == f"{config}+rotated"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*3 * [st.integers(0, 4)]), max_size=12))
+def test_the_front_is_what_nothing_beats(points):
+    for point, front in zip(points, pareto(points), strict=True):
+        beaten = any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
+        assert front != beaten
+
+
+def test_labels_do_not_overlap(rng):
+    points = rng.uniform(0, 600, (20, 2))
+    sizes = [(40.0, 9.0)] * len(points)
+    corners = np.array(plot.place(points, sizes, (-100, -100, 800, 800)))
+    for i, (x, y) in enumerate(corners):
+        for left, bottom in corners[:i]:
+            assert abs(x - left) >= 40 - 1e-6 or abs(y - bottom) >= 9 - 1e-6
+
+
+def cache_in(folder):
+    """The cache's functions, for a cache there."""
+
+    def elsewhere(function):
+        def call(*arguments):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setenv("CODEGEMM_CACHE_DIR", str(folder))
+                return function(*arguments)
+
+        return call
+
+    return SimpleNamespace(key=cache.key, lookup=elsewhere(cache.lookup), store=elsewhere(cache.store))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, rng):
+    monkeypatch.chdir(tmp_path)
+    for module in (exploring, stored):  # compiled kernels stay where they are
+        monkeypatch.setattr(module, "cache", cache_in(tmp_path / "cache"))
+    tensors = {"a.weight": rng.standard_normal((96, 64), np.float32), "zero.weight": np.zeros((8, 64), np.float32)}
+    save_file(tensors | {"odd.weight": np.ones((5, 3), np.float32)}, tmp_path / "dense.safetensors")
+    return tmp_path
+
+
+def explore(*arguments):
+    return CliRunner().invoke(
+        cli, ["explore", "dense.safetensors", "--engine", "cpu", "--seconds", "0.01", *map(str, arguments)]
+    )
+
+
+def test_a_second_run_quantises_nothing(folder, monkeypatch):
+    arguments = ("--tensor", "a.weight", "--bits", "2", "--json", "out.json")
+    first = explore(*arguments)
+    assert first.exit_code == 0, first.output
+    found = json.loads((folder / "out.json").read_text())
+    monkeypatch.setattr(stored, "quantize", None)
+    monkeypatch.setattr(exploring, "quantized", None)
+    again = explore(*arguments)
+    assert again.exit_code == 0, again.output
+    assert json.loads((folder / "out.json").read_text()) == found
+    assert (folder / "explore.png").read_bytes().startswith(b"\x89PNG")
+    [matrix] = found["matrices"]
+    points = [(one["bits_per_weight"], one["error"], one["seconds"]) for one in matrix["candidates"]]
+    assert [one["front"] for one in matrix["candidates"]] == pareto(points)
+    assert matrix["candidates"][0]["config"] in first.output
+    one, original = matrix["candidates"][0], load_file(folder / "dense.safetensors")["a.weight"]
+    gap = original - codegemm.quantize(original, one["config"]).dequantize()
+    assert one["error"] == pytest.approx(np.linalg.norm(gap) ** 2 / np.linalg.norm(original) ** 2, rel=1e-4)
+
+
+def test_calibrated_and_rotated(folder, rng):
+    seen = codegemm.Calibration(64)
+    seen.update(rng.standard_normal((500, 64)) @ rng.standard_normal((64, 64)))
+    calibration.save(folder / "inputs.safetensors", {"a": seen})
+    done = explore("--tensor", "a.weight", "--bits", "1", "--calibration", "inputs.safetensors", "--rotate")
+    assert done.exit_code == 0, done.output
+    assert "output error" in done.output
+    assert "+rotated" in done.output
+
+
+def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
+    measure, calls = exploring.Bench.measure, []
+
+    def interrupted(self, candidate):
+        calls.append(candidate)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(self, candidate)
+
+    monkeypatch.setattr(exploring.Bench, "measure", interrupted)
+    done = explore("--tensor", "a.weight", "--bits", "2")
+    assert done.exit_code == 130
+    assert "more were not measured" in done.output
+    assert str(calls[0]) in done.output
+    assert len(list((folder / "cache" / "measured").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--bits", "0"), "bits '0': must be numbers from"),
+        (("--bits", "99"), "bits '99': must be numbers from"),
+        (("--bits", "abc"), "abc"),
+        (("--tensor", "b.weight"), "no tensor 'b.weight'"),
+        (("--tensor", "zero.weight"), "all its elements are zero"),
+        (("--tensor", "odd.weight"), "no configuration stores 5 x 3"),
+        (("--output", "no folder/x.png"), "there is no folder"),
+        (("--calibration", "dense.safetensors"), "holds no calibration"),
+        (("--tensor", "a.weight", "--rows", "0"), "0"),
+    ],
+)
+def test_mistakes_are_named_before_work_begins(arguments, message, folder, monkeypatch):
+    monkeypatch.setattr(exploring.Bench, "measure", None)
+    done = explore(*arguments)
+    assert done.exit_code not in (0, 130)
+    assert message in done.output + str(done.exception)
+
+
+def test_a_file_that_is_not_there(folder):
+    done = CliRunner().invoke(cli, ["explore", "none.safetensors"])
+    assert done.exit_code != 0
+    assert "no such file" in done.output + str(done.exception)
