@@ -13,7 +13,7 @@ PRODUCTS = textwrap.dedent(
     import numpy as np
     import codegemm
     from codegemm.comparison.sources import random_weight
-    from codegemm.dispatch import kernels, registered
+    from codegemm.dispatch import kernel_for, kernels, registered
 
     codegemm.set_num_threads(3)
     rng = np.random.default_rng()
@@ -23,6 +23,7 @@ PRODUCTS = textwrap.dedent(
         (300, 512, "m1v4g128"), (77, 528, "m2v8g-1"), (33, 7, "m8v1b1g1"), (65, 390, "m3v13b6g26"),
         (5, 264, "m1v8b12g-1"), (130, 256, "m1v4b4g4"), (64, 256, "m2v8b8g-1"), (48, 768, "e8p"),
         (600, 4096, "m2v4g128"),  # pieces of K
+        (77, 252, "m1v4g12+rotated+offsets"), (65, 132, "m1v4b4g44+terms3"),
     ):
         weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
         dense = weight.dequantize(np.float64)
@@ -30,7 +31,7 @@ PRODUCTS = textwrap.dedent(
             x = rng.standard_normal((n, columns)).astype(np.float32)
             size = np.linalg.norm(np.abs(x) @ np.abs(dense).T)
             for name in [info.name for info in kernels(weight, n) if info.usable]:
-                kernel = known[name]
+                kernel = kernel_for(known[name], weight.spec)
                 out = np.full((n, rows), np.nan, np.float32)
                 # Of exactly as many bytes as are promised to suffice.
                 workspace = np.full(kernel.workspace(weight.spec, n, "cpu"), 0xFF, np.uint8)
