@@ -18,6 +18,7 @@ from codegemm.quantize.sweep import Rows, choose, improve
 _ROUNDS = 2  # of codes, codebooks and scales; codes once more follow
 _BEAM = 8
 _PARTS, _FEW, _MANY = 8, 64, 1024  # of the rows that are coded together, and how many they may be
+_NORMAL = 1 << 24  # numbers of the equations of scales that are held at a time
 
 
 def refine(
@@ -36,7 +37,8 @@ def refine(
     codes = weight.codes.copy()
     codebooks, scales = weight.codebooks.astype(np.float32), weight.scales.astype(np.float32)
     step = min(max(-(-len(matrix) // _PARTS), _FEW), _MANY)
-    blocks = [slice(first, first + step) for first in range(0, len(matrix), step)]
+    blocks = _blocks(len(matrix), step)
+    few = _blocks(len(matrix), min(step, max(1, _NORMAL // scales.shape[1] ** 2)))
     progress.total((_ROUNDS + 1) * len(blocks))
 
     def recode(anew: bool) -> None:
@@ -56,10 +58,14 @@ def refine(
         if stop.is_due():
             break
         codebooks = halves(fit_codebooks(matrix, codes, scales, codebooks, hessian.all.matrix, arithmetic))
-        for part in blocks:
+        for part in few:
             scales[part] = fit_scales(matrix[part], codes[part], scales[part], codebooks, hessian.all.matrix)
     recode(anew=False)
     return CodebookWeight(codes, codebooks.astype(np.float16), scales.astype(np.float16))
+
+
+def _blocks(rows: int, step: int) -> list[slice]:
+    return [slice(first, first + step) for first in range(0, rows, step)]
 
 
 def _recoded(rows: Rows, codebooks: Vectors, hessian: Hessian, anew: bool, arithmetic: Arithmetic) -> Rows:
