@@ -245,6 +245,8 @@ def test_inputs_that_cannot_be_added(x, error, message):
         ({"calibration": np.eye(K)}, TypeError, "calibration: ndarray, must be a codegemm.Calibration"),
         ({"calibration": codegemm.Calibration(7)}, ValueError, "calibration: in_features=7, W has 128"),
         ({"calibration": codegemm.Calibration(K)}, ValueError, "all inputs of its 0 rows are zero"),
+        ({"config": "e8p+rotated"}, ValueError, "config 'e8p\\+rotated': e8p rotates"),
+        ({"config": "m1v4+turned"}, ValueError, "configuration 'm1v4\\+turned'"),
         ({"config": "e8p", "rotate": True}, ValueError, "config 'e8p': takes no calibration"),
         ({"config": "e8p", "calibration": codegemm.Calibration.of(np.eye(K), 1)}, ValueError, "config 'e8p'"),
     ],
@@ -309,6 +311,7 @@ def test_rotation_makes_any_matrix_as_easy_as_a_gaussian(rng):
 def test_a_rotated_weight_is_an_extended_one(matrix):
     rotated = codegemm.quantize(matrix, "m1v4b6", rotate=True)
     assert isinstance(rotated, codegemm.ExtendedWeight)
+    assert codegemm.quantize(matrix, "m1v4b6+rotated") == rotated
     assert rotated.spec.block == default_block(K)
     assert set(np.unique(rotated.signs)) == {-1, 1}
 

@@ -28,7 +28,7 @@ def check_config(config: str, shape: tuple[int, int]) -> None:
     if config == E8P:
         e8p.check_shape(*shape)
     else:
-        CodebookConfig.parse(config.removesuffix(ROTATED)).check_shape(*shape)
+        _parse(config)[0].check_shape(*shape)
 
 
 @overload
@@ -117,8 +117,8 @@ def quantize(
 
     matrix = as_matrix(W)
     if isinstance(config, str) and config != E8P:
-        rotate |= config.endswith(ROTATED)
-        config = CodebookConfig.parse(config.removesuffix(ROTATED))
+        config, told = _parse(config)
+        rotate |= told
     if not isinstance(config, (str, CodebookConfig)):
         raise TypeError(f"config {config!r}: must be a CodebookConfig, its text or 'e8p'")
     if calibration is not None:
@@ -144,6 +144,14 @@ def quantize(
                 gram = gram_for(calibration, signs, block)
                 weight = calibrated.refine(matrix, weight, gram, arithmetic, stop, bar)
         return weight if signs is None else ExtendedWeight(weight, signs=signs, block=block)
+
+
+def _parse(text: str) -> tuple[CodebookConfig, bool]:
+    """A configuration and whether its text says that the inputs are rotated."""
+    plain = text.removesuffix(ROTATED)
+    if plain == E8P:
+        raise ValueError(f"config {text!r}: e8p rotates without being told")
+    return CodebookConfig.parse(plain), plain != text
 
 
 def _check_calibration(calibration: Any, in_features: int) -> None:
