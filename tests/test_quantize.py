@@ -262,6 +262,14 @@ def test_no_time_is_enough_for_a_whole_weight(gaussian):
     assert 1.05 * best < relative_mse(gaussian, weight) < 0.14
 
 
+@pytest.fixture
+def listening():
+    """Ctrl-C raises KeyboardInterrupt, also where what started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch, name, call):
     """Ctrl-C within the call of that number of one of additive's functions; gives the list of its calls."""
     calls, function = [], getattr(additive, name)
@@ -276,6 +284,7 @@ def interrupt_at(monkeypatch, name, call):
     return calls
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("name", "call"), [("solve", 2), ("_encode_rows", 1)])
 def test_an_interrupt_keeps_the_best_so_far_where_asked(name, call, gaussian, monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
@@ -293,6 +302,7 @@ def once(function):
     return lambda *arguments: left.pop()(*arguments) if left else None
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize("on_interrupt", ["raise", "return"])
 def test_an_interrupt_ends_it_otherwise(on_interrupt, gaussian, monkeypatch):
     """At once, or the second one."""
