@@ -248,7 +248,7 @@ def test_emulated_products_of_large_and_tiny_x(size, n, emulated_gpu, rng):
     x[0] *= size
     y, truth = gpu.multiply(QuipCuda(), weight, x)[0], product(x, weight)
     for row, expected in zip(y, truth):
-        assert relative(row, expected) <= 5e-4
+        assert relative(row, expected) <= 1e-3  # of one row of 48 numbers
 
 
 def test_emulated_product_of_one_large_element(emulated_gpu, rng):
