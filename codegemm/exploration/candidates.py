@@ -10,7 +10,7 @@ from itertools import chain, product, zip_longest
 from codegemm.config import CodebookConfig
 from codegemm.quantize import ROTATED
 
-MOST = 10  # configurations of a budget
+MOST = 14  # configurations of a budget
 LOWEST, HIGHEST = 0.5, 8.0  # budgets
 
 _VECTORS, _CODEBOOKS, _GROUPS = (2, 4, 8, 16), (1, 2, 3, 4), (32, 128, -1)
@@ -50,14 +50,22 @@ def check_bits(bits: Sequence[float]) -> None:
 
 
 def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
-    """Of every v and m those nearest to the budget, in turns; those with the fewest lookups a weight begin."""
-    families: dict[tuple[Fraction, int], list[CodebookConfig]] = {}
+    """Of every v and m in turns: first the most bits in codes, which lessen the error more than bits in scales do, and
+    of several such the nearest to the budget. Those with the fewest lookups a weight begin; where codebooks and scales
+    take more than half a bit of the budget, a family comes last."""
+    families: dict[tuple[int, int], list[CodebookConfig]] = {}
     for config in _largest_codebooks(shape, budget):
-        families.setdefault((Fraction(config.m, config.v), config.v), []).append(config)
-    ordered = [
-        sorted(family, key=lambda config: abs(config.bits_per_weight(*shape) - budget))
-        for _, family in sorted(families.items())
+        families.setdefault((config.m, config.v), []).append(config)
+    ranked = [
+        sorted(family, key=lambda config: (-config.b, abs(config.bits_per_weight(*shape) - budget)))
+        for family in families.values()
     ]
+
+    def order(family: list[CodebookConfig]) -> tuple[bool, Fraction, int]:
+        lookups = Fraction(family[0].m, family[0].v)
+        return family[0].b * lookups < budget - _BELOW, lookups, family[0].v
+
+    ordered = sorted(ranked, key=order)
     turns = chain.from_iterable(zip_longest(*ordered))
     return [config for config in turns if config is not None][:MOST]
 
