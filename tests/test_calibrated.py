@@ -1,20 +1,18 @@
 """Weights quantised for their inputs, and rotated: what they gain, and inputs of unusual kinds."""
 
-import importlib.util
-
 import numpy as np
 import pytest
+from test_quantize import BACKENDS, needs_torch
 
 import codegemm
 from codegemm import calibration
+from codegemm.formats.codebook import decode_rows
 from codegemm.formats.hadamard import default_block, rotate_blocks
 from codegemm.quantize import additive, arithmetic, calibrated, output_fit
 from codegemm.quantize.hessian import Hessian
 from codegemm.quantize.search import encode
-from codegemm.quantize.sweep import Rows, choose, decoded, improve
+from codegemm.quantize.sweep import Rows, choose, improve
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]
 K = 128
 
 
@@ -142,7 +140,7 @@ def test_no_row_gets_worse_by_choosing_codes_again(backend, coded):
     after = weighed(rows.errors, hessian)
     assert (after <= before * (1 + 1e-4)).all()
     assert after.sum() < 0.9 * before.sum()
-    assert np.allclose(rows.errors, rows.weights - decoded(rows.codes, rows.scales, books), atol=1e-5)
+    assert np.allclose(rows.errors, rows.weights - decode_rows(rows.codes, books, rows.scales), atol=1e-5)
 
 
 def test_feedback_is_the_nearest_point_where_inputs_are_independent(coded):
@@ -168,13 +166,13 @@ def test_codebooks_come_near_least_squares(matrix, inputs):
     for at in range(4 * 2):
         unit = np.zeros(8, np.float32)
         unit[at] = 1
-        design[..., at] = decoded(weight.codes, scales, unit.reshape(1, 4, 2))
+        design[..., at] = decode_rows(weight.codes, unit.reshape(1, 4, 2), scales)
     normal = np.einsum("rka,kl,rlb->ab", design, H, design, optimize=True)
     right = np.einsum("rka,kl,rl->a", design, H, matrix, optimize=True)
     best = np.linalg.solve(normal, right)
 
     def error(books):
-        return matrix.size * 0 + sum(np.einsum("k,kl,l->", row, H, row) for row in matrix - design @ books.ravel())
+        return sum(np.einsum("k,kl,l->", row, H, row) for row in matrix - design @ books.ravel())
 
     found = output_fit.fit_codebooks(
         matrix, weight.codes, scales, books, H.astype(np.float32), arithmetic.find("numpy", 0)
@@ -187,11 +185,11 @@ def test_scales_are_fitted_together(coded):
     hessian, rows, books = coded
     H = hessian.all.matrix
     found = output_fit.fit_scales(rows.weights, rows.codes, rows.scales, books, H)
-    after = weighed(rows.weights - decoded(rows.codes, found, books), hessian)
+    after = weighed(rows.weights - decode_rows(rows.codes, books, found), hessian)
     assert (after <= weighed(rows.errors, hessian) * (1 + 1e-4)).all()
     assert (found != rows.scales).any()
     assert (found == found.astype(np.float16)).all()
-    nudged = weighed(rows.weights - decoded(rows.codes, found * np.float32(1.01), books), hessian)
+    nudged = weighed(rows.weights - decode_rows(rows.codes, books, found * np.float32(1.01)), hessian)
     assert nudged.sum() > after.sum()
 
 

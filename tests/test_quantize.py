@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm.formats.codebook import decode
 from codegemm.quantize import additive, arithmetic, least_squares
 from codegemm.quantize.schedule import Pass
-from codegemm.quantize.search import decode, encode
+from codegemm.quantize.search import encode
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 BACKENDS = ["numpy", pytest.param("torch", marks=needs_torch)]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from codegemm.checkpoints.arguments import as_array
 from codegemm.checkpoints.uniform import check_bits, from_uniform
 from codegemm.errors import CheckpointError
+from codegemm.formats.bits import unpack
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.extended import ExtendedWeight
 
@@ -78,9 +79,7 @@ def from_awq(qweight: Any, qzeros: Any, scales: Any) -> CodebookWeight | Extende
 def _unpack(words: npt.NDArray, bits: int) -> npt.NDArray[np.uint8]:
     """Integers uint8 [rows, n] of words [rows, ceil(n*bits/32)], lowest bits first; those of a whole row's bits."""
     as_bytes = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
-    count = 8 * as_bytes.shape[1] // bits
-    flat = np.unpackbits(as_bytes, axis=1, bitorder="little", count=count * bits).reshape(len(words), count, bits)
-    return np.packbits(flat, axis=2, bitorder="little")[..., 0]
+    return unpack(as_bytes, 8 * as_bytes.shape[1] // bits, bits)
 
 
 def _unpack_awq(words: npt.NDArray) -> npt.NDArray[np.uint8]:

@@ -154,7 +154,7 @@ def _fitting(case: Case, configs: Sequence[str] | None, default: tuple[str, ...]
     """The case with its configurations: all that were asked for, or those of the default that the shape can hold."""
     if configs:
         for config in configs:
-            if case.original is None and "+" in config:
+            if case.original is None:
                 spec_of(case.shape, config)  # raises ValueError
             else:
                 check_config(config, case.shape)

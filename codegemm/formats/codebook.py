@@ -172,7 +172,7 @@ class CodebookWeight(Weight):
             first, last = host.part_starts[part : part + 2]
             for start in range(first, last, rows):
                 stop = min(start + rows, last)
-                yield start, _decode(host.codes[start:stop], codebooks, host.scales[start:stop])
+                yield start, decode_rows(host.codes[start:stop], codebooks, host.scales[start:stop])
 
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
@@ -245,13 +245,18 @@ def concat(weights: Sequence[CodebookWeight]) -> CodebookWeight:
         )
 
 
-def _decode(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:
-    """Dense rows from codes [R, K/v, m], codebooks [m, 2**b, v] and scales [R, K/g], in the codebooks' dtype."""
-    dense = codebooks[0][codes[..., 0]]
+def decode(codes: npt.NDArray, codebooks: npt.NDArray) -> npt.NDArray:
+    """The sums [..., v] of the centroids that codes [..., m] name in codebooks [m, 2**b, v], in their dtype."""
+    total = codebooks[0][codes[..., 0]]
     for c in range(1, len(codebooks)):
-        dense += codebooks[c][codes[..., c]]
-    groups = dense.reshape(*scales.shape, -1)
-    groups *= scales.astype(dense.dtype)[..., None]
+        total += codebooks[c][codes[..., c]]
+    return total
+
+
+def decode_rows(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:
+    """Dense rows from codes [R, K/v, m], codebooks [m, 2**b, v] and scales [R, K/g], in the codebooks' dtype."""
+    groups = decode(codes, codebooks).reshape(*scales.shape, -1)
+    groups *= scales.astype(groups.dtype, copy=False)[..., None]
     return groups.reshape(len(codes), -1)
 
 

@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from codegemm.config import CodebookConfig
 from codegemm.formats.bits import code_dtype
-from codegemm.formats.codebook import CodebookWeight
+from codegemm.formats.codebook import CodebookWeight, decode
 from codegemm.quantize import start
 from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.least_squares import Sums, solve, sums
 from codegemm.quantize.progress import Progress
 from codegemm.quantize.scaling import Sampler, halves, level, normalised, root_mean_squares, row_blocks
 from codegemm.quantize.schedule import Pass, Schedule
-from codegemm.quantize.search import Codes, Vectors, decode, encode
+from codegemm.quantize.search import Codes, Vectors, encode
 from codegemm.quantize.stopping import Stop
 
 _MAX_CROSS_PRODUCTS = 1 << 30  # bytes

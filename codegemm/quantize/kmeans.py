@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.quantize.arithmetic import Arithmetic
+from codegemm.quantize.least_squares import solve, sums
 from codegemm.quantize.search import Vectors, encode
 
 # k-means++ costs one pass over its sample for every centroid; above this many a random sample starts as well.
@@ -27,13 +28,12 @@ def kmeans(
     """
     centroids = start(vectors, weights, count, rng)
     for _ in range(iterations):
-        nearest = encode(vectors, centroids[None], 1, arithmetic)[:, 0].astype(np.intp)
-        sizes = np.bincount(nearest, weights, minlength=count)
-        sums = np.stack([np.bincount(nearest, weights * column, minlength=count) for column in vectors.T], axis=1)
-        used = sizes > 0
-        centroids[used] = sums[used] / sizes[used, None]
+        nearest = encode(vectors, centroids[None], 1, arithmetic)
+        found = sums(vectors, nearest, weights, count)
+        centroids = solve(found, centroids[None])[0]
         # A centroid nobody chose starts again at a vector.
-        centroids[~used] = vectors[rng.integers(0, len(vectors), int((~used).sum()))]
+        unused = found.counts[0] == 0
+        centroids[unused] = vectors[rng.integers(0, len(vectors), int(unused.sum()))]
     return centroids
 
 

@@ -39,22 +39,24 @@ def sums(vectors: Vectors, codes: Codes, weights: npt.NDArray[np.float64], centr
     NumPy adds them, in their order: on a GPU the order would differ from run to run.
     """
     m = codes.shape[1]
-    index = np.ascontiguousarray(codes.T, dtype=np.intp)
-    columns = [weights * column for column in vectors.T]
-
-    def added(at: npt.NDArray[np.intp], values: npt.NDArray, length: int) -> npt.NDArray[np.float64]:
-        return np.bincount(at, values, minlength=length).astype(np.float64, copy=False)
-
     together = {}
     for c in range(m):
         for d in range(c + 1, m):
-            pairs = added(index[c] * centroids + index[d], weights, centroids**2)
-            together[c, d] = pairs.reshape(centroids, centroids)
+            pairs = codes[:, c].astype(np.intp) * centroids + codes[:, d]
+            together[c, d] = collected(weights[:, None], pairs[:, None], centroids**2).reshape(centroids, centroids)
     return Sums(
-        np.stack([added(index[c], weights, centroids) for c in range(m)]),
+        collected(weights[:, None], codes, centroids)[..., 0],
         together,
-        np.stack([np.stack([added(index[c], column, centroids) for column in columns], 1) for c in range(m)]),
+        collected(weights[:, None] * vectors, codes, centroids),
     )
+
+
+def collected(values: npt.NDArray, codes: npt.NDArray, centroids: int) -> npt.NDArray[np.float64]:
+    """The sums [m, centroids, v] of values [n, v] over the vectors whose codes [n, m] name each centroid."""
+    columns = np.ascontiguousarray(values.T)
+    books = [np.ascontiguousarray(book, np.intp) for book in codes.T]
+    sums = [np.stack([np.bincount(book, column, centroids) for column in columns], 1) for book in books]
+    return np.stack(sums)
 
 
 def solve(found: Sums, codebooks: Vectors) -> Vectors:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.formats.codebook import decode, decode_rows
 from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.hessian import Matrix
+from codegemm.quantize.least_squares import collected
 from codegemm.quantize.scaling import halves, row_blocks
-from codegemm.quantize.search import Vectors, decode
-from codegemm.quantize.sweep import decoded
+from codegemm.quantize.search import Vectors
 
 _STEPS = 8  # of conjugate gradients
 _RIDGE = 1e-6
@@ -25,10 +24,15 @@ def fit_codebooks(
     W' is linear in them, so conjugate gradients get near the best in a few steps, each a product with H [K, K].
     """
     held = ops.put(H)
-    counts = np.stack(
-        [_added(codes[..., c].ravel(), _per_vector(scales, codes).ravel() ** 2, codebooks.shape[1])
-         for c in range(len(codebooks))]
-    )[..., None]  # fmt: skip
+    v, centroids = codebooks.shape[2], codebooks.shape[1]
+
+    def collect(weighed: Vectors, rows: slice) -> npt.NDArray[np.float64]:
+        """Sums over the k-vectors of each centroid, times their scales."""
+        groups = weighed.reshape(*scales[rows].shape, -1) * scales[rows][..., None]
+        return collected(groups.reshape(-1, v), codes[rows].reshape(-1, len(codebooks)), centroids)
+
+    per_vector = np.repeat(scales, codes.shape[1] // scales.shape[1], 1)
+    counts = collected(per_vector.reshape(-1, 1) ** 2, codes.reshape(-1, len(codebooks)), centroids)
     if not counts.any():
         return codebooks
     weight = np.maximum(counts, _RIDGE * counts.mean()) * float(np.diagonal(H).mean())
@@ -37,9 +41,9 @@ def fit_codebooks(
         """Of the matrix that books make, or of the error it leaves, times H: summed over each centroid's vectors."""
         total = np.zeros(codebooks.shape)
         for rows in row_blocks(matrix):
-            dense = decoded(codes[rows], scales[rows], books)
+            dense = decode_rows(codes[rows], books, scales[rows])
             weighed = ops.get(ops.put(matrix[rows] - dense if of_error else dense) @ held)
-            total += _collected(weighed, codes[rows], scales[rows], codebooks.shape)
+            total += collect(weighed, rows)
         return total
 
     result = codebooks.astype(np.float64)
@@ -68,7 +72,7 @@ def fit_scales(
     Only rows whose scales all come out positive change.
     """
     count, groups = scales.shape
-    plain = decode(codes.reshape(-1, codes.shape[-1]), codebooks).reshape(count, groups, -1)
+    plain = decode(codes, codebooks).reshape(count, groups, -1)
     size = plain.shape[2]
     wanted = (weights @ H).reshape(plain.shape)
     right = np.einsum("rgk,rgk->rg", plain, wanted, dtype=np.float64)
@@ -89,22 +93,3 @@ def fit_scales(
         return np.einsum("rg,rgh,rh->r", s, normal, s, optimize=True) - 2 * (s * right).sum(1)
 
     return np.where(np.logical_and(fits, (error(rounded) < error(scales))[:, None]), rounded, scales)
-
-
-def _per_vector(scales: Vectors, codes: npt.NDArray) -> Vectors:
-    """Scales [R, K/v]."""
-    return np.repeat(scales, codes.shape[1] // scales.shape[1], 1)
-
-
-def _collected(
-    weighed: Vectors, codes: npt.NDArray, scales: Vectors, shape: tuple[int, ...]
-) -> npt.NDArray[np.float64]:
-    """Sums [m, 2**b, v] over the k-vectors of each centroid, times their scales."""
-    m, centroids, v = shape
-    vectors = (weighed.reshape(*scales.shape, -1) * scales[..., None]).reshape(-1, v)
-    flat: Any = codes.reshape(-1, m)
-    return np.stack([np.stack([_added(flat[:, c], column, centroids) for column in vectors.T], 1) for c in range(m)])
-
-
-def _added(codes: npt.NDArray, values: npt.NDArray, centroids: int) -> npt.NDArray[np.float64]:
-    return np.bincount(codes, values, minlength=centroids).astype(np.float64, copy=False)

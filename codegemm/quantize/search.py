@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,18 @@ def encode(
     codebooks: Vectors,
     beam: int,
     arithmetic: Arithmetic | None = None,
-    done: Callable[[int], None] | None = None,
 ) -> Codes:
     """Codes [n, m] whose centroids [m, 2**b, v] sum to nearly the nearest point of each vector [n, v].
 
     With one codebook the nearest centroid. With two and a beam of 2**b the nearest sum. Else the `beam` best sums
-    survive each codebook; then each code is chosen once more given the others. `done` hears how many vectors are
-    finished, from several threads.
+    survive each codebook; then each code is chosen once more given the others.
     """
     ops = arithmetic or NumPy()
     search = Search(codebooks, beam, ops)
     out = np.empty((len(vectors), len(codebooks)), np.uint16)
 
     def work(begin: int) -> None:
-        block = vectors[begin : begin + search.step]
-        out[begin : begin + search.step] = search(block)
-        if done:
-            done(len(block))
+        out[begin : begin + search.step] = search(vectors[begin : begin + search.step])
 
     ops.map(work, range(0, len(vectors), search.step))
     return out
@@ -73,14 +67,6 @@ class Search:
             for c, code in enumerate(_search(self._ops, alone, self._products, self._beam)):
                 out[begin : begin + self.step, c] = self._ops.get(code)
         return out
-
-
-def decode(codes: Codes, codebooks: Vectors) -> Vectors:
-    """The sums [n, v] that codes [n, m] name."""
-    total = codebooks[0][codes[:, 0]]
-    for c in range(1, len(codebooks)):
-        total += codebooks[c][codes[:, c]]
-    return total
 
 
 def _search(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: int) -> list[Any]:

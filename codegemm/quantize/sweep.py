@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.formats.codebook import decode, decode_rows
 from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.hessian import Tie
 from codegemm.quantize.scaling import reciprocal
-from codegemm.quantize.search import Search, Vectors, decode
+from codegemm.quantize.search import Search, Vectors
 
 _SPAN = 128  # columns whose errors reach those behind them together, by one product
 
@@ -27,14 +28,7 @@ class Rows:
     @classmethod
     def of(cls, weights: Vectors, codes: npt.NDArray, scales: Vectors, codebooks: Vectors) -> Rows:
         """Rows as they are coded."""
-        return cls(weights, codes, scales, weights - decoded(codes, scales, codebooks))
-
-
-def decoded(codes: npt.NDArray, scales: Vectors, codebooks: Vectors) -> Vectors:
-    """W' [R, K] of codes [R, K/v, m] and scales [R, K/g]."""
-    vectors = decode(codes.reshape(-1, codes.shape[-1]), codebooks)
-    groups = vectors.reshape(*scales.shape, -1) * scales[..., None]
-    return groups.reshape(len(codes), -1)
+        return cls(weights, codes, scales, weights - decode_rows(codes, codebooks, scales))
 
 
 def choose(rows: Rows, codebooks: Vectors, tie: Tie, beam: int, ops: Arithmetic) -> Rows:
