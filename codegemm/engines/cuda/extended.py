@@ -13,7 +13,7 @@ from codegemm.arrays import array_module, beside
 from codegemm.engines.cuda import compiler
 from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.launch import MIN_ARCH, X_TYPES, CudaKernel, Launch, Launches, Run, launch
+from codegemm.engines.cuda.launch import X_TYPES, CudaKernel, Decided, Launch, Launches, Run, launch, unfit
 from codegemm.engines.cuda.model import START, Work, balance, seconds
 from codegemm.engines.cuda.rows import COUNTER_BYTES
 from codegemm.engines.extended import FLOAT32, ExtendedKernel, Given, Places, finishes, given
@@ -112,7 +112,7 @@ class _Product:
         self.after(x, out, workspace, stream)
 
 
-class CudaExtended(ExtendedKernel):
+class CudaExtended(Decided, ExtendedKernel):
     """Up to three launches more than the inner kernel's."""
 
     least_workspace = COUNTER_BYTES
@@ -132,12 +132,7 @@ class CudaExtended(ExtendedKernel):
         return inner.refuses(spec.core, n, dtype, gpu) if isinstance(inner, CudaKernel) else None
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if dtype.name not in X_TYPES:
-            return f"x is {dtype}: it takes {', '.join(X_TYPES)}"
-        arch = gpus.gpu(device).arch
-        if arch < MIN_ARCH:
-            return f"{device} has compute capability {arch / 10}: it needs {MIN_ARCH / 10} or later"
-        return super().supports(spec, n, dtype, device)
+        return unfit(dtype, device) or super().supports(spec, n, dtype, device)
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
         assert isinstance(weight, ExtendedWeight)
@@ -158,17 +153,7 @@ class CudaExtended(ExtendedKernel):
             for out_dtype in {dtype, FLOAT32}:
                 self.bind(prepared, rows, dtype, out_dtype)
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        self.bind(prepared, len(x), x.dtype, out.dtype)(x, out, workspace, stream)
-
-    def bind(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
-        found = prepared.runs.get((n, dtype, out_dtype))
-        if found is None:
-            made = self._decide(prepared, n, dtype, out_dtype)
-            found = prepared.runs.setdefault((n, dtype, out_dtype), made)
-        return found
-
-    def _decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> _Product:
+    def decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> _Product:
         spec, given = prepared.spec, self.given(prepared.spec, n, dtype)
         where, finished = self.places(spec, n, prepared.device), finishes(spec, given, out_dtype)
         filled = _arguments(prepared, n, given, out_dtype, where)

@@ -71,7 +71,35 @@ class Prepared:
         return Prepared(self.spec, self.device, copy.deepcopy(self.arrays, memo), dict(self.numbers))
 
 
-class CudaKernel(Kernel):
+class Decided(Kernel):
+    """A kernel whose products are decided once for each number of rows and dtypes, and kept in `prepared.runs`."""
+
+    @abstractmethod
+    def decide(self, prepared: Any, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
+        """What a product of n rows launches, compiled and loaded."""
+
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        self.bind(prepared, len(x), x.dtype, out.dtype)(x, out, workspace, stream)
+
+    def bind(self, prepared: Any, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
+        found = prepared.runs.get((n, dtype, out_dtype))
+        if found is None:
+            made = self.decide(prepared, n, dtype, out_dtype)
+            found = prepared.runs.setdefault((n, dtype, out_dtype), made)
+        return found
+
+
+def unfit(dtype: np.dtype, device: str) -> str | None:
+    """Why x of a dtype can't be multiplied on that GPU by any kernel here, or None."""
+    if dtype.name not in X_TYPES:
+        return f"x is {dtype}: it takes {', '.join(X_TYPES)}"
+    arch = gpus.gpu(device).arch
+    if arch < MIN_ARCH:
+        return f"{device} has compute capability {arch / 10}: it needs {MIN_ARCH / 10} or later"
+    return None
+
+
+class CudaKernel(Decided):
     """A kernel for x in fp16, bf16 or fp32 that is compiled for its GPU: subclasses say how a weight is arranged and
     what a product launches."""
 
@@ -84,10 +112,6 @@ class CudaKernel(Kernel):
     @abstractmethod
     def arrange(self, weight: Weight) -> Prepared:
         """The weight in the kernel's order, arranged where its arrays are: NumPy's or CuPy's."""
-
-    @abstractmethod
-    def decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
-        """What a product of n rows launches, compiled and loaded."""
 
     @abstractmethod
     def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
@@ -113,12 +137,7 @@ class CudaKernel(Kernel):
         return gpus.unavailable() or library.unavailable()
 
     def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if dtype.name not in X_TYPES:
-            return f"x is {dtype}: it takes {', '.join(X_TYPES)}"
-        gpu = gpus.gpu(device)
-        if gpu.arch < MIN_ARCH:
-            return f"{device} has compute capability {gpu.arch / 10}: it needs {MIN_ARCH / 10} or later"
-        return self.refuses(spec, n, dtype, gpu)
+        return unfit(dtype, device) or self.refuses(spec, n, dtype, gpus.gpu(device))
 
     def prepare(self, weight: Weight, device: str) -> Prepared:
         prepared = self.arrange(weight)
@@ -133,16 +152,6 @@ class CudaKernel(Kernel):
     def batches(self, n: int) -> Iterable[int]:
         """Numbers of rows for which a plan for n rows decides beforehand."""
         return range(1, n + 1)
-
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        self.bind(prepared, len(x), x.dtype, out.dtype)(x, out, workspace, stream)
-
-    def bind(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Run:
-        found = prepared.runs.get((n, dtype, out_dtype))
-        if found is None:
-            made = self.decide(prepared, n, dtype, out_dtype)
-            found = prepared.runs.setdefault((n, dtype, out_dtype), made)
-        return found
 
 
 def launch(
