@@ -19,11 +19,11 @@ import numpy as np
 
 import codegemm
 from codegemm.engines.cpu import device
+from codegemm.exploration.measure import energy
 from codegemm.quantize.arithmetic import BACKENDS, find
 from codegemm.version import __version__
 
 RESULT = Path(__file__).parents[1] / "results" / "quantize.json"
-_ROWS = 1024  # of a block
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,9 @@ def measure(case: Case, backend: str | None) -> Row:
     weight = codegemm.quantize(matrix, case.config, backend=backend)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    error = total = 0.0
-    if isinstance(weight, codegemm.CodebookWeight):
-        parts = [weight[first : first + _ROWS] for first in range(0, len(matrix), _ROWS)]
-    else:
-        parts = [weight]
-    first = 0
-    for part in parts:
-        block = matrix[first : first + part.shape[0]]
-        error += float(((block - part.dequantize()).astype(np.float64) ** 2).sum())
-        total += float((block.astype(np.float64) ** 2).sum())
-        first += part.shape[0]
+    error = energy(matrix, less=weight.dequantize()) / energy(matrix)
     name = "numpy" if case.config == "e8p" else find(backend, matrix.size).name
-    return Row(case.config, case.shape, weight.bits_per_weight, error / total, seconds, peak, name)
+    return Row(case.config, case.shape, weight.bits_per_weight, error, seconds, peak, name)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import codegemm
 from benchmarks.quantize.activations import Layer, layers
 from codegemm.engines.cpu import device
+from codegemm.exploration.measure import energy
 from codegemm.quantize import additive
 from codegemm.quantize.scaling import row_blocks
 from codegemm.quantize.schedule import Pass, Schedule
@@ -85,15 +86,17 @@ def measure(config: str, way: str, measured: list[Layer]) -> Row:
         config,
         way,
         float(np.mean([weight.bits_per_weight for weight in weights])),
-        float(np.mean([np.sum(gap**2) / np.sum(layer.weight**2) for layer, gap in zip(measured, gaps)])),
-        float(np.mean([output(gap, layer) / output(layer.weight, layer) for layer, gap in zip(measured, gaps)])),
+        float(np.mean([energy(gap) / energy(layer.weight) for layer, gap in zip(measured, gaps)])),
+        float(
+            np.mean(
+                [
+                    energy(gap, layer.unseen.H) / energy(layer.weight, layer.unseen.H)
+                    for layer, gap in zip(measured, gaps)
+                ]
+            )
+        ),
         seconds / len(measured),
     )
-
-
-def output(matrix: npt.NDArray, layer: Layer) -> float:
-    """tr(matrix H matrix^T) of the inputs that were not seen."""
-    return float(np.einsum("rk,rk->", matrix @ layer.unseen.H, matrix))
 
 
 def quantized(layer: Layer, config: str, way: str) -> codegemm.Weight:

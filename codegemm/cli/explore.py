@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from codegemm.cli.options import ListOf, check_plotting, check_writable, find_engine
+from codegemm.cli.options import ListOf, check_plotting, check_writable, find_engine, missing_plotting
 
 
 @click.command()
@@ -43,7 +42,7 @@ def explore(
     threads: int | None,
     seconds: float,
 ) -> None:
-    """Quantise a matrix of WEIGHTS in every way that fits a budget of bits; print size, error and time.
+    """Quantise a matrix of WEIGHTS in the ways that fit a budget of bits; print size, error and time.
 
     Without --tensor it takes the first matrix of the shape that the file has most of. `error` is |W - W'|^2 / |W|^2;
     with --calibration `output error` is the same of the outputs. `x dense` is the speed in multiples of the dense
@@ -60,7 +59,7 @@ def explore(
     check_bits(bits)
     if plot_path is not None:
         check_plotting("--output")
-    elif find_spec("matplotlib"):
+    elif missing_plotting() is None:
         plot_path = Path("explore.png")
     check_writable(plot_path, json_path)
     settings = Settings(find_engine(engine), rows, seed, seconds)
@@ -81,6 +80,6 @@ def explore(
         plot.write_plot(result, plot_path)
         click.echo(f"drawn: {plot_path}")
     else:
-        click.echo("not drawn: matplotlib is not installed (pip install 'codegemm[plot]')")
+        click.echo(f"not drawn: {missing_plotting()}")
     if result.unfinished:
         sys.exit(130)

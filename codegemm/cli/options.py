@@ -68,7 +68,15 @@ def check_writable(*paths: Path | None) -> None:
             raise click.BadParameter(f"{path}: can't be written to: {error.strerror}") from None
 
 
+def missing_plotting() -> str | None:
+    """Why nothing can be drawn, or None."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "matplotlib is not installed: pip install 'codegemm[plot]'"
+    return None
+
+
 def check_plotting(option: str) -> None:
     """UsageError where there is nothing to draw with."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise click.UsageError(f"{option}: matplotlib is not installed: pip install 'codegemm[plot]'")
+    reason = missing_plotting()
+    if reason:
+        raise click.UsageError(f"{option}: {reason}")

@@ -36,8 +36,6 @@ def quantize(
     W: Any,
     config: Literal["e8p"],
     *,
-    calibration: Calibration | None = ...,
-    rotate: bool = ...,
     seed: int = ...,
     progress: bool = ...,
     time_limit: float | None = ...,
@@ -121,6 +119,8 @@ def quantize(
         rotate |= told
     if not isinstance(config, (str, CodebookConfig)):
         raise TypeError(f"config {config!r}: must be a CodebookConfig, its text or 'e8p'")
+    if config == E8P and (calibration is not None or rotate):
+        raise ValueError("config 'e8p': takes no calibration, and rotates without being told")
     if calibration is not None:
         _check_calibration(calibration, matrix.shape[1])
     if backend is None and arrays.is_torch(W) and W.is_cuda:
@@ -128,8 +128,6 @@ def quantize(
     arithmetic = find(backend, matrix.size)
     with Stop(time_limit, on_interrupt) as stop:
         if not isinstance(config, CodebookConfig):
-            if calibration is not None or rotate:
-                raise ValueError("config 'e8p': takes no calibration, and rotates without being told")
             with Progress(f"quantizing to {config}", progress) as bar:
                 return lattice.quantize(matrix, seed, bar)
         signs, block = None, 0
