@@ -5,6 +5,7 @@
 #   make cpu           what the CPU engine reaches beside its targets, in ratios
 #   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
+#   make cubins    compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
 #   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
 #   make bench         two minutes of benchmarks
@@ -12,13 +13,15 @@
 PYTHON ?= python3
 TORCH ?= 1
 PART ?=
+CUBINS ?=
+ARCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters cpu accuracy gpu tables compare bench lint format wheel clean
+.PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile $(if $(filter 0,$(TORCH)),--ignore=tests/test_torch.py)
@@ -37,7 +40,10 @@ accuracy: $(VENV)/test $(VENV)/torch $(VENV)/minilm $(VENV)/transformers
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(PART)
+	$(PYTHON) -m benchmarks.gpu $(PART) $(if $(CUBINS),--cubins $(CUBINS))
+
+cubins: $(VENV)/test
+	$(BIN)/python -m benchmarks.cubins $(or $(CUBINS),cubins) --arch $(or $(ARCH),90)
 
 tables: $(VENV)/test
 	$(BIN)/python -m benchmarks.tables

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
 from codegemm.dispatch import registered
 from codegemm.engines import cuda
+from codegemm.formats.names import spec_of
 from codegemm.kernel import Kernel
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +105,12 @@ def products() -> list[tuple[Kernel, str, int]]:
     """Those whose kernels there are."""
     known = {kernel.name: kernel for kernel in registered("cuda")}
     return [(known[name], config, n) for name, config, n in PRODUCTS if name in known]
+
+
+def builds() -> Iterator[Callable[[], object]]:
+    """What the products compile."""
+    for kernel, config, n in products():
+        yield from kernel.builds(spec_of(SHAPE, config), n, DTYPE, "cuda:0")
 
 
 def multiply_once(place: int) -> None:

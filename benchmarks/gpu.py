@@ -1,31 +1,39 @@
 """`make gpu`: what a machine with a GPU can tell, in parts that run alone and leave a file each.
 
-python -m benchmarks.gpu [PART ...], from the repository's root, the cheapest part first:
+python -m benchmarks.gpu [PART ...], from the repository's root, the cheapest and most telling part first:
 
+smoke      one product of every kernel
 tests      products, graphs, streams, host time
+bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
 counters   shared-memory wavefronts and bytes of memory by ncu beside the emulator's counts
 sanitize   compute-sanitizer over small products
-bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
 
-Files go to $OUT/<gpu>/, else to benchmarks/results/<gpu>/. It needs CuPy, NumPy and pytest, and no network.
+Files go to $OUT/<gpu>/, else to benchmarks/results/<gpu>/: what a part prints, and what it measured as JSON. It needs
+CuPy, NumPy and pytest, and no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
-from benchmarks import counters, layers
+from benchmarks import counters, layers, smoke
 from codegemm.comparison.sources import LLAMA_3
 from codegemm.engines import cuda
+from codegemm.engines.cuda import compiler
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     """0 unless a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--seconds", type=float, default=330, help="of a part, after which it begins nothing more")
+    parser.add_argument("--seconds", type=float, help="of each part, after which it begins nothing more")
+    parser.add_argument("--cubins", type=Path, help="folder that `make cubins` filled")
     chosen = parser.parse_args(arguments)
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
@@ -43,8 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
     reason = cuda.unavailable()
     if reason:
         parser.exit(1, f"{reason}\n")
+    if chosen.cubins:
+        print(f"{compiler.adopt(chosen.cubins)} cubins of {chosen.cubins}")
     folder = results_folder(cuda.name())
-    failed = [part for part in chosen.parts or PARTS if not PARTS[part](folder / part, chosen.seconds)]
+    failed = []
+    for part in chosen.parts or PARTS:
+        run, seconds = PARTS[part]
+        with _kept((folder / part).with_suffix(".txt")):
+            print(f"---- {part}", flush=True)
+            begin = time.monotonic()
+            if not run(folder / part, seconds if chosen.seconds is None else chosen.seconds):
+                failed.append(part)
+            print(f"---- {part}: {time.monotonic() - begin:.0f} s", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return len(failed)
@@ -57,19 +76,43 @@ def results_folder(gpu: str) -> Path:
     return folder
 
 
+class _Both(io.TextIOBase):
+    """Writes to two files."""
+
+    def __init__(self, *files: TextIO) -> None:
+        self._files = files
+
+    def write(self, text: str) -> int:
+        for file in self._files:
+            file.write(text)
+            file.flush()
+        return len(text)
+
+
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """What is printed goes into the file, too."""
+    with path.open("w") as file, contextlib.redirect_stdout(_Both(sys.stdout, file)):
+        yield
+
+
 def _run(command: list[str], file: Path, seconds: float) -> bool:
-    """Run one of the project's own commands, its output in `<part>.txt`; whether it succeeded in time."""
-    name = file.with_suffix(".txt")
-    with name.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-u", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it started
-            process.wait()
-    print(name.read_text(), end="", flush=True)
+    """Run one of the project's own commands, its output line by line as it comes; whether it succeeded in time."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )  # fmt: skip
+
+    def kill() -> None:
+        os.killpg(process.pid, signal.SIGKILL)  # and what it started
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+    process.wait()
+    timer.cancel()
     if process.returncode == -signal.SIGKILL:
         print(f"stopped after {seconds:.0f} s")
     return process.returncode == 0
@@ -96,11 +139,20 @@ def _counters(file: Path, seconds: float) -> bool:
     return True
 
 
-PARTS: dict[str, Callable[[Path, float], bool]] = {
-    "tests": partial(_run, ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "tests/test_gpu.py"]),
-    "counters": _counters,
-    "sanitize": partial(_run, ["tests/sanitize.py"]),
-    **{f"bench-{model}": partial(_bench, model) for model in LLAMA_3},
+def _smoke(file: Path, seconds: float) -> bool:
+    return smoke.run()
+
+
+_TESTS = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "--durations=10", "tests/test_gpu.py"]
+# Each with its seconds.
+PARTS: dict[str, tuple[Callable[[Path, float], bool], float]] = {
+    "smoke": (_smoke, 30),
+    "tests": (partial(_run, _TESTS), 200),
+    "bench-8b": (partial(_bench, "8b"), 90),
+    "bench-70b": (partial(_bench, "70b"), 150),
+    "counters": (_counters, 120),
+    "bench-405b": (partial(_bench, "405b"), 240),
+    "sanitize": (partial(_run, ["tests/sanitize.py"]), 300),
 }
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ behind rotations in float64 for E8P, which can't be multiplied by a part.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -38,9 +37,11 @@ _CHECKED_ROWS = 256
 
 @dataclass(frozen=True)
 class Row(Timed):
-    """seconds: the median of `calls` replays. error: ||y - y_ref|| / ||y_ref||."""
+    """seconds: the median of `calls` replays, or calls: `timed` says which. error: ||y - y_ref|| / ||y_ref||."""
 
+    quartiles: tuple[float, float]
     calls: int
+    timed: str
     bytes_read: int
     times_dense: float | None
     error: float
@@ -48,14 +49,27 @@ class Row(Timed):
 
 @dataclass
 class Report:
-    """What was measured, on what, and what was not."""
+    """What was measured, on what, and what was not.
+
+    bandwidths: bytes a second that a copy moves, before and after; shares are told of the larger.
+    """
 
     device: str
     arch: int
-    bandwidth: float
+    bandwidths: list[float]
     version: str = __version__
     rows: list[Row] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    @property
+    def bandwidth(self) -> float:
+        """That shares are told of."""
+        return max(self.bandwidths)
+
+    def measure_bandwidth(self) -> None:
+        """Once more; shares are told anew."""
+        self.bandwidths.append(cuda.measure_bandwidth(DEVICE))
+        self.rows = [replace(row, bandwidth_share=row.bytes_read / row.seconds / self.bandwidth) for row in self.rows]
 
     def outcomes(self) -> list[Outcome]:
         """What the rows say of the targets that they are about."""
@@ -63,7 +77,7 @@ class Report:
 
     def as_json(self) -> dict:
         """Plain data."""
-        return asdict(self) | {"targets": [asdict(outcome) for outcome in self.outcomes()]}
+        return asdict(self) | {"bandwidth": self.bandwidth, "targets": [asdict(outcome) for outcome in self.outcomes()]}
 
     @property
     def wrong(self) -> list[Row]:
@@ -118,15 +132,11 @@ def run(
     configs: Sequence[str] = CONFIGS,
 ) -> Report:
     """Measure all shapes within about so many seconds; `save` is called whenever a shape is done."""
-    report = Report(cuda.name(DEVICE), cuda.gpu(DEVICE).arch, cuda.measure_bandwidth())
+    report = Report(cuda.name(DEVICE), cuda.gpu(DEVICE).arch, [cuda.measure_bandwidth(DEVICE)])
     cases = [(shape, config) for shape in shapes for config in configs if _fits(shape, config, report)]
-    planned = [
-        (kernel, spec_of(*case), n) for case in cases for kernel in _kernels() for n in batches
-        if not _refusal(kernel, spec_of(*case), n)
-    ]  # fmt: skip
-    clock = Clock(seconds, len(planned))
+    clock = Clock(seconds, len(_planned(cases, batches)))
     try:
-        build_all(build for kernel, spec, n in planned for build in kernel.builds(spec, n, DTYPE, DEVICE))
+        build_all(builds(shapes, batches, configs))
     except Exception as error:  # its kernel will say so itself
         print(f"warning: {error}")
     dense: dict[tuple[tuple[int, int], int], float] = {}
@@ -138,9 +148,26 @@ def run(
             report.rows.append(row)
             print(line(row), flush=True)
         if (shape, config) == cases[-1] or cases[place + 1][0] != shape:
+            report.measure_bandwidth()
             save(report)
     save(report)
     return report
+
+
+def builds(
+    shapes: Sequence[tuple[int, int]], batches: Sequence[int] = BATCHES, configs: Sequence[str] = CONFIGS
+) -> Iterator[Callable[[], object]]:
+    """What `run` compiles."""
+    cases = [(shape, config) for shape in shapes for config in configs if _unfit(shape, config) is None]
+    for kernel, spec, n in _planned(cases, batches):
+        yield from kernel.builds(spec, n, DTYPE, DEVICE)
+
+
+def _planned(cases: Sequence[tuple[tuple[int, int], str]], batches: Sequence[int]) -> list[tuple[Kernel, Spec, int]]:
+    specs = [spec_of(*case) for case in cases]
+    return [
+        (kernel, spec, n) for spec in specs for kernel in _kernels() for n in batches if not _refusal(kernel, spec, n)
+    ]
 
 
 def line(row: Row) -> str:
@@ -149,7 +176,7 @@ def line(row: Row) -> str:
     return (
         f"{row.shape[0]:6} x {row.shape[1]:<6} {row.config:11} N={row.batch:<4} {row.kernel:14} "
         f"{row.seconds * 1e6:9.1f} us {row.bytes_read / row.seconds / 1e9:7.0f} GB/s "
-        f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{' *' if row.chosen else ''}"
+        f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{' *' if row.chosen else ''}{' call by call' if row.timed == 'calls' else ''}"
     )
 
 
@@ -179,8 +206,8 @@ def _measure(
                 if clock.is_over() or candidate is None:
                     report.left_out.append(f"{what} N={n}: no time was left")
                     continue
-                y, times = candidate.measure(x[:n], clock.next())
-                seconds = statistics.median(times)
+                y, timing = candidate.measure(x[:n], clock.next())
+                seconds = timing.median
                 if is_dense:
                     dense[shape, n] = seconds
                 bytes_read = kernel.cost(weight.spec, n, DTYPE).bytes_read
@@ -192,7 +219,9 @@ def _measure(
                     seconds=seconds,
                     bandwidth_share=bytes_read / seconds / bandwidth,
                     chosen=dispatch.select(weight.spec, n, DTYPE, DEVICE) is kernel,
-                    calls=len(times),
+                    quartiles=timing.quartiles,
+                    calls=len(timing.seconds),
+                    timed=timing.how,
                     bytes_read=bytes_read,
                     times_dense=dense[shape, n] / seconds if (shape, n) in dense else None,
                     error=truth.error(y),
@@ -216,9 +245,16 @@ def _refusal(kernel: Kernel, spec: Spec, n: int) -> str | None:
 
 
 def _fits(shape: tuple[int, int], config: str, report: Report) -> bool:
+    reason = _unfit(shape, config)
+    if reason:
+        report.left_out.append(f"{_name(shape, config)}: {reason}")
+    return reason is None
+
+
+def _unfit(shape: tuple[int, int], config: str) -> str | None:
+    """Why the shape can't be stored so, or None."""
     try:
         spec_of(shape, config)
     except ValueError as error:
-        report.left_out.append(f"{_name(shape, config)}: {error}")
-        return False
-    return True
+        return str(error)
+    return None

@@ -30,7 +30,7 @@ def test_psumbook_is_faster_than_dense(config, threads, benchmark):
         ]
         for _ in range(10):
             for name, candidate in zip(seconds, candidates, strict=True):
-                seconds[name] += candidate.measure(x, 0.05)[1]
+                seconds[name] += candidate.measure(x, 0.05)[1].seconds
         call, _ = candidates[1].rotating_call(x)
         benchmark.group = f"4096 x 4096, batch 1, {threads} threads"
         benchmark.pedantic(call, rounds=50, warmup_rounds=3)

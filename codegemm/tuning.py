@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
             continue
         candidate = Candidate(kernel, weight, fitting, dtype)
         for n in fitting:
-            seconds[n][kernel.name] = statistics.median(candidate.measure(x[:n], budget)[1])
+            seconds[n][kernel.name] = candidate.measure(x[:n], budget)[1].median
     return [
         Measured(
             Choice(name_of(spec), spec.shape, (n, n), dtype.name, min(times, key=lambda name: times[name])),

@@ -105,8 +105,9 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     const int column = blockIdx.x * lanes + ptx::lane(), first = blockIdx.y * finish_rows;
     const bool inside = column < w.rows;
     const float* sums = reinterpret_cast<const float*>(workspace + w.sums) + size_t(first) * w.groups;
+    const int mine = ptx::warp();
     float parts[finish_rows] = {};
-    for (int group = ptx::warp(); group < w.groups; group += finish_rows) {
+    for (int group = mine; group < w.groups; group += finish_rows) {
         const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;
 #pragma unroll
         for (int i = 0; i < finish_rows; i++)
@@ -114,14 +115,14 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     }
 #pragma unroll
     for (int i = 0; i < finish_rows; i++)
-        ptx::shared_store(shared + ((ptx::warp() * finish_rows + i) * lanes + ptx::lane()) * 4, parts[i]);
+        ptx::shared_store(shared + ((mine * finish_rows + i) * lanes + ptx::lane()) * 4, parts[i]);
     ptx::sync_block();
-    const int row = first + ptx::warp();
+    const int row = first + mine;
     if (!inside || row >= w.batch) return;
     const size_t at = size_t(row) * w.rows + column;
     float sum = ptx::load(reinterpret_cast<const float*>(workspace + w.y) + at);
     for (int warp = 0; warp < finish_rows; warp++)
-        sum += ptx::shared_load<float>(shared + ((warp * finish_rows + ptx::warp()) * lanes + ptx::lane()) * 4);
+        sum += ptx::shared_load<float>(shared + ((warp * finish_rows + mine) * lanes + ptx::lane()) * 4);
     if (w.scaled) sum *= ptx::load(reinterpret_cast<const float*>(workspace + w.scales) + row);
     if (w.y_is_float)
         ptx::store(static_cast<float*>(y) + at, sum);

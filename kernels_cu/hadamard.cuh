@@ -48,7 +48,8 @@ DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
         const u32 other = ptx::shuffle_xor(value, mask);
         value = other > value ? other : value;
     }
-    if (ptx::lane() == 0) ptx::shared_store(shared + ptx::warp() * 4, value);
+    const int mine = ptx::warp();
+    if (ptx::lane() == 0) ptx::shared_store(shared + mine * 4, value);
     ptx::sync_block();
     for (int warp = 0; warp < ptx::warps(); warp++) {
         const u32 other = ptx::shared_load<u32>(shared + warp * 4);

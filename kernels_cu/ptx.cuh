@@ -21,7 +21,8 @@ namespace ptx {
 DEVICE int lane() {
     return threadIdx.x & 31;
 }
-// The shuffle tells the compiler that it is the same in all lanes, so that loops over it can use uniform registers.
+// The shuffle tells the compiler that it is the same in all lanes, so that loops over it can use uniform registers. All
+// lanes must ask together: one that asks alone waits for the others for ever.
 DEVICE int warp() {
     return __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0);
 }

@@ -1,5 +1,7 @@
 """`make gpu` and `make tables` from end to end, on the emulated GPU."""
 
+import functools
+import itertools
 import json
 import subprocess
 from types import SimpleNamespace
@@ -20,7 +22,8 @@ HALF = np.dtype(np.float16)
 @pytest.fixture
 def quick(emulated_gpu, monkeypatch, tmp_path):
     """A GPU of 1 TB/s, a replay of one product, and tiny layers of a tiny model; where its files go."""
-    monkeypatch.setattr(cuda, "measure_bandwidth", lambda: 1e12)
+    bandwidths = itertools.cycle([8e11, 1e12, 9e11])
+    monkeypatch.setattr(cuda, "measure_bandwidth", lambda device: next(bandwidths))
     monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(measure, "_MIN_CALLS", 2)
     monkeypatch.setattr(measure, "_MAX_CALLS", 2)
@@ -38,9 +41,10 @@ def _with(function, **named):
 
 def test_a_part_measures_and_leaves_its_file(quick, capsys):
     assert gpu.main(["bench-8b"]) == 0
-    [file] = quick.iterdir()
+    file, printed = sorted(quick.iterdir())
     data = json.loads(file.read_text())
-    assert file.name == "bench-8b.json"
+    assert (file.name, printed.name) == ("bench-8b.json", "bench-8b.txt")
+    assert data["bandwidths"] == [8e11, 1e12, 9e11]  # at the start and after every shape; the largest counts
     assert (data["device"], data["arch"], data["bandwidth"]) == ("emulated GPU", 90, 1e12)
     seen = {(tuple(row["shape"]), row["config"], row["kernel"], row["batch"]) for row in data["rows"]}
     for shape in ((64, 512), (32, 512)):
@@ -52,9 +56,11 @@ def test_a_part_measures_and_leaves_its_file(quick, capsys):
         assert row["seconds"] > 0
         assert row["times_dense"] > 0
         assert row["bandwidth_share"] == pytest.approx(row["bytes_read"] / row["seconds"] / 1e12)
-        assert row["calls"] == 2
+        assert (row["calls"], row["timed"]) == (2, "graph")
+        assert row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1]
     assert not any(row["chosen"] for row in data["rows"] if row["kernel"] == "dense")
     said = capsys.readouterr().out
+    assert printed.read_text() == said
     assert sum("x dense" in line for line in said.splitlines()) == len(seen)
     assert "auto up to N = 64: never slower than dense" in said or not any(row["chosen"] for row in data["rows"])
 
@@ -113,17 +119,21 @@ def test_truth(config, make_weight, rng):
 def test_parts_are_checked(quick, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["bench-9b"])
-    assert "part 'bench-9b': must be one of tests, counters, sanitize, bench-8b" in capsys.readouterr().err
+    assert "part 'bench-9b': must be one of smoke, tests, bench-8b" in capsys.readouterr().err
 
 
-def test_commands_leave_what_they_said(tmp_path, capsys):
-    assert gpu._run(["-c", "print('all well')"], tmp_path / "tests", 60)
-    assert (tmp_path / "tests.txt").read_text() == "all well\n"
-    assert not gpu._run(["-c", "raise SystemExit(3)"], tmp_path / "tests", 60)
-    slow = "import time; print('begun', flush=True); time.sleep(60)"
-    assert not gpu._run(["-c", slow], tmp_path / "tests", 1)
-    assert (tmp_path / "tests.txt").read_text() == "begun\n"
-    assert "begun\nstopped after 1 s\n" in capsys.readouterr().out
+def test_commands_leave_what_they_said(quick, monkeypatch, capsys):
+    commands = {
+        "well": "import os; print('all well', os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'])",
+        "failing": "raise SystemExit(3)",
+        "slow": "import time; print('begun', flush=True); time.sleep(60)",
+    }
+    parts = {name: (functools.partial(gpu._run, ["-c", command]), 1) for name, command in commands.items()}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    assert gpu.main([]) == 2
+    assert "failed: failing, slow" in capsys.readouterr().out
+    assert (quick / "well.txt").read_text().splitlines()[1] == "all well 1"
+    assert (quick / "slow.txt").read_text().splitlines()[1:3] == ["begun", "stopped after 1 s"]
 
 
 NCU = f"""==PROF== Connected to process 1

@@ -10,6 +10,7 @@ from codegemm import tables, tuning
 from codegemm.choice import Choice
 from codegemm.cli import cli
 from codegemm.comparison import measure, sources
+from codegemm.comparison.measure import Timing
 from codegemm.quantize.progress import Progress
 
 SINGLE = np.dtype(np.float32)
@@ -53,7 +54,7 @@ def stopwatch(monkeypatch):
 
         def measure(self, x, budget):
             time = seconds.get(self._kernel.name, 1.0)
-            return None, [9 * time, time, time / 9]
+            return None, Timing((9 * time, time, time / 9))
 
     monkeypatch.setattr(tuning, "Candidate", Timed)
     return seen

@@ -1,6 +1,7 @@
 """Fair timing of a kernel: warm-up, medians, weights rotated through more copies than the last-level cache holds.
 
-On a GPU products are captured in a CUDA graph, one after the other, and timed as it replays.
+On a GPU products are captured in a CUDA graph, one after the other, and timed as it replays, with an output in x's
+dtype; errors come from another call, with a float32 output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import copy
 import itertools
 import os
 import platform
+import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,13 +36,15 @@ NOT_COMPARED = ("reference",)
 # Kernels whose time depends on the shape alone: one row a shape stands for all its weights.
 DENSE = ("dense", "dense_bf16")
 
-_CACHE_FACTOR = 1.25
+# Caches in multiples of which weights are rotated. A processor's replaces what was used longest ago; a GPU's seems to
+# replace at random, so that of 1.25 times its size most would still be there after a round.
+_CACHE_FACTOR = {"cpu": 1.25, "cuda": 4.0}
 _MEMORY_SHARE = 8  # copies take this part of the free memory, but there are at least two
 _WARM_UP = 3
 # The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
 _QUIET = 0.05
 _MIN_CALLS, _MAX_CALLS = 7, 300
-_GRAPH_CALLS = 8  # products of a graph, at least
+_GRAPH_CALLS = 40  # products of a graph, at least: its own start must not count
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, weight and batch. seconds: the median; error: against the dequantised weight in float64.
+    """One kernel, weight and batch. seconds: the median; timed: as `Timing.how`; error: against the dequantised weight in
+    float64.
 
     path: the instruction set that a CPU kernel was compiled for, empty on a GPU.
     """
@@ -71,12 +77,33 @@ class Row:
     bits_per_weight: float
     batch: int
     seconds: float
+    quartiles: tuple[float, float]
     calls: int
+    timed: str
     bytes_read: int
     bandwidth_share: float
     times_dense: float | None
     error: float
     error_to_original: float | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a product in each call or replay. how: `graph` (replayed) or `calls` (one by one)."""
+
+    seconds: tuple[float, ...]
+    how: str = "calls"
+
+    @property
+    def median(self) -> float:
+        """Of all."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The lower and the upper one."""
+        lower, upper = np.percentile(self.seconds, (25, 75))
+        return float(lower), float(upper)
 
 
 @contextmanager
@@ -137,13 +164,13 @@ class Candidate:
             cache, free = device.last_level_cache(), device.available_memory()
         else:
             cache, free = cuda.cache_and_memory(self._device)
-        wanted = -(-int(_CACHE_FACTOR * cache) // size)
+        wanted = -(-int(_CACHE_FACTOR[kernel.engine] * cache) // size)
         affordable = max(2, free // _MEMORY_SHARE // size)
         self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
 
     def rotating_call(self, x: npt.NDArray) -> tuple[Callable[[], None], Any]:
         """A call that multiplies by the next copy, finished when it returns, and the float32 output it writes."""
-        bound, rows, out = self._operands(x)
+        bound, rows, out = self._operands(x, np.dtype(np.float32))
         turns = itertools.count()
 
         def call() -> None:
@@ -151,41 +178,55 @@ class Candidate:
 
         return call, out
 
-    def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, list[float]]:
-        """The product of the last call (float32) and the seconds of each, until `budget` seconds are over."""
-        bound, rows, out = self._operands(x)
+    def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, Timing]:
+        """A product (float32) and the seconds of each call or replay, until `budget` seconds are over."""
+        bound, rows, out = self._operands(x, np.dtype(np.float32))
         if self._device == "cpu":
             time.sleep(_QUIET)
-        time_turn = self._replayed(bound, rows, out) or partial(self._time_call, bound, x=rows, out=out)
-        for turn in range(_WARM_UP if self._device == "cpu" else 1):
+            times = self._repeat(partial(self._time_call, bound, x=rows, out=out), _WARM_UP, budget)
+            return out, Timing(times)
+        # As torch users have it; the products timed and the one that is checked differ in their last step alone.
+        narrow = self._operands(x, x.dtype)[2]
+        cuda.warm_up(self._device)
+        try:
+            time_turn, how = self._replayed(bound, rows, narrow), "graph"
+        except Exception as error:  # every library raises another type
+            warnings.warn(f"{bound.kernel.name} is timed call by call: no CUDA graph holds it: {error}", stacklevel=2)
+            time_turn, how = partial(self._time_call, bound, x=rows, out=narrow), "calls"
+        times = self._repeat(time_turn, 1, budget)
+        self._time_call(bound, 0, rows, out)
+        return cuda.to_host(out), Timing(times, how)
+
+    @staticmethod
+    def _repeat(time_turn: Callable[[int], float], warm_up: int, budget: float) -> tuple[float, ...]:
+        """What it says of turn after turn, the first ones left out."""
+        for turn in range(warm_up):
             time_turn(turn)
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < _MIN_CALLS or (time.perf_counter() - begin < budget and len(times) < _MAX_CALLS):
-            times.append(time_turn(_WARM_UP + len(times)))
-        return cuda.to_host(out), times
+            times.append(time_turn(warm_up + len(times)))
+        return tuple(times)
 
-    def _replayed(self, bound: Plan, x: Any, out: Any) -> Callable[[int], float] | None:
-        """Seconds of a product in a graph that rotates through the copies; None where there are no graphs, and for a
-        kernel that allocates or waits, which no graph can hold."""
-        if self._device == "cpu":
-            return None
+    def _replayed(self, bound: Plan, x: Any, out: Any) -> Callable[[int], float]:
+        """Seconds of a product in a graph that goes through all copies, some times over.
+
+        Raises for a kernel that allocates or waits, which no graph can hold, whatever CuPy does.
+        """
         kernel, n = bound.kernel, len(x)
         workspace = cuda.new_workspace(kernel.workspace(bound.weight.spec, n, self._device))
         runs = [kernel.bind(prepared, n, bound.dtype, out.dtype) for prepared in self._copies]
-        turns = [runs[turn % len(runs)] for turn in range(max(len(runs), _GRAPH_CALLS))]
-        try:
-            graph = Graph([partial(run, x, out, workspace, None) for run in turns], self._device)
-        except Exception:  # every library raises another type
-            return None
+        # Whole rounds: else some copies would come again before the others.
+        turns = runs * -(-_GRAPH_CALLS // len(runs))
+        graph = Graph([partial(run, x, out, workspace, None) for run in turns], self._device)
         out[...] = np.nan
         cuda.synchronize()  # the graph runs on a stream of its own
         return lambda turn: graph.time() / len(turns)
 
-    def _operands(self, x: npt.NDArray) -> tuple[Plan, Any, Any]:
-        """The plan, x and a poisoned output on the weight's device."""
+    def _operands(self, x: npt.NDArray, dtype: np.dtype) -> tuple[Plan, Any, Any]:
+        """The plan, x and a poisoned output of that dtype on the weight's device."""
         bound = self._plans[len(x)]
-        out = np.full((len(x), bound.weight.shape[0]), np.nan, np.float32)
+        out = np.full((len(x), bound.weight.shape[0]), np.nan, dtype)
         if self._device == "cpu":
             return bound, x, out
         return bound, cuda.to_device(x, self._device), cuda.to_device(out, self._device)

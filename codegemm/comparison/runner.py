@@ -143,8 +143,8 @@ def _run_kernel(
         return
     candidate = Candidate(kernel, weight, batches, dtype)
     for n in batches:
-        y, times = candidate.measure(operands.x[:n], settings.budget)
-        seconds = statistics.median(times)
+        y, timing = candidate.measure(operands.x[:n], settings.budget)
+        seconds = timing.median
         if kernel.name == "dense":
             dense[n] = seconds
         bytes_read = kernel.cost(spec, n, dtype).bytes_read
@@ -159,7 +159,9 @@ def _run_kernel(
             bits_per_weight=kernel.bits_per_weight(spec),
             batch=n,
             seconds=seconds,
-            calls=len(times),
+            quartiles=timing.quartiles,
+            calls=len(timing.seconds),
+            timed=timing.how,
             bytes_read=bytes_read,
             bandwidth_share=bytes_read / seconds / machine.bandwidth,
             times_dense=dense[n] / seconds if n in dense else None,

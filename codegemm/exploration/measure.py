@@ -127,7 +127,7 @@ class Bench:
         times: tuple[list[float], list[float]] = [], []
         for _ in range(_TURNS):
             for one, seconds in zip((product, self._dense), times):
-                seconds += one.measure(x, settings.seconds / _TURNS)[1]
+                seconds += one.measure(x, settings.seconds / _TURNS)[1].seconds
         return kernel.name, statistics.median(times[0]), statistics.median(times[1])
 
     def _product(self, weight: Weight, name: str) -> timing.Candidate:

@@ -428,6 +428,8 @@ int lane() {
     return current->index % lanes;
 }
 int warp() {
+    int nothing = 0;
+    together("warp", nothing, [](int**) {});
     return current->index / lanes;
 }
 int warps() {

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from codegemm import arrays, dispatch, kernels_cu
+from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler, device, library
 from codegemm.engines.cuda import gemm as cuda_gemm
 from codegemm.engines.cuda.rows import COUNTER_BYTES
@@ -176,13 +177,18 @@ class Cublas:
     status = 0
 
     def cublasSetStream_v2(self, handle, pointer):
-        self.pointer = pointer
+        self.pointer, self.workspace = pointer, None  # cuBLAS's own again
+        return self.status
+
+    def cublasSetWorkspace_v2(self, handle, pointer, size):
+        self.workspace = pointer, size
         return self.status
 
     def cublasGemmEx(self, handle, *arguments):
         (transpose, other, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, _) = arguments
         assert (transpose, other, a_type, compute) == (1, 0, b_type, 68)
         assert (alpha._obj.value, beta._obj.value) == (1, 0)
+        assert self.workspace is not None, "in a capture cuBLAS would allocate"
         submit(lambda: multiply_dense((m, n, k), (a, lda), (b, ldb), (c, ldc), a_type, c_type), self.pointer)
         return self.status
 
@@ -395,6 +401,7 @@ def _emulated(gpu, monkeypatch, folder):
         return cubin
 
     monkeypatch.setattr(compiler, "build", build)
+    monkeypatch.setattr(cuda, "warm_up", lambda device: None)  # which has no clocks to raise
     cublas = Cublas()
     monkeypatch.setattr(cuda_gemm, "_cublas", lambda: cublas)
     monkeypatch.setattr(cuda_gemm, "_handle", lambda: 1)

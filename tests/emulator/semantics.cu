@@ -87,6 +87,12 @@ DEVICE void mirror_without_barrier(const u32* in, u32* out) {
     out[threadIdx.x] = ptx::shared_load<u32>(ptx::shared_memory() + 4 * (threadIdx.x ^ 1));
 }
 
+// The first lane asks for the number of its warp, which all lanes must ask for together.
+DEVICE void one_lane_asks(const u32* in, u32* out) {
+    if (ptx::lane() == 0) out[ptx::warp()] = in[0];
+    ptx::sync_block();
+}
+
 DEVICE void half_a_barrier(const u32*, u32*) {
     if (threadIdx.x < 32) ptx::sync_block();
 }

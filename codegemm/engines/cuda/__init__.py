@@ -13,6 +13,7 @@ from codegemm.engines.cuda.device import (
     to_device,
     to_host,
     unavailable,
+    warm_up,
 )
 from codegemm.engines.cuda.direct import Direct
 from codegemm.engines.cuda.library import find_workspace, new_workspace, workspace
@@ -41,5 +42,6 @@ __all__ = [
     "to_device",
     "to_host",
     "unavailable",
+    "warm_up",
     "workspace",
 ]

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
 
     Raises CompilerError with what NVRTC printed.
     """
-    files = _files(folder)
-    key = store.key(*map(str, version()), str(arch), *OPTIONS, source, instance, *files, *files.values())
-    found = store.lookup("cuda", key, ".cubin")
+    elsewhere = made_elsewhere(source, instance, arch, folder)
+    key = store.key(*map(str, version()), elsewhere)
+    found = store.lookup("cuda", key, ".cubin") or store.lookup("cuda", elsewhere, ".cubin")
     if found:
         return found
     start = time.perf_counter()
@@ -53,6 +53,24 @@ def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
     if seconds > _SLOW_BUILD:
         print(f"codegemm: compiled {instance} for sm_{arch} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
     return store.store("cuda", key, ".cubin", lambda path: _write(path, cubin))
+
+
+def made_elsewhere(source: str, instance: str, arch: int, folder: Path = FOLDER) -> str:
+    """The key of a cubin that another machine's NVRTC made of the same sources: whichever version that was."""
+    files = _files(folder)
+    return store.key(str(arch), *OPTIONS, source, instance, *files, *files.values())
+
+
+def adopt(folder: Path) -> int:
+    """Copy the cubins of a folder, whoever owns it, into the user's cache; how many there were.
+
+    The folder has what `python -m benchmarks.cubins` wrote: `<made_elsewhere>.cubin`. Raises FileNotFoundError where
+    there is no such folder.
+    """
+    cubins = [path for path in sorted(folder.iterdir()) if path.suffix == ".cubin"]
+    for path in cubins:
+        store.store("cuda", path.stem, ".cubin", partial(_copy, path))
+    return len(cubins)
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,10 @@ def compile_instance(
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
+
+
+def _copy(source: Path, place: Path) -> None:
+    place.write_bytes(source.read_bytes())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -13,7 +14,10 @@ import numpy as np
 
 from codegemm.engines.cuda.gpu import Gpu
 
-_SPIN_CLOCKS = 200_000  # a tenth of a millisecond: longer than any call's host time
+_SPIN_CLOCKS = 500_000  # a quarter of a millisecond: longer than any call's host time
+_COPIED_BYTES = 1 << 30
+_AGREE = 0.01  # what two medians may differ by on a GPU that is warm
+_MOST_ROUNDS = 30
 
 
 def parse_device(device: str) -> str:
@@ -174,14 +178,30 @@ def time_call(call: Callable[[], object], device: str) -> float:
 
 
 def measure_bandwidth(device: str = "cuda:0", repeats: int = 7) -> float:
-    """Bytes a second moved by a copy of 1 GiB, read and written counted: the median."""
+    """Bytes a second moved by a copy of 1 GiB, read and written counted: the median, once two of them agree.
+
+    An idle GPU has lowered its clocks.
+    """
     import cupy
 
     with using(device):
-        source = cupy.ones(1 << 28, np.float32)
+        source = cupy.ones(_COPIED_BYTES // 4, np.float32)
         target = cupy.empty_like(source)
-        times = [time_call(lambda: cupy.copyto(target, source), device) for _ in range(repeats + 1)]
-    return 2 * source.nbytes / statistics.median(times[1:])
+
+        def median() -> float:
+            return statistics.median(time_call(lambda: cupy.copyto(target, source), device) for _ in range(repeats))
+
+        before, now = math.inf, median()
+        for _ in range(_MOST_ROUNDS):
+            if abs(now - before) <= _AGREE * now:
+                break
+            before, now = now, median()
+    return 2 * source.nbytes / now
+
+
+def warm_up(device: str = "cuda:0") -> None:
+    """Have the GPU's clocks raised, as they are while it works."""
+    measure_bandwidth(device, 3)
 
 
 def number(device: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,12 @@ from codegemm.engines.cuda import tensors
 _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0}
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM = 68, -1
+# For each thread, GPU and stream, as cuBLAS's handle belongs to a thread and the products of a stream wait for each
+# other. Kept for good, since a graph may use it; `_spare` are for streams met first while they are captured, when nothing
+# may be allocated.
+_WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
+_workspaces: dict[tuple[int, int, int], Any] = {}
+_spare: dict[tuple[int, int], Any] = {}
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 
 
@@ -26,8 +33,13 @@ def unavailable() -> str | None:
 
 def load() -> None:
     """Do what the first product on the current GPU would do beforehand, and a captured one must not."""
+    import cupy
+
     _cublas()
     _handle()
+    place = threading.get_ident(), cupy.cuda.runtime.getDevice()
+    if place not in _spare:
+        _spare[place] = cupy.empty(_WORKSPACE_BYTES, "uint8")
 
 
 def multiply(x: Any, dense: Any, out: Any, first: int = 0, stream: Any = None) -> None:
@@ -61,12 +73,29 @@ def _gemm(
     import cupy
 
     library, handle = _cublas(), _handle()
-    _check(library.cublasSetStream_v2(handle, cupy.cuda.get_current_stream().ptr))
+    stream = cupy.cuda.get_current_stream().ptr
+    _check(library.cublasSetStream_v2(handle, stream))
+    # A new stream has cuBLAS's own workspace again, and a captured one would allocate at every product.
+    _check(library.cublasSetWorkspace_v2(handle, _workspace(stream).data.ptr, _WORKSPACE_BYTES))
     _check(library.cublasGemmEx(
         handle, _TRANSPOSE, _NO_TRANSPOSE, *shape,
         ctypes.byref(_ONE), a[0], dtype, a[1], b[0], dtype, b[1],
         ctypes.byref(_ZERO), c[0], out_dtype, c[1], _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM,
     ))  # fmt: skip
+
+
+def _workspace(stream: int) -> Any:
+    """This thread's for products on that stream of the current GPU."""
+    import cupy
+
+    place = threading.get_ident(), cupy.cuda.runtime.getDevice()
+    found = _workspaces.get((*place, stream))
+    if found is None:
+        found = _spare.pop(place, None)
+        if found is None:
+            found = cupy.empty(_WORKSPACE_BYTES, "uint8")
+        _workspaces[*place, stream] = found
+    return found
 
 
 def _check(status: int) -> None:
@@ -86,6 +115,7 @@ def _cublas() -> Any:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     matrix = (pointer, integer, integer)
     library.cublasSetStream_v2.argtypes = (pointer, pointer)
+    library.cublasSetWorkspace_v2.argtypes = (pointer, pointer, ctypes.c_size_t)
     library.cublasGemmEx.argtypes = (
         pointer, *(integer,) * 5, pointer, *matrix, *matrix, pointer, *matrix, integer, integer,
     )  # fmt: skip

@@ -1,0 +1,54 @@
+"""One product of every kernel, checked against float64: whether anything works at all, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks.layers import CONFIGS, DEVICE, DTYPE, WRONG, Truth
+from codegemm import plan
+from codegemm.comparison import measure
+from codegemm.comparison.sources import random_weight
+from codegemm.engines import cuda
+from codegemm.formats.names import spec_of
+from codegemm.kernel import Kernel
+
+SHAPE = (1024, 4096)
+BATCHES = (1, 4, 16, 100)
+
+
+def run() -> bool:
+    """Prints a line for each product; whether all are right."""
+    import cupy
+
+    right = True
+    for config in CONFIGS:
+        weight = random_weight(SHAPE, config)
+        x = measure.inputs(SHAPE[1], max(BATCHES), DTYPE)
+        truth, there = Truth(weight, x), weight.to(DEVICE)
+        for kernel, n in _products(config):
+            out = cupy.full((n, SHAPE[0]), np.nan, np.float32)
+            try:
+                plan(there, n, DTYPE, kernel.full_name)(cupy.asarray(x[:n]), out=out)
+                error = truth.error(cuda.to_host(out))
+                said = f"error {error:.0e}"
+            except Exception as problem:
+                error, said = np.nan, f"{type(problem).__name__}: {problem}"
+            is_right = error < WRONG
+            right &= is_right
+            print(f"{config:11} N={n:<4} {kernel.name:14} {'right' if is_right else 'WRONG'}  {said}", flush=True)
+    return right
+
+
+def builds() -> Iterator[Callable[[], object]]:
+    """What it compiles."""
+    for config in CONFIGS:
+        for kernel, n in _products(config):
+            yield from kernel.builds(spec_of(SHAPE, config), n, DTYPE, DEVICE)
+
+
+def _products(config: str) -> list[tuple[Kernel, int]]:
+    spec = spec_of(SHAPE, config)
+    kernels = [kernel for kernel in measure.compared_kernels("cuda", None) if kernel.unavailable() is None]
+    return [(kernel, n) for kernel in kernels for n in BATCHES if not kernel.supports(spec, n, DTYPE, DEVICE)]

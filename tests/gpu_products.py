@@ -1,0 +1,77 @@
+"""The products of `test_gpu.py`, apart from it so that what they launch can be compiled on another machine."""
+
+import itertools
+from dataclasses import replace
+
+from codegemm import dispatch
+from codegemm.arrays import float_dtype
+from codegemm.formats.names import spec_of
+
+DTYPES = ("float16", "bfloat16", "float32")
+CASES = [
+    # rows, columns, configuration, parts
+    (256, 512, "m1v4g128", 1),
+    (100, 1024, "m2v8g128", 1),
+    (77, 7, "m8v1b1g1", 1),
+    (50, 96, "m1v3b2g3", 1),
+    (100, 180, "m3v5b5g15", 1),
+    (300, 96, "m1v4b3g12", 3),
+    (31, 528, "m2v11b7g-1", 1),
+    (130, 4096, "m2v8g-1", 2),
+    (5, 4864, "m1v4g4", 1),
+    (3000, 64, "m1v4b6g32", 2),
+    (1, 1280, "m4v16b8g80", 1),
+]
+LARGE = [
+    (14336, 4096, "m1v4g128", 1),
+    (4096, 14336, "m2v8g128", 1),
+    (6144, 4096, "m2v8g-1", 3),
+    (512, 28672, "m1v4g32", 1),
+]
+# Every kernel with every weight that it takes, batches and dtypes in turn.
+WEIGHTS = [
+    *CASES,
+    (96, 1024, "m1v8b16g-1", 1),
+    (65, 512, "m1v16b12g64", 1),
+    (100, 480, "m1v4b4g48", 1),
+    (40, 256, "m3v8b2g16", 1),
+    (50, 1024, "m2v8g-1", 1),
+    (64, 128, "e8p", 1),
+    (384, 1536, "e8p", 1),
+    (96, 4096, "m2v8g128+rotated+offsets", 1),
+    (100, 480, "m1v4b4g48+terms3", 1),
+    (65, 512, "m2v8g-1+rotated64+added", 1),
+]
+
+
+def every_kernel():
+    """(kernel, weight, rows of x, their dtype)."""
+    turns = itertools.cycle(itertools.product((1, 3, 9, 33, 64, 100), DTYPES))
+    return [(kernel.name, case, *next(turns)) for kernel in dispatch.registered("cuda") for case in WEIGHTS]
+
+
+def psumbook():
+    """The same of the Psumbook kernel: all that it must be right for."""
+    small = [("psumbook", case, n, dtype) for case in CASES for n in (1, 2, 3, 4) for dtype in DTYPES]
+    return small + [("psumbook", case, n, "float16") for case in LARGE for n in (1, 2, 4)]
+
+
+def fewest(kernel, spec, n, dtype):
+    """The rows of x, n or halves of it, that the kernel takes; None if it takes none."""
+    while n and kernel.supports(spec, n, dtype, "cuda:0"):
+        n //= 2
+    return n or None
+
+
+def builds():
+    """What the products above compile, by kernels' own account."""
+    made, known = {}, {kernel.name: kernel for kernel in dispatch.registered("cuda")}
+    for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook():
+        spec, dtype = spec_of((rows, columns), config), float_dtype(dtype)
+        if parts > 1:
+            bounds = [rows * part // parts for part in range(parts + 1)]
+            spec = replace(spec, part_rows=tuple(end - first for first, end in itertools.pairwise(bounds)))
+        kernel = dispatch.kernel_for(known[name], spec)
+        n = fewest(kernel, spec, n, dtype)
+        made |= dict.fromkeys(kernel.builds(spec, n, dtype, "cuda:0") if n else ())
+    return list(made)
