@@ -96,23 +96,42 @@ struct Centroids {
     }
 };
 
+template <int QUARTERS>
+struct PieceOf {
+    using type = uint4;
+};
+template <>
+struct PieceOf<1> {
+    using type = uint2;
+};
+
 // Copies the codebooks of a part into the tables. All threads take part; who reads synchronises first.
 template <class S>
 DEVICE void copy_codebooks(ptx::Shared tables, const u16* books) {
     constexpr int piece_words = S::quarters * 2, copies = 32 / piece_words;
     constexpr int pieces = S::m * S::centroids * S::pieces;
+    constexpr int in_flight = 8;  // else every few stores would wait for a load
+    using Piece = typename PieceOf<S::quarters>::type;
     // A warp writes 128 bytes: all copies of a piece.
-    for (int item = threadIdx.x; item < pieces * copies; item += blockDim.x) {
-        const int piece = item / copies, copy = item % copies;
-        const int book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
-        const int centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
-        const int table = S::v == 16 ? book : book / 2;
-        const ptx::Shared to = tables + (table * S::centroids + centroid) * line_bytes + line * 128;
-        const u16* from = books + piece * (piece_words * 2);
-        if constexpr (S::quarters == 1)
-            ptx::shared_store(to + copy * 8, ptx::load(reinterpret_cast<const uint2*>(from)));
-        else
-            ptx::shared_store(to + copy * 16, ptx::load(reinterpret_cast<const uint4*>(from)));
+    for (int first = threadIdx.x; first < pieces * copies; first += in_flight * blockDim.x) {
+        Piece value[in_flight];
+#pragma unroll
+        for (int i = 0; i < in_flight; i++) {
+            const int item = min(first + i * int(blockDim.x), pieces * copies - 1);
+            value[i] = ptx::load(reinterpret_cast<const Piece*>(books) + item / copies);
+        }
+#pragma unroll
+        for (int i = 0; i < in_flight; i++) {
+            const int item = first + i * int(blockDim.x);
+            if (item >= pieces * copies) break;
+            const int piece = item / copies, copy = item % copies;
+            const int book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
+            const int centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
+            const int table = S::v == 16 ? book : book / 2;
+            ptx::shared_store(
+                tables + (table * S::centroids + centroid) * line_bytes + line * 128 + copy * int(sizeof(Piece)),
+                value[i]);
+        }
     }
 }
 
@@ -219,7 +238,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     using X = typename S::x_type;
     constexpr int phases = S::phases ? S::phases : 1;
     constexpr int turns = S::m / S::books;  // of a k block
-    const Slice slice = w.slices[blockIdx.x];
+    const Slice slice = w.slices.at(blockIdx.x);
     const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
     const int warp = ptx::warp(), stride = ptx::warps(), blocks = slice.end_block - slice.first_block;
     const int count = min(S::row_blocks, (blocks - warp + stride - 1) / stride);  // of this warp's blocks of rows

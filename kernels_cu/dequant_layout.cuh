@@ -28,7 +28,6 @@ struct Dequant {
     const u8* codes;       // [k block][codebook][block of 32 rows][load][lane][codes of up to 16 bytes]
     const u16* codebooks;  // fp16 [part][codebook][centroid][V]
     const u16* scales;     // fp16 [group][block of 32 rows][q][row tile][2]
-    const Slice* slices;   // [gridDim.x]
     int out_features;
     int in_features;
     int row_blocks;      // padded rows of all parts / 32
@@ -39,6 +38,7 @@ struct Dequant {
     int group_vectors;   // k-vectors of a group
     int padded_vectors;  // the same, filled up
     int passes;          // over W, for every N rows of x
+    Slices slices;       // gridDim.x of them
 };
 
 // V: vector length, M: codebooks, B: bits of a code, PHASES: scales of a row in a k block, 0 for one scale a row of W,

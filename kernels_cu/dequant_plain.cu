@@ -9,7 +9,6 @@ struct DequantPlain {
     const void* codes;     // Code [k-vector][codebook][padded row]
     const u16* codebooks;  // fp16 [part][codebook][centroid][V]
     const u16* scales;     // fp16 [group][padded row]
-    const Slice* slices;   // [gridDim.x], of one block of 32 rows each
     int out_features;
     int in_features;
     int row_blocks;     // padded rows of all parts / 32
@@ -18,6 +17,7 @@ struct DequantPlain {
     int group_vectors;  // that share a scale
     int codebooks_count;
     int centroids;
+    Slices slices;  // gridDim.x of them, of one block of 32 rows each
 };
 
 constexpr int most_threads = 256;
@@ -25,7 +25,7 @@ constexpr int most_threads = 256;
 // V: vector length, Code: u8 or u16, N: most rows of x, X: their type.
 template <int V, class Code, int N, class X>
 DEVICE void dequant_plain(const void* x, void* y, u8* workspace, int batch, int y_is_float, const DequantPlain& w) {
-    const Slice slice = w.slices[blockIdx.x];
+    const Slice slice = w.slices.at(blockIdx.x);
     const int lane = ptx::lane(), padded_rows = w.row_blocks * lanes, row = slice.first_block * lanes + lane;
     const int first = blockIdx.y * w.split_vectors, end = min(first + w.split_vectors, w.vectors);
     const auto* codes = static_cast<const Code*>(w.codes);

@@ -74,6 +74,7 @@ template <int V, class Code, class X, bool SHARED>
 DEVICE void dequantize(u8* dense, const Dequantize& w) {
     constexpr int together = V == 1 ? 8 : V == 2 ? 4 : V == 4 ? 2 : 1;  // k-vectors of a thread
     constexpr int count = together * V;
+    constexpr int rows = V <= 8 ? 4 : 1;  // at once
     const ptx::Shared shared = ptx::shared_memory();
     if constexpr (SHARED) {
         const int words = (w.codebooks_count * w.centroids * V + 1) / 2;  // the array is padded to whole words
@@ -83,25 +84,51 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
     }
     using T = typename X::storage;
     const auto* codes = static_cast<const Code*>(w.codes);
-    for (int row = blockIdx.x; row < w.rows; row += gridDim.x)
-        for (int first = threadIdx.x * together; first < w.vectors; first += blockDim.x * together) {
-            T narrow[count];
+    // The same weights of several rows: their codes travel together.
+    for (int first = threadIdx.x * together; first < w.vectors; first += blockDim.x * together) {
+        int group[together];
 #pragma unroll
-            for (int t = 0; t < together; t++) {
-                const int vector = min(first + t, w.vectors - 1);
-                Centroid<V> sum = {};
-                for (int c = 0; c < w.codebooks_count; c++) {
-                    const size_t at = (size_t(row) * w.vectors + vector) * w.codebooks_count + c;
-                    sum.template add<SHARED>(w.codebooks, shared, u32(c * w.centroids) + ptx::load(codes + at));
-                }
-                const float scale =
-                    ptx::half_to_float(ptx::load(w.scales + size_t(row) * w.groups + vector / w.group_vectors));
+        for (int t = 0; t < together; t++) group[t] = min(first + t, w.vectors - 1) / w.group_vectors;
+        for (int begin = blockIdx.x; begin < w.rows; begin += rows * gridDim.x) {
+            Centroid<V> sum[rows][together] = {};
+            u16 scale[rows][together];
+            int row[rows];  // the last one again where there are no more
 #pragma unroll
-                for (int i = 0; i < V; i++) narrow[t * V + i] = X::narrow(sum.component[i] * scale);
+            for (int r = 0; r < rows; r++) {
+                row[r] = min(begin + r * int(gridDim.x), w.rows - 1);
+#pragma unroll
+                for (int t = 0; t < together; t++)
+                    scale[r][t] = ptx::load(w.scales + size_t(row[r]) * w.groups + group[t]);
             }
-            T* to = reinterpret_cast<T*>(dense) + (size_t(row) * w.vectors + first) * V;
-            store_weights(to, narrow, min(count, (w.vectors - first) * V));
+            for (int c = 0; c < w.codebooks_count; c++) {
+                u32 code[rows][together];
+#pragma unroll
+                for (int r = 0; r < rows; r++)
+#pragma unroll
+                    for (int t = 0; t < together; t++) {
+                        const size_t vector = size_t(row[r]) * w.vectors + min(first + t, w.vectors - 1);
+                        code[r][t] = ptx::load(codes + vector * w.codebooks_count + c);
+                    }
+#pragma unroll
+                for (int r = 0; r < rows; r++)
+#pragma unroll
+                    for (int t = 0; t < together; t++)
+                        sum[r][t].template add<SHARED>(w.codebooks, shared, u32(c * w.centroids) + code[r][t]);
+            }
+#pragma unroll
+            for (int r = 0; r < rows; r++) {
+                if (begin + r * int(gridDim.x) >= w.rows) break;
+                T narrow[count];
+#pragma unroll
+                for (int t = 0; t < together; t++)
+#pragma unroll
+                    for (int i = 0; i < V; i++)
+                        narrow[t * V + i] = X::narrow(sum[r][t].component[i] * ptx::half_to_float(scale[r][t]));
+                store_weights(reinterpret_cast<T*>(dense) + (size_t(row[r]) * w.vectors + first) * V, narrow,
+                              min(count, (w.vectors - first) * V));
+            }
         }
+    }
 }
 
 constexpr int most_threads = 256;

@@ -22,7 +22,7 @@
 template <int V, int M, int B, int PHASES, int N, class X, int ROWS>
 DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Psumbook& w) {
     using S = Shape<V, M, B, PHASES, N, X, ROWS>;
-    const Slice slice = w.slices[blockIdx.x];
+    const Slice slice = w.slices.at(blockIdx.x);
     const int warp = ptx::warp();
     const int blocks = slice.end_block - slice.first_block, stride = ptx::warps();
     const int first_unit = blockIdx.y * w.units_per_split;

@@ -26,7 +26,6 @@ struct Psumbook {
     const u8* codes;       // [position row][block of 32 rows][chunk][lane][chunk bytes]
     const u16* codebooks;  // fp16 [part][codebook][centroid][v rounded up to 4]
     const u16* scales;     // fp16 [group][block][chunk][lane][phases], or [block][lane]
-    const Slice* slices;   // [gridDim.x]
     int out_features;
     int in_features;
     int row_blocks;       // padded rows of all parts / 32
@@ -35,6 +34,7 @@ struct Psumbook {
     int units_per_tile;   // whose tables are in shared memory together, at most 256 >> b
     int units_per_split;  // that one thread block sums up
     float table_scale;    // a power of two that brings fp16 entries into range
+    Slices slices;        // gridDim.x of them
 };
 
 // V: vector length, M: codebooks, B: bits of a code, N: rows of x (1, 2 or 4), X: their type, ROWS: position rows a

@@ -134,9 +134,19 @@ DEVICE void store(T* address, T value) {
     *address = value;
 }
 
-// What another block of this launch wrote: never from L1, which is not coherent.
-DEVICE float load_foreign(const float* address) {
-    return __ldcg(address);
+// What other blocks of this launch wrote, never from L1, which is not coherent: value[i][s] from the numbers at
+// `from[i]` + (first + s) * stride, zeros from `count` on and where there is no address. One round trip to L2.
+template <int ITEMS, int COUNT>
+DEVICE void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEMS], size_t stride, int first,
+                         int count) {
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+#pragma unroll
+        for (int s = 0; s < COUNT; s++) {
+            value[i][s] = make_float4(0, 0, 0, 0);
+            if (from[i] != nullptr && first + s < count)
+                value[i][s] = __ldcg(reinterpret_cast<const float4*>(from[i] + (first + s) * stride));
+        }
 }
 
 // A hint that these bytes (16-byte aligned) are about to be read.
@@ -146,13 +156,12 @@ DEVICE void prefetch(const void* address, u32 bytes) {
 #endif
 }
 
-DEVICE u32 atomic_add(u32* address, u32 value) {
-    return atomicAdd(address, value);
-}
-
-// Orders this thread's accesses to global memory for the whole GPU.
-DEVICE void fence() {
-    __threadfence();
+// Counts one more and says how many were there before. Releases what this thread has stored or seen so far, acquires
+// what those released that counted before.
+DEVICE u32 arrive(u32* counter) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
 }
 
 // ---- between the threads of a block and of a warp
@@ -182,6 +191,10 @@ DEVICE u32 ballot(bool predicate) {
 
 DEVICE int lowest_bit(u32 bits) {
     return __ffs(bits) - 1;
+}
+
+DEVICE int count_bits(u32 bits) {
+    return __popc(bits);
 }
 
 // Bytes of (low, high), numbered 0..3 and 4..7, picked by the four nibbles of the selector.

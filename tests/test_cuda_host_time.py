@@ -125,7 +125,7 @@ def test_launches_get_what_cupy_takes(product, monkeypatch):
     assert named == {"shared_mem": made.shared_bytes, "stream": None}
     assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._workspace)))
     assert all(isinstance(value, cupy.cuda.function.CPointer) for value in arguments[3:])
-    structure = psumbook.arguments(plan.prepared, cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), 0, device.address)
+    structure = psumbook.arguments(plan.prepared, cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), device.address)
     assert [structure[name] for name in ("codes", "codebooks", "scales")] == [
         plan.prepared.arrays[name].data.ptr for name in ("codes", "codebooks", "scales")
     ]

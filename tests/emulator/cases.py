@@ -88,7 +88,7 @@ def error(y, truth):
     return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
 
 
-BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp|fence)\(\);")
+BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp)\(\);")
 
 
 def barriers(*files):

@@ -93,8 +93,7 @@ def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, fold
     prepared = psumbook.Psumbook().arrange(weight)
     for name in ("codes", "codebooks", "scales"):
         prepared.arrays[name] = aligned(prepared.arrays[name])
-    slices = aligned(rows.slice_table(made.slices))
-    filled = psumbook.arguments(prepared, made, slices.ctypes.data, lambda array: array.ctypes.data)
+    filled = psumbook.arguments(prepared, made, lambda array: array.ctypes.data)
     out = aligned(np.full((len(x), spec.out_features), np.nan, out_dtype or x.dtype))
     workspace = aligned(np.full(rows.workspace_bytes(made.splits, len(x), rows.row_blocks(spec)), 0xFF, np.uint8))
     workspace[: rows.COUNTER_BYTES] = 0

@@ -31,6 +31,13 @@ constexpr int lanes = 32;
 constexpr size_t stack_bytes = 256 << 10;
 constexpr int nobody = -1, several = -2;
 
+// Of other warps, before how many of their synchronisations what they stored is seen.
+using Known = std::map<int, int>;
+
+void learn(Known& known, const Known& more) {
+    for (const auto& [warp, syncs] : more) known[warp] = std::max(known[warp], syncs);
+}
+
 enum class State { ready, at_block_barrier, at_warp, done };
 
 struct Thread {
@@ -41,11 +48,8 @@ struct Thread {
     int block, index;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
-    int fences = 0;
-    int published = 0;      // of its fences, those behind which its warp has synchronised: one lane counts for all
-    bool told = false;      // has heard something from its warp that does not order memory
-    bool acquired = false;  // has fenced since it last heard from other threads
-    int syncs = 0;          // of its warp
+    int syncs = 0;  // of its warp
+    Known known;
 };
 
 // The last to write or to read a word of shared memory, and after how many barriers: of the block and of its warp.
@@ -102,7 +106,8 @@ Launch launch;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
 std::vector<std::map<SiteKey, std::pair<Site, Pending>>> pending;  // by warp
-std::unordered_map<const void*, std::pair<int, int>> written;      // global: thread, its fences then
+std::unordered_map<const void*, std::pair<int, int>> written;      // global: thread, its warp's synchronisations then
+std::unordered_map<const void*, Known> released;                   // by whoever counted there
 std::map<Key, Counts> counts;
 std::map<std::string, u64> events;
 const std::function<void()>* kernel;
@@ -308,6 +313,7 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
     kernel = &asked_kernel;
     complaint.clear();
     written.clear();
+    released.clear();
     gridDim = {u32(launch.grid_x), u32(launch.grid_y)};
     blockDim = {u32(launch.threads), 1};
     const int block_count = launch.grid_x * launch.grid_y;
@@ -388,7 +394,7 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
         if (u64(address) % bytes) complain("misaligned access of %d bytes in %s", bytes, site.function);
         if (kind == Kind::store)
             for (int byte = 0; byte < bytes; byte += 4)
-                written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->fences};
+                written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->syncs};
     }
     const int lane = current->index % lanes;
     auto& entry = pending[(current - threads.data()) / lanes][{site.file, site.line, space, kind}];
@@ -402,16 +408,24 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
     access.bytes = bytes;
 }
 
+int warp_of(const Thread& thread) {
+    return int(&thread - threads.data()) / lanes;
+}
+
 void foreign(const void* address) {
     const auto found = written.find(address);
     if (found == written.end()) return complain("a sum of another block read before it was written");
-    const auto [writer, fences] = found->second;
-    if (&threads[writer] == current) return;
-    if (threads[writer].published <= fences)
-        return complain("a sum read whose writer did not fence it, or its warp did not synchronise then");
-    if (!current->acquired)
-        return complain(
-            "a sum of another thread read without a fence before, or none behind the warp's synchronisation");
+    const auto [writer, syncs] = found->second;
+    const int warp = writer / lanes;
+    if (&threads[writer] == current || (warp == warp_of(*current) && syncs < current->syncs)) return;
+    const auto known = current->known.find(warp);
+    if (known == current->known.end() || known->second <= syncs)
+        complain("a sum read that its writer's warp has not released behind a synchronisation, or not acquired here");
+}
+
+void trip() {
+    int nothing = 0;
+    together("trip", nothing, [](int**) {});
 }
 
 u8* shared_memory() {
@@ -442,18 +456,15 @@ long long clock() {
     return now += 10000;
 }
 
-u32 atomic_add(u32* address, u32 value) {
+// What the warp stored before it last synchronised, and what it knows itself, is released; what others released there
+// before is acquired.
+u32 arrive(u32* counter) {
     events["atomic"]++;
-    current->acquired = false;
-    const u32 before = *address;
-    *address += value;
-    return before;
-}
-
-void fence() {
-    events["fence"]++;
-    current->fences++;
-    current->acquired = !current->told;
+    Known& there = released[counter];
+    learn(there, current->known);
+    learn(there, {{warp_of(*current), current->syncs}});
+    current->known = there;
+    return (*counter)++;
 }
 
 void sync_block() {
@@ -461,12 +472,15 @@ void sync_block() {
     yield();
 }
 
+// All lanes know afterwards what one of them knew.
 void sync_warp() {
-    current->published = current->fences;
-    current->told = false;
     current->syncs++;
-    int nothing = 0;
-    together("sync_warp", nothing, [](int**) {});
+    Thread* mine = current;
+    together("sync_warp", *mine, [](Thread** all) {
+        Known known;
+        for (int lane = 0; lane < lanes; lane++) learn(known, all[lane]->known);
+        for (int lane = 0; lane < lanes; lane++) all[lane]->known = known;
+    });
 }
 
 u32 shuffle_bits(u32 value, int source) {
@@ -475,8 +489,6 @@ u32 shuffle_bits(u32 value, int source) {
         int source;
         u32 result;
     } operand{value, source, 0};
-    current->acquired = false;
-    current->told = true;
     together("shuffle", operand, [](Operand** all) {
         for (int lane = 0; lane < lanes; lane++) all[lane]->result = all[all[lane]->source % lanes]->value;
     });
@@ -488,8 +500,6 @@ u32 ballot(bool predicate) {
         bool predicate;
         u32 result;
     } operand{predicate, 0};
-    current->acquired = false;
-    current->told = true;
     together("ballot", operand, [](Operand** all) {
         u32 bits = 0;
         for (int lane = 0; lane < lanes; lane++) bits |= u32(all[lane]->predicate) << lane;

@@ -78,6 +78,7 @@ struct Site {
 
 void access(Space space, Kind kind, const void* address, int bytes, Site site);
 void foreign(const void* address);
+void trip();  // a warp's batch of loads of what other blocks wrote
 u8* shared_memory();
 void complain(const char* format, ...);
 
@@ -128,17 +129,25 @@ void store(T* address, T value, CODEGEMM_SITE) {
     *address = value;
 }
 
-inline float load_foreign(const float* address, CODEGEMM_SITE) {
-    emulator::foreign(address);
-    return load(address, file, function, line);
+template <int ITEMS, int COUNT>
+void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEMS], size_t stride, int first, int count,
+                  CODEGEMM_SITE) {
+    emulator::trip();
+    for (int i = 0; i < ITEMS; i++)
+        for (int s = 0; s < COUNT; s++) {
+            value[i][s] = {};
+            if (from[i] == nullptr || first + s >= count) continue;
+            const float* at = from[i] + (first + s) * stride;
+            for (int word = 0; word < 4; word++) emulator::foreign(at + word);
+            value[i][s] = load(reinterpret_cast<const float4*>(at), file, function, line);
+        }
 }
 
 inline void prefetch(const void*, u32) {}
 inline void keep(u32&) {}
 long long clock();
 
-u32 atomic_add(u32* address, u32 value);
-void fence();
+u32 arrive(u32* counter);
 void sync_block();
 void sync_warp();
 u32 shuffle_bits(u32 value, int source);
@@ -161,6 +170,10 @@ T shuffle_xor(T value, int mask) {
 
 inline int lowest_bit(u32 bits) {
     return __builtin_ffs(int(bits)) - 1;
+}
+
+inline int count_bits(u32 bits) {
+    return __builtin_popcount(bits);
 }
 
 inline u32 and_or(u32 value, u32 mask, u32 bits) {

@@ -61,7 +61,7 @@ DEVICE void mirror(const u32* in, u32* out) {
     ptx::shared_store(ptx::shared_memory() + 4 * thread, in[thread]);
     ptx::sync_block();
     out[thread] = ptx::shared_load<u32>(ptx::shared_memory() + 4 * (last - thread));
-    ptx::atomic_add(out + last + 1, 1);
+    ptx::arrive(out + last + 1);
 }
 
 // The same within a warp, whose own barrier is enough.

@@ -26,25 +26,26 @@ from codegemm.kernel import Cost
 SOURCE = "dequant.cu"
 # `Dequant` in dequant_layout.cuh.
 ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales", "slices")]
+    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "k_blocks")]
     + [(name, np.int32) for name in ("split_blocks", "chunk_blocks", "group_blocks")]
-    + [(name, np.int32) for name in ("group_vectors", "padded_vectors", "passes")],
+    + [(name, np.int32) for name in ("group_vectors", "padded_vectors", "passes")]
+    + [("slices", rows.SLICES)],
     align=True,
 )
 
 
-def arguments(prepared: Prepared, made: Cut, slices: int, address: Callable[[Any], int]) -> np.ndarray:
+def arguments(prepared: Prepared, made: Cut, address: Callable[[Any], int]) -> np.ndarray:
     """The kernel's structure; `address` gives an array's place in memory."""
     spec = prepared.spec
     assert isinstance(spec, CodebookSpec)
     steps = layout.group_steps(spec)
     return np.array(
         (
-            *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")), slices,
+            *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
             spec.out_features, spec.in_features, rows.row_blocks(spec), made.k_blocks,
             made.split_blocks, made.chunk_blocks, max(1, steps // layout.STEPS),
-            layout.group_vectors(spec), steps * layout.STEP, made.passes,
+            layout.group_vectors(spec), steps * layout.STEP, made.passes, rows.slices_argument(made.slices),
         ),
         ARGUMENTS,
     )  # fmt: skip
@@ -69,7 +70,7 @@ class Dequant(CudaKernel):
             return "it multiplies CodebookWeights"
         if n > cut.MAX_N:
             return f"n={n}: it multiplies up to {cut.MAX_N} rows of x; dequant_dense is for more"
-        return None
+        return rows.too_many_parts(spec)
 
     def arrange(self, weight: Weight) -> Prepared:
         assert isinstance(weight, CodebookWeight)
@@ -88,8 +89,7 @@ class Dequant(CudaKernel):
         if not cut.fits(spec):
             return plain.decide(prepared, n, dtype, out_dtype, gpu)
         made = cut.cut_for(spec, n, gpu)
-        slices = gpus.to_device(rows.slice_table(made.slices), prepared.device)
-        filled = arguments(prepared, made, gpus.address(slices), gpus.address)
+        filled = arguments(prepared, made, gpus.address)
         return launch(
             prepared.device,
             SOURCE,
@@ -98,7 +98,6 @@ class Dequant(CudaKernel):
             rows.LANES * made.warps,
             made.shared_bytes,
             (np.int32(n), np.int32(out_dtype == np.float32), filled),
-            slices,
         )
 
     def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> list[tuple[str, str]]:

@@ -23,9 +23,10 @@ _TURNS = 4  # k-vectors that a warp has at least
 _BLOCKS = 4  # thread blocks of a multiprocessor
 # `DequantPlain` in dequant_plain.cu.
 ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales", "slices")]
+    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "vectors", "split_vectors")]
-    + [(name, np.int32) for name in ("group_vectors", "codebooks_count", "centroids")],
+    + [(name, np.int32) for name in ("group_vectors", "codebooks_count", "centroids")]
+    + [("slices", rows.SLICES)],
     align=True,
 )
 
@@ -75,12 +76,12 @@ def decide(prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype, gpu
     assert isinstance(spec, CodebookSpec)
     made = cut_for(spec, n, gpu)
     cut = rows.slices(spec, 1)
-    slices = gpus.to_device(rows.slice_table(cut), prepared.device)
     filled = np.array(
         (
             *(gpus.address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
-            gpus.address(slices), spec.out_features, spec.in_features, rows.row_blocks(spec), spec.vectors,
+            spec.out_features, spec.in_features, rows.row_blocks(spec), spec.vectors,
             made.split_vectors, spec.vectors // spec.groups, spec.config.m, spec.config.centroids,
+            rows.slices_argument(cut),
         ),
         ARGUMENTS,
     )  # fmt: skip
@@ -92,7 +93,6 @@ def decide(prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype, gpu
         rows.LANES * WARPS,
         4 * WARPS * made.batch * rows.LANES,
         (np.int32(n), np.int32(out_dtype == np.float32), filled),
-        slices,
     )
 
 

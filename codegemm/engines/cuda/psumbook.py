@@ -24,23 +24,24 @@ MAX_N = cut.BATCHES[-1]
 MAX_B = 8
 # `Psumbook` in psumbook_layout.cuh.
 ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales", "slices")]
+    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "scale_shift")]
     + [(name, np.int32) for name in ("units", "units_per_tile", "units_per_split")]
-    + [("table_scale", np.float32)],
+    + [("table_scale", np.float32), ("slices", rows.SLICES)],
     align=True,
 )
 
 
-def arguments(prepared: Prepared, made: Cut, slices: int, address: Callable[[Any], int]) -> np.ndarray:
+def arguments(prepared: Prepared, made: Cut, address: Callable[[Any], int]) -> np.ndarray:
     """The kernel's structure; `address` gives an array's place in memory."""
     spec = prepared.spec
     assert isinstance(spec, CodebookSpec)
     return np.array(
         (
-            *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")), slices,
+            *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
             spec.out_features, spec.in_features, rows.row_blocks(spec), layout.scale_shift(spec),
             made.units, made.units_per_tile, made.units_per_split, prepared.numbers["table_scale"],
+            rows.slices_argument(made.slices),
         ),
         ARGUMENTS,
     )  # fmt: skip
@@ -66,7 +67,7 @@ class Psumbook(CudaKernel):
             return f"b={spec.config.b}: its tables hold 2^b entries a position, b up to {MAX_B}"
         if n > MAX_N:
             return f"n={n}: its tables hold up to {MAX_N} rows of x; more cost more lookups than dequantising does"
-        return None
+        return rows.too_many_parts(spec)
 
     def arrange(self, weight: Weight) -> Prepared:
         assert isinstance(weight, CodebookWeight)
@@ -81,7 +82,6 @@ class Psumbook(CudaKernel):
         spec = prepared.spec
         assert isinstance(spec, CodebookSpec)
         made = cut.cut_for(spec, n, gpus.gpu(prepared.device))
-        slices = gpus.to_device(rows.slice_table(made.slices), prepared.device)
         return launch(
             prepared.device,
             SOURCE,
@@ -92,9 +92,8 @@ class Psumbook(CudaKernel):
             (
                 np.int32(n),
                 np.int32(out_dtype == np.float32),
-                arguments(prepared, made, gpus.address(slices), gpus.address),
+                arguments(prepared, made, gpus.address),
             ),
-            slices,
         )
 
     def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> list[tuple[str, str]]:

@@ -15,6 +15,8 @@ LANES = 32  # rows of a block: must match `lanes` in splits.cuh
 MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` there
 COUNTER_BYTES = 4 * MAX_ROW_BLOCKS  # at a workspace's start: zero before and after every kernel
 
+MAX_PARTS = 16  # concatenated weights; must match `most_parts` there
+
 # (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
 Slice = tuple[int, int, int, int, int]
 
@@ -55,9 +57,23 @@ def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
     return tuple(made)
 
 
-def slice_table(made: tuple[Slice, ...]) -> npt.NDArray[np.int32]:
-    """Slices as kernels read them."""
-    return np.array(made, np.int32)
+# `Slices` in splits.cuh.
+SLICES = np.dtype([(name, np.int32, MAX_PARTS + 1) for name in ("first_slice", "first_block", "first_row")])
+
+
+def slices_argument(made: tuple[Slice, ...]) -> npt.NDArray:
+    """Slices as kernels take them: where the parts begin, and what comes behind the last, in each of three counts."""
+    starts = [(place, first, row) for place, (part, first, _, row, _) in enumerate(made) if part != made[place - 1][0]]
+    starts = starts or [(0, 0, 0)]
+    behind = (len(made), made[-1][2], made[-1][4])
+    filled = np.array(starts + [behind] * (MAX_PARTS + 1 - len(starts)), np.int32)
+    return np.array(tuple(filled.T), SLICES)
+
+
+def too_many_parts(spec: CodebookSpec) -> str | None:
+    """Why kernels that take slices refuse a weight, or None."""
+    count = len(spec.part_rows)
+    return None if count <= MAX_PARTS else f"{count} concatenated parts: it takes up to {MAX_PARTS}"
 
 
 def workspace_bytes(splits: int, n: int, blocks: int) -> int:
