@@ -56,6 +56,12 @@ def psumbook():
     return small + [("psumbook", case, n, "float16") for case in LARGE for n in (1, 2, 4)]
 
 
+def kernel_named(name, spec):
+    """What multiplies such weights under that name on a GPU."""
+    [kernel] = [kernel for kernel in dispatch.registered("cuda") if kernel.name == name]
+    return dispatch.kernel_for(kernel, spec)
+
+
 def fewest(kernel, spec, n, dtype):
     """The rows of x, n or halves of it, that the kernel takes; None if it takes none."""
     while n and kernel.supports(spec, n, dtype, "cuda:0"):
@@ -65,13 +71,13 @@ def fewest(kernel, spec, n, dtype):
 
 def builds():
     """What the products above compile, by kernels' own account."""
-    made, known = {}, {kernel.name: kernel for kernel in dispatch.registered("cuda")}
+    made = {}
     for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook():
         spec, dtype = spec_of((rows, columns), config), float_dtype(dtype)
         if parts > 1:
             bounds = [rows * part // parts for part in range(parts + 1)]
             spec = replace(spec, part_rows=tuple(end - first for first, end in itertools.pairwise(bounds)))
-        kernel = dispatch.kernel_for(known[name], spec)
+        kernel = kernel_named(name, spec)
         n = fewest(kernel, spec, n, dtype)
         made |= dict.fromkeys(kernel.builds(spec, n, dtype, "cuda:0") if n else ())
     return list(made)

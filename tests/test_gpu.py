@@ -92,7 +92,7 @@ def test_large_products(case, n, make_weight, rng, cupy):
 @pytest.mark.parametrize(("kernel", "case", "n", "dtype"), gpu_products.every_kernel(), ids=str)
 def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
     weight = make_weight(*case).to("cuda")
-    kernel = dispatch.kernel_for(kernel, weight.spec)
+    kernel = gpu_products.kernel_named(kernel, weight.spec)
     if kernel.unavailable():
         pytest.skip(kernel.unavailable())
     n = gpu_products.fewest(kernel, weight.spec, n, arrays.float_dtype(dtype))
