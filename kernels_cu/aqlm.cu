@@ -158,6 +158,7 @@ DEVICE float multiply(Codes<S>& codes, const Aqlm& w, ptx::Shared x, ptx::Shared
 template <int V, int M, class Code, class X>
 DEVICE void aqlm(const void* x, void* y, int y_is_float, const Aqlm& w) {
     using S = Shape<V, M, Code, X>;
+    ptx::let_next_start();
     const auto* x_row = static_cast<const typename X::storage*>(x) + size_t(blockIdx.y) * w.in_features;
     const int row = blockIdx.x * ptx::warps() + ptx::warp();
     const bool inside = row < w.out_features;
@@ -171,6 +172,7 @@ DEVICE void aqlm(const void* x, void* y, int y_is_float, const Aqlm& w) {
     Codes<S> codes;
     if (S::ahead && inside) codes.load_codes(row_codes, 0, min(w.row_lanes, lanes));
     if constexpr (S::shared) stage_codebooks<S>(w, books);
+    ptx::wait_for_previous();
     float sum = 0;
     for (int first = 0; first < w.row_lanes; first += lanes) {
         const int chunk_lanes = min(w.row_lanes - first, lanes), begin = first * S::vectors * V;

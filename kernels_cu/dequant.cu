@@ -105,25 +105,30 @@ struct PieceOf<1> {
     using type = uint2;
 };
 
-// Copies the codebooks of a part into the tables. All threads take part; who reads synchronises first.
+// Copies the codebooks of a part into the tables, every piece as often as it takes to fill 128 bytes, by all threads of
+// the block; who reads synchronises first.
 template <class S>
-DEVICE void copy_codebooks(ptx::Shared tables, const u16* books) {
-    constexpr int piece_words = S::quarters * 2, copies = 32 / piece_words;
-    constexpr int pieces = S::m * S::centroids * S::pieces;
-    constexpr int in_flight = 8;  // else every few stores would wait for a load
+struct Copies {
     using Piece = typename PieceOf<S::quarters>::type;
-    // A warp writes 128 bytes: all copies of a piece.
-    for (int first = threadIdx.x; first < pieces * copies; first += in_flight * blockDim.x) {
-        Piece value[in_flight];
+    static constexpr int copies = 128 / int(sizeof(Piece)), items = S::m * S::centroids * S::pieces * copies;
+    static constexpr int in_flight = 8;  // loads of a thread
+
+    Piece value[in_flight];
+
+    DEVICE void load(const u16* books, int first) {
 #pragma unroll
         for (int i = 0; i < in_flight; i++) {
-            const int item = min(first + i * int(blockDim.x), pieces * copies - 1);
-            value[i] = ptx::load(reinterpret_cast<const Piece*>(books) + item / copies);
+            const int item = min(first + i * int(blockDim.x), items - 1);
+            value[i] = ptx::load_in_order(reinterpret_cast<const Piece*>(books) + item / copies);
         }
+    }
+
+    // A warp writes 128 bytes: all copies of a piece.
+    DEVICE void copy_codebooks(ptx::Shared tables, int first) const {
 #pragma unroll
         for (int i = 0; i < in_flight; i++) {
             const int item = first + i * int(blockDim.x);
-            if (item >= pieces * copies) break;
+            if (item >= items) break;
             const int piece = item / copies, copy = item % copies;
             const int book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
             const int centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
@@ -133,7 +138,16 @@ DEVICE void copy_codebooks(ptx::Shared tables, const u16* books) {
                 value[i]);
         }
     }
-}
+
+    // What is loaded, and all behind it.
+    DEVICE void finish(const u16* books, ptx::Shared tables) {
+        copy_codebooks(tables, threadIdx.x);
+        for (int first = threadIdx.x + in_flight * blockDim.x; first < items; first += in_flight * blockDim.x) {
+            load(books, first);
+            copy_codebooks(tables, first);
+        }
+    }
+};
 
 // Scales of rows 8 * tile + 2q and the next, for one block of 32 rows.
 struct RowScales {
@@ -170,10 +184,11 @@ DEVICE uint4 load_fragment(ptx::Shared from) {
     return ptx::shared_load<uint4>(from);
 }
 
-// sums += one step of x times the weights that the codes stand for, of `count` blocks of rows.
-template <class S>
+// sums += one step of x times the weights that the codes stand for, of COUNT blocks of rows. With no branch inside, so
+// that lookups of several blocks, and of the next step, are under way together.
+template <class S, int COUNT>
 DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<S>& centroids,
-                          const RowCodes<S> (&codes)[S::row_blocks][S::books], int count, int first_book, int step) {
+                          const RowCodes<S> (&codes)[S::row_blocks][S::books], int first_book, int step) {
 #pragma unroll(S::shared ? S::pieces : 1)  // else the compiler fetches both at once, into registers that are not there
     for (int piece = 0; piece < S::pieces; piece++) {
         uint4 x[S::quarters][S::x_tiles];
@@ -184,8 +199,7 @@ DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<
                 x[h][t] = load_fragment(fragments + (((step * S::pieces + piece) * S::quarters + h) * S::x_tiles + t) *
                                                         (lanes * 16));
 #pragma unroll
-        for (int i = 0; i < S::row_blocks; i++) {
-            if (i > 0 && i >= count) break;
+        for (int i = 0; i < COUNT; i++) {
 #pragma unroll
             for (int book = 0; book < S::books; book++)
 #pragma unroll
@@ -204,8 +218,14 @@ DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<
     }
 }
 
+// A number that the compiler knows.
+template <int N>
+struct Number {
+    static constexpr int value = N;
+};
+
 // total += sums, scaled.
-template <class S>
+template <class S, int COUNT>
 DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&scales)[S::row_blocks],
                        ptx::Shared unscale) {
     const int r = ptx::lane() >> 2;
@@ -217,7 +237,7 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
             back[1] = ptx::shared_load<float>(unscale + 4 * (16 * t + r + 8));
         }
 #pragma unroll
-        for (int i = 0; i < S::row_blocks; i++)
+        for (int i = 0; i < COUNT; i++)
 #pragma unroll
             for (int tile = 0; tile < 4; tile++) {
                 const float factor[2] = {S::phases ? scales[i].even(tile) : 1.0f,
@@ -236,6 +256,7 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
 template <class S>
 DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
     using X = typename S::x_type;
+    ptx::let_next_start();
     constexpr int phases = S::phases ? S::phases : 1;
     constexpr int turns = S::m / S::books;  // of a k block
     const Slice slice = w.slices.at(blockIdx.x);
@@ -252,12 +273,12 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     const u16* books = w.codebooks + size_t(slice.part) * (S::m * S::centroids * S::v);
     const Centroids<S> centroids{tables, u32(S::v == 4 ? lane % 16 * 8 : lane % 8 * 16), books};
 
-    // Codes don't depend on x: they travel while tables and fragments are made.
+    // What the tables are made of comes first, then the first codes, then all others: memory serves in turn.
+    Copies<S> copied;
+    if constexpr (S::shared) copied.load(books, threadIdx.x);
     constexpr int code_bytes = lanes * S::code_words * 4;  // of 32 rows in a k block, for each codebook
     const size_t row_bytes = size_t(w.row_blocks) * code_bytes;
     const u8* slice_codes = w.codes + size_t(slice.first_block) * code_bytes;
-    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
-        ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
     RowCodes<S> codes[S::row_blocks][S::books], next[S::row_blocks][S::books];
     const auto load_turn = [&](RowCodes<S>(&to)[S::row_blocks][S::books], int turn) {
 #pragma unroll
@@ -269,10 +290,41 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
                                            (warp + i * stride) * code_bytes);
     };
     if (S::ahead) load_turn(next, first * turns);
-    if constexpr (S::shared) copy_codebooks<S>(tables, books);
+    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
+        ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
+    if constexpr (S::shared) copied.finish(books, tables);
+    ptx::wait_for_previous();
 
     Sums<S> total;
     total.clear();
+    // Scales of the group under way, and of the next, which are asked for a k block before they are needed.
+    RowScales scales[S::row_blocks], next_scales[S::row_blocks];
+    const auto load_scales = [&](RowScales(&to)[S::row_blocks], int group) {
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+            if (i < count) to[i].load_scales(w, group, slice.first_block + warp + i * stride);
+    };
+    int group = 0, group_end = end;  // where a k block has one scale: its group, and the k block behind it
+    if (S::phases == 1) {
+        group = first / w.group_blocks;
+        group_end = (group + 1) * w.group_blocks;
+        load_scales(scales, group);
+    }
+    const auto multiply_turn = [&](auto number, int turn, int chunk) {
+        constexpr int blocks = decltype(number)::value;
+        const int k_block = turn / turns, first_book = turn % turns;
+#pragma unroll
+        for (int phase = 0; phase < phases; phase++) {
+            if (S::phases > 1) load_scales(scales, k_block * S::phases + phase);
+            Sums<S> sums;
+            sums.clear();
+#pragma unroll
+            for (int i = 0; i < steps / phases; i++)
+                multiply_step<S, blocks>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
+                                         first_book, phase * (steps / phases) + i);
+            add_scaled<S, blocks>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
+        }
+    };
     for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
         const int chunk_end = min(chunk + w.chunk_blocks, end);
         if (chunk > first) ptx::sync_block();
@@ -280,7 +332,6 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         ptx::sync_block();
         if (count <= 0) continue;
         for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {
-            const int k_block = turn / turns, first_book = turn % turns;
             if (S::ahead) {
                 // The next codes travel while these are looked up.
 #pragma unroll
@@ -291,21 +342,17 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             } else {
                 load_turn(codes, turn);
             }
+            const bool changes = S::phases == 1 && turn + 1 == group_end * turns && group_end < end;
+            if (changes) load_scales(next_scales, group + 1);
+            if (S::row_blocks == 1 || count == S::row_blocks)
+                multiply_turn(Number<S::row_blocks>(), turn, chunk);
+            else
+                multiply_turn(Number<1>(), turn, chunk);
+            if (changes) {
 #pragma unroll
-            for (int phase = 0; phase < phases; phase++) {
-                RowScales scales[S::row_blocks];
-                const int group = S::phases == 1 ? k_block / w.group_blocks : k_block * S::phases + phase;
-                if (S::phases)
-#pragma unroll
-                    for (int i = 0; i < S::row_blocks; i++)
-                        if (i < count) scales[i].load_scales(w, group, slice.first_block + warp + i * stride);
-                Sums<S> sums;
-                sums.clear();
-#pragma unroll
-                for (int i = 0; i < steps / phases; i++)
-                    multiply_step<S>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
-                                     count, first_book, phase * (steps / phases) + i);
-                add_scaled<S>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
+                for (int i = 0; i < S::row_blocks; i++) scales[i] = next_scales[i];
+                group++;
+                group_end += w.group_blocks;
             }
         }
     }

@@ -25,6 +25,8 @@ constexpr int most_threads = 256;
 // V: vector length, Code: u8 or u16, N: most rows of x, X: their type.
 template <int V, class Code, int N, class X>
 DEVICE void dequant_plain(const void* x, void* y, u8* workspace, int batch, int y_is_float, const DequantPlain& w) {
+    ptx::let_next_start();
+    ptx::wait_for_previous();
     const Slice slice = w.slices.at(blockIdx.x);
     const int lane = ptx::lane(), padded_rows = w.row_blocks * lanes, row = slice.first_block * lanes + lane;
     const int first = blockIdx.y * w.split_vectors, end = min(first + w.split_vectors, w.vectors);

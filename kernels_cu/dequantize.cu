@@ -75,6 +75,7 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
     constexpr int together = V == 1 ? 8 : V == 2 ? 4 : V == 4 ? 2 : 1;  // k-vectors of a thread
     constexpr int count = together * V;
     constexpr int rows = V <= 8 ? 4 : 1;  // at once
+    ptx::let_next_start();
     const ptx::Shared shared = ptx::shared_memory();
     if constexpr (SHARED) {
         const int words = (w.codebooks_count * w.centroids * V + 1) / 2;  // the array is padded to whole words
@@ -82,6 +83,7 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
             ptx::shared_store(shared + 4 * i, ptx::load(reinterpret_cast<const u32*>(w.codebooks) + i));
         ptx::sync_block();
     }
+    ptx::wait_for_previous();
     using T = typename X::storage;
     const auto* codes = static_cast<const Code*>(w.codes);
     // The same weights of several rows: their codes travel together.

@@ -133,5 +133,7 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
 #define ENTRY(name, ...)                                          \
     extern "C" KERNEL void __launch_bounds__(most_threads, 1)     \
         name(const void* x, void* y, u8* workspace, Extended w) { \
+        ptx::let_next_start();                                    \
+        ptx::wait_for_previous();                                 \
         __VA_ARGS__(x, y, workspace, w);                          \
     }

@@ -24,14 +24,34 @@ struct Float {
     DEVICE static float narrow(float value) { return value; }
 };
 
-// Four neighbours from `address`, aligned to all four.
+// Four neighbours as they lie in memory.
 template <class X>
-DEVICE float4 load_four(const typename X::storage* address) {
-    if constexpr (sizeof(typename X::storage) == 4) {
-        return ptx::load(reinterpret_cast<const float4*>(address));
-    } else {
-        const uint2 pairs = ptx::load(reinterpret_cast<const uint2*>(address));
+struct Four {
+    uint2 pairs;
+
+    DEVICE static Four load(const u16* address) {
+        return {ptx::load_in_order(reinterpret_cast<const uint2*>(address))};
+    }
+    DEVICE static Four zeros() { return {make_uint2(0, 0)}; }
+    DEVICE float4 widen() const {
         return make_float4(X::widen(u16(pairs.x)), X::widen(u16(pairs.x >> 16)), X::widen(u16(pairs.y)),
                            X::widen(u16(pairs.y >> 16)));
     }
+};
+
+template <>
+struct Four<Float> {
+    float4 floats;
+
+    DEVICE static Four load(const float* address) {
+        return {ptx::load_in_order(reinterpret_cast<const float4*>(address))};
+    }
+    DEVICE static Four zeros() { return {make_float4(0, 0, 0, 0)}; }
+    DEVICE float4 widen() const { return floats; }
+};
+
+// Four neighbours from `address`, aligned to all four.
+template <class X>
+DEVICE float4 load_four(const typename X::storage* address) {
+    return Four<X>::load(address).widen();
 }

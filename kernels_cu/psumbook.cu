@@ -22,6 +22,7 @@
 template <int V, int M, int B, int PHASES, int N, class X, int ROWS>
 DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Psumbook& w) {
     using S = Shape<V, M, B, PHASES, N, X, ROWS>;
+    ptx::let_next_start();
     const Slice slice = w.slices.at(blockIdx.x);
     const int warp = ptx::warp();
     const int blocks = slice.end_block - slice.first_block, stride = ptx::warps();
@@ -32,12 +33,11 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
     const ptx::Shared unscale = tables + w.units_per_tile * S::table_bytes;
     const ptx::Shared sums = unscale + (N > 1 ? w.units_per_tile * ROWS * N * 4 : 0) + ptx::lane() * 4;
 
-    // Codes don't depend on x: they travel while the tables are built.
-    const size_t row_bytes = size_t(w.row_blocks) * S::block_bytes;
-    if (threadIdx.x < (end_unit - first_unit) * ROWS)
-        ptx::prefetch(
-            w.codes + (first_unit * ROWS + int(threadIdx.x)) * row_bytes + size_t(slice.first_block) * S::block_bytes,
-            min(blocks * S::block_bytes, most_prefetched));
+    // What the first tables are made of comes first, then the first codes, then all others: memory serves in turn.
+    const auto* rows = static_cast<const typename X::storage*>(x);
+    const bool has_item = warp < min(w.units_per_tile, end_unit - first_unit) * ROWS * Item<S>::row_tiles;
+    Item<S> item;
+    if (Item<S>::fits && has_item) item.load_centroids(w, slice.part, first_unit, warp);
     const Offsets offsets = Offsets::of<S>(ptx::lane());
     Codes<S> codes;
     Scales<S> scales;
@@ -46,12 +46,19 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
         codes.load_codes(w, cursor.codes);
         if (S::scales_ahead) scales.load_scales(w, cursor.scales);
     }
+    const size_t row_bytes = size_t(w.row_blocks) * S::block_bytes;
+    if (threadIdx.x < (end_unit - first_unit) * ROWS)
+        ptx::prefetch(
+            w.codes + (first_unit * ROWS + int(threadIdx.x)) * row_bytes + size_t(slice.first_block) * S::block_bytes,
+            min(blocks * S::block_bytes, most_prefetched));
+    ptx::wait_for_previous();
+    if (Item<S>::fits && has_item) item.load_x(w, rows, batch, first_unit, warp);
 
     for (int tile = first_unit; tile < end_unit; tile += w.units_per_tile) {
         const int tile_end = min(tile + w.units_per_tile, end_unit);
         if (tile > first_unit) ptx::sync_block();
-        build<S>(tables, unscale, w, static_cast<const typename X::storage*>(x), batch, slice.part, tile,
-                 tile_end - tile);
+        build<S>(tables, unscale, w, rows, batch, slice.part, tile, tile_end - tile, item,
+                 Item<S>::fits && tile == first_unit);
         ptx::sync_block();
         for (int unit = tile; unit < tile_end; unit++) {
             const u32 unit_bits = u32(unit - tile) * (0x01010101u << B);

@@ -13,20 +13,34 @@
 #include "floats.cuh"
 #include "psumbook_layout.cuh"
 
-// Components 4h .. 4h+3 of one k-vector; zeros beyond v, beyond K and for rows that x does not have.
+// Components 4h .. 4h+3 of one k-vector as they come from memory, beyond v one by one.
+template <class S, bool WHOLE = S::v % 4 == 0>
+struct Quarter {
+    Four<typename S::x_type> four;
+
+    // inside: whether there is such a k-vector, and such a row of x; else zeros.
+    DEVICE void load(const typename S::x_type::storage* k_vector, int h, bool inside) {
+        four = inside ? Four<typename S::x_type>::load(k_vector + 4 * h) : Four<typename S::x_type>::zeros();
+    }
+    DEVICE float4 widen() const { return four.widen(); }
+};
+
 template <class S>
-DEVICE float4 load_quarter(const typename S::x_type::storage* x, int vector, int h, bool inside) {
-    using X = typename S::x_type;
-    float4 f = make_float4(0, 0, 0, 0);
-    if (!inside) return f;
-    const auto* from = x + size_t(vector) * S::v + 4 * h;
-    if constexpr (S::v % 4 == 0) return load_four<X>(from);
-    f.x = X::widen(ptx::load(from));
-    if (4 * h + 1 < S::v) f.y = X::widen(ptx::load(from + 1));
-    if (4 * h + 2 < S::v) f.z = X::widen(ptx::load(from + 2));
-    if (4 * h + 3 < S::v) f.w = X::widen(ptx::load(from + 3));
-    return f;
-}
+struct Quarter<S, false> {
+    float4 floats;
+
+    DEVICE void load(const typename S::x_type::storage* k_vector, int h, bool inside) {
+        using X = typename S::x_type;
+        const auto* from = k_vector + 4 * h;
+        floats = make_float4(0, 0, 0, 0);
+        if (!inside) return;
+        floats.x = X::widen(ptx::load(from));
+        if (4 * h + 1 < S::v) floats.y = X::widen(ptx::load(from + 1));
+        if (4 * h + 2 < S::v) floats.z = X::widen(ptx::load(from + 2));
+        if (4 * h + 3 < S::v) floats.w = X::widen(ptx::load(from + 3));
+    }
+    DEVICE float4 widen() const { return floats; }
+};
 
 // The exponent field of the power of two that brings the warp's largest |x| to 2^13 .. 2^14.
 template <int Q>
@@ -57,10 +71,10 @@ struct Operand {
     uint2 pairs[parts][S::quarters];
     float unscale;
 
-    DEVICE void load(const typename S::x_type::storage* x, int vector, bool inside) {
+    DEVICE void convert(const Quarter<S> (&x)[S::quarters]) {
         float4 f[S::quarters];
 #pragma unroll
-        for (int h = 0; h < S::quarters; h++) f[h] = load_quarter<S>(x, vector, h, inside);
+        for (int h = 0; h < S::quarters; h++) f[h] = x[h].widen();
         u32 exponent = 127;
         if constexpr (!exact) exponent = common_exponent(f);
         const float scale = ptx::bits_to_float(exponent << 23);
@@ -100,38 +114,67 @@ DEVICE void store_entries(ptx::Shared address, const float (&d)[S::n][4], int fr
     }
 }
 
-// The tables of `units` units from `first_unit` on, at `tables`; `unscale` [unit][position row][n] behind them for n
-// > 1. All threads of the block take part; who reads the tables synchronises first.
+// What a warp multiplies at once, as it comes from memory: 16 centroids of a codebook and 32 k-vectors of all rows of
+// x. Items of a tile are numbered position row by position row.
 template <class S>
-DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, const typename S::x_type::storage* x,
-                  int batch, int part, int first_unit, int units) {
-    constexpr int row_tiles = S::centroids < 16 ? 1 : S::centroids / 16;
-    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
-    const int vectors = w.in_features / S::v;
+struct Item {
+    static constexpr int row_tiles = S::centroids < 16 ? 1 : S::centroids / 16;  // of 16 centroids, in a position row
+    static constexpr bool fits = S::n * S::quarters <= 4;  // registers, beside codes that are under way
 
-    for (int item = ptx::warp(); item < units * S::rows * row_tiles; item += ptx::warps()) {
-        const int row = item / row_tiles, centroid = item % row_tiles * 16 + r;
-        const int position_row = first_unit * S::rows + row;
-        const int vector = position_row / S::m * 32 + 8 * q + r;
+    uint2 upper[S::quarters], lower[S::quarters];  // centroids r and r + 8
+    Quarter<S> x[S::n][S::quarters];
 
-        uint2 upper[S::quarters], lower[S::quarters];  // centroids r and r + 8
-        const int last = S::centroids - 1;
+    DEVICE void load_centroids(const Psumbook& w, int part, int first_unit, int item) {
+        const int centroid = item % row_tiles * 16 + (ptx::lane() >> 2), last = S::centroids - 1;
+        const int position_row = first_unit * S::rows + item / row_tiles;
         const u16* book = w.codebooks + size_t(part * S::m + position_row % S::m) * S::centroids * S::quarters * 4;
 #pragma unroll
         for (int h = 0; h < S::quarters; h++) {
             const auto* from = reinterpret_cast<const uint2*>(book) + h;
-            upper[h] = ptx::load(from + (centroid < last ? centroid : last) * S::quarters);
-            lower[h] = ptx::load(from + (centroid + 8 < last ? centroid + 8 : last) * S::quarters);
+            upper[h] = ptx::load_in_order(from + (centroid < last ? centroid : last) * S::quarters);
+            lower[h] = ptx::load_in_order(from + (centroid + 8 < last ? centroid + 8 : last) * S::quarters);
         }
+    }
+
+    DEVICE void load_x(const Psumbook& w, const typename S::x_type::storage* rows, int batch, int first_unit,
+                       int item) {
+        const int position_row = first_unit * S::rows + item / row_tiles;
+        const int vector = position_row / S::m * 32 + 8 * (ptx::lane() & 3) + (ptx::lane() >> 2);
+#pragma unroll
+        for (int n = 0; n < S::n; n++)
+#pragma unroll
+            for (int h = 0; h < S::quarters; h++)
+                x[n][h].load(rows + size_t(n) * w.in_features + size_t(vector) * S::v, h,
+                             n < batch && vector * S::v < w.in_features);
+    }
+};
+
+// The tables of `units` units from `first_unit` on, at `tables`; `unscale` [unit][position row][n] behind them for n
+// > 1. All threads of the block take part; who reads the tables synchronises first. ahead: the warp's first item, if it
+// is loaded.
+template <class S>
+DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, const typename S::x_type::storage* x,
+                  int batch, int part, int first_unit, int units, const Item<S>& ahead, bool is_loaded) {
+    constexpr int row_tiles = Item<S>::row_tiles;
+    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
+
+    for (int place = ptx::warp(); place < units * S::rows * row_tiles; place += ptx::warps()) {
+        const int row = place / row_tiles, centroid = place % row_tiles * 16 + r;
+        Item<S> item = ahead;
+        if (!is_loaded) {
+            item.load_centroids(w, part, first_unit, place);
+            item.load_x(w, x, batch, first_unit, place);
+        }
+        is_loaded = false;
         Operand<S> operands[S::n];
 #pragma unroll
         for (int n = 0; n < S::n; n++) {
-            operands[n].load(x + size_t(n) * w.in_features, vector, n < batch && vector < vectors);
-            if (S::n > 1 && item % row_tiles == 0 && lane == 0)
+            operands[n].convert(item.x[n]);
+            if (S::n > 1 && place % row_tiles == 0 && lane == 0)
                 ptx::shared_store(unscale + 4 * (row * S::n + n), operands[n].unscale / w.table_scale);
         }
         const float factor = S::n == 1 ? operands[0].unscale : w.table_scale;
-        const ptx::Shared place = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
+        const ptx::Shared to = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
 #pragma unroll(S::n* S::quarters* Operand<S>::parts > 2 ? 1 : 4)  // enough of them are in flight; registers are not
         for (int s = 0; s < 4; s++) {
             const int octet = (s + r) & 3;
@@ -139,15 +182,15 @@ DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, co
             float d[S::n][4] = {};
 #pragma unroll
             for (int h = 0; h < S::quarters; h++) {
-                const u32 a0 = kept ? upper[h].x : 0, a1 = kept ? lower[h].x : 0;
-                const u32 a2 = kept ? upper[h].y : 0, a3 = kept ? lower[h].y : 0;
+                const u32 a0 = kept ? item.upper[h].x : 0, a1 = kept ? item.lower[h].x : 0;
+                const u32 a2 = kept ? item.upper[h].y : 0, a3 = kept ? item.lower[h].y : 0;
 #pragma unroll
                 for (int n = 0; n < S::n; n++)
 #pragma unroll
                     for (int p = 0; p < Operand<S>::parts; p++)
                         ptx::mma(d[n], a0, a1, a2, a3, operands[n].pairs[p][h].x, operands[n].pairs[p][h].y);
             }
-            const ptx::Shared entries = place + (8 * octet + 2 * q) * S::entry_bytes;
+            const ptx::Shared entries = to + (8 * octet + 2 * q) * S::entry_bytes;
             if (S::centroids >= 8 || centroid < S::centroids) store_entries<S>(entries, d, 0, factor);
             if (S::centroids >= 16) store_entries<S>(entries + 8 * line_bytes, d, 2, factor);
         }

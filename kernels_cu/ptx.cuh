@@ -124,6 +124,29 @@ DEVICE T load(const T* address) {
     return __ldg(address);
 }
 
+// The same in the order of the source: what is needed first must be asked for first, for memory serves in turn.
+DEVICE uint2 load_in_order(const uint2* address) {
+    uint2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
+DEVICE uint4 load_in_order(const uint4* address) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+DEVICE float4 load_in_order(const float4* address) {
+    float4 v;
+    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(address));
+    return v;
+}
+
 // What L1 could not hold: it is passed by.
 DEVICE uint4 load_l2(const uint4* address) {
     return __ldcg(address);
@@ -162,6 +185,22 @@ DEVICE u32 arrive(u32* counter) {
     u32 before;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
     return before;
+}
+
+// ---- between kernels that follow each other on a stream
+
+// The next one may start as soon as all blocks have said so, if it was launched as one that depends (dependent.py).
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Until the one before has ended and what it wrote is seen: before that nobody may touch x, y or the workspace.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // ---- between the threads of a block and of a warp

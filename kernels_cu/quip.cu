@@ -158,6 +158,7 @@ DEVICE void add_warps(const Quip& w, u8* workspace, ptx::Shared from, int stride
 // blockIdx.y: which eight rows of x.
 template <int BITS>
 DEVICE void quip(u8* workspace, const Quip& all) {
+    ptx::let_next_start();
     Quip w = all;
     const int first_row = blockIdx.y * most_columns;
     w.batch = min(all.batch - first_row, most_columns);
@@ -173,6 +174,7 @@ DEVICE void quip(u8* workspace, const Quip& all) {
         if (tile + i < end) codes[i].load_codes(w, (tile + i) * tile_words + warp_word);
 
     const Tables<BITS> tables(w);
+    ptx::wait_for_previous();
     const int stride = together * tile_rows * width(w) * 4;  // bytes of a warp's partial sums
     ptx::Shared partial = tables.rest;
     int other = ptx::warps() * stride;
@@ -224,7 +226,9 @@ DEVICE uint4 combine(const Weights& main, const Weights& residual, float factor)
 // The matrix between the rotations, of w.tiles tiles: a warp a step of a tile.
 template <int BITS>
 DEVICE void dequantize_e8p(u8* workspace, const Quip& w) {
+    ptx::let_next_start();
     const Tables<BITS> tables(w);
+    ptx::wait_for_previous();
     const int row_pieces = w.steps * step_weights / 8, all = w.tiles * w.steps;
     for (int i = blockIdx.x * ptx::warps() + ptx::warp(); i < all; i += gridDim.x * ptx::warps()) {
         Codes<BITS> codes;

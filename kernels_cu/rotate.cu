@@ -149,5 +149,7 @@ DEVICE void rotate_out(const void*, void* y, u8* workspace, const Rotation& r) {
 #define ENTRY(name, ...)                                          \
     extern "C" KERNEL void __launch_bounds__(most_threads, 1)     \
         name(const void* x, void* y, u8* workspace, Rotation r) { \
+        ptx::let_next_start();                                    \
+        ptx::wait_for_previous();                                 \
         __VA_ARGS__(x, y, workspace, r);                          \
     }

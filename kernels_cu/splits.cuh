@@ -19,20 +19,23 @@ struct Slice {
     int end_row;    // of y, where the part ends
 };
 
-// All slices, near-equal ones of each part. Among a kernel's arguments: a table in memory would be read, from DRAM,
-// before anything else could be.
+// All slices: of each part near-equal ones, the larger first. Among a kernel's arguments: a table in memory would be
+// read, from DRAM, before anything else could be.
 struct Slices {
     int first_slice[most_parts + 1];  // of each part, and of what comes behind the last
     int first_block[most_parts + 1];
     int first_row[most_parts + 1];
+    int blocks[most_parts + 1];  // of the smaller slices
+    int larger[most_parts + 1];  // how many slices have one more
 
     DEVICE Slice at(int index) const {
         int part = 0;
         while (index >= first_slice[part + 1]) part++;
-        const int begin = first_block[part], blocks = first_block[part + 1] - begin;
-        const int place = index - first_slice[part], count = first_slice[part + 1] - first_slice[part];
-        const int first = int(u64(blocks) * place / count), end = int(u64(blocks) * (place + 1) / count);
-        return {part, begin + first, begin + end, first_row[part] + first * lanes, first_row[part + 1]};
+        const int place = index - first_slice[part];
+        const int first = place * blocks[part] + min(place, larger[part]);
+        const int end = first + blocks[part] + (place < larger[part] ? 1 : 0);
+        return {part, first_block[part] + first, first_block[part] + end, first_row[part] + first * lanes,
+                first_row[part + 1]};
     }
 };
 

@@ -48,7 +48,8 @@ struct Thread {
     int block, index;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
-    int syncs = 0;  // of its warp
+    int syncs = 0;        // of its warp
+    bool waited = false;  // for the kernel before
     Known known;
 };
 
@@ -392,6 +393,8 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
         check_shared(kind, address, bytes);
     } else {
         if (u64(address) % bytes) complain("misaligned access of %d bytes in %s", bytes, site.function);
+        if (kind == Kind::store && !current->waited)
+            complain("memory written in %s before the kernel waited for the one before", site.function);
         if (kind == Kind::store)
             for (int byte = 0; byte < bytes; byte += 4)
                 written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->syncs};
@@ -459,12 +462,17 @@ long long clock() {
 // What the warp stored before it last synchronised, and what it knows itself, is released; what others released there
 // before is acquired.
 u32 arrive(u32* counter) {
+    if (!current->waited) complain("counted before the kernel waited for the one before");
     events["atomic"]++;
     Known& there = released[counter];
     learn(there, current->known);
     learn(there, {{warp_of(*current), current->syncs}});
     current->known = there;
     return (*counter)++;
+}
+
+void wait_for_previous() {
+    current->waited = true;
 }
 
 void sync_block() {

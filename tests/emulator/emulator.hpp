@@ -119,6 +119,11 @@ T load_once(const T* address, CODEGEMM_SITE) {
     return load(address, file, function, line);
 }
 
+template <class T>
+T load_in_order(const T* address, CODEGEMM_SITE) {
+    return load(address, file, function, line);
+}
+
 inline uint4 load_l2(const uint4* address, CODEGEMM_SITE) {
     return load(address, file, function, line);
 }
@@ -145,6 +150,8 @@ void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEM
 
 inline void prefetch(const void*, u32) {}
 inline void keep(u32&) {}
+inline void let_next_start() {}
+void wait_for_previous();
 long long clock();
 
 u32 arrive(u32* counter);

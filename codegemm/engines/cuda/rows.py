@@ -44,11 +44,11 @@ def pad_rows(spec: CodebookSpec, array: Any) -> Any:
 
 
 def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
-    """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts."""
+    """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts, a part's larger ones first."""
     made, block, row = [], 0, 0
     for part, (blocks, rows) in enumerate(zip(part_blocks(spec), spec.part_rows)):
         count = -(-blocks // most_blocks)
-        bounds = [blocks * i // count for i in range(count + 1)]
+        bounds = [blocks // count * i + min(i, blocks % count) for i in range(count + 1)]
         made += [
             (part, block + first, block + end, row + first * LANES, row + rows)
             for first, end in itertools.pairwise(bounds)
@@ -58,15 +58,21 @@ def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
 
 
 # `Slices` in splits.cuh.
-SLICES = np.dtype([(name, np.int32, MAX_PARTS + 1) for name in ("first_slice", "first_block", "first_row")])
+SLICES = np.dtype(
+    [(name, np.int32, MAX_PARTS + 1) for name in ("first_slice", "first_block", "first_row", "blocks", "larger")]
+)
 
 
 def slices_argument(made: tuple[Slice, ...]) -> npt.NDArray:
-    """Slices as kernels take them: where the parts begin, and what comes behind the last, in each of three counts."""
-    starts = [(place, first, row) for place, (part, first, _, row, _) in enumerate(made) if part != made[place - 1][0]]
-    starts = starts or [(0, 0, 0)]
-    behind = (len(made), made[-1][2], made[-1][4])
-    filled = np.array(starts + [behind] * (MAX_PARTS + 1 - len(starts)), np.int32)
+    """Slices as kernels take them: of each part, and of what comes behind the last."""
+    rows, place = [], 0
+    for _, part in itertools.groupby(made, key=lambda piece: piece[0]):
+        mine = list(part)
+        sizes = [end - first for _, first, end, _, _ in mine]
+        rows.append((place, mine[0][1], mine[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
+        place += len(mine)
+    rows += [(len(made), made[-1][2], made[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
+    filled = np.array(rows, np.int32)
     return np.array(tuple(filled.T), SLICES)
 
 
