@@ -71,9 +71,9 @@ def builds_for(gpu: Gpu) -> list[Build]:
 def _as_if(gpu: Gpu) -> Iterator[None]:
     """`cuda:0` is such a GPU, as far as decisions go."""
     with (
-        mock.patch.object(device, "gpu", lambda where: gpu),
-        mock.patch.object(device, "unavailable", lambda: None),
-        mock.patch.object(gemm, "unavailable", lambda: None),
+        mock.patch.object(device, "gpu", return_value=gpu),
+        mock.patch.object(device, "unavailable", return_value=None),
+        mock.patch.object(gemm, "unavailable", return_value=None),
     ):
         yield
 

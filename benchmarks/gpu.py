@@ -5,6 +5,7 @@ python -m benchmarks.gpu [PART ...], from the repository's root, the cheapest an
 smoke      one product of every kernel
 tests      products, graphs, streams, host time
 bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
+cuts       many ways of cutting products into thread blocks, and the weights of their estimates
 counters   shared-memory wavefronts and bytes of memory by ncu beside the emulator's counts
 sanitize   compute-sanitizer over small products
 
@@ -30,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks import counters, layers, smoke
+from benchmarks import counters, cuts, layers, smoke
 from codegemm.comparison.sources import LLAMA_3
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler
@@ -139,6 +140,11 @@ def _counters(file: Path, seconds: float) -> bool:
     return True
 
 
+def _cuts(file: Path, seconds: float) -> bool:
+    file.with_suffix(".json").write_text(json.dumps(cuts.run(seconds), indent=1) + "\n")
+    return True
+
+
 def _smoke(file: Path, seconds: float) -> bool:
     return smoke.run()
 
@@ -150,6 +156,7 @@ PARTS: dict[str, tuple[Callable[[Path, float], bool], float]] = {
     "tests": (partial(_run, _TESTS), 200),
     "bench-8b": (partial(_bench, "8b"), 90),
     "bench-70b": (partial(_bench, "70b"), 150),
+    "cuts": (_cuts, 60),
     "counters": (_counters, 120),
     "bench-405b": (partial(_bench, "405b"), 240),
     "sanitize": (partial(_run, ["tests/sanitize.py"]), 300),

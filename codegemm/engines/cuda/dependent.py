@@ -1,8 +1,8 @@
 """Launches of kernels that may start before the one before them on their stream has ended.
 
-Programmatic dependent launch: such a kernel loads what no other kernel writes, its codes and codebooks, and waits before it
-touches x, y or the workspace (`ptx::wait_for_previous`); what comes before lets it start (`ptx::let_next_start`). CuPy has
-no call for it, so that of the driver is called through ctypes.
+Programmatic dependent launch: such a kernel loads what no other kernel writes, its codes and codebooks, and waits
+before it touches x, y or the workspace (`ptx::wait_for_previous`); what comes before lets it start
+(`ptx::let_next_start`). CuPy has no call for it, so that of the driver is called through ctypes.
 """
 
 from __future__ import annotations

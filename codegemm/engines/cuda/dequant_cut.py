@@ -7,21 +7,30 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import ISSUED, START, Work, balance, mma_clocks
-from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
+from codegemm.engines.cuda.model import L2_BYTES, START, Work, balance
+from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Cost
 
 BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
 MAX_N = 64
 LINE_BYTES = 256
+_LOADS = 8  # of a thread at once: `Copies` in dequant.cu
 MIN_GROUP = 16  # weights
 STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
-# Clocks; they only have to rank cuts.
+# What a cut's `terms` cost, in clocks, as `python -m benchmarks.cuts` fits them to the times of many cuts on an H200.
+WEIGHTS = {
+    "launch": 2630.0,
+    "waves": 810.0,
+    "loads of tables": 1200.0,
+    "wavefronts": 1.07,
+    "k blocks": 820.0,
+    "chunks": 760.0,
+    "partial bytes": 0.1,
+    "trips": 1170.0,
+}
 _CHUNK = 500.0  # x from L2, and two barriers
-_JOIN = 2000.0  # fence, counter and partial sums
-_L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
 
 
 @dataclass(frozen=True)
@@ -123,27 +132,35 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
-    """Clocks of a product: the busiest multiprocessor's work, what starts and ends it, and the sums of split K."""
+    """Clocks of a product."""
+    return sum(WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items())
+
+
+def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
+    """What a product's time is made of, on the busiest multiprocessor.
+
+    waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and fragments.
+    partial bytes: by multiprocessor. trips: of the join.
+    """
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
         gpu.threads_per_multiprocessor // (LANES * cut.warps),
         most_warps(spec, cut.batch, cut.shared) // cut.warps,
     ))  # fmt: skip
-    per_multiprocessor = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
-    waves = -(-per_multiprocessor // resident)
-    distinct = (_slice(cut, spec, blocks) for blocks in set(_sizes(cut)))
-    each = max(distinct, key=lambda work: work.wavefronts + work.l2_bytes)
-    rate = max(each.wavefronts, each.instructions / ISSUED, each.mma * mma_clocks(gpu), each.l2_bytes / _L2_BYTES)
-    few = 1.0 + 4.0 / (min(cut.warps, max(_sizes(cut))) * min(resident, per_multiprocessor))
-    chunks = -(-cut.split_blocks // cut.chunk_blocks)
-    prologue = _fill(cut, spec) + cut.split_blocks * x_bytes(spec, cut.batch) / _L2_BYTES
-    joined = 0.0
-    if cut.splits > 1:
-        joined = (
-            _JOIN + 8 * cut.batch * cut.passes * LANES * row_blocks(spec) * cut.splits / gpu.multiprocessors / _L2_BYTES
-        )
-    work = per_multiprocessor * (cut.split_blocks * rate * few + prologue)
-    return work + waves * (START + chunks * _CHUNK) + joined
+    each = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
+    waves, blocks = -(-each // resident), max(_sizes(cut))
+    busiest = _slice(cut, spec, blocks)
+    rows = cut.batch * cut.passes
+    return {
+        "launch": 1,
+        "waves": waves,
+        "loads of tables": waves * -(-_copied(cut, spec) // (_LOADS * LANES * cut.warps)),
+        "wavefronts": each * cut.split_blocks * (busiest.wavefronts + busiest.l2_bytes / L2_BYTES),
+        "k blocks": waves * cut.split_blocks,
+        "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
+        "partial bytes": partial_bytes(cut.splits, rows, row_blocks(spec)) / gpu.multiprocessors,
+        "trips": join_trips(cut.splits, cut.batch, -(-blocks // cut.warps)),
+    }
 
 
 def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
@@ -151,7 +168,8 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
     each = [_slice(cut, spec, blocks) for blocks in _sizes(cut)]
     turns = cut.k_blocks * cut.passes
     thread_blocks = len(cut.slices) * cut.splits * cut.passes
-    partial = 8 * cut.batch * cut.passes * LANES * row_blocks(spec) * cut.splits if cut.splits > 1 else 0
+    partial = partial_bytes(cut.splits, cut.batch * cut.passes, row_blocks(spec))
+    trips = join_trips(cut.splits, cut.batch, -(-max(_sizes(cut)) // cut.warps))
     x = thread_blocks * cut.split_blocks * x_bytes(spec, cut.batch)
     return Work(
         dram_bytes=cost.bytes_read + cost.bytes_written,
@@ -160,7 +178,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         instructions=turns * sum(work.instructions for work in each),
         mma=turns * sum(work.mma for work in each),
         balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=START + _CHUNK + (_JOIN if cut.splits > 1 else 0),
+        latency=START + _CHUNK + WEIGHTS["trips"] * trips,
     )
 
 
@@ -189,6 +207,12 @@ def _slice(cut: Cut, spec: CodebookSpec, blocks: int) -> Work:
         + blocks * (8 * m + 16 * tiles * max(1, layout.phases(spec))),
         mma=mma,
     )  # fmt: skip
+
+
+def _copied(cut: Cut, spec: CodebookSpec) -> int:
+    """Pieces of centroids that a thread block copies."""
+    copies, pieces = (16 if spec.config.v == 4 else 8), (2 if spec.config.v == 16 else 1)
+    return spec.config.m * spec.config.centroids * pieces * copies if cut.shared else 0
 
 
 def _fill(cut: Cut, spec: CodebookSpec) -> float:

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import START, Work, balance
-from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, row_blocks, slices
+from codegemm.engines.cuda.model import MEMORY_SHARE, START, Work, balance
+from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Cost
 
@@ -16,11 +16,21 @@ BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
 LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
-# Clocks, estimated; they only have to rank cuts.
+# What a cut's `terms` cost, in clocks, as `python -m benchmarks.cuts` fits them to the times of many cuts on an H200.
+WEIGHTS = {
+    "launch": 2990.0,
+    "waves": 1550.0,
+    "wavefronts": 0.09,
+    "wavefronts of a warp": 13.0,
+    "turns of a warp": 490.0,
+    "tiles": 360.0,
+    "rows of tables": 720.0,
+    "stores": 1.4,
+    "partial bytes": 0.095,
+    "trips": 1320.0,
+    "memory": 0.33,
+}
 _TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
-_JOIN = 2000.0  # fence, counter and partial sums
-_MMA = 2.0
-_L2_BYTES = 20.0  # a clock and multiprocessor
 
 
 @dataclass(frozen=True)
@@ -64,47 +74,59 @@ def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
-    """Clocks of a product: the busiest multiprocessor's lookups, tables and latencies, and the sums of split K."""
+    """Clocks of a product."""
+    return sum(WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items())
+
+
+def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
+    """What a product's time is made of, on the busiest multiprocessor.
+
+    waves: of thread blocks. wavefronts: of lookups and codes, in all and by a warp that has as many neighbours as a
+    multiprocessor. turns: of a warp, 32 rows in a unit each. tiles: one after the other; rows of tables: of position and
+    of x. stores: wavefronts of tables. partial bytes: by multiprocessor. trips: of the join. memory: clocks in which the
+    codes could come.
+    """
     blocks = max(end - first for _, first, end, _, _ in cut.slices)
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
         gpu.threads_per_multiprocessor // (32 * cut.warps),
         MAX_WARPS // cut.warps,
     ))  # fmt: skip
-    per_multiprocessor = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
-    waves = -(-per_multiprocessor // resident)
-    tiles = -(-cut.units_per_split // cut.units_per_tile)
-    work = cut.units_per_split * (_build(cut, spec) + _gather(cut, spec) * blocks)
-    # Warps that wait leave the shared memory's port to others; with few, some clocks pass unused.
-    few = 1.0 + 1.0 / (cut.warps * min(resident, per_multiprocessor))
-    joined = 0.0
-    if cut.splits > 1:
-        partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits
-        joined = _JOIN + partial / gpu.multiprocessors / _L2_BYTES
-    return per_multiprocessor * work * few + waves * (START + tiles * _TILE_LATENCY) + joined
+    each = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
+    waves = -(-each // resident)
+    tiles = waves * -(-cut.units_per_split // cut.units_per_tile)
+    turns = -(-blocks // cut.warps)
+    wavefronts = each * cut.units_per_split * blocks * _wavefronts(cut, spec)
+    return {
+        "launch": 1,
+        "waves": waves,
+        "wavefronts": wavefronts,
+        "wavefronts of a warp": wavefronts / (cut.warps * min(resident, each)),
+        "turns of a warp": waves * cut.units_per_split * turns,
+        "tiles": tiles,
+        "rows of tables": tiles * cut.units_per_tile * cut.rows * cut.batch,
+        "stores": each * cut.units_per_split * _stores(cut, spec),
+        "partial bytes": partial_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
+        "trips": join_trips(cut.splits, cut.batch, turns),
+        "memory": spec.packed_bits / 8 / (MEMORY_SHARE * gpu.bandwidth) * gpu.clock,
+    }
 
 
 def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
     """What a product's launch has to do."""
     built, blocks = cut.units * len(cut.slices), cut.units * row_blocks(spec)
     thread_blocks = len(cut.slices) * cut.splits
-    partial = 8 * cut.batch * LANES * row_blocks(spec) * cut.splits if cut.splits > 1 else 0
+    turns = -(-max(end - first for _, first, end, _, _ in cut.slices) // cut.warps)
     return Work(
         dram_bytes=cost.bytes_read + cost.bytes_written,
-        l2_bytes=partial,
+        l2_bytes=partial_bytes(cut.splits, cut.batch, row_blocks(spec)),
         wavefronts=built * _stores(cut, spec) + blocks * _wavefronts(cut, spec),
         instructions=blocks * _instructions(cut, spec),
         mma=built * _mma(cut, spec),
         balance=balance(thread_blocks, gpu.multiprocessors),
         # Other tiles' latencies pass while codes travel.
-        latency=START + _TILE_LATENCY + (_JOIN if cut.splits > 1 else 0),
+        latency=START + _TILE_LATENCY + WEIGHTS["trips"] * join_trips(cut.splits, cut.batch, turns),
     )
-
-
-def _build(cut: Cut, spec: CodebookSpec) -> float:
-    """Clocks of a unit's tables: tensor cores or stores, whichever takes longer."""
-    mma, stores = _mma(cut, spec) * _MMA, _stores(cut, spec)
-    return max(mma, stores) + 0.25 * min(mma, stores)
 
 
 def _mma(cut: Cut, spec: CodebookSpec) -> int:
@@ -116,11 +138,6 @@ def _mma(cut: Cut, spec: CodebookSpec) -> int:
 def _stores(cut: Cut, spec: CodebookSpec) -> int:
     """Wavefronts of a unit's tables."""
     return spec.config.centroids * cut.rows * (2 if cut.batch == 4 else 1)
-
-
-def _gather(cut: Cut, spec: CodebookSpec) -> float:
-    """Clocks of 32 rows in a unit: wavefronts, or instructions at four a clock."""
-    return max(_wavefronts(cut, spec), _instructions(cut, spec) / 4)
 
 
 def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:

@@ -15,6 +15,7 @@ LANES = 32  # rows of a block: must match `lanes` in splits.cuh
 MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` there
 COUNTER_BYTES = 4 * MAX_ROW_BLOCKS  # at a workspace's start: zero before and after every kernel
 
+_IN_FLIGHT, _JOIN_GROUPS = 16, 4  # loads of a lane, and eight lanes of a warp, when it adds splits: `Splits` there
 MAX_PARTS = 16  # concatenated weights; must match `most_parts` there
 
 # (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
@@ -85,3 +86,17 @@ def too_many_parts(spec: CodebookSpec) -> str | None:
 def workspace_bytes(splits: int, n: int, blocks: int) -> int:
     """Counters and the partial sums of n rows of x and `blocks` blocks of rows, as splits.cuh says."""
     return 0 if splits == 1 else COUNTER_BYTES + 4 * splits * n * LANES * blocks
+
+
+def join_trips(splits: int, n: int, blocks: int) -> int:
+    """Round trips to L2, one after the other, of the warp that adds the splits of `blocks` blocks of rows and n rows of x:
+    `Splits::add` in splits.cuh."""
+    if splits == 1:
+        return 0
+    items = 1 if splits > _IN_FLIGHT // 2 else 2 if splits > _IN_FLIGHT // 4 else 4
+    return -(-blocks * n // (_JOIN_GROUPS * items)) * -(-splits // (_IN_FLIGHT // items))
+
+
+def partial_bytes(splits: int, n: int, blocks: int) -> int:
+    """Of partial sums, written and read."""
+    return 0 if splits == 1 else 8 * splits * n * LANES * blocks

@@ -1,0 +1,106 @@
+"""What many cuts of the main kernels take on this machine's GPU, beside what `auto` cuts and what it estimates.
+
+Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py and dequant_cut.py): least
+squares of the relative error, none below zero, in clocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.comparison import measure
+from codegemm.comparison.sources import random_weight
+from codegemm.engines import cuda
+from codegemm.engines.cuda import dequant_cut, psumbook_cut
+from codegemm.engines.cuda.gpu import Gpu
+
+DEVICE, DTYPE = "cuda:0", np.dtype(np.float16)
+MODULES: dict[str, ModuleType] = {"psumbook": psumbook_cut, "dequant": dequant_cut}
+PRODUCTS = [
+    *(("psumbook", shape, config, n)
+      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (28672, 8192)) for config in ("m1v4g128", "m2v8g128")
+      for n in (1, 4)),
+    *(("dequant", shape, config, n)
+      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096)) for config in ("m1v4g128", "m2v8g128")
+      for n in (16, 64)),
+]  # fmt: skip
+_LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
+
+
+def run(seconds: float) -> dict[str, Any]:
+    """Times by product and cut, and the fitted weights."""
+    gpu, end = cuda.gpu(DEVICE), time.monotonic() + seconds
+    kernels = {kernel.name: kernel for kernel in measure.compared_kernels("cuda", list(MODULES))}
+    found: list[dict[str, Any]] = []
+    for name, shape, config, n in PRODUCTS:
+        if time.monotonic() > end:
+            print("no time was left for more")
+            break
+        weight, module = random_weight(shape, config).to(DEVICE), MODULES[name]
+        x = measure.inputs(shape[1], n, DTYPE)
+        picked, rows = module.cut_for(weight.spec, n, gpu), []
+        for cut in _chosen(module, weight.spec, n, gpu):
+            weight.prepared(kernels[name]).runs.clear()
+            with mock.patch.object(module, "cut_for", return_value=cut):
+                taken = measure.Candidate(kernels[name], weight, [n], DTYPE).measure(x, 0)[1].median
+            terms = module.terms(cut, weight.spec, gpu)
+            rows.append({
+                "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
+                "seconds": taken, "slices": len(cut.slices), "splits": cut.splits, "warps": cut.warps, "terms": terms,
+                "estimate": module.estimate(cut, weight.spec, gpu) / gpu.clock,
+            })  # fmt: skip
+        best = min(row["seconds"] for row in rows)
+        mine = next(row for row in rows if row["picked"])
+        print(
+            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {mine['seconds'] * 1e6:6.2f} us, estimated "
+            f"{mine['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
+            flush=True,
+        )
+        found += rows
+    return {"device": cuda.name(DEVICE), "clock": gpu.clock, "cuts": found, "weights": fitted(found, gpu.clock)}
+
+
+def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, float]]:
+    """Clocks of each term, by kernel."""
+    made = {}
+    for name in dict.fromkeys(row["kernel"] for row in rows):
+        mine = [row for row in rows if row["kernel"] == name]
+        names = list(mine[0]["terms"])
+        clocks = np.array([row["seconds"] * clock for row in mine])
+        terms = np.array([[row["terms"][term] for term in names] for row in mine])
+        weights = least_squares(terms / clocks[:, None], np.ones(len(mine)))
+        made[name] = dict(zip(names, map(float, weights), strict=True))
+        off = np.abs(terms @ weights / clocks - 1)
+        print(
+            f"{name}: {made[name]}; off by {np.median(off):.1%} in the median, {np.quantile(off, 0.9):.1%} in nine of ten"
+        )
+    return made
+
+
+def least_squares(a: npt.NDArray, b: npt.NDArray) -> npt.NDArray:
+    """x >= 0 that makes |a x - b| small: the most negative unknown becomes zero until there is none."""
+    kept = np.arange(a.shape[1])
+    x = np.zeros(a.shape[1])
+    while len(kept):
+        solution = np.linalg.lstsq(a[:, kept], b, rcond=None)[0]
+        if solution.min() >= 0:
+            x[kept] = solution
+            break
+        kept = np.delete(kept, solution.argmin())
+    return x
+
+
+def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
+    """The cut that is taken, the likeliest ones and some of all others."""
+    cuts = sorted(dict.fromkeys(module.candidates(spec, n, gpu)), key=lambda cut: module.estimate(cut, spec, gpu))
+    rest = cuts[_LIKELIEST:]
+    return list(
+        dict.fromkeys([module.cut_for(spec, n, gpu), *cuts[:_LIKELIEST], *rest[:: max(1, len(rest) // _OTHERS)]])
+    )
