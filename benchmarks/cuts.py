@@ -1,7 +1,7 @@
 """What many cuts of the main kernels take on this machine's GPU, beside what `auto` cuts and what it estimates.
 
-Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py and dequant_cut.py): least
-squares of the relative error, none below zero, in clocks.
+Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py and dequant_cut.py):
+least squares of the relative error, none below zero, in clocks.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def run(seconds: float) -> dict[str, Any]:
         best = min(row["seconds"] for row in rows)
         mine = next(row for row in rows if row["picked"])
         print(
-            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {mine['seconds'] * 1e6:6.2f} us, estimated "
-            f"{mine['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
+            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {mine['seconds'] * 1e6:6.2f} us, "
+            f"estimated {mine['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
             flush=True,
         )
         found += rows
@@ -77,10 +77,8 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
         terms = np.array([[row["terms"][term] for term in names] for row in mine])
         weights = least_squares(terms / clocks[:, None], np.ones(len(mine)))
         made[name] = dict(zip(names, map(float, weights), strict=True))
-        off = np.abs(terms @ weights / clocks - 1)
-        print(
-            f"{name}: {made[name]}; off by {np.median(off):.1%} in the median, {np.quantile(off, 0.9):.1%} in nine of ten"
-        )
+        off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))
+        print(f"{name}: {made[name]}; off by {off[0]:.1%} in the median, by up to {off[1]:.1%} in nine of ten")
     return made
 
 

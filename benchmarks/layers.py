@@ -173,10 +173,11 @@ def _planned(cases: Sequence[tuple[tuple[int, int], str]], batches: Sequence[int
 def line(row: Row) -> str:
     """A row for people."""
     dense = "" if row.times_dense is None else f"{row.times_dense:6.2f} x dense"
+    marks = f"{' *' if row.chosen else ''}{' call by call' if row.timed == 'calls' else ''}"
     return (
         f"{row.shape[0]:6} x {row.shape[1]:<6} {row.config:11} N={row.batch:<4} {row.kernel:14} "
         f"{row.seconds * 1e6:9.1f} us {row.bytes_read / row.seconds / 1e9:7.0f} GB/s "
-        f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{' *' if row.chosen else ''}{' call by call' if row.timed == 'calls' else ''}"
+        f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{marks}"
     )
 
 

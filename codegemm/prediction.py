@@ -69,7 +69,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
     modelled = [kernel_for(k, spec) for k in registered("cuda") if hasattr(k, "work")]
     fitting = [k for k in modelled if _refusal(k, spec, n, gpu) is None]
     works: dict[Kernel, tuple[Work, ...]] = {kernel: _work(kernel, spec, n, gpu) for kernel in fitting}
-    times = {kernel: model.seconds(work, gpu) for kernel, work in works.items()}
+    times = {kernel: _seconds(kernel, spec, n, gpu) for kernel in fitting}
     automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.is_automatic(n, DTYPE)}
     chosen = choose(product_of(spec, n, DTYPE), automatic) if automatic else None
     dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
@@ -93,6 +93,12 @@ def _refusal(kernel: Kernel, spec: Spec, n: int, gpu: Gpu) -> str | None:
     if isinstance(kernel, CudaKernel | CudaExtended):
         return kernel.refuses(spec, n, DTYPE, gpu)
     return kernel.supports(spec, n, DTYPE, "cuda:0")
+
+
+def _seconds(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> float:
+    if isinstance(kernel, CudaKernel):
+        return kernel.seconds(spec, n, DTYPE, gpu)
+    return model.seconds(kernel.work(spec, n, DTYPE, gpu), gpu)
 
 
 def _work(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> tuple[Work, ...]:

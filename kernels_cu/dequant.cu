@@ -310,19 +310,24 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         group_end = (group + 1) * w.group_blocks;
         load_scales(scales, group);
     }
-    const auto multiply_turn = [&](auto number, int turn, int chunk) {
+    // Sums under one scale: of a part of a k block, or of a whole group where x has no powers of two of its own.
+    constexpr bool by_group = S::phases == 1 && !S::scaled;
+    Sums<S> sums;
+    if (by_group) sums.clear();
+    const auto multiply_turn = [&](auto number, int turn, int chunk, bool ends) {
         constexpr int blocks = decltype(number)::value;
         const int k_block = turn / turns, first_book = turn % turns;
 #pragma unroll
         for (int phase = 0; phase < phases; phase++) {
             if (S::phases > 1) load_scales(scales, k_block * S::phases + phase);
-            Sums<S> sums;
-            sums.clear();
+            if (!by_group) sums.clear();
 #pragma unroll
             for (int i = 0; i < steps / phases; i++)
                 multiply_step<S, blocks>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
                                          first_book, phase * (steps / phases) + i);
+            if (by_group && !ends) continue;
             add_scaled<S, blocks>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
+            if (by_group) sums.clear();
         }
     };
     for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
@@ -342,12 +347,13 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             } else {
                 load_turn(codes, turn);
             }
-            const bool changes = S::phases == 1 && turn + 1 == group_end * turns && group_end < end;
+            const bool ends = turn + 1 == min(group_end, end) * turns;  // the group, as far as this split has it
+            const bool changes = S::phases == 1 && ends && group_end < end;
             if (changes) load_scales(next_scales, group + 1);
             if (S::row_blocks == 1 || count == S::row_blocks)
-                multiply_turn(Number<S::row_blocks>(), turn, chunk);
+                multiply_turn(Number<S::row_blocks>(), turn, chunk, ends);
             else
-                multiply_turn(Number<1>(), turn, chunk);
+                multiply_turn(Number<1>(), turn, chunk, ends);
             if (changes) {
 #pragma unroll
                 for (int i = 0; i < S::row_blocks; i++) scales[i] = next_scales[i];

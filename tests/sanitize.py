@@ -10,6 +10,7 @@ from pathlib import Path
 TOOLS = ("memcheck", "racecheck", "synccheck")
 REFUSED = ("Device not supported", "is not supported", "Unable to", "Failed to initialize", "Internal Sanitizer Error")
 FOUND = 86
+OURS = "kernel_substring=codegemm_"  # no library's kernels
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
 
     def sanitize(tool: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [command, "--tool", tool, "--kernel-name", "kernel_substring=codegemm_", "--error-exitcode", str(FOUND), *tests],
+            [command, "--tool", tool, "--kernel-name", OURS, "--error-exitcode", str(FOUND), *tests],
             env=os.environ | {"CODEGEMM_NO_POOL": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip

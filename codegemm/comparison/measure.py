@@ -62,8 +62,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, weight and batch. seconds: the median; timed: as `Timing.how`; error: against the dequantised weight in
-    float64.
+    """One kernel, weight and batch. seconds: the median; timed: as `Timing.how`; error: against the dequantised weight
+    in float64.
 
     path: the instruction set that a CPU kernel was compiled for, empty on a GPU.
     """

@@ -19,16 +19,15 @@ _LOADS = 8  # of a thread at once: `Copies` in dequant.cu
 MIN_GROUP = 16  # weights
 STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
-# What a cut's `terms` cost, in clocks, as `python -m benchmarks.cuts` fits them to the times of many cuts on an H200.
+# What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 2630.0,
-    "waves": 810.0,
-    "loads of tables": 1200.0,
-    "wavefronts": 1.07,
-    "k blocks": 820.0,
-    "chunks": 760.0,
-    "partial bytes": 0.1,
-    "trips": 1170.0,
+    "waves": 278.0,
+    "loads of tables": 2435.0,
+    "wavefronts": 1.02,
+    "k blocks": 791.0,
+    "chunks": 2681.0,
+    "partial bytes": 0.067,
+    "trips": 1430.0,
 }
 _CHUNK = 500.0  # x from L2, and two barriers
 
@@ -139,8 +138,8 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
-    waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and fragments.
-    partial bytes: by multiprocessor. trips: of the join.
+    waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and
+    fragments. partial bytes: by multiprocessor. trips: of the join.
     """
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
@@ -152,7 +151,6 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     busiest = _slice(cut, spec, blocks)
     rows = cut.batch * cut.passes
     return {
-        "launch": 1,
         "waves": waves,
         "loads of tables": waves * -(-_copied(cut, spec) // (_LOADS * LANES * cut.warps)),
         "wavefronts": each * cut.split_blocks * (busiest.wavefronts + busiest.l2_bytes / L2_BYTES),

@@ -14,8 +14,8 @@ _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0}
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM = 68, -1
 # For each thread, GPU and stream, as cuBLAS's handle belongs to a thread and the products of a stream wait for each
-# other. Kept for good, since a graph may use it; `_spare` are for streams met first while they are captured, when nothing
-# may be allocated.
+# other. Kept for good, since a graph may use it; `_spare` are for streams met first while they are captured, when
+# nothing may be allocated.
 _WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
 _workspaces: dict[tuple[int, int, int], Any] = {}
 _spare: dict[tuple[int, int], Any] = {}

@@ -130,7 +130,10 @@ class CudaKernel(Decided):
         }
 
     def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
-        gpu = gpus.gpu(device)
+        return self.seconds(spec, n, dtype, gpus.gpu(device))
+
+    def seconds(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> float:
+        """What a product is estimated to take on a GPU: by its work, unless what its launch takes was measured."""
         return seconds(self.work(spec, n, dtype, gpu), gpu)
 
     def unavailable(self) -> str | None:

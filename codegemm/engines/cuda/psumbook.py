@@ -109,6 +109,10 @@ class Psumbook(CudaKernel):
         assert isinstance(spec, CodebookSpec)
         return (cut.work(cut.cut_for(spec, n, gpu), spec, gpu, self.cost(spec, n, dtype)),)
 
+    def seconds(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> float:
+        assert isinstance(spec, CodebookSpec)
+        return cut.estimate(cut.cut_for(spec, n, gpu), spec, gpu) / gpu.clock
+
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)
         config, (m_rows, k) = spec.config, spec.shape

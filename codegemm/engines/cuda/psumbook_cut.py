@@ -16,19 +16,18 @@ BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
 LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
-# What a cut's `terms` cost, in clocks, as `python -m benchmarks.cuts` fits them to the times of many cuts on an H200.
+# What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 2990.0,
-    "waves": 1550.0,
-    "wavefronts": 0.09,
-    "wavefronts of a warp": 13.0,
-    "turns of a warp": 490.0,
-    "tiles": 360.0,
-    "rows of tables": 720.0,
-    "stores": 1.4,
-    "partial bytes": 0.095,
-    "trips": 1320.0,
-    "memory": 0.33,
+    "launch": 2800.0,
+    "waves": 1940.0,
+    "wavefronts of a warp": 18.3,
+    "turns of a warp": 428.0,
+    "tiles": 111.0,
+    "rows of tables": 767.0,
+    "stores": 2.7,
+    "partial bytes": 0.07,
+    "trips": 1335.0,
+    "memory": 0.126,
 }
 _TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
 
@@ -81,10 +80,9 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
-    waves: of thread blocks. wavefronts: of lookups and codes, in all and by a warp that has as many neighbours as a
-    multiprocessor. turns: of a warp, 32 rows in a unit each. tiles: one after the other; rows of tables: of position and
-    of x. stores: wavefronts of tables. partial bytes: by multiprocessor. trips: of the join. memory: clocks in which the
-    codes could come.
+    waves: of thread blocks. wavefronts: of lookups and codes, by warp. turns: of a warp, 32 rows in a unit
+    each. tiles: one after the other; rows of tables: of position and of x. stores: wavefronts of tables. partial bytes:
+    by multiprocessor. trips: of the join. memory: clocks in which the codes could come.
     """
     blocks = max(end - first for _, first, end, _, _ in cut.slices)
     resident = max(1, min(
@@ -100,7 +98,6 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     return {
         "launch": 1,
         "waves": waves,
-        "wavefronts": wavefronts,
         "wavefronts of a warp": wavefronts / (cut.warps * min(resident, each)),
         "turns of a warp": waves * cut.units_per_split * turns,
         "tiles": tiles,

@@ -89,8 +89,8 @@ def workspace_bytes(splits: int, n: int, blocks: int) -> int:
 
 
 def join_trips(splits: int, n: int, blocks: int) -> int:
-    """Round trips to L2, one after the other, of the warp that adds the splits of `blocks` blocks of rows and n rows of x:
-    `Splits::add` in splits.cuh."""
+    """Round trips to L2, one after the other, of the warp that adds the splits of `blocks` blocks of rows and n rows of
+    x: `Splits::add` in splits.cuh."""
     if splits == 1:
         return 0
     items = 1 if splits > _IN_FLIGHT // 2 else 2 if splits > _IN_FLIGHT // 4 else 4
