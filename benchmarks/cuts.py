@@ -6,6 +6,7 @@ least squares of the relative error, none below zero, in clocks.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from types import ModuleType
@@ -19,7 +20,8 @@ from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
 from codegemm.engines import cuda
 from codegemm.engines.cuda import dequant_cut, psumbook_cut
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.formats.names import spec_of
 
 DEVICE, DTYPE = "cuda:0", np.dtype(np.float16)
 MODULES: dict[str, ModuleType] = {"psumbook": psumbook_cut, "dequant": dequant_cut}
@@ -102,3 +104,25 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
     return list(
         dict.fromkeys([module.cut_for(spec, n, gpu), *cuts[:_LIKELIEST], *rest[:: max(1, len(rest) // _OTHERS)]])
     )
+
+
+def explain(kernel: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> str:
+    """What a product's estimated time is made of, in microseconds, the largest part first."""
+    module, spec = MODULES[kernel], spec_of(shape, config)
+    terms = module.terms(module.cut_for(spec, n, gpu), spec, gpu)
+    parts = {name: module.WEIGHTS[name] * value / gpu.clock * 1e6 for name, value in terms.items()}
+    told = ", ".join(f"{name} {parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
+    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {sum(parts.values()):6.1f} us: {told}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m benchmarks.cuts [GPU]`: the estimates of all products above; it needs no GPU."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("gpu", nargs="?", default="h200", choices=list(KNOWN))
+    gpu = KNOWN[parser.parse_args(arguments).gpu]
+    for product in PRODUCTS:
+        print(explain(*product, gpu))
+
+
+if __name__ == "__main__":
+    main()

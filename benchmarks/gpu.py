@@ -46,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--seconds", type=float, help="of each part, after which it begins nothing more")
     parser.add_argument("--cubins", type=Path, help="folder that `make cubins` filled")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar="FILE", help="two bench-*.json, product by product")
     chosen = parser.parse_args(arguments)
+    if chosen.compare:
+        print(*layers.compared(*(json.loads(path.read_text()) for path in chosen.compare)), sep="\n")
+        return 0
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
         parser.error(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")

@@ -7,9 +7,11 @@ behind rotations in float64 for E8P, which can't be multiplied by a part.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -179,6 +181,30 @@ def line(row: Row) -> str:
         f"{row.seconds * 1e6:9.1f} us {row.bytes_read / row.seconds / 1e9:7.0f} GB/s "
         f"{100 * row.bandwidth_share:5.1f} % of copy {dense} error {row.error:.0e}{marks}"
     )
+
+
+def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Two runs of a part, as `as_json` has them, product by product: their times and how many times as fast the second
+    is, `~` where their quartiles overlap; the geometric mean last."""
+    known = {_product(row): row for row in before["rows"]}
+    lines, ratios = [f"{before['device']}, {before['version']} -> {after['device']}, {after['version']}"], []
+    for row in after["rows"]:
+        old = known.get(_product(row))
+        if old is None:
+            continue
+        ratios.append(old["seconds"] / row["seconds"])
+        apart = row["quartiles"][0] > old["quartiles"][1] or row["quartiles"][1] < old["quartiles"][0]
+        lines.append(
+            f"{row['shape'][0]:6} x {row['shape'][1]:<6} {row['config']:11} N={row['batch']:<4} {row['kernel']:14} "
+            f"{old['seconds'] * 1e6:9.1f} us {row['seconds'] * 1e6:9.1f} us {ratios[-1]:6.2f} x{'' if apart else ' ~'}"
+        )
+    if ratios:
+        lines.append(f"{len(ratios)} products, geometric mean {statistics.geometric_mean(ratios):.3f} x")
+    return lines
+
+
+def _product(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row["shape"]), row["config"], row["batch"], row["kernel"]
 
 
 def _measure(

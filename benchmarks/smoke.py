@@ -20,17 +20,15 @@ BATCHES = (1, 4, 16, 100)
 
 def run() -> bool:
     """Prints a line for each product; whether all are right."""
-    import cupy
-
     right = True
     for config in CONFIGS:
         weight = random_weight(SHAPE, config)
         x = measure.inputs(SHAPE[1], max(BATCHES), DTYPE)
         truth, there = Truth(weight, x), weight.to(DEVICE)
         for kernel, n in _products(config):
-            out = cupy.full((n, SHAPE[0]), np.nan, np.float32)
+            out = cuda.to_device(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
             try:
-                plan(there, n, DTYPE, kernel.full_name)(cupy.asarray(x[:n]), out=out)
+                plan(there, n, DTYPE, kernel.full_name)(cuda.to_device(x[:n], DEVICE), out=out)
                 error = truth.error(cuda.to_host(out))
                 said = f"error {error:.0e}"
             except Exception as problem:

@@ -297,7 +297,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
 
     Sums<S> total;
     total.clear();
-    // Scales of the group under way, and of the next, which are asked for a k block before they are needed.
+    // Scales of the group under way, and of the next, which are asked for before that one begins where registers allow.
     RowScales scales[S::row_blocks], next_scales[S::row_blocks];
     const auto load_scales = [&](RowScales(&to)[S::row_blocks], int group) {
 #pragma unroll
@@ -349,16 +349,17 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             }
             const bool ends = turn + 1 == min(group_end, end) * turns;  // the group, as far as this split has it
             const bool changes = S::phases == 1 && ends && group_end < end;
-            if (changes) load_scales(next_scales, group + 1);
+            if (S::scales_ahead && changes) load_scales(next_scales, group + 1);
             if (S::row_blocks == 1 || count == S::row_blocks)
                 multiply_turn(Number<S::row_blocks>(), turn, chunk, ends);
             else
                 multiply_turn(Number<1>(), turn, chunk, ends);
             if (changes) {
-#pragma unroll
-                for (int i = 0; i < S::row_blocks; i++) scales[i] = next_scales[i];
                 group++;
                 group_end += w.group_blocks;
+                if (!S::scales_ahead) load_scales(scales, group);
+#pragma unroll
+                for (int i = 0; i < S::row_blocks && S::scales_ahead; i++) scales[i] = next_scales[i];
             }
         }
     }

@@ -64,6 +64,8 @@ struct DequantShape {
     static constexpr int books = SHARED && (V < 16 || M <= 2) ? M : 1;
     static constexpr bool ahead =
         books * row_blocks * code_words <= 12;  // registers hold the next k block's codes as well
+    static constexpr bool scales_ahead =
+        !scaled || (SHARED && M != 2);  // registers hold the next group's scales as well
     // Registers decide.
     static constexpr int most_threads = SHARED && M <= 2 && N == 16 && V < 16 && PHASES <= 1 ? 512 : 256;
 };

@@ -74,7 +74,7 @@ template <int V, class Code, class X, bool SHARED>
 DEVICE void dequantize(u8* dense, const Dequantize& w) {
     constexpr int together = V == 1 ? 8 : V == 2 ? 4 : V == 4 ? 2 : 1;  // k-vectors of a thread
     constexpr int count = together * V;
-    constexpr int rows = V <= 8 ? 2 : 1;  // at once: with more, registers would leave room for few warps
+    constexpr int rows = V == 4 || V == 8 ? 2 : 1;  // at once: more take registers from other warps
     ptx::let_next_start();
     const ptx::Shared shared = ptx::shared_memory();
     if constexpr (SHARED) {
@@ -136,7 +136,7 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
 constexpr int most_threads = 256;
 
 #define ENTRY(name, ...)                                                        \
-    extern "C" KERNEL void __launch_bounds__(most_threads, 4)                   \
+    extern "C" KERNEL void __launch_bounds__(most_threads, 2)                   \
         name(const void* x, void* y, u8* workspace, int offset, Dequantize w) { \
         __VA_ARGS__(workspace + offset, w);                                     \
     }

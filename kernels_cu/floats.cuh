@@ -24,12 +24,13 @@ struct Float {
     DEVICE static float narrow(float value) { return value; }
 };
 
-// Four neighbours as they lie in memory.
+// Four neighbours as they lie in memory, aligned to all four.
 template <class X>
 struct Four {
     uint2 pairs;
 
-    DEVICE static Four load(const u16* address) {
+    DEVICE static Four load(const u16* address) { return {ptx::load(reinterpret_cast<const uint2*>(address))}; }
+    DEVICE static Four load_in_order(const u16* address) {
         return {ptx::load_in_order(reinterpret_cast<const uint2*>(address))};
     }
     DEVICE static Four zeros() { return {make_uint2(0, 0)}; }
@@ -43,14 +44,14 @@ template <>
 struct Four<Float> {
     float4 floats;
 
-    DEVICE static Four load(const float* address) {
+    DEVICE static Four load(const float* address) { return {ptx::load(reinterpret_cast<const float4*>(address))}; }
+    DEVICE static Four load_in_order(const float* address) {
         return {ptx::load_in_order(reinterpret_cast<const float4*>(address))};
     }
     DEVICE static Four zeros() { return {make_float4(0, 0, 0, 0)}; }
     DEVICE float4 widen() const { return floats; }
 };
 
-// Four neighbours from `address`, aligned to all four.
 template <class X>
 DEVICE float4 load_four(const typename X::storage* address) {
     return Four<X>::load(address).widen();

@@ -17,17 +17,6 @@
 #include "psumbook_gather.cuh"
 #include "splits.cuh"
 
-// The codes of a slice in a unit are about to be read; nothing from `end` on.
-template <class S>
-DEVICE void prefetch_codes(const Psumbook& w, const Slice& slice, int unit, int end) {
-    const int bytes = (slice.end_block - slice.first_block) * S::block_bytes;
-    const int pieces = (bytes + most_prefetched - 1) / most_prefetched;
-    if (unit >= end || int(threadIdx.x) >= pieces * S::rows) return;
-    const int row = threadIdx.x % S::rows, piece = threadIdx.x / S::rows;
-    const u8* from = w.codes + (size_t(unit * S::rows + row) * w.row_blocks + slice.first_block) * S::block_bytes;
-    ptx::prefetch(from + piece * most_prefetched, min(bytes - piece * most_prefetched, most_prefetched));
-}
-
 // x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
 // gridDim.y is 1.
 template <int V, int M, int B, int PHASES, int N, class X, int ROWS>
@@ -57,7 +46,11 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
         codes.load_codes(w, cursor.codes);
         if (S::scales_ahead) scales.load_scales(w, cursor.scales);
     }
-    prefetch_codes<S>(w, slice, first_unit, end_unit);
+    const size_t row_bytes = size_t(w.row_blocks) * S::block_bytes;
+    if (threadIdx.x < (end_unit - first_unit) * ROWS)
+        ptx::prefetch(
+            w.codes + (first_unit * ROWS + int(threadIdx.x)) * row_bytes + size_t(slice.first_block) * S::block_bytes,
+            min(blocks * S::block_bytes, most_prefetched));
     ptx::wait_for_previous();
     if (Item<S>::fits && has_item) item.load_x(w, rows, batch, first_unit, warp);
 
@@ -68,7 +61,6 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
                  Item<S>::fits && tile == first_unit);
         ptx::sync_block();
         for (int unit = tile; unit < tile_end; unit++) {
-            prefetch_codes<S>(w, slice, unit + 1, end_unit);
             const u32 unit_bits = u32(unit - tile) * (0x01010101u << B);
             const Cursor<S> next_unit = Cursor<S>::at(w, unit + 1, slice.first_block + warp);
             for (int block = warp; block < blocks; block += stride) {

@@ -20,7 +20,7 @@ struct Quarter {
 
     // inside: whether there is such a k-vector, and such a row of x; else zeros.
     DEVICE void load(const typename S::x_type::storage* k_vector, int h, bool inside) {
-        four = inside ? Four<typename S::x_type>::load(k_vector + 4 * h) : Four<typename S::x_type>::zeros();
+        four = inside ? Four<typename S::x_type>::load_in_order(k_vector + 4 * h) : Four<typename S::x_type>::zeros();
     }
     DEVICE float4 widen() const { return four.widen(); }
 };
@@ -138,14 +138,18 @@ struct Item {
 
     DEVICE void load_x(const Psumbook& w, const typename S::x_type::storage* rows, int batch, int first_unit,
                        int item) {
+#pragma unroll
+        for (int n = 0; n < S::n; n++) load_row(w, rows, batch, first_unit, item, n);
+    }
+
+    DEVICE void load_row(const Psumbook& w, const typename S::x_type::storage* rows, int batch, int first_unit,
+                         int item, int n) {
         const int position_row = first_unit * S::rows + item / row_tiles;
         const int vector = position_row / S::m * 32 + 8 * (ptx::lane() & 3) + (ptx::lane() >> 2);
 #pragma unroll
-        for (int n = 0; n < S::n; n++)
-#pragma unroll
-            for (int h = 0; h < S::quarters; h++)
-                x[n][h].load(rows + size_t(n) * w.in_features + size_t(vector) * S::v, h,
-                             n < batch && vector * S::v < w.in_features);
+        for (int h = 0; h < S::quarters; h++)
+            x[n][h].load(rows + size_t(n) * w.in_features + size_t(vector) * S::v, h,
+                         n < batch && vector * S::v < w.in_features);
     }
 };
 
@@ -161,18 +165,16 @@ DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, co
     for (int place = ptx::warp(); place < units * S::rows * row_tiles; place += ptx::warps()) {
         const int row = place / row_tiles, centroid = place % row_tiles * 16 + r;
         Item<S> item = ahead;
-        if (!is_loaded) {
-            item.load_centroids(w, part, first_unit, place);
-            item.load_x(w, x, batch, first_unit, place);
-        }
-        is_loaded = false;
+        if (!is_loaded) item.load_centroids(w, part, first_unit, place);
         Operand<S> operands[S::n];
 #pragma unroll
         for (int n = 0; n < S::n; n++) {
+            if (!is_loaded) item.load_row(w, x, batch, first_unit, place, n);
             operands[n].convert(item.x[n]);
             if (S::n > 1 && place % row_tiles == 0 && lane == 0)
                 ptx::shared_store(unscale + 4 * (row * S::n + n), operands[n].unscale / w.table_scale);
         }
+        is_loaded = false;
         const float factor = S::n == 1 ? operands[0].unscale : w.table_scale;
         const ptx::Shared to = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
 #pragma unroll(S::n* S::quarters* Operand<S>::parts > 2 ? 1 : 4)  // enough of them are in flight; registers are not

@@ -19,7 +19,7 @@
 #include "splits.cuh"
 
 constexpr int line_bytes = 256;
-constexpr int most_prefetched = 32 << 10;  // bytes at a time
+constexpr int most_prefetched = 64 << 10;  // bytes of each position row
 
 // Everything about a product but x and y.
 struct Psumbook {

@@ -28,10 +28,22 @@ def compile_all(kernels, folder):
         return dict(zip(kernels, pool.map(make, kernels)))
 
 
-def check_budgets(cubin, threads):
-    """That nothing is spilled, a multiprocessor's registers hold so many threads and shared memory is all dynamic."""
+SET_ASIDE = 32  # bytes
+
+
+def check_budgets(cubin, threads, loop=None):
+    """That nothing is spilled, a multiprocessor's registers hold so many threads and shared memory is all dynamic.
+
+    loop: an opcode and how many of it the main loop has at least. Then a few registers may be set aside before that
+    loop, for what comes after it.
+    """
     used = resources(cubin)
-    assert used["STACK"] == used["LOCAL"] == 0
+    assert used["LOCAL"] == 0
+    if used["STACK"]:
+        assert loop is not None
+        assert used["STACK"] <= SET_ASIDE
+        body = smallest_loop(cubin, *loop)
+        assert body["LDL"] == body["STL"] == 0
     assert used["REG"] * threads <= REGISTERS
     assert used["SHARED"] <= STATIC_SHARED
 
@@ -47,8 +59,8 @@ def resources(cubin):
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
 
 
-def smallest_loop(cubin, opcode, at_least):
-    """The instructions of the smallest loop that has so many of an opcode: a count by opcode."""
+def listing_of(cubin):
+    """A kernel's instructions in their order, and where its labels stand among them."""
     listing, places = [], {}
     for line in _run("nvdisasm", "-c", cubin).splitlines():
         label = re.match(r"\s*(\.L_\w+):", line)
@@ -57,6 +69,12 @@ def smallest_loop(cubin, opcode, at_least):
             places[label[1]] = len(listing)
         elif instruction:
             listing.append(instruction[1])
+    return listing, places
+
+
+def smallest_loop(cubin, opcode, at_least):
+    """The instructions of the smallest loop that has so many of an opcode: a count by opcode."""
+    listing, places = listing_of(cubin)
     loops = []
     for end, text in enumerate(listing):
         target = re.search(r"\bBRA\b.*?(\.L_\w+)", text)

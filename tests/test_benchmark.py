@@ -65,6 +65,21 @@ def test_a_part_measures_and_leaves_its_file(quick, capsys):
     assert "auto up to N = 64: never slower than dense" in said or not any(row["chosen"] for row in data["rows"])
 
 
+def test_two_runs_are_compared(quick, capsys, tmp_path):
+    gpu.main(["bench-8b"])
+    data = json.loads((quick / "bench-8b.json").read_text())
+    for row in data["rows"]:
+        row["seconds"], row["quartiles"] = row["seconds"] / 2, [second / 2 for second in row["quartiles"]]
+    (tmp_path / "faster.json").write_text(json.dumps(data))
+    capsys.readouterr()
+    assert gpu.main(["--compare", str(quick / "bench-8b.json"), str(tmp_path / "faster.json")]) == 0
+    first, *rows, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("emulated GPU, ")
+    assert len(rows) == len(data["rows"])
+    assert all("  2.00 x" in row for row in rows)
+    assert last == f"{len(rows)} products, geometric mean 2.000 x"
+
+
 def test_what_no_time_is_left_for_is_told(quick, capsys):
     assert gpu.main(["bench-8b", "--seconds", "0"]) == 0
     data = json.loads((quick / "bench-8b.json").read_text())

@@ -1,8 +1,11 @@
 """The CUDA engine where there is no GPU, and its logic with a stand-in for CuPy."""
 
+import contextlib
 import copy
 import re
+import sys
 import threading
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -186,8 +189,22 @@ def test_a_gpus_numbers(name):
         assert (cuda.gpu("cuda:0").clock, cuda.gpu("cuda:0").bandwidth) == (Gpu.clock, Gpu.bandwidth)
 
 
-def test_emulated_auto(emulated_gpu, moved, rng):
+def test_bandwidth_is_measured_once_the_clocks_are_up(monkeypatch):
+    """Until two medians agree: an idle GPU copies slowly first."""
+    times = iter([*[9e-3] * 7, *[3e-3] * 7, *[1e-3] * 6, 8e-3, *[1.001e-3] * 7])
+    monkeypatch.setattr(device, "time_call", lambda call, where: next(times))
+    monkeypatch.setattr(device, "using", lambda where: contextlib.nullcontext())
+    cupy = types.ModuleType("cupy")
+    cupy.ones = lambda count, dtype: types.SimpleNamespace(nbytes=4 * count)
+    cupy.empty_like = lambda array: array
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert device.measure_bandwidth() == pytest.approx(2 * (1 << 30) / 1.001e-3)
+    assert next(times, None) is None
+
+
+def test_emulated_auto(emulated_gpu, moved, rng, monkeypatch):
     """Where nothing was measured the least estimate decides, of the kernels that need no dense weight."""
+    monkeypatch.setattr(dispatch, "_crossovers", lambda device: ())
     x = emulated_gpu.asarray(rng.standard_normal((2, 512)).astype(np.float16))
     y = x @ moved.T
     assert isinstance(y, Array)

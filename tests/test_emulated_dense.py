@@ -125,6 +125,31 @@ def test_emulated_dense_products_are_captured(kernel, emulated_gpu, make_weight,
         assert np.linalg.norm(out.host - truth) <= 1e-3 * np.linalg.norm(truth)
 
 
+def test_cublas_has_a_workspace_for_each_stream(emulated_gpu, monkeypatch, rng):
+    """A stream met first in a capture, when nothing may be allocated, gets one that was made beforehand."""
+    monkeypatch.setattr(gemm, "_workspaces", {})
+    monkeypatch.setattr(gemm, "_spare", {})
+    x, dense = (emulated_gpu.asarray(rng.standard_normal(shape).astype(np.float16)) for shape in ((2, 64), (8, 64)))
+    out = emulated_gpu.zeros((2, 8), np.float16)
+    given = []
+    cublas = gemm._cublas()
+    set_workspace = cublas.cublasSetWorkspace_v2
+    monkeypatch.setattr(cublas, "cublasSetWorkspace_v2", lambda *a: given.append(a[1:]) or set_workspace(*a))
+
+    def multiply(stream):
+        gemm.multiply(x, dense, out, stream=stream)
+
+    first, second, third = (emulated_gpu.cuda.Stream(non_blocking=True) for _ in range(3))
+    for stream in (first, second, first):
+        multiply(stream)
+    gemm.load()
+    monkeypatch.setattr(emulated_gpu, "empty", None)
+    multiply(third)
+    assert given[0] == given[2]
+    assert len({pointer for pointer, _ in given}) == 3
+    assert {size for _, size in given} == {32 << 20}
+
+
 def test_cublas_refuses_or_is_missing(emulated_gpu, make_weight, monkeypatch):
     weight = make_weight(40, 256, "m2v8g-1").to("cuda")
     x = emulated_gpu.zeros((9, 256), np.float16)

@@ -1,13 +1,14 @@
 """The CUDA Psumbook kernel in the emulator: results, counters, barriers."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
 from emulator import cases, emulate, table
 from emulator.cases import COMMON, Truth, error, spec_of
 
-from codegemm import arrays
+from codegemm import arrays, kernels_cu
 from codegemm.engines.cuda import compiler, psumbook, rows
 from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
@@ -128,6 +129,22 @@ def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
         assert np.array_equal(narrow, wide.astype(x.dtype))
 
 
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("splits", [2, 6, 12])
+def test_emulated_joins_make_as_many_trips_as_predicted(splits, n, make_weight, rng):
+    """In order, the last split's warps add all of their blocks of rows."""
+    weight = make_weight(32 * 9, 4 * 32 * 2 * splits, "m1v4g128")
+    fitting = cut.candidates(weight.spec, n, emulate.SMALL_GPU)
+    made = next(c for c in fitting if c.splits == splits and c.warps == 8)
+    x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+    _, report = emulate.multiply(weight, x, made)
+    predicted = 0
+    for _, first, end, _, _ in made.slices:
+        for warp in range(made.warps):
+            predicted += rows.join_trips(splits, n, len(range(first + warp, end, made.warps)))
+    assert report.events["trip"] == predicted
+
+
 BARRIERS = cases.barriers("psumbook*", "splits.cuh")
 
 
@@ -156,6 +173,20 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
     assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
     y, _ = emulate.multiply(weight, x, made, "shuffled", np.float32)
     assert error(y, truth) <= TOLERANCE[1]
+
+
+def test_emulated_kernel_that_does_not_wait_fails(tmp_path, make_weight, rng):
+    """A kernel may start before what it reads of the one before is there."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (folder / "psumbook.cu").read_text()
+    assert source.count("ptx::wait_for_previous();") == 1
+    (folder / "psumbook.cu").write_text(source.replace("ptx::wait_for_previous();", ""))
+    weight = make_weight(64, 512, "m1v4g128")
+    x = rng.standard_normal((1, 512)).astype(np.float16)
+    emulate.multiply(weight, x)
+    with pytest.raises(emulate.EmulatorError, match="x, y or the workspace touched in .* before the kernel waited"):
+        emulate.multiply(weight, x, folder=folder)
 
 
 def test_emulated_published_layout_conflicts(rng):

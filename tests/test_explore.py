@@ -83,7 +83,7 @@ def folder(tmp_path, monkeypatch, rng):
     for module in (exploring, stored):  # compiled kernels stay where they are
         monkeypatch.setattr(module, "cache", cache_in(tmp_path / "cache"))
     monkeypatch.setattr(runner, "candidates", lambda *a: [config for config in candidates(*a) if config.m < 3][:4])
-    monkeypatch.setattr(timing, "_CACHE_FACTOR", 0)  # thousands of copies of such small weights
+    monkeypatch.setattr(timing, "_CACHE_FACTOR", {"cpu": 0})  # thousands of copies of such small weights
     tensors = {"a.weight": rng.standard_normal((96, 64), np.float32), "zero.weight": np.zeros((8, 64), np.float32)}
     save_file(tensors | {"odd.weight": np.ones((5, 3), np.float32)}, tmp_path / "dense.safetensors")
     return tmp_path

@@ -9,10 +9,10 @@ from codegemm.config import CodebookConfig
 from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows as rows_of_w
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import KNOWN, Gpu
 from codegemm.formats.codebook import CodebookSpec
 
-H200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
+H200 = KNOWN["h200"]
 A100 = Gpu(80, 108, shared_per_block=166912, shared_per_multiprocessor=167936, threads_per_multiprocessor=2048)
 DESKTOP = Gpu(89, 76, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
 BLACKWELL = Gpu(120, 170, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
@@ -113,14 +113,15 @@ def test_slices_keep_to_their_parts():
 
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8g128"])
 def test_large_products_fill_the_gpu_once(config):
-    """Every multiprocessor has work, none twice as much as another; tables are a small part of it."""
+    """Every multiprocessor has work, none twice as much as another; the rest is a small part of it: launch, tables and
+    joins take 13,000 clocks at most."""
     for shape in SHAPES[:5]:
         spec = spec_of(*shape, config)
         made = cut.cut_for(spec, 1, H200)
         blocks = len(made.slices) * made.splits
         assert 0.8 < blocks / H200.multiprocessors / math.ceil(blocks / H200.multiprocessors) <= 1
         lookups = spec.out_features * spec.vectors * spec.config.m / 32 / H200.multiprocessors
-        assert cut.estimate(made, spec, H200) < 3 * lookups + 5000
+        assert cut.estimate(made, spec, H200) < 3 * lookups + 13_000
 
 
 def test_more_blocks_of_rows_than_counters_are_not_split():

@@ -83,7 +83,7 @@ class Report:
 
 class _Launch(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in ("grid_x", "grid_y", "threads", "shared_bytes", "order")]
-    _fields_ += [("seed", ctypes.c_uint32)]
+    _fields_ += [("seed", ctypes.c_uint32), ("awaited", ctypes.c_uint64 * 6)]
 
 
 def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, folder=kernels_cu.FOLDER):
@@ -116,7 +116,7 @@ def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, fold
 
 def launch(source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER):
     """Run one instance; arguments as CuPy takes them: arrays, NumPy scalars, structures (arrays without axes)."""
-    shape = _Launch(*grid, *block, shared_bytes, ORDERS.index(order), seed)
+    shape = _Launch(*grid, *block, shared_bytes, ORDERS.index(order), seed, _awaited(arguments))
     held = [_argument(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
     if (source, instance, folder) not in _compiled:
@@ -127,6 +127,15 @@ def launch(source, instance, grid, block, shared_bytes, arguments, order="forwar
     if complaint:
         raise EmulatorError(complaint.decode())
     return report
+
+
+def _awaited(arguments) -> Any:
+    """Where x, y and the workspace begin and end: a product's kernels have them first."""
+    first = arguments[:3]
+    if len(first) < 3 or not all(isinstance(array, np.ndarray) and array.ndim for array in first):
+        return (ctypes.c_uint64 * 6)()
+    ends = ((array.ctypes.data, array.ctypes.data + array.nbytes) for array in first)
+    return (ctypes.c_uint64 * 6)(*(place for pair in ends for place in pair))
 
 
 def compile_all(instances, source=psumbook.SOURCE, folder=kernels_cu.FOLDER) -> None:

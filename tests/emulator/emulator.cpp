@@ -393,8 +393,11 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
         check_shared(kind, address, bytes);
     } else {
         if (u64(address) % bytes) complain("misaligned access of %d bytes in %s", bytes, site.function);
-        if (kind == Kind::store && !current->waited)
-            complain("memory written in %s before the kernel waited for the one before", site.function);
+        if (!current->waited)
+            for (const auto& [begin, end] : launch.awaited)
+                if (u64(address) >= begin && u64(address) < end)
+                    complain("x, y or the workspace touched in %s before the kernel waited for the one before",
+                             site.function);
         if (kind == Kind::store)
             for (int byte = 0; byte < bytes; byte += 4)
                 written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->syncs};

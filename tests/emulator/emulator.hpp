@@ -54,6 +54,7 @@ enum class Order { forward, reversed, shuffled };
 struct Launch {
     int grid_x, grid_y, threads, shared_bytes, order;
     u32 seed;
+    u64 awaited[3][2];  // x, y and the workspace, from where to where: not to be touched before the kernel has waited
 };
 
 // Runs the kernel with all blocks in flight at once. nullptr, or what a kernel did that a GPU would not forgive.

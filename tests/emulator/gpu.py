@@ -16,7 +16,7 @@ import pytest
 
 from codegemm import arrays, dispatch, kernels_cu
 from codegemm.engines import cuda
-from codegemm.engines.cuda import compiler, device, library
+from codegemm.engines.cuda import compiler, dependent, device, library
 from codegemm.engines.cuda import gemm as cuda_gemm
 from codegemm.engines.cuda.rows import COUNTER_BYTES
 from emulator import emulate
@@ -366,10 +366,12 @@ def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0, f
 
 
 @pytest.fixture
-def emulated_gpu():
-    """`cuda:0` is the emulator; its cupy module is returned."""
-    with emulated() as cupy:
-        yield cupy
+def emulated_gpu(monkeypatch, tmp_path_factory):
+    """`cuda:0` is the emulator; its cupy module is returned.
+
+    By the test's own monkeypatch: what the test changes on top is taken back before, and nothing of the emulator stays.
+    """
+    yield from _emulated(emulate.SMALL_GPU, monkeypatch, tmp_path_factory.mktemp("emulated"))
 
 
 @contextlib.contextmanager
@@ -401,6 +403,7 @@ def _emulated(gpu, monkeypatch, folder):
         return cubin
 
     monkeypatch.setattr(compiler, "build", build)
+    monkeypatch.setattr(dependent, "dependent", lambda kernel, gpu: kernel)
     monkeypatch.setattr(cuda, "warm_up", lambda device: None)  # which has no clocks to raise
     cublas = Cublas()
     monkeypatch.setattr(cuda_gemm, "_cublas", lambda: cublas)

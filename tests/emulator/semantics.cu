@@ -57,6 +57,7 @@ DEVICE void merge_bits(const u32* in, u32* out) {
 // Every thread of a block writes, all synchronise, every thread reads its mirror image; then a count by atomics.
 // in: values [blockDim.x]; out: mirrored values [blockDim.x], count.
 DEVICE void mirror(const u32* in, u32* out) {
+    ptx::wait_for_previous();
     const int thread = threadIdx.x, last = blockDim.x - 1;
     ptx::shared_store(ptx::shared_memory() + 4 * thread, in[thread]);
     ptx::sync_block();

@@ -1,0 +1,116 @@
+"""The part `cuts`, and `make cubins` and the smoke test, on the emulated GPU."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import cubins, cuts, gpu, smoke
+from codegemm.comparison import measure
+from codegemm.engines import cuda
+from codegemm.engines.cuda import compiler, dequant_cut, psumbook_cut
+from codegemm.engines.cuda.compiler import Build
+from codegemm.engines.cuda.gpu import KNOWN
+from codegemm.formats.names import spec_of
+
+
+def test_weights_are_fitted(rng):
+    """Times made of the terms give their weights back; a term that would cost less than nothing costs nothing."""
+    terms = rng.uniform(1, 10, (40, 3))
+    assert np.allclose(cuts.least_squares(terms, terms @ [2.0, 0.5, 3.0]), [2, 0.5, 3])
+    found = cuts.least_squares(terms, terms @ [2.0, -0.5, 3.0])
+    assert found[1] == 0
+    assert np.all(found >= 0)
+
+
+@pytest.mark.parametrize("module", [psumbook_cut, dequant_cut])
+def test_every_term_has_a_weight(module):
+    spec = spec_of((4096, 4096), "m1v4g128")
+    made = module.cut_for(spec, 4, KNOWN["h200"])
+    terms = module.terms(made, spec, KNOWN["h200"])
+    assert terms.keys() == module.WEIGHTS.keys()
+    assert module.estimate(made, spec, KNOWN["h200"]) == pytest.approx(
+        sum(terms[k] * w for k, w in module.WEIGHTS.items())
+    )
+
+
+def test_estimates_explained(capsys):
+    cuts.main(["h200"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(cuts.PRODUCTS)
+    assert all(" us: " in line for line in lines)
+
+
+def test_cuts_are_timed(emulated_gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        cuts, "PRODUCTS", [("psumbook", (64, 512), "m1v4g128", 1), ("dequant", (64, 512), "m1v4g128", 16)]
+    )
+    monkeypatch.setattr(cuts, "_LIKELIEST", 2)
+    monkeypatch.setattr(cuts, "_OTHERS", 1)
+    for name, value in (("_GRAPH_CALLS", 1), ("_MIN_CALLS", 2), ("_MAX_CALLS", 2), ("_CACHE_FACTOR", {"cuda": 0.01})):
+        monkeypatch.setattr(measure, name, value)
+    assert gpu._cuts(tmp_path / "cuts", 60)
+    data = json.loads((tmp_path / "cuts.json").read_text())
+    assert {row["kernel"] for row in data["cuts"]} == {"psumbook", "dequant"}
+    assert sum(row["picked"] for row in data["cuts"]) == 2
+    assert all(row["seconds"] > 0 for row in data["cuts"])
+    assert data["weights"].keys() == {"psumbook", "dequant"}
+    assert "picked" in capsys.readouterr().out
+
+
+def test_smoke(emulated_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(smoke, "SHAPE", (64, 512))
+    monkeypatch.setattr(smoke, "BATCHES", (1, 16))
+    assert smoke.run()
+    said = capsys.readouterr().out
+    assert "psumbook" in said
+    assert "WRONG" not in said
+    [psumbook] = [kernel for kernel in cuda.KERNELS if kernel.name == "psumbook"]
+    monkeypatch.setattr(psumbook, "bind", lambda *arguments: lambda *more: None)
+    assert not smoke.run()
+    assert "psumbook       WRONG" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_cubins_made_elsewhere_are_used(own_cache, monkeypatch, tmp_path, capsys):
+    """Whatever version made them; and what is missing is compiled."""
+    build = Build("spin.cu", "spin", 90)
+    monkeypatch.setattr(cubins, "builds_for", lambda gpu: [build])
+    assert cubins.main([str(tmp_path / "cubins"), "--arch", "90"]) == 0
+    assert "1 cubins by NVRTC" in capsys.readouterr().out
+    assert (tmp_path / "cubins" / "nvrtc.txt").read_text().strip() == ".".join(map(str, compiler.version()))
+    made = build().read_bytes()
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "another"))
+    monkeypatch.setattr(compiler, "version", lambda: (99, 9))
+    assert compiler.adopt(tmp_path / "cubins") == 1
+    monkeypatch.setattr(compiler, "compile_instance", None)
+    assert build().read_bytes() == made
+    with pytest.raises(TypeError):  # nothing of that name was made
+        Build("spin.cu", "spin", 80)()
+
+
+def test_what_a_gpu_loads_is_known_without_one():
+    builds = cubins.builds_for(KNOWN["h200"])
+    assert len(builds) == len(set(builds)) > 100
+    assert {build.arch for build in builds} == {90}
+    assert {
+        "psumbook.cu",
+        "dequant.cu",
+        "dequant_plain.cu",
+        "dequantize.cu",
+        "aqlm.cu",
+        "quip.cu",
+        "rotate.cu",
+        "extended.cu",
+    } <= {build.source for build in builds}
+
+
+def test_architectures_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        cubins.main(["somewhere", "--arch", "75"])
+    assert "architecture '75': must be of" in capsys.readouterr().err

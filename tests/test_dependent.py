@@ -1,0 +1,116 @@
+"""Dependent launches, by a stub of the driver that records what it is given."""
+
+import ctypes
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from emulator import emulate
+
+from codegemm.engines.cuda import dependent, library
+
+cupy = pytest.importorskip("cupy")
+
+GPU = replace(emulate.SMALL_GPU, arch=90)
+
+
+class Driver:
+    """`cuLaunchKernelEx`: what it was called with, read as the driver would read it."""
+
+    status = 0
+
+    def __init__(self):
+        self.launches = []
+
+    def cuLaunchKernelEx(self, config, function, arguments, extra):
+        data = ctypes.string_at(ctypes.addressof(config._obj), 56)
+        numbers = np.frombuffer(data[:28], np.uint32)
+        stream, attributes = np.frombuffer(data[32:48], np.uint64)
+        attribute = np.frombuffer(ctypes.string_at(int(attributes), 72), np.int32)
+        values = [ctypes.c_uint64.from_address(pointer).value for pointer in arguments[:3]]
+        constants = [ctypes.c_int32.from_address(pointer).value for pointer in arguments[3:]]
+        self.launches.append(
+            {
+                "grid": tuple(numbers[:3]),
+                "block": tuple(numbers[3:6]),
+                "shared": numbers[6],
+                "stream": stream,
+                "count": np.frombuffer(data[48:52], np.uint32)[0],
+                "attribute": (attribute[0], attribute[2]),
+                "function": function.value,
+                "arrays": values,
+                "constants": constants,
+                "extra": extra,
+            }
+        )
+        return self.status
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    made = Driver()
+    monkeypatch.setattr(dependent, "_driver", lambda: made)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1, 1))
+    dependent.unavailable.cache_clear()
+    yield made
+    dependent.unavailable.cache_clear()
+
+
+def kernel():
+    return types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=0x1234), name="codegemm_one", num_regs=77)
+
+
+def on_gpu(array):
+    host = emulate.aligned(array)
+    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
+    return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+
+def test_what_the_driver_is_given(driver):
+    made = dependent.dependent(kernel(), GPU)
+    arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
+    constants = [library.constant(np.int32(5)), library.constant(np.int32(-7))]
+    made((8, 16), (512,), (*arrays, *constants), shared_mem=72704, stream=library.Stream(99))
+    [launch] = driver.launches
+    assert (launch["grid"], launch["block"]) == ((8, 16, 1), (512, 1, 1))
+    assert (launch["shared"], launch["stream"], launch["function"], launch["extra"]) == (72704, 99, 0x1234, None)
+    assert (launch["count"], launch["attribute"]) == (1, (6, 1))  # programmatic stream serialization, allowed
+    assert launch["arrays"] == [array.data.ptr for array in arrays]
+    assert launch["constants"] == [5, -7]
+    assert made.num_regs == 77  # as CuPy's kernel has it
+
+
+def test_layouts_are_the_drivers():
+    assert ctypes.sizeof(dependent._Config) == 56
+    assert (dependent._Config.stream.offset, dependent._Config.attributes.offset) == (32, 40)
+    assert dependent._Config.count.offset == 48
+    assert (ctypes.sizeof(dependent._Attribute), dependent._Attribute.value.offset) == (72, 8)
+
+
+def test_the_current_stream_without_another(driver, monkeypatch):
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: library.Stream(5))
+    dependent.dependent(kernel(), GPU)((1,), (32,), ())
+    assert driver.launches[0]["stream"] == 5
+
+
+def test_a_refusal_names_the_kernel(driver):
+    driver.status = 701
+    with pytest.raises(RuntimeError, match="refused to launch codegemm_one: error 701"):
+        dependent.dependent(kernel(), GPU)((1,), (32,), (), stream=library.Stream(1))
+
+
+def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):
+    plain = kernel()
+    assert dependent.dependent(plain, replace(GPU, arch=89)) is plain
+    dependent.unavailable.cache_clear()
+    monkeypatch.setattr(dependent, "_driver", lambda: types.SimpleNamespace())
+    assert dependent.dependent(plain, GPU) is plain
+    assert "too old" in dependent.unavailable()
+
+    def missing():
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    dependent.unavailable.cache_clear()
+    monkeypatch.setattr(dependent, "_driver", missing)
+    assert dependent.dependent(plain, GPU) is plain
