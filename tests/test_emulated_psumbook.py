@@ -185,7 +185,7 @@ def test_emulated_kernel_that_does_not_wait_fails(tmp_path, make_weight, rng):
     weight = make_weight(64, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
     emulate.multiply(weight, x)
-    with pytest.raises(emulate.EmulatorError, match="x, y or the workspace touched in .* before the kernel waited"):
+    with pytest.raises(emulate.EmulatorError, match=r"x, y or the workspace touched in .* before the kernel waited"):
         emulate.multiply(weight, x, folder=folder)
 
 
