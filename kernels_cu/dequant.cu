@@ -251,6 +251,8 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
     }
 }
 
+constexpr int most_turns = 4;  // whose sums tensor cores add up, before float32 does
+
 // x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
 // gridDim.y is 1.
 template <class S>
@@ -310,11 +312,12 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         group_end = (group + 1) * w.group_blocks;
         load_scales(scales, group);
     }
-    // Sums under one scale: of a part of a k block, or of a whole group where x has no powers of two of its own.
+    // Sums under one scale: of a part of a k block, or where x has no powers of two of its own of a group, `most_turns`
+    // at a time.
     constexpr bool by_group = S::phases == 1 && !S::scaled;
     Sums<S> sums;
     if (by_group) sums.clear();
-    const auto multiply_turn = [&](auto number, int turn, int chunk, bool ends) {
+    const auto multiply_turn = [&](auto number, int turn, int chunk, bool folds) {
         constexpr int blocks = decltype(number)::value;
         const int k_block = turn / turns, first_book = turn % turns;
 #pragma unroll
@@ -325,7 +328,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             for (int i = 0; i < steps / phases; i++)
                 multiply_step<S, blocks>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
                                          first_book, phase * (steps / phases) + i);
-            if (by_group && !ends) continue;
+            if (by_group && !folds) continue;
             add_scaled<S, blocks>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
             if (by_group) sums.clear();
         }
@@ -350,10 +353,11 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             const bool ends = turn + 1 == min(group_end, end) * turns;  // the group, as far as this split has it
             const bool changes = S::phases == 1 && ends && group_end < end;
             if (S::scales_ahead && changes) load_scales(next_scales, group + 1);
+            const bool folds = ends || (turn + 1) % most_turns == 0;
             if (S::row_blocks == 1 || count == S::row_blocks)
-                multiply_turn(Number<S::row_blocks>(), turn, chunk, ends);
+                multiply_turn(Number<S::row_blocks>(), turn, chunk, folds);
             else
-                multiply_turn(Number<1>(), turn, chunk, ends);
+                multiply_turn(Number<1>(), turn, chunk, folds);
             if (changes) {
                 group++;
                 group_end += w.group_blocks;

@@ -124,7 +124,8 @@ DEVICE T load(const T* address) {
     return __ldg(address);
 }
 
-// The same in the order of the source: what is needed first must be asked for first, for memory serves in turn.
+// The same in the order of the source, as far as the compiler's last stage keeps to it: what is needed first is to be
+// asked for first, for memory serves in turn.
 DEVICE uint2 load_in_order(const uint2* address) {
     uint2 v;
     asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));

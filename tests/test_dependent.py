@@ -52,6 +52,7 @@ def driver(monkeypatch):
     made = Driver()
     monkeypatch.setattr(dependent, "_driver", lambda: made)
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1, 1))
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12030)
     dependent.unavailable.cache_clear()
     yield made
     dependent.unavailable.cache_clear()
@@ -103,6 +104,9 @@ def test_a_refusal_names_the_kernel(driver):
 def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):
     plain = kernel()
     assert dependent.dependent(plain, replace(GPU, arch=89)) is plain
+    dependent.unavailable.cache_clear()
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12020)
+    assert dependent.dependent(plain, GPU) is plain
     dependent.unavailable.cache_clear()
     monkeypatch.setattr(dependent, "_driver", lambda: types.SimpleNamespace())
     assert dependent.dependent(plain, GPU) is plain

@@ -142,12 +142,18 @@ def test_cublas_has_a_workspace_for_each_stream(emulated_gpu, monkeypatch, rng):
     first, second, third = (emulated_gpu.cuda.Stream(non_blocking=True) for _ in range(3))
     for stream in (first, second, first):
         multiply(stream)
-    gemm.load()
-    monkeypatch.setattr(emulated_gpu, "empty", None)
+    monkeypatch.setattr(emulated_gpu, "empty", None)  # in a capture it would fail
+    third.begin_capture()
     multiply(third)
+    third.end_capture()
     assert given[0] == given[2]
     assert len({pointer for pointer, _ in given}) == 3
     assert {size for _, size in given} == {32 << 20}
+    fourth = emulated_gpu.cuda.Stream(non_blocking=True)
+    fourth.begin_capture()
+    with pytest.raises(RuntimeError, match=r"make a plan, or a product on this stream, before capturing it"):
+        multiply(fourth)
+    fourth.end_capture()
 
 
 def test_cublas_refuses_or_is_missing(emulated_gpu, make_weight, monkeypatch):

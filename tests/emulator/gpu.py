@@ -252,6 +252,7 @@ def module(gpu):
             cudaDevAttrGlobalMemoryBusWidth=37,
             deviceGetAttribute=lambda attribute, number: attributes[attribute],
             memGetInfo=lambda: (1 << 30, 1 << 30),
+            streamIsCapturing=lambda pointer: pointer in captures,
         ),
         Device=Device,
         Event=Event,

@@ -15,6 +15,7 @@ from typing import Any
 from codegemm.engines.cuda.gpu import Gpu
 
 MIN_ARCH = 90
+_MIN_DRIVER = 12030  # whose graphs hold such launches
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -44,10 +45,16 @@ _threads = threading.local()
 @cache
 def unavailable() -> str | None:
     """Why the driver has no such launches, or None."""
+    import cupy
+
     try:
-        return None if hasattr(_driver(), "cuLaunchKernelEx") else "the NVIDIA driver is too old for dependent launches"
+        if not hasattr(_driver(), "cuLaunchKernelEx") or cupy.cuda.runtime.driverGetVersion() < _MIN_DRIVER:
+            return "the NVIDIA driver is too old for dependent launches in graphs"
     except OSError as error:
         return str(error)
+    if not hasattr(cupy.cuda.function, "CNumpyArray"):
+        return "this CuPy does not tell where arguments are"
+    return None
 
 
 def dependent(kernel: Any, gpu: Gpu) -> Any:

@@ -139,7 +139,8 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
     waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and
-    fragments. partial bytes: by multiprocessor. trips: of the join.
+    fragments. partial bytes: by multiprocessor. trips: of the join, for a pass's
+    rows of x, by which the times of several passes are told best.
     """
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),

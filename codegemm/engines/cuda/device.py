@@ -177,15 +177,15 @@ def time_call(call: Callable[[], object], device: str) -> float:
         return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3
 
 
-def measure_bandwidth(device: str = "cuda:0", repeats: int = 7) -> float:
-    """Bytes a second moved by a copy of 1 GiB, read and written counted: the median, once two of them agree.
+def measure_bandwidth(device: str = "cuda:0", repeats: int = 7, size: int = _COPIED_BYTES) -> float:
+    """Bytes a second moved by a copy of `size` bytes, read and written counted: the median, once two of them agree.
 
     An idle GPU has lowered its clocks.
     """
     import cupy
 
     with using(device):
-        source = cupy.ones(_COPIED_BYTES // 4, np.float32)
+        source = cupy.ones(size // 4, np.float32)
         target = cupy.empty_like(source)
 
         def median() -> float:
@@ -201,7 +201,7 @@ def measure_bandwidth(device: str = "cuda:0", repeats: int = 7) -> float:
 
 def warm_up(device: str = "cuda:0") -> None:
     """Have the GPU's clocks raised, as they are while it works."""
-    measure_bandwidth(device, 3)
+    measure_bandwidth(device, 9, _COPIED_BYTES // 16)
 
 
 def number(device: str) -> int:

@@ -7,6 +7,8 @@ import threading
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from codegemm.engines.cuda import tensors
 
 # cudaDataType, and cuBLAS's names for what is used of it.
@@ -14,8 +16,8 @@ _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0}
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
 _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM = 68, -1
 # For each thread, GPU and stream, as cuBLAS's handle belongs to a thread and the products of a stream wait for each
-# other. Kept for good, since a graph may use it; `_spare` are for streams met first while they are captured, when
-# nothing may be allocated.
+# other. Kept for good, since graphs captured on the stream use it: two of them must not be replayed at the same time.
+# `_spare` are for streams met first while they are captured, when nothing may be allocated.
 _WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
 _workspaces: dict[tuple[int, int, int], Any] = {}
 _spare: dict[tuple[int, int], Any] = {}
@@ -37,9 +39,7 @@ def load() -> None:
 
     _cublas()
     _handle()
-    place = threading.get_ident(), cupy.cuda.runtime.getDevice()
-    if place not in _spare:
-        _spare[place] = cupy.empty(_WORKSPACE_BYTES, "uint8")
+    _keep_spare((threading.get_ident(), cupy.cuda.runtime.getDevice()))
 
 
 def multiply(x: Any, dense: Any, out: Any, first: int = 0, stream: Any = None) -> None:
@@ -91,11 +91,24 @@ def _workspace(stream: int) -> Any:
     place = threading.get_ident(), cupy.cuda.runtime.getDevice()
     found = _workspaces.get((*place, stream))
     if found is None:
-        found = _spare.pop(place, None)
-        if found is None:
-            found = cupy.empty(_WORKSPACE_BYTES, "uint8")
+        if not cupy.cuda.runtime.streamIsCapturing(stream):
+            found = cupy.empty(_WORKSPACE_BYTES, np.uint8)
+            _keep_spare(place)
+        elif place in _spare:
+            found = _spare.pop(place)
+        else:
+            raise RuntimeError(
+                "cuBLAS needs a workspace: make a plan, or a product on this stream, before capturing it"
+            )
         _workspaces[*place, stream] = found
     return found
+
+
+def _keep_spare(place: tuple[int, int]) -> None:
+    import cupy
+
+    if place not in _spare:
+        _spare[place] = cupy.empty(_WORKSPACE_BYTES, np.uint8)
 
 
 def _check(status: int) -> None:
