@@ -143,10 +143,13 @@ def test_the_same_on_older_processors(name, monkeypatch, fresh_engine, make_weig
         weight = make_weight(rows, columns, config, parts)
         for n in (1, 3, 16):
             x = rng.standard_normal((n, columns)).astype(np.float16)
-            truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+            dense = weight.dequantize(np.float64)
+            truth = x.astype(np.float64) @ dense.T
+            # A few products may cancel, their rounding errors don't.
+            norm = max(np.linalg.norm(truth), np.sqrt(np.sum(x.astype(np.float64) ** 2 @ (dense**2).T)))
             for kernel in set(usable(weight, n)) & {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip"}:
                 y = product(weight, x, kernel, np.float32)
-                assert error(y, truth) <= TOLERANCE.get(kernel, FULL), (config, n, kernel)
+                assert np.linalg.norm(y - truth) <= TOLERANCE.get(kernel, FULL) * norm, (config, n, kernel)
 
 
 def test_quip_stays_in_range_where_the_result_does(make_weight):
