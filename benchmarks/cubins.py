@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def builds_for(gpu: Gpu) -> list[Build]:
-    """What the parts of `make gpu` compile on such a GPU, each once, longest first as far as that is known."""
+    """What the parts of `make gpu` compile on such a GPU, each once."""
     sys.path.append(str(ROOT / "tests"))
     import gpu_products
 

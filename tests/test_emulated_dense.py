@@ -46,8 +46,7 @@ def test_emulated_dequant_dense(case, dtype, order, emulated_gpu, small_slices, 
     y, reports = multiply(DequantDenseCuda(), weight, x, order=order)
     x, dense = x.astype(np.float64), weight.dequantize(np.float64)
     truth = x @ dense.T
-    # A few products may cancel, their rounding errors don't.
-    norm = max(np.linalg.norm(truth), np.sqrt(np.sum(x**2 @ (dense**2).T)))
+    norm = max(np.linalg.norm(truth), cases.uncancelled_norm(x, dense))
     assert np.linalg.norm(y - truth) <= TOLERANCE[dtype] * norm
     assert len(reports) == len(dense_cuda.slices(weight.spec, np.dtype(arrays.float_dtype(dtype)))) >= case[3]
     stored = weight.codes.size * weight.codes.itemsize

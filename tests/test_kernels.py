@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from emulator import cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -145,8 +146,7 @@ def test_the_same_on_older_processors(name, monkeypatch, fresh_engine, make_weig
             x = rng.standard_normal((n, columns)).astype(np.float16)
             dense = weight.dequantize(np.float64)
             truth = x.astype(np.float64) @ dense.T
-            # A few products may cancel, their rounding errors don't.
-            norm = max(np.linalg.norm(truth), np.sqrt(np.sum(x.astype(np.float64) ** 2 @ (dense**2).T)))
+            norm = max(np.linalg.norm(truth), cases.uncancelled_norm(x, dense))
             for kernel in set(usable(weight, n)) & {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip"}:
                 y = product(weight, x, kernel, np.float32)
                 assert np.linalg.norm(y - truth) <= TOLERANCE.get(kernel, FULL) * norm, (config, n, kernel)

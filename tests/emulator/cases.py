@@ -66,11 +66,17 @@ def operands(case, make_weight, rng):
     return weight, x
 
 
-class Truth:
-    """The float64 product, and its norm as it is on average over random signs of what is added.
+def uncancelled_norm(x, *matrices):
+    """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
 
-    Few outputs may cancel, and so may the centroids of a vector.
+    A few products may cancel, their rounding errors don't.
     """
+    x = x.astype(np.float64)
+    return np.sqrt(sum(np.sum(x**2 @ (matrix**2).T) for matrix in matrices))
+
+
+class Truth:
+    """The float64 product, and its norm where neither outputs nor the centroids of a vector cancel."""
 
     def __init__(self, x, weight):
         x = x.astype(np.float64)
@@ -80,7 +86,7 @@ class Truth:
             CodebookWeight(weight.codes[..., [c]], weight.codebooks[..., [c], :, :], weight.scales, parts)
             for c in range(weight.config.m)
         ]
-        self.norm = np.sqrt(sum(np.sum(x**2 @ (w.dequantize(np.float64) ** 2).T) for w in alone))
+        self.norm = uncancelled_norm(x, *(w.dequantize(np.float64) for w in alone))
 
 
 def error(y, truth):

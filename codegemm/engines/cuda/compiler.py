@@ -69,7 +69,7 @@ def adopt(folder: Path) -> int:
     """
     cubins = [path for path in sorted(folder.iterdir()) if path.suffix == ".cubin"]
     for path in cubins:
-        store.store("cuda", path.stem, ".cubin", partial(_copy, path))
+        store.store("cuda", path.stem, ".cubin", partial(_write, content=path.read_bytes()))
     return len(cubins)
 
 
@@ -109,10 +109,6 @@ def compile_instance(
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
-
-
-def _copy(source: Path, place: Path) -> None:
-    place.write_bytes(source.read_bytes())
 
 
 def _write(path: Path, content: bytes) -> None:
