@@ -96,6 +96,7 @@ struct Centroids {
     }
 };
 
+// What a lookup loads: four components of a k-vector for each mma that they feed.
 template <int QUARTERS>
 struct PieceOf {
     using type = uint4;
@@ -153,9 +154,9 @@ struct Copies {
 struct RowScales {
     uint4 pair;
 
-    DEVICE void load_scales(const Dequant& w, int group, int block) {
-        const u16* from = w.scales + ((size_t(group) * w.row_blocks + block) * 4 + (ptx::lane() & 3)) * 8;
-        pair = ptx::load(reinterpret_cast<const uint4*>(from));
+    // place: group * w.row_blocks + block of rows, in 32 bits, which number 256 GiB of scales.
+    DEVICE void load_scales(const Dequant& w, u32 place) {
+        pair = ptx::load(reinterpret_cast<const uint4*>(w.scales) + (place * 4 + (ptx::lane() & 3)));
     }
     DEVICE float even(int tile) const { return ptx::half_to_float(u16(word(tile))); }
     DEVICE float odd(int tile) const { return ptx::half_to_float(u16(word(tile) >> 16)); }
@@ -251,133 +252,27 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
     }
 }
 
-constexpr int most_turns = 4;  // whose sums tensor cores add up, before float32 does
-
-// x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
-// gridDim.y is 1.
+// A warp's sums into y, or those of a split into the workspace. Where its rows are is worked out anew: registers don't
+// hold it through the loop.
 template <class S>
-DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
-    using X = typename S::x_type;
-    ptx::let_next_start();
-    constexpr int phases = S::phases ? S::phases : 1;
-    constexpr int turns = S::m / S::books;  // of a k block
-    const Slice slice = w.slices.at(blockIdx.x);
+DEVICE void write_sums(const Sums<S>& total, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
+    u32 index = blockIdx.x;
+    ptx::keep(index);
+    const Slice slice = w.slices.at(index);
     const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
-    const int warp = ptx::warp(), stride = ptx::warps(), blocks = slice.end_block - slice.first_block;
-    const int count = min(S::row_blocks, (blocks - warp + stride - 1) / stride);  // of this warp's blocks of rows
-    const int split = blockIdx.y / w.passes, first_n = (blockIdx.y % w.passes) * S::n;
-    const int first = split * w.split_blocks, end = min(first + w.split_blocks, w.k_blocks);
-    const auto* rows = static_cast<const typename X::storage*>(x) + size_t(first_n) * w.in_features;
-
-    const ptx::Shared tables = ptx::shared_memory();
-    const ptx::Shared fragments = tables + (S::shared ? S::tables * S::centroids * line_bytes : 0);
-    const ptx::Shared unscale = fragments + w.chunk_blocks * S::x_bytes;
-    const u16* books = w.codebooks + size_t(slice.part) * (S::m * S::centroids * S::v);
-    const Centroids<S> centroids{tables, u32(S::v == 4 ? lane % 16 * 8 : lane % 8 * 16), books};
-
-    // What the tables are made of comes first, then the first codes, then all others: memory serves in turn.
-    Copies<S> copied;
-    if constexpr (S::shared) copied.load(books, threadIdx.x);
-    constexpr int code_bytes = lanes * S::code_words * 4;  // of 32 rows in a k block, for each codebook
-    const size_t row_bytes = size_t(w.row_blocks) * code_bytes;
-    const u8* slice_codes = w.codes + size_t(slice.first_block) * code_bytes;
-    RowCodes<S> codes[S::row_blocks][S::books], next[S::row_blocks][S::books];
-    const auto load_turn = [&](RowCodes<S>(&to)[S::row_blocks][S::books], int turn) {
-#pragma unroll
-        for (int i = 0; i < S::row_blocks; i++)
-#pragma unroll
-            for (int book = 0; book < S::books; book++)
-                if (i < count)
-                    to[i][book].load_codes(slice_codes + size_t(turn * S::books + book) * row_bytes +
-                                           (warp + i * stride) * code_bytes);
-    };
-    if (S::ahead) load_turn(next, first * turns);
-    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
-        ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
-    if constexpr (S::shared) copied.finish(books, tables);
-    ptx::wait_for_previous();
-
-    Sums<S> total;
-    total.clear();
-    // Scales of the group under way, and of the next, which are asked for before that one begins where registers allow.
-    RowScales scales[S::row_blocks], next_scales[S::row_blocks];
-    const auto load_scales = [&](RowScales(&to)[S::row_blocks], int group) {
-#pragma unroll
-        for (int i = 0; i < S::row_blocks; i++)
-            if (i < count) to[i].load_scales(w, group, slice.first_block + warp + i * stride);
-    };
-    int group = 0, group_end = end;  // where a k block has one scale: its group, and the k block behind it
-    if (S::phases == 1) {
-        group = first / w.group_blocks;
-        group_end = (group + 1) * w.group_blocks;
-        load_scales(scales, group);
-    }
-    // Sums under one scale: of a part of a k block, or where x has no powers of two of its own of a group, `most_turns`
-    // at a time.
-    constexpr bool by_group = S::phases == 1 && !S::scaled;
-    Sums<S> sums;
-    if (by_group) sums.clear();
-    const auto multiply_turn = [&](auto number, int turn, int chunk, bool folds) {
-        constexpr int blocks = decltype(number)::value;
-        const int k_block = turn / turns, first_book = turn % turns;
-#pragma unroll
-        for (int phase = 0; phase < phases; phase++) {
-            if (S::phases > 1) load_scales(scales, k_block * S::phases + phase);
-            if (!by_group) sums.clear();
-#pragma unroll
-            for (int i = 0; i < steps / phases; i++)
-                multiply_step<S, blocks>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
-                                         first_book, phase * (steps / phases) + i);
-            if (by_group && !folds) continue;
-            add_scaled<S, blocks>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
-            if (by_group) sums.clear();
-        }
-    };
-    for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
-        const int chunk_end = min(chunk + w.chunk_blocks, end);
-        if (chunk > first) ptx::sync_block();
-        build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk);
-        ptx::sync_block();
-        if (count <= 0) continue;
-        for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {
-            if (S::ahead) {
-                // The next codes travel while these are looked up.
-#pragma unroll
-                for (int i = 0; i < S::row_blocks; i++)
-#pragma unroll
-                    for (int book = 0; book < S::books; book++) codes[i][book] = next[i][book];
-                if (turn + 1 < end * turns) load_turn(next, turn + 1);
-            } else {
-                load_turn(codes, turn);
-            }
-            const bool ends = turn + 1 == min(group_end, end) * turns;  // the group, as far as this split has it
-            const bool changes = S::phases == 1 && ends && group_end < end;
-            if (S::scales_ahead && changes) load_scales(next_scales, group + 1);
-            const bool folds = ends || (turn + 1) % most_turns == 0;
-            if (S::row_blocks == 1 || count == S::row_blocks)
-                multiply_turn(Number<S::row_blocks>(), turn, chunk, folds);
-            else
-                multiply_turn(Number<1>(), turn, chunk, folds);
-            if (changes) {
-                group++;
-                group_end += w.group_blocks;
-                if (!S::scales_ahead) load_scales(scales, group);
-#pragma unroll
-                for (int i = 0; i < S::row_blocks && S::scales_ahead; i++) scales[i] = next_scales[i];
-            }
-        }
-    }
-
-    const Output<X> out{y, batch, y_is_float, w.out_features, nullptr, slice};
-    const Splits splits{workspace, int(gridDim.y) / w.passes, int(gridDim.y), batch, w.row_blocks * lanes};
-    const ptx::Shared stage = tables + warp * stage_bytes;
+    const int warp = ptx::warp(), stride = ptx::warps();
+    const int blocks = slice.end_block - slice.first_block;
+    const int first_n = blockIdx.y * S::n, split = blockIdx.z;
+    const Output<typename S::x_type> out{y, batch, y_is_float, w.out_features, nullptr, slice};
+    const Splits splits{workspace, int(gridDim.z), int(gridDim.z * gridDim.y), batch, w.row_blocks * lanes};
+    const ptx::Shared stage = ptx::shared_memory() + warp * stage_bytes;
     if (splits.count == 1) ptx::sync_block();  // what was tables and x becomes the stage
 #pragma unroll
     for (int i = 0; i < S::row_blocks; i++) {
-        if (i >= count) break;
         const int block = warp + i * stride;
+        if (block >= blocks) break;
         RowScales scales;
-        if (!S::phases) scales.load_scales(w, 0, slice.first_block + block);
+        if (!S::phases) scales.load_scales(w, slice.first_block + block);
 #pragma unroll
         for (int t = 0; t < S::x_tiles; t++) {
 #pragma unroll
@@ -404,6 +299,133 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         }
     }
     if (splits.count > 1) splits.finish(out, warp, stride);
+}
+
+constexpr int most_turns = 4;  // whose sums tensor cores add up, before float32 does
+
+// x: [batch][in_features] of X; y: [batch][out_features] of X or float32; workspace: as splits.cuh says, unused where
+// gridDim.z is 1.
+template <class S>
+DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
+    using X = typename S::x_type;
+    ptx::let_next_start();
+    constexpr int phases = S::phases ? S::phases : 1;
+    constexpr int turns = S::m / S::books;  // of a k block
+    const Slice slice = w.slices.at(blockIdx.x);
+    const int lane = ptx::lane(), warp = ptx::warp(), stride = ptx::warps();
+    const int blocks = slice.end_block - slice.first_block;
+    const int count = (warp < blocks) + (S::row_blocks > 1 && warp + stride < blocks);  // of this warp's blocks of rows
+    const int first_n = blockIdx.y * S::n;
+    const int first = blockIdx.z * w.split_blocks, end = min(first + w.split_blocks, w.k_blocks);
+    const auto* rows = static_cast<const typename X::storage*>(x) + size_t(first_n) * w.in_features;
+
+    const ptx::Shared tables = ptx::shared_memory();
+    const ptx::Shared fragments = tables + (S::shared ? S::tables * S::centroids * line_bytes : 0);
+    const ptx::Shared unscale = fragments + w.chunk_blocks * S::x_bytes;
+    const u16* books = w.codebooks + size_t(slice.part) * (S::m * S::centroids * S::v);
+    const Centroids<S> centroids{tables, u32(S::v == 4 ? lane % 16 * 8 : lane % 8 * 16), books};
+
+    // What the tables are made of comes first, then the first codes, then all others: memory serves in turn.
+    Copies<S> copied;
+    if constexpr (S::shared) copied.load(books, threadIdx.x);
+    constexpr int code_bytes = lanes * S::code_words * 4;  // of 32 rows in a k block, for each codebook
+    const size_t row_bytes = size_t(w.row_blocks) * code_bytes;
+    const u8* slice_codes = w.codes + size_t(slice.first_block) * code_bytes;
+    RowCodes<S> codes[S::row_blocks][S::books], next[S::row_blocks][S::books];
+    const u8* turn_codes = slice_codes + size_t(first * S::m) * row_bytes + warp * code_bytes;  // loaded next
+    const auto load_turn = [&](RowCodes<S>(&to)[S::row_blocks][S::books]) {
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+            for (int book = 0; book < S::books; book++)
+                if (i < count) to[i][book].load_codes(turn_codes + book * row_bytes + i * stride * code_bytes);
+        turn_codes += S::books * row_bytes;
+    };
+    if (S::ahead) load_turn(next);
+    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
+        ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
+    if constexpr (S::shared) copied.finish(books, tables);
+    // Scales of the group under way, and of the next, which are asked for before that one begins where registers allow.
+    RowScales scales[S::row_blocks], next_scales[S::row_blocks];
+    const auto load_scales = [&](RowScales(&to)[S::row_blocks], u32 place) {
+#pragma unroll
+        for (int i = 0; i < S::row_blocks; i++)
+            if (i < count) to[i].load_scales(w, place + i * stride);
+    };
+    const u32 rows_place = slice.first_block + warp;
+    // Where a k block has one scale: the k block behind its group, and the place of the group's.
+    int group_end = end;
+    u32 group_place = 0;
+    if (S::phases == 1) {
+        const u32 group = u32(first) / u32(w.group_blocks);
+        group_end = (group + 1) * w.group_blocks;
+        group_place = group * w.row_blocks + rows_place;
+        load_scales(scales, group_place);
+    }
+    ptx::wait_for_previous();
+
+    Sums<S> total;
+    total.clear();
+    // Sums under one scale: of a part of a k block, or where x has no powers of two of its own of a group, `most_turns`
+    // at a time.
+    constexpr bool by_group = S::phases == 1 && !S::scaled;
+    Sums<S> sums;
+    if (by_group) sums.clear();
+    const auto multiply_turn = [&](auto number, int turn, int chunk, bool folds) {
+        constexpr int blocks = decltype(number)::value;
+        const int k_block = turn / turns, first_book = turn % turns;
+#pragma unroll
+        for (int phase = 0; phase < phases; phase++) {
+            if (S::phases > 1) load_scales(scales, (k_block * S::phases + phase) * w.row_blocks + rows_place);
+            if (!by_group) sums.clear();
+#pragma unroll
+            for (int i = 0; i < steps / phases; i++)
+                multiply_step<S, blocks>(sums, fragments + (k_block - chunk) * S::x_bytes + lane * 16, centroids, codes,
+                                         first_book, phase * (steps / phases) + i);
+            if (by_group && !folds) continue;
+            add_scaled<S, blocks>(total, sums, scales, unscale + (k_block - chunk) * (S::n * 4));
+            if (by_group) sums.clear();
+        }
+    };
+    for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
+        const int chunk_end = min(chunk + w.chunk_blocks, end);
+        if (chunk > first) ptx::sync_block();
+        build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk);
+        ptx::sync_block();
+        if (count == 0) continue;
+        for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {
+            if (S::ahead) {
+                // The next codes travel while these are looked up.
+#pragma unroll
+                for (int i = 0; i < S::row_blocks; i++)
+#pragma unroll
+                    for (int book = 0; book < S::books; book++) codes[i][book] = next[i][book];
+                if (turn + 1 < end * turns) load_turn(next);
+            } else {
+                load_turn(codes);
+            }
+            const bool ends = turn + 1 == min(group_end, end) * turns;  // the group, as far as this split has it
+            const bool changes = S::phases == 1 && ends && group_end < end;
+            if (changes) group_place += w.row_blocks;
+            if (S::scales_ahead && changes) load_scales(next_scales, group_place);
+            const bool folds = ends || (turn + 1) % most_turns == 0;
+            if (S::row_blocks == 1 || count == S::row_blocks)
+                multiply_turn(Number<S::row_blocks>(), turn, chunk, folds);
+            else
+                multiply_turn(Number<1>(), turn, chunk, folds);
+            if (changes) {
+                group_end += w.group_blocks;
+                if (S::scales_ahead) {
+#pragma unroll
+                    for (int i = 0; i < S::row_blocks; i++) scales[i] = next_scales[i];
+                } else {
+                    load_scales(scales, group_place);
+                }
+            }
+        }
+    }
+
+    write_sums<S>(total, y, workspace, batch, y_is_float, w);
 }
 
 #define ENTRY(name, ...)                                                                    \

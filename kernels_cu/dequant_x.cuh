@@ -20,52 +20,80 @@ struct PowerOfTwo {
     DEVICE float inverse() const { return ptx::bits_to_float((254 - exponent) << 23); }
 };
 
-// Where a padded k-vector's components are in x; negative for what was filled up.
+// Where a lane's components of a k block are in a row of x, step by step; negative for what was filled up.
 template <class S>
-DEVICE int x_column(const Dequant& w, int padded) {
-    const int group = padded / w.padded_vectors, inside = padded - group * w.padded_vectors;
-    const int column = (group * w.group_vectors + inside) * S::v;
-    return inside < w.group_vectors && column < w.in_features ? column : -1;
-}
-
-template <class S>
-DEVICE float4 load_x(const typename S::x_type::storage* row, int column, bool inside) {
-    return inside && column >= 0 ? load_four<typename S::x_type>(row + column) : make_float4(0, 0, 0, 0);
+DEVICE void find_columns(int (&columns)[steps], const Dequant& w, int k_block) {
+    const u32 first = k_block * block_vectors, padded = w.padded_vectors;
+    int group = first / padded, inside = first % padded + (ptx::lane() & 3);
+#pragma unroll
+    for (int step = 0; step < steps; step++) {
+        const int column = (group * w.group_vectors + inside) * S::v;
+        columns[step] = inside < w.group_vectors && column < w.in_features ? column : -1;
+        inside += 4;  // a group has whole steps
+        if (inside >= w.padded_vectors) {
+            inside -= w.padded_vectors;
+            group++;
+        }
+    }
 }
 
 DEVICE u32 larger(u32 a, u32 b) {
     return a > b ? a : b;
 }
+// The largest magnitude as the bits of a float32: they compare as the numbers do. Of bfloat16 they are found where they
+// lie, in both halves of a register: widened here, the numbers would be kept in twice the registers until they are
+// packed.
+DEVICE u32 largest(const Four<Bfloat>& four) {
+    const uint2 pairs = four.pairs;
+    return larger(larger(pairs.x & 0x7fff0000u, pairs.y & 0x7fff0000u), larger(pairs.x & 0x7fffu, pairs.y & 0x7fffu)
+                                                                            << 16);
+}
 DEVICE u32 magnitude(float value) {
     return ptx::float_to_bits(value) & 0x7fffffffu;
 }
-
-// The power of two of one row in a k block; the four lanes of a row agree.
-template <class S>
-DEVICE PowerOfTwo row_power(const typename S::x_type::storage* row, const int (&columns)[steps], bool inside) {
-    u32 largest = 0;  // magnitudes compare as their bits do
-#pragma unroll
-    for (int step = 0; step < steps; step++)
-#pragma unroll
-        for (int h = 0; h < S::v / 4; h++) {
-            const float4 f = load_x<S>(row + 4 * h, columns[step], inside);
-            largest =
-                larger(largest, larger(larger(magnitude(f.x), magnitude(f.y)), larger(magnitude(f.z), magnitude(f.w))));
-        }
-    largest = larger(largest, ptx::shuffle_xor(largest, 1));
-    largest = larger(largest, ptx::shuffle_xor(largest, 2));
-    return PowerOfTwo::of(largest);
+DEVICE u32 largest(const Four<Float>& four) {
+    const float4 f = four.floats;
+    return larger(larger(magnitude(f.x), magnitude(f.y)), larger(magnitude(f.z), magnitude(f.w)));
 }
 
+// A lane's components of a k block of one row of x.
 template <class S>
-DEVICE uint2 load_pairs(const typename S::x_type::storage* row, int column, bool inside, float scale) {
-    if constexpr (S::x_type::is_half) {
-        return inside && column >= 0 ? ptx::load(reinterpret_cast<const uint2*>(row + column)) : make_uint2(0, 0);
-    } else {
-        const float4 f = load_x<S>(row, column, inside);
-        return make_uint2(ptx::pack_half2(f.x * scale, f.y * scale), ptx::pack_half2(f.z * scale, f.w * scale));
+struct RowOfX {
+    using X = typename S::x_type;
+    static constexpr int fours = S::v / 4;
+
+    Four<X> values[steps][fours];
+
+    DEVICE void load_row(const typename X::storage* row, const int (&columns)[steps], bool inside) {
+#pragma unroll
+        for (int step = 0; step < steps; step++)
+#pragma unroll
+            for (int h = 0; h < fours; h++)
+                values[step][h] =
+                    inside && columns[step] >= 0 ? Four<X>::load(row + columns[step] + 4 * h) : Four<X>::zeros();
     }
-}
+
+    // Of the row: the four lanes that share it agree.
+    DEVICE PowerOfTwo power() const {
+        u32 most = 0;
+#pragma unroll
+        for (int step = 0; step < steps; step++)
+#pragma unroll
+            for (int h = 0; h < fours; h++) most = larger(most, largest(values[step][h]));
+        most = larger(most, ptx::shuffle_xor(most, 1));
+        most = larger(most, ptx::shuffle_xor(most, 2));
+        return PowerOfTwo::of(most);
+    }
+
+    DEVICE uint2 pairs(int step, int h, float scale) const {
+        if constexpr (X::is_half) {
+            return values[step][h].pairs;
+        } else {
+            const float4 f = values[step][h].widen();
+            return make_uint2(ptx::pack_half2(f.x * scale, f.y * scale), ptx::pack_half2(f.z * scale, f.w * scale));
+        }
+    }
+};
 
 // The fragments of `blocks` k blocks from `first_block` on. All threads take part; who reads synchronises first.
 template <class S>
@@ -75,17 +103,16 @@ DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w
     for (int item = ptx::warp(); item < blocks * S::x_tiles; item += ptx::warps()) {
         const int block = item / S::x_tiles, tile = item % S::x_tiles;
         const int n[2] = {tile * 16 + r, tile * 16 + r + 8};
-        const typename S::x_type::storage* row[2] = {x + size_t(n[0]) * w.in_features,
-                                                     x + size_t(n[1]) * w.in_features};
         int columns[steps];
+        find_columns<S>(columns, w, first_block + block);
+        RowOfX<S> rows[2];
 #pragma unroll
-        for (int step = 0; step < steps; step++)
-            columns[step] = x_column<S>(w, (first_block + block) * block_vectors + 4 * step + q);
+        for (int i = 0; i < 2; i++) rows[i].load_row(x + size_t(n[i]) * w.in_features, columns, n[i] < batch);
         float scale[2] = {1, 1};
         if constexpr (S::scaled) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const PowerOfTwo power = row_power<S>(row[i], columns, n[i] < batch);
+                const PowerOfTwo power = rows[i].power();
                 scale[i] = power.value();
                 if (q == 0) ptx::shared_store(unscale + 4 * (block * S::n + n[i]), power.inverse());
             }
@@ -96,8 +123,7 @@ DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w
             for (int h = 0; h < S::v / 4; h++) {
                 const ptx::Shared to = fragments + block * S::x_bytes +
                                        (((step * (S::v / 4) + h) * S::x_tiles + tile) * lanes + lane) * 16;
-                const uint2 upper = load_pairs<S>(row[0] + 4 * h, columns[step], n[0] < batch, scale[0]);
-                const uint2 lower = load_pairs<S>(row[1] + 4 * h, columns[step], n[1] < batch, scale[1]);
+                const uint2 upper = rows[0].pairs(step, h, scale[0]), lower = rows[1].pairs(step, h, scale[1]);
                 ptx::shared_store(to, make_uint4(upper.x, lower.x, upper.y, lower.y));
             }
     }

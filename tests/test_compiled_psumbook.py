@@ -73,19 +73,6 @@ def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp
     assert loop.total() <= 4 * lookups, loop
 
 
-@pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
-def test_compiled_joins_have_sixteen_loads_in_flight(arch, tmp_path):
-    """Of each of three forms, before the first addition; a fence before the count, an invalidation of L1 after it."""
-    path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(psumbook.SOURCE, "psumbook<4, 1, 8, 1, 1, Half, 2>", arch)[0])
-    listing, _ = sass.listing_of(path)
-    assert sum("MEMBAR" in line for line in listing) == sum("CCTL" in line for line in listing) == 1
-    loads = [place for place, line in enumerate(listing) if "LDG.E.128.STRONG.GPU" in line]
-    assert len(loads) == 3 * 16
-    for first, last in ((loads[i], loads[i + 15]) for i in (0, 16, 32)):
-        assert not any("FADD" in line for line in listing[first:last])
-
-
 def test_entry_names():
     assert compiler.entry_name("psumbook<4, 1, 8, 1, 1, Half, 2>") == "codegemm_psumbook_4_1_8_1_1_Half_2"
 

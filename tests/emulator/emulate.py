@@ -82,7 +82,7 @@ class Report:
 
 
 class _Launch(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("grid_x", "grid_y", "threads", "shared_bytes", "order")]
+    _fields_ = [(name, ctypes.c_int) for name in ("grid_x", "grid_y", "grid_z", "threads", "shared_bytes", "order")]
     _fields_ += [("seed", ctypes.c_uint32), ("awaited", ctypes.c_uint64 * 6)]
 
 
@@ -116,7 +116,7 @@ def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, fold
 
 def launch(source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER):
     """Run one instance; arguments as CuPy takes them: arrays, NumPy scalars, structures (arrays without axes)."""
-    shape = _Launch(*grid, *block, shared_bytes, ORDERS.index(order), seed, _awaited(arguments))
+    shape = _Launch(*(*grid, 1, 1)[:3], *block, shared_bytes, ORDERS.index(order), seed, _awaited(arguments))
     held = [_argument(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
     if (source, instance, folder) not in _compiled:

@@ -146,8 +146,9 @@ void body() {
 
 void resume(Thread& thread) {
     current = &thread;
-    threadIdx = {u32(thread.index), 0};
-    blockIdx = {u32(thread.block) % gridDim.x, u32(thread.block) / gridDim.x};
+    threadIdx = {u32(thread.index), 0, 0};
+    const u32 rest = u32(thread.block) / gridDim.x;
+    blockIdx = {u32(thread.block) % gridDim.x, rest % gridDim.y, rest / gridDim.y};
     switch_to(&scheduler, &thread.context, &scheduler_fake_stack, thread.stack.get(), stack_bytes);
 }
 
@@ -315,9 +316,9 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
     complaint.clear();
     written.clear();
     released.clear();
-    gridDim = {u32(launch.grid_x), u32(launch.grid_y)};
-    blockDim = {u32(launch.threads), 1};
-    const int block_count = launch.grid_x * launch.grid_y;
+    gridDim = {u32(launch.grid_x), u32(launch.grid_y), u32(launch.grid_z)};
+    blockDim = {u32(launch.threads), 1, 1};
+    const int block_count = launch.grid_x * launch.grid_y * launch.grid_z;
     blocks.clear();
     blocks.resize(block_count);
     for (Block& block : blocks) {

@@ -42,7 +42,7 @@ inline float4 make_float4(float x, float y, float z, float w) {
     return {x, y, z, w};
 }
 struct Index {
-    u32 x, y;
+    u32 x, y, z;
 };
 extern Index threadIdx, blockIdx, blockDim, gridDim;
 using std::min;
@@ -52,7 +52,7 @@ namespace emulator {
 enum class Order { forward, reversed, shuffled };
 
 struct Launch {
-    int grid_x, grid_y, threads, shared_bytes, order;
+    int grid_x, grid_y, grid_z, threads, shared_bytes, order;
     u32 seed;
     u64 awaited[3][2];  // x, y and the workspace, from where to where: not to be touched before the kernel has waited
 };

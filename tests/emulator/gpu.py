@@ -114,7 +114,6 @@ class Kernel:
         assert all(isinstance(a, (Array, np.generic)) or (isinstance(a, np.ndarray) and a.size == 1) for a in args)
         pointer = (stream or Stream.current).ptr
         self.launches.append((grid, block, shared_mem, pointer))
-        grid = (*grid, 1)[:2]
         held = [host(argument) for argument in args]
 
         def run():

@@ -29,7 +29,7 @@ ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "k_blocks")]
     + [(name, np.int32) for name in ("split_blocks", "chunk_blocks", "group_blocks")]
-    + [(name, np.int32) for name in ("group_vectors", "padded_vectors", "passes")]
+    + [(name, np.int32) for name in ("group_vectors", "padded_vectors")]
     + [("slices", rows.SLICES)],
     align=True,
 )
@@ -45,7 +45,7 @@ def arguments(prepared: Prepared, made: Cut, address: Callable[[Any], int]) -> n
             *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
             spec.out_features, spec.in_features, rows.row_blocks(spec), made.k_blocks,
             made.split_blocks, made.chunk_blocks, max(1, steps // layout.STEPS),
-            layout.group_vectors(spec), steps * layout.STEP, made.passes, rows.slices_argument(made.slices),
+            layout.group_vectors(spec), steps * layout.STEP, rows.slices_argument(made.slices),
         ),
         ARGUMENTS,
     )  # fmt: skip
@@ -94,7 +94,7 @@ class Dequant(CudaKernel):
             prepared.device,
             SOURCE,
             instance(spec, dtype, made),
-            (len(made.slices), made.splits * made.passes),
+            (len(made.slices), made.passes, made.splits),
             rows.LANES * made.warps,
             made.shared_bytes,
             (np.int32(n), np.int32(out_dtype == np.float32), filled),

@@ -34,7 +34,7 @@ _CHUNK = 500.0  # x from L2, and two barriers
 
 @dataclass(frozen=True)
 class Cut:
-    """A launch: `slices` x `splits` x `passes` thread blocks.
+    """A launch: `slices` x `passes` x `splits` thread blocks.
 
     batch: rows of x that a pass over W multiplies. shared: whether codebooks are in shared memory. chunk_blocks: k
     blocks whose x is in shared memory together.
@@ -139,8 +139,8 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
     waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and
-    fragments. partial bytes: by multiprocessor. trips: of the join, for a pass's
-    rows of x, by which the times of several passes are told best.
+    fragments. partial bytes: by multiprocessor. trips: of the join, for a pass's rows of x, by which the times of
+    several passes are told best.
     """
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
