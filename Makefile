@@ -4,8 +4,9 @@
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make cpu           what the CPU engine reaches beside its targets, in ratios
 #   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
-#   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active (PART=bench-8b)
-#   make cubins    compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
+#   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active
+#                      (PART=bench-8b SECONDS=60 CUBINS=cubins)
+#   make cubins        compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
 #   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
 #   make bench         two minutes of benchmarks
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 TORCH ?= 1
 PART ?=
+SECONDS ?=
 CUBINS ?=
 ARCH ?=
 
@@ -40,7 +42,7 @@ accuracy: $(VENV)/test $(VENV)/torch $(VENV)/minilm $(VENV)/transformers
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:
-	$(PYTHON) -m benchmarks.gpu $(PART) $(if $(CUBINS),--cubins $(CUBINS))
+	$(PYTHON) -m benchmarks.gpu $(PART) $(if $(CUBINS),--cubins $(CUBINS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 cubins: $(VENV)/test
 	$(BIN)/python -m benchmarks.cubins $(or $(CUBINS),cubins) --arch $(or $(ARCH),90)

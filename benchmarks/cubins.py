@@ -18,13 +18,11 @@ from os import cpu_count
 from pathlib import Path
 from unittest import mock
 
-from benchmarks import counters, layers, smoke
-from codegemm.comparison.sources import LLAMA_3
+from benchmarks.gpu import PARTS
 from codegemm.engines.cuda import compiler, device, gemm
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
 
-ROOT = Path(__file__).parent.parent
 # The GPU whose limits stand for all of its architecture.
 GPUS = {gpu.arch: gpu for gpu in KNOWN.values()}
 
@@ -54,15 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def builds_for(gpu: Gpu) -> list[Build]:
     """What the parts of `make gpu` compile on such a GPU, each once."""
-    sys.path.append(str(ROOT / "tests"))
-    import gpu_products
-
     with _as_if(gpu):
-        made = dict.fromkeys(gpu_products.builds())
-        made |= dict.fromkeys(smoke.builds())
-        made |= dict.fromkeys(counters.builds())
-        for shapes in LLAMA_3.values():
-            made |= dict.fromkeys(layers.builds(shapes))
+        made = dict.fromkeys(build for part in PARTS.values() for build in part.builds())
     made[Build("spin.cu", "spin", gpu.arch)] = None
     return [build for build in made if isinstance(build, Build)]
 

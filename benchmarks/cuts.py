@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
 from codegemm.engines import cuda
-from codegemm.engines.cuda import dequant_cut, psumbook_cut
+from codegemm.engines.cuda import dequant_cut, device, psumbook_cut
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
 from codegemm.formats.names import spec_of
 
@@ -34,6 +34,17 @@ PRODUCTS = [
       for n in (16, 64)),
 ]  # fmt: skip
 _LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
+
+
+def builds() -> Iterator[Callable[[], object]]:
+    """What it compiles."""
+    kernels = {kernel.name: kernel for kernel in measure.compared_kernels("cuda", list(MODULES))}
+    for name, shape, config, n in PRODUCTS:
+        spec, module = spec_of(shape, config), MODULES[name]
+        for cut in _chosen(module, spec, n, device.gpu(DEVICE)):
+            with mock.patch.object(module, "cut_for", return_value=cut):
+                made = list(kernels[name].builds(spec, n, DTYPE, DEVICE))
+            yield from made
 
 
 def run(seconds: float) -> dict[str, Any]:
@@ -51,11 +62,12 @@ def run(seconds: float) -> dict[str, Any]:
         for cut in _chosen(module, weight.spec, n, gpu):
             weight.prepared(kernels[name]).runs.clear()
             with mock.patch.object(module, "cut_for", return_value=cut):
-                taken = measure.Candidate(kernels[name], weight, [n], DTYPE).measure(x, 0)[1].median
+                timing = measure.Candidate(kernels[name], weight, [n], DTYPE).measure(x, 0)[1]
             terms = module.terms(cut, weight.spec, gpu)
             rows.append({
                 "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
-                "seconds": taken, "slices": len(cut.slices), "splits": cut.splits, "warps": cut.warps, "terms": terms,
+                "seconds": timing.median, "quartiles": timing.quartiles, "timed": timing.how,
+                "slices": len(cut.slices), "splits": cut.splits, "warps": cut.warps, "terms": terms,
                 "estimate": module.estimate(cut, weight.spec, gpu) / gpu.clock,
             })  # fmt: skip
         best = min(row["seconds"] for row in rows)

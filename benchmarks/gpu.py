@@ -5,8 +5,8 @@ python -m benchmarks.gpu [PART ...], from the repository's root, the cheapest an
 smoke      one product of every kernel
 tests      products, graphs, streams, host time
 bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
-cuts       many ways of cutting products into thread blocks, and the weights of their estimates
 counters   shared-memory wavefronts and bytes of memory by ncu beside the emulator's counts
+cuts       many ways of cutting products into thread blocks, and the weights of their estimates
 sanitize   compute-sanitizer over small products
 
 Files go to $OUT/<gpu>/, else to benchmarks/results/<gpu>/: what a part prints, and what it measured as JSON. It needs
@@ -26,8 +26,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -35,6 +37,7 @@ from benchmarks import counters, cuts, layers, smoke
 from codegemm.comparison.sources import LLAMA_3
 from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler
+from codegemm.warmup import build_all
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,18 +63,29 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.cubins:
         print(f"{compiler.adopt(chosen.cubins)} cubins of {chosen.cubins}")
     folder = results_folder(cuda.name())
+    parts = {name: PARTS[name] for name in chosen.parts or PARTS}
+    _compile(parts.values())
     failed = []
-    for part in chosen.parts or PARTS:
-        run, seconds = PARTS[part]
-        with _kept((folder / part).with_suffix(".txt")):
-            print(f"---- {part}", flush=True)
+    for name, part in parts.items():
+        with _kept((folder / name).with_suffix(".txt")):
+            print(f"---- {name}", flush=True)
             begin = time.monotonic()
-            if not run(folder / part, seconds if chosen.seconds is None else chosen.seconds):
-                failed.append(part)
-            print(f"---- {part}: {time.monotonic() - begin:.0f} s", flush=True)
+            if not part.run(folder / name, part.seconds if chosen.seconds is None else chosen.seconds):
+                failed.append(name)
+            print(f"---- {name}: {time.monotonic() - begin:.0f} s", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return len(failed)
+
+
+def _compile(parts: Iterable[Part]) -> None:
+    """All that the parts load and that is not there yet, on all processors."""
+    begin = time.monotonic()
+    try:
+        build_all(chain.from_iterable(part.builds() for part in parts))
+    except Exception as error:  # its kernel will say so itself
+        print(f"warning: {error}")
+    print(f"compiled what was missing in {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def results_folder(gpu: str) -> Path:
@@ -96,8 +110,12 @@ class _Both(io.TextIOBase):
 
 @contextlib.contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """What is printed goes into the file, too."""
-    with path.open("w") as file, contextlib.redirect_stdout(_Both(sys.stdout, file)):
+    """What is printed, and what is warned of, goes into the file, too."""
+    with (
+        path.open("w") as file,
+        contextlib.redirect_stdout(_Both(sys.stdout, file)),
+        contextlib.redirect_stderr(_Both(sys.stderr, file)),
+    ):
         yield
 
 
@@ -150,20 +168,40 @@ def _cuts(file: Path, seconds: float) -> bool:
 
 
 def _smoke(file: Path, seconds: float) -> bool:
-    return smoke.run()
+    return smoke.run(seconds)
+
+
+def _products_of_tests() -> Iterator[Callable[[], object]]:
+    """What the tests compile."""
+    sys.path.append(str(ROOT / "tests"))
+    import gpu_products
+
+    yield from gpu_products.builds()
+
+
+@dataclass(frozen=True)
+class Part:
+    """run: measures into files of that name within so many seconds; whether all went well. builds: what it compiles."""
+
+    run: Callable[[Path, float], bool]
+    seconds: float
+    builds: Callable[[], Iterable[Callable[[], object]]]
+
+
+def _bench_part(model: str, seconds: float) -> Part:
+    return Part(partial(_bench, model), seconds, lambda: layers.builds(LLAMA_3[model]))
 
 
 _TESTS = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "--durations=10", "tests/test_gpu.py"]
-# Each with its seconds.
-PARTS: dict[str, tuple[Callable[[Path, float], bool], float]] = {
-    "smoke": (_smoke, 30),
-    "tests": (partial(_run, _TESTS), 200),
-    "bench-8b": (partial(_bench, "8b"), 90),
-    "bench-70b": (partial(_bench, "70b"), 150),
-    "cuts": (_cuts, 60),
-    "counters": (_counters, 120),
-    "bench-405b": (partial(_bench, "405b"), 240),
-    "sanitize": (partial(_run, ["tests/sanitize.py"]), 300),
+PARTS = {
+    "smoke": Part(_smoke, 10, smoke.builds),
+    "tests": Part(partial(_run, _TESTS), 200, _products_of_tests),
+    "bench-8b": _bench_part("8b", 90),
+    "bench-70b": _bench_part("70b", 150),
+    "counters": Part(_counters, 120, counters.builds),
+    "cuts": Part(_cuts, 60, cuts.builds),
+    "bench-405b": _bench_part("405b", 240),
+    "sanitize": Part(partial(_run, ["tests/sanitize.py"]), 300, _products_of_tests),
 }
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from codegemm.formats.names import spec_of
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel
 from codegemm.version import __version__
-from codegemm.warmup import build_all
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIGS = sources.RANDOM_CONFIGS
@@ -137,10 +136,6 @@ def run(
     report = Report(cuda.name(DEVICE), cuda.gpu(DEVICE).arch, [cuda.measure_bandwidth(DEVICE)])
     cases = [(shape, config) for shape in shapes for config in configs if _fits(shape, config, report)]
     clock = Clock(seconds, len(_planned(cases, batches)))
-    try:
-        build_all(builds(shapes, batches, configs))
-    except Exception as error:  # its kernel will say so itself
-        print(f"warning: {error}")
     dense: dict[tuple[tuple[int, int], int], float] = {}
     for place, (shape, config) in enumerate(cases):
         if clock.is_over():
@@ -156,12 +151,10 @@ def run(
     return report
 
 
-def builds(
-    shapes: Sequence[tuple[int, int]], batches: Sequence[int] = BATCHES, configs: Sequence[str] = CONFIGS
-) -> Iterator[Callable[[], object]]:
+def builds(shapes: Sequence[tuple[int, int]]) -> Iterator[Callable[[], object]]:
     """What `run` compiles."""
-    cases = [(shape, config) for shape in shapes for config in configs if _unfit(shape, config) is None]
-    for kernel, spec, n in _planned(cases, batches):
+    cases = [(shape, config) for shape in shapes for config in CONFIGS if _unfit(shape, config) is None]
+    for kernel, spec, n in _planned(cases, BATCHES):
         yield from kernel.builds(spec, n, DTYPE, DEVICE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,14 +19,17 @@ SHAPE = (1024, 4096)
 BATCHES = (1, 4, 16, 100)
 
 
-def run() -> bool:
-    """Prints a line for each product; whether all are right."""
-    right = True
+def run(seconds: float) -> bool:
+    """Prints a line for each product, for about so many seconds; whether all are right."""
+    right, end = True, time.monotonic() + seconds
     for config in CONFIGS:
         weight = random_weight(SHAPE, config)
         x = measure.inputs(SHAPE[1], max(BATCHES), DTYPE)
         truth, there = Truth(weight, x), weight.to(DEVICE)
         for kernel, n in _products(config):
+            if time.monotonic() > end:
+                print(f"{config:11} N={n:<4} {kernel.name:14} no time was left")
+                continue
             out = cuda.to_device(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
             try:
                 plan(there, n, DTYPE, kernel.full_name)(cuda.to_device(x[:n], DEVICE), out=out)

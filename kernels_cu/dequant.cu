@@ -11,7 +11,7 @@
 //              +---+---+---+---+---+---+             for each k block, in every warp for its 32 or 64 rows:
 //   slice 1    |   |   |   |   |   |   |               look up, multiply; scale, add
 //              +---+---+---+---+---+---+
-// More than 32 rows of x are several passes over W, by thread blocks beside each other.
+// More rows of x than registers hold sums of (N) are several passes over W, by thread blocks beside each other.
 //
 // Shared memory: tables, fragments of x of a chunk, powers of two of x; in the end a stage for y [warp][n][row].
 #include "dequant_x.cuh"
@@ -154,7 +154,7 @@ struct Copies {
 struct RowScales {
     uint4 pair;
 
-    // place: group * w.row_blocks + block of rows, in 32 bits, which number 256 GiB of scales.
+    // place: group * w.row_blocks + block of rows. In 32 bits, which number 64 GiB of scales, four lanes a place.
     DEVICE void load_scales(const Dequant& w, u32 place) {
         pair = ptx::load(reinterpret_cast<const uint4*>(w.scales) + (place * 4 + (ptx::lane() & 3)));
     }
@@ -376,7 +376,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         const int k_block = turn / turns, first_book = turn % turns;
 #pragma unroll
         for (int phase = 0; phase < phases; phase++) {
-            if (S::phases > 1) load_scales(scales, (k_block * S::phases + phase) * w.row_blocks + rows_place);
+            if (S::phases > 1) load_scales(scales, u32(k_block * S::phases + phase) * w.row_blocks + rows_place);
             if (!by_group) sums.clear();
 #pragma unroll
             for (int i = 0; i < steps / phases; i++)

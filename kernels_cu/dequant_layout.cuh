@@ -37,7 +37,7 @@ struct Dequant {
     int group_blocks;    // k blocks that share a scale, where a k block has one
     int group_vectors;   // k-vectors of a group
     int padded_vectors;  // the same, filled up
-    Slices slices;       // gridDim.x of them, by gridDim.y passes for every N rows of x, by gridDim.z splits
+    Slices slices;       // gridDim.x of them, by gridDim.y passes of N rows of x, by gridDim.z splits
 };
 
 // V: vector length, M: codebooks, B: bits of a code, PHASES: scales of a row in a k block, 0 for one scale a row of W,

@@ -297,7 +297,8 @@ DEVICE u16 float_to_bfloat(float value) {
     return narrow;
 }
 
-// Keeps a value in its register: the compiler can't compute it anew in a loop.
+// A value as one that the compiler knows nothing of: it keeps what it has, in place of computing it anew in a loop, or
+// computes anew what it would else keep through one.
 DEVICE void keep(u32& value) {
     asm volatile("" : "+r"(value));
 }

@@ -44,6 +44,17 @@ WEIGHTS = [
 ]
 
 
+REPLAYED = ("m1v4g128", "m2v8g-1", "e8p", "m1v4g128+rotated+offsets")
+# What other tests multiply, by whichever kernel: the weight, rows of x, their dtypes.
+OTHERS = [
+    ((100, 512, "m2v4g64", 1), (1, 2, 4), ("float32",)),
+    ((4096, 4096, "m2v8g128", 1), (1, 2), DTYPES),
+    ((4096, 4096, "m1v4g128", 1), (1, 2), ("float16",)),
+    ((256, 512, "m1v4g128", 1), (1, 4), ("float16",)),
+    *(((1024, 1024, config, 1), (1, 4, 16, 64), ("float16",)) for config in REPLAYED),
+]
+
+
 def every_kernel():
     """(kernel, weight, rows of x, their dtype)."""
     turns = itertools.cycle(itertools.product((1, 3, 9, 33, 64, 100), DTYPES))
@@ -54,6 +65,18 @@ def psumbook():
     """The same of the Psumbook kernel: all that it must be right for."""
     small = [("psumbook", case, n, dtype) for case in CASES for n in (1, 2, 3, 4) for dtype in DTYPES]
     return small + [("psumbook", case, n, "float16") for case in LARGE for n in (1, 2, 4)]
+
+
+def others():
+    """The same of all other tests' products."""
+    names = [kernel.name for kernel in dispatch.registered("cuda")]
+    return [
+        (name, case, n, dtype)
+        for case, batches, dtypes in OTHERS
+        for name in names
+        for n in batches
+        for dtype in dtypes
+    ]
 
 
 def kernel_named(name, spec):
@@ -72,7 +95,7 @@ def fewest(kernel, spec, n, dtype):
 def builds():
     """What the products above compile, by kernels' own account."""
     made = {}
-    for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook():
+    for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook() + others():
         spec, dtype = spec_of((rows, columns), config), float_dtype(dtype)
         if parts > 1:
             bounds = [rows * part // parts for part in range(parts + 1)]

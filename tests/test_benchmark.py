@@ -4,6 +4,8 @@ import functools
 import itertools
 import json
 import subprocess
+import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,7 +62,9 @@ def test_a_part_measures_and_leaves_its_file(quick, capsys):
         assert row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1]
     assert not any(row["chosen"] for row in data["rows"] if row["kernel"] == "dense")
     said = capsys.readouterr().out
-    assert printed.read_text() == said
+    compiled, _, kept = said.partition("\n")
+    assert compiled.startswith("compiled what was missing in ")
+    assert printed.read_text() == kept
     assert sum("x dense" in line for line in said.splitlines()) == len(seen)
     assert "auto up to N = 64: never slower than dense" in said or not any(row["chosen"] for row in data["rows"])
 
@@ -137,17 +141,39 @@ def test_parts_are_checked(quick, capsys):
     assert "part 'bench-9b': must be one of smoke, tests, bench-8b" in capsys.readouterr().err
 
 
+def test_warnings_of_a_part_are_in_its_file_and_what_is_missing_is_compiled_before(quick, monkeypatch, capsys):
+    done = []
+
+    def run(file, seconds):
+        done.append(seconds)
+        warnings.warn("beware", stacklevel=1)
+        return True
+
+    monkeypatch.setattr(gpu, "PARTS", {"one": gpu.Part(run, 7, lambda: [lambda: done.append("compiled")])})
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *rest: print(message, file=sys.stderr)
+        assert gpu.main([]) == 0
+    assert done == ["compiled", 7]
+    assert (quick / "one.txt").read_text().splitlines()[1] == "beware"
+    assert "beware" in capsys.readouterr().err
+
+
 def test_commands_leave_what_they_said(quick, monkeypatch, capsys):
     commands = {
         "well": "import os; print('all well', os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'])",
+        "warning": "import sys; print('beware', file=sys.stderr)",
         "failing": "raise SystemExit(3)",
         "slow": "import time; print('begun', flush=True); time.sleep(60)",
     }
-    parts = {name: (functools.partial(gpu._run, ["-c", command]), 1) for name, command in commands.items()}
+    parts = {
+        name: gpu.Part(functools.partial(gpu._run, ["-c", command]), 1, list) for name, command in commands.items()
+    }
     monkeypatch.setattr(gpu, "PARTS", parts)
     assert gpu.main([]) == 2
     assert "failed: failing, slow" in capsys.readouterr().out
     assert (quick / "well.txt").read_text().splitlines()[1] == "all well 1"
+    assert (quick / "warning.txt").read_text().splitlines()[1] == "beware"
     assert (quick / "slow.txt").read_text().splitlines()[1:3] == ["begun", "stopped after 1 s"]
 
 

@@ -53,7 +53,9 @@ def test_cuts_are_timed(emulated_gpu, monkeypatch, tmp_path, capsys):
     data = json.loads((tmp_path / "cuts.json").read_text())
     assert {row["kernel"] for row in data["cuts"]} == {"psumbook", "dequant"}
     assert sum(row["picked"] for row in data["cuts"]) == 2
-    assert all(row["seconds"] > 0 for row in data["cuts"])
+    for row in data["cuts"]:
+        assert 0 < row["quartiles"][0] <= row["seconds"] <= row["quartiles"][1]
+        assert row["timed"] == "graph"
     assert data["weights"].keys() == {"psumbook", "dequant"}
     assert "picked" in capsys.readouterr().out
 
@@ -61,14 +63,16 @@ def test_cuts_are_timed(emulated_gpu, monkeypatch, tmp_path, capsys):
 def test_smoke(emulated_gpu, monkeypatch, capsys):
     monkeypatch.setattr(smoke, "SHAPE", (64, 512))
     monkeypatch.setattr(smoke, "BATCHES", (1, 16))
-    assert smoke.run()
+    assert smoke.run(60)
     said = capsys.readouterr().out
     assert "psumbook" in said
     assert "WRONG" not in said
     [psumbook] = [kernel for kernel in cuda.KERNELS if kernel.name == "psumbook"]
     monkeypatch.setattr(psumbook, "bind", lambda *arguments: lambda *more: None)
-    assert not smoke.run()
+    assert not smoke.run(60)
     assert "psumbook       WRONG" in capsys.readouterr().out
+    assert smoke.run(-1)
+    assert all(line.endswith(" no time was left") for line in capsys.readouterr().out.splitlines())
 
 
 @pytest.fixture
@@ -95,9 +99,16 @@ def test_cubins_made_elsewhere_are_used(own_cache, monkeypatch, tmp_path, capsys
 
 
 def test_what_a_gpu_loads_is_known_without_one():
-    builds = cubins.builds_for(KNOWN["h200"])
-    assert len(builds) == len(set(builds)) > 100
-    assert {build.arch for build in builds} == {90}
+    made = {name: cubins.builds_for(KNOWN[name]) for name in ("h200", "a100", "rtx5090")}
+    builds = made["h200"]
+    assert all(len(each) == len(set(each)) > 100 for each in made.values())
+    assert [{build.arch for build in each} for each in made.values()] == [{90}, {80}, {120}]
+    assert {  # of the tests' own
+        "psumbook<4, 2, 8, 2, 4, Float, 1>",
+        "psumbook<8, 2, 8, 2, 1, Bfloat, 2>",
+        "rotate_x<Half, Float, 1>",
+        "DequantShape<4, 1, 8, 1, 16, Float, true>",
+    } <= {build.instance for build in builds}
     assert {
         "psumbook.cu",
         "dequant.cu",

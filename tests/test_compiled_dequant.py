@@ -65,8 +65,15 @@ def instances(source, form, axes):
     return found
 
 
+# As many threads as registers allow, x in float32, which must be scaled: the most that a thread holds.
+FULL = [
+    (dequant.SOURCE, f"DequantShape<8, 2, 8, {phases}, 16, Float, true>", arch, 512)
+    for phases in (0, 1)
+    for arch in compiler.ARCHITECTURES
+]
 INSTANCES = [
-    *instances(dequant.SOURCE, "DequantShape", FAST),
+    *FULL,
+    *(key for key in instances(dequant.SOURCE, "DequantShape", FAST) if key not in FULL),
     *instances("dequant_plain.cu", "dequant_plain", PLAIN),
     *instances("dequantize.cu", "dequantize", DEQUANTIZE),
 ]

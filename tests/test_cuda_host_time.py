@@ -1,6 +1,9 @@
 """Launches and their host time: real CuPy arrays on host memory, and a launcher that does what CuPy's does."""
 
+import ctypes
+import subprocess
 import time
+import types
 import zlib
 
 import numpy as np
@@ -10,7 +13,7 @@ from emulator import emulate
 import codegemm
 from codegemm import dispatch
 from codegemm.choice import Choice
-from codegemm.engines.cuda import device, library, psumbook
+from codegemm.engines.cuda import dependent, device, library, psumbook
 from codegemm.engines.cuda import psumbook_cut as cut
 
 cupy = pytest.importorskip("cupy")
@@ -30,6 +33,40 @@ def launcher(grid, block, args, *, shared_mem=0, stream=None):
     return shape, held
 
 
+class Driver:
+    """A driver in C whose launch takes as long."""
+
+    def __init__(self, folder):
+        (folder / "driver.cpp").write_text(
+            'extern "C" { int length = 0; }\n'
+            'extern "C" int cuLaunchKernelEx(void *config, const unsigned char *function, void **, void **) {\n'
+            "    unsigned a = 1, b = 0;\n"
+            "    for (int i = 0; i < length; i++) a += function[i], b ^= a;\n"
+            "    return b == 0xffffffff;\n"
+            "}\n"
+        )
+        library_file = folder / "driver.so"
+        subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", library_file, folder / "driver.cpp"], check=True)
+        made = ctypes.CDLL(str(library_file))
+        self.cuLaunchKernelEx = made.cuLaunchKernelEx
+        self.buffer = ctypes.create_string_buffer(1 << 20)
+        length = ctypes.c_int.in_dll(made, "length")
+        per_byte = []
+        for length.value in (0, 1 << 20):
+            per_byte.append(least(lambda: made.cuLaunchKernelEx(None, self.buffer, None, None)))
+        length.value = int((1 << 20) * least(lambda: zlib.adler32(_DRIVER)) / (per_byte[1] - per_byte[0]))
+
+
+def least(call, repeats=200):
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
 class Stream:
     ptr = 0
 
@@ -44,9 +81,16 @@ def on_gpu(array):
     return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
-@pytest.fixture
-def product(monkeypatch, make_weight):
-    """x, out and a weight 'on' a GPU whose kernels are the launcher."""
+@pytest.fixture(params=["cupy", "dependent"])
+def product(request, monkeypatch, make_weight, tmp_path):
+    """x, out and a weight 'on' a GPU whose kernels are the launcher, or launched by the driver's own call."""
+    kernel = launcher
+    if request.param == "dependent":
+        driver = Driver(tmp_path)
+        monkeypatch.setattr(dependent, "_driver", lambda: driver)
+        monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1, 1))
+        pointer = types.SimpleNamespace(ptr=ctypes.addressof(driver.buffer))
+        kernel = dependent.DependentKernel(types.SimpleNamespace(kernel=pointer, name="codegemm_one"))
     for module, name, value in (
         (cupy.cuda.runtime, "getDevice", lambda: 0),
         (cupy.cuda, "get_current_stream", Stream),
@@ -56,7 +100,7 @@ def product(monkeypatch, make_weight):
         (device, "gpu", lambda where: emulate.SMALL_GPU),
         (dispatch, "_crossovers", lambda where: (Choice("m1v4g128", (256, 512), (1, 4), "float16", "psumbook"),)),
         (device, "to_device", lambda array, where: on_gpu(array)),
-        (library, "_load", lambda *key: launcher),
+        (library, "_load", lambda *key: kernel),
     ):
         monkeypatch.setattr(module, name, value)
     weight = make_weight(256, 512, "m1v4g128")

@@ -1,6 +1,7 @@
 """Dependent launches, by a stub of the driver that records what it is given."""
 
 import ctypes
+import threading
 import types
 from dataclasses import replace
 
@@ -51,7 +52,10 @@ class Driver:
 def driver(monkeypatch):
     made = Driver()
     monkeypatch.setattr(dependent, "_driver", lambda: made)
-    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1, 1))
+    made.contexts = []
+    monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: 3)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: made.contexts.append(threading.get_ident()))
+    monkeypatch.setattr(dependent, "_threads", dependent._Thread())
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12030)
     dependent.unavailable.cache_clear()
     yield made
@@ -68,11 +72,18 @@ def on_gpu(array):
     return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
+def launch_one(stream=None):
+    arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
+    launch = dependent.dependent(kernel(), GPU).bound((1,), (32,), 0, ())
+    launch(*arrays, stream)
+    return launch, arrays
+
+
 def test_what_the_driver_is_given(driver):
     made = dependent.dependent(kernel(), GPU)
     arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
-    constants = [library.constant(np.int32(5)), library.constant(np.int32(-7))]
-    made((8, 16), (512,), (*arrays, *constants), shared_mem=72704, stream=library.Stream(99))
+    constants = (library.constant(np.int32(5)), library.constant(np.int32(-7)))
+    made.bound((8, 16), (512,), 72704, constants)(*arrays, library.Stream(99))
     [launch] = driver.launches
     assert (launch["grid"], launch["block"]) == ((8, 16, 1), (512, 1, 1))
     assert (launch["shared"], launch["stream"], launch["function"], launch["extra"]) == (72704, 99, 0x1234, None)
@@ -91,14 +102,34 @@ def test_layouts_are_the_drivers():
 
 def test_the_current_stream_without_another(driver, monkeypatch):
     monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: library.Stream(5))
-    dependent.dependent(kernel(), GPU)((1,), (32,), ())
+    launch_one()
     assert driver.launches[0]["stream"] == 5
+
+
+def test_each_thread_has_a_context_and_arguments_of_its_own(driver):
+    launch, arrays = launch_one(library.Stream(1))
+    launch_one(library.Stream(1))
+    assert driver.contexts == [threading.get_ident()]
+    others = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
+    held = []
+
+    def run():
+        launch(*others, library.Stream(2))
+        held.append((launch._slots.arrays, threading.get_ident()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    [(theirs, identifier)] = held
+    assert driver.contexts == [threading.get_ident(), identifier]
+    assert driver.launches[-1]["arrays"] == [array.data.ptr for array in others] == list(theirs)
+    assert list(launch._slots.arrays) == [array.data.ptr for array in arrays]
 
 
 def test_a_refusal_names_the_kernel(driver):
     driver.status = 701
     with pytest.raises(RuntimeError, match="refused to launch codegemm_one: error 701"):
-        dependent.dependent(kernel(), GPU)((1,), (32,), (), stream=library.Stream(1))
+        launch_one(library.Stream(1))
 
 
 def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):

@@ -183,6 +183,30 @@ def test_emulated_output_in_the_dtype_of_x(name, emulated_gpu, make_weight, rng)
         assert np.array_equal(narrow, wide.astype(x.dtype))
 
 
+@pytest.mark.parametrize("n", [1, 16, 40, 64])
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v3g-1"])
+def test_emulated_joins_make_as_many_trips_as_predicted(config, n, emulated_gpu, make_weight, rng):
+    """In order, the last split's warps add all of their blocks of rows, for all passes' rows of x."""
+    weight = make_weight(96, 1536, config)
+    x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+    _, [report] = multiply(KERNEL, weight, x)
+    if cut.fits(weight.spec):
+        made = cut.cut_for(weight.spec, n, emulate.SMALL_GPU)
+        assert made.passes == (1 if n <= 32 else 2)
+        blocks = [
+            len(range(first + w, end, made.warps)) for _, first, end, _, _ in made.slices for w in range(made.warps)
+        ]
+    else:
+        made, blocks = plain.cut_for(weight.spec, n, emulate.SMALL_GPU), [1] * rows.row_blocks(weight.spec)
+    assert made.splits > 1
+    assert report.events["trip"] == sum(rows.join_trips(made.splits, n, count) for count in blocks)
+
+
+def test_joins_of_many_splits_and_rows_of_x_wait_sixteen_times():
+    """4096 x 14336: 32 splits, 16 rows of x, two blocks of rows a warp; one row of x at a time it would be 128."""
+    assert rows.join_trips(32, 16, 2) == 16
+
+
 BARRIERS = cases.barriers("dequant.cu", "dequant_*", "splits.cuh")
 
 

@@ -175,17 +175,26 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
     assert error(y, truth) <= TOLERANCE[1]
 
 
-def test_emulated_kernel_that_does_not_wait_fails(tmp_path, make_weight, rng):
+@pytest.mark.parametrize(
+    ("call", "instead", "complaint"),
+    [
+        ("ptx::wait_for_previous();", "", "x, y or the workspace touched in .* before the kernel waited"),
+        ("ptx::wait_for_previous();", "if (ptx::lane()) ptx::wait_for_previous();", "before the kernel waited"),
+        ("ptx::let_next_start();", "", "has not let the next one start"),
+        ("ptx::let_next_start();", "return;", "ended before it waited"),
+    ],
+)
+def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_path, make_weight, rng):
     """A kernel may start before what it reads of the one before is there."""
     folder = tmp_path / "kernels"
     shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
     source = (folder / "psumbook.cu").read_text()
-    assert source.count("ptx::wait_for_previous();") == 1
-    (folder / "psumbook.cu").write_text(source.replace("ptx::wait_for_previous();", ""))
+    assert source.count(call) == 1
+    (folder / "psumbook.cu").write_text(source.replace(call, instead))
     weight = make_weight(64, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
     emulate.multiply(weight, x)
-    with pytest.raises(emulate.EmulatorError, match=r"x, y or the workspace touched in .* before the kernel waited"):
+    with pytest.raises(emulate.EmulatorError, match=complaint):
         emulate.multiply(weight, x, folder=folder)
 
 

@@ -129,6 +129,19 @@ def test_emulator_complains(instance, complaint, order):
         launch(instance, emulate.aligned(np.zeros(64, np.uint32)), 64, threads=64, shared=256, order=order)
 
 
+@pytest.mark.parametrize("order", emulate.ORDERS)
+@pytest.mark.parametrize(("releases", "acquires"), [(True, True), (False, True), (True, False)])
+def test_sums_of_others_must_be_released_and_acquired(releases, acquires, order):
+    instance = f"sum_of_the_other<{str(releases).lower()}, {str(acquires).lower()}>"
+    before = np.array([0xABABABAB], np.uint32)
+    if releases and acquires:
+        out, _ = launch(instance, before, 100, threads=64, order=order)
+        assert np.all(out[4:].view(np.float32) == 1.5)
+        return
+    with pytest.raises(emulate.EmulatorError, match=r"a sum read that its writer's warp has not released .* acquired"):
+        launch(instance, before, 100, threads=64, order=order)
+
+
 @pytest.mark.parametrize(
     ("kind", "stride", "wavefronts"),
     [

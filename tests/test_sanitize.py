@@ -1,6 +1,7 @@
 """What `make gpu PART=sanitize` makes of compute-sanitizer's answers."""
 
 import subprocess
+import threading
 import types
 
 import pytest
@@ -17,6 +18,15 @@ import sanitize
 def test_errors_are_no_refusals(code, said, result, printed, monkeypatch, capsys):
     monkeypatch.setattr(sanitize.shutil, "which", lambda command: f"/usr/bin/{command}")
     done = types.SimpleNamespace(returncode=code, stdout=said, stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **named: done)
+    commands, together = [], threading.Barrier(len(sanitize.TOOLS), timeout=30)
+
+    def run(command, **named):
+        commands.append(command)
+        together.wait()  # all three, or none
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert sanitize.main() == result
+    assert {command[command.index("--tool") + 1] for command in commands} == set(sanitize.TOOLS)
+    assert all(command[command.index("--kernel-name") + 1] == "kernel_substring=codegemm_" for command in commands)
     assert printed in capsys.readouterr().out

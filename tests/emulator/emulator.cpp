@@ -48,8 +48,9 @@ struct Thread {
     int block, index;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
-    int syncs = 0;        // of its warp
-    bool waited = false;  // for the kernel before
+    int syncs = 0;           // of its warp
+    bool lets_next = false;  // kernel start
+    bool waited = false;     // for the kernel before
     Known known;
 };
 
@@ -140,6 +141,7 @@ void body() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
     (*kernel)();
+    if (launch.awaited[0][1] && !current->waited) complain("a thread ended before it waited for the kernel before");
     current->state = State::done;
     yield();
 }
@@ -475,7 +477,13 @@ u32 arrive(u32* counter) {
     return (*counter)++;
 }
 
+void let_next_start() {
+    current->lets_next = true;
+}
+
 void wait_for_previous() {
+    if (launch.awaited[0][1] && !current->lets_next)
+        complain("a thread waited for the kernel before and has not let the next one start");
     current->waited = true;
 }
 

@@ -151,7 +151,7 @@ void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEM
 
 inline void prefetch(const void*, u32) {}
 inline void keep(u32&) {}
-inline void let_next_start() {}
+void let_next_start();
 void wait_for_previous();
 long long clock();
 

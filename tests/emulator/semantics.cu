@@ -114,6 +114,23 @@ DEVICE void misaligned(const u32* in, u32* out) {
     *out = ptx::load(reinterpret_cast<const uint2*>(in + 1)).x;
 }
 
+// Two warps store sums and count; the last one to do so reads the other's. out: the counter, then sums [2][32].
+template <bool RELEASES, bool ACQUIRES>
+DEVICE void sum_of_the_other(const u32* in, u32* out) {
+    ptx::wait_for_previous();
+    const int lane = ptx::lane(), warp = ptx::warp();
+    float* sums = reinterpret_cast<float*>(out + 4);
+    ptx::store(sums + 32 * warp + lane, 1.5f);
+    if (RELEASES) ptx::sync_warp();
+    const bool is_last = lane == 0 && ptx::arrive(out) == *in + 1;
+    if (!ptx::ballot(is_last)) return;
+    if (ACQUIRES) ptx::sync_warp();
+    float4 other[1][1];
+    const float* const from[1] = {sums + 32 * (1 - warp) + lane % 8 * 4};
+    ptx::load_foreign(other, from, 0, 0, 1);
+    ptx::store(sums + 64 + lane, other[0][0].x);
+}
+
 // Shared loads of known conflicts: in is the stride in bytes.
 template <class T>
 DEVICE void strided(const u32* in, u32* out) {

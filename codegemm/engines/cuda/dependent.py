@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from codegemm.engines.cuda.gpu import Gpu
@@ -39,7 +39,16 @@ class _Attribute(ctypes.Structure):
 
 
 _attribute = _Attribute(_SERIALIZATION, 0, 1)
-_threads = threading.local()
+
+
+class _Thread(threading.local):
+    """The GPUs whose contexts were made current on a thread."""
+
+    def __init__(self) -> None:
+        self.gpus: set[int] = set()
+
+
+_threads = _Thread()
 
 
 @cache
@@ -63,52 +72,78 @@ def dependent(kernel: Any, gpu: Gpu) -> Any:
 
 
 class DependentKernel:
-    """Called as CuPy's kernels are: grid, block, arguments (arrays, and numbers and structures as CuPy's pointers to
-    them), bytes of shared memory and a stream. Raises RuntimeError where the driver refuses."""
+    """CuPy's kernel, whose launches are bound before they are made."""
 
     def __init__(self, kernel: Any) -> None:
-        import cupy
-
-        self._kernel, self._function = kernel, ctypes.c_void_p(kernel.kernel.ptr)
-        self._array = cupy.ndarray
-        self._current_stream = cupy.cuda.get_current_stream
-        self._launch = _driver().cuLaunchKernelEx
+        self.cupys = kernel
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._kernel, name)
+        return getattr(self.cupys, name)
 
-    def __call__(
+    def bound(
+        self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
+    ) -> DependentLaunch:
+        """A launch of so many thread blocks and threads, with its last arguments as CuPy's pointers to them."""
+        return DependentLaunch(self.cupys, grid, block, shared_bytes, constants)
+
+
+class DependentLaunch:
+    """A function of x, out and workspace (arrays on the current GPU) and a stream (None for CuPy's current one).
+
+    Raises RuntimeError where the driver refuses.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
+    ) -> None:
+        import cupy
+
+        self._name, self._constants = kernel.name, constants
+        self._current_stream = cupy.cuda.get_current_stream
+        self._slots = _Slots(kernel.kernel.ptr, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
+
+    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        """Start it."""
+        slots = self._slots
+        arrays = slots.arrays
+        arrays[0], arrays[1], arrays[2] = x.data.ptr, out.data.ptr, workspace.data.ptr
+        slots.config.stream = (stream or self._current_stream()).ptr
+        status = slots.start()
+        if status:
+            raise RuntimeError(f"the NVIDIA driver refused to launch {self._name}: error {status}")
+
+
+class _Slots(threading.local):
+    """What the driver reads of a launch, filled up once but for three addresses and the stream. Each thread has its
+    own, for ctypes lets other threads run meanwhile."""
+
+    def __init__(
         self,
+        function: int,
         grid: tuple[int, ...],
         block: tuple[int, ...],
-        args: tuple[Any, ...],
-        *,
-        shared_mem: int = 0,
-        stream: Any = None,
+        shared_bytes: int,
+        constants: tuple[Any, ...],
     ) -> None:
-        """Start it."""
-        if not hasattr(_threads, "ready"):
-            import cupy
-
-            cupy.cuda.runtime.memGetInfo()  # makes the context current on a new thread
-            _threads.ready = True
-        count = len(args)
-        addresses = (ctypes.c_void_p * count)()
-        pointers = (ctypes.c_void_p * count)()
-        first = ctypes.addressof(addresses)
-        for i, argument in enumerate(args):
-            if type(argument) is self._array:
-                addresses[i] = argument.data.ptr
-                pointers[i] = first + 8 * i
-            else:
-                pointers[i] = argument.ptr
-        config = _Config(
-            (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_mem, (stream or self._current_stream()).ptr,
-            ctypes.addressof(_attribute), 1,
+        _make_context_current()
+        self.arrays = (ctypes.c_void_p * 3)()
+        first = ctypes.addressof(self.arrays)
+        places = (first, first + 8, first + 16, *(constant.ptr for constant in constants))
+        self.config = _Config(grid, block, shared_bytes, None, ctypes.addressof(_attribute), 1)
+        self.start = partial(
+            _driver().cuLaunchKernelEx,
+            ctypes.byref(self.config), ctypes.c_void_p(function), (ctypes.c_void_p * len(places))(*places), None,
         )  # fmt: skip
-        status = self._launch(ctypes.byref(config), self._function, pointers, None)
-        if status:
-            raise RuntimeError(f"the NVIDIA driver refused to launch {self._kernel.name}: error {status}")
+
+
+def _make_context_current() -> None:
+    """The current GPU's, which on a new thread CuPy's own launches would do."""
+    import cupy
+
+    number = cupy.cuda.runtime.getDevice()
+    if number not in _threads.gpus:
+        cupy.cuda.runtime.memGetInfo()
+        _threads.gpus.add(number)
 
 
 @cache

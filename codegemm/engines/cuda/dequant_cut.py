@@ -27,7 +27,7 @@ WEIGHTS = {
     "k blocks": 791.0,
     "chunks": 2681.0,
     "partial bytes": 0.067,
-    "trips": 1430.0,
+    "trips": 1.021,
 }
 _CHUNK = 500.0  # x from L2, and two barriers
 
@@ -64,7 +64,7 @@ def fits(spec: CodebookSpec) -> bool:
 def kernel_batch(spec: CodebookSpec, n: int, shared: bool) -> int:
     """Rows of x that a pass over W multiplies, of n: as many as registers hold sums of."""
     long, several = spec.config.v == 16, layout.phases(spec) > 1
-    most = 16 if long and several else 32 if long or several or shared else 64
+    most = 16 if several and (long or spec.config.m > 4) else 32 if long or several or shared else 64
     return next(batch for batch in BATCHES if batch >= min(n, most))
 
 
@@ -139,8 +139,8 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
     waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and
-    fragments. partial bytes: by multiprocessor. trips: of the join, for a pass's rows of x, by which the times of
-    several passes are told best.
+    fragments. partial bytes: by multiprocessor. trips: of the join, clocks, for a pass's rows of x, by which the
+    times of several passes are told best.
     """
     resident = max(1, min(
         gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
@@ -158,7 +158,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "k blocks": waves * cut.split_blocks,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
         "partial bytes": partial_bytes(cut.splits, rows, row_blocks(spec)) / gpu.multiprocessors,
-        "trips": join_trips(cut.splits, cut.batch, -(-blocks // cut.warps)),
+        "trips": join_trips(cut.splits, cut.batch, -(-blocks // cut.warps)) * gpu.round_trip,
     }
 
 
@@ -168,7 +168,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
     turns = cut.k_blocks * cut.passes
     thread_blocks = len(cut.slices) * cut.splits * cut.passes
     partial = partial_bytes(cut.splits, cut.batch * cut.passes, row_blocks(spec))
-    trips = join_trips(cut.splits, cut.batch, -(-max(_sizes(cut)) // cut.warps))
+    trips = join_trips(cut.splits, cut.batch * cut.passes, -(-max(_sizes(cut)) // cut.warps))
     x = thread_blocks * cut.split_blocks * x_bytes(spec, cut.batch)
     return Work(
         dram_bytes=cost.bytes_read + cost.bytes_written,
@@ -177,7 +177,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         instructions=turns * sum(work.instructions for work in each),
         mma=turns * sum(work.mma for work in each),
         balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=START + _CHUNK + WEIGHTS["trips"] * trips,
+        latency=START + _CHUNK + gpu.round_trip * trips,
     )
 
 

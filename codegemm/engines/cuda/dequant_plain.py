@@ -21,6 +21,7 @@ BATCHES = (1, 4, 16, 64)  # rows of x that a compiled kernel multiplies
 WARPS = 8  # must match `most_threads` in dequant_plain.cu
 _TURNS = 4  # k-vectors that a warp has at least
 _BLOCKS = 4  # thread blocks of a multiprocessor
+_LATENCY = 2600.0  # clocks that nothing hides: a start, codes and then centroids, the sums of the warps
 # `DequantPlain` in dequant_plain.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
@@ -102,8 +103,8 @@ def work(made: Cut, spec: CodebookSpec, n: int, gpu: Gpu, cost: Cost) -> Work:
     v, m = spec.config.v, spec.config.m
     return Work(
         dram_bytes=cost.bytes_read + cost.bytes_written,
-        l2_bytes=decoded * 32 * 2 * v * m,
+        l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(made.splits, n, rows.row_blocks(spec)),
         instructions=decoded * (m * (4 + 3 * v) + 3 * v * n + 20),
         balance=balance(rows.row_blocks(spec) * made.splits, gpu.multiprocessors),
-        latency=4000,
+        latency=_LATENCY + gpu.round_trip * rows.join_trips(made.splits, n, 1),
     )

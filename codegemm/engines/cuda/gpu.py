@@ -11,6 +11,7 @@ class Gpu:
 
     arch: compute capability times ten. shared_per_block, shared_per_multiprocessor: bytes that a block may ask for,
     and that there are. clock: Hz. bandwidth: bytes a second of its memory by its data sheet. l2_bytes: its cache.
+    round_trip: clocks until what was stored in L2, and counted there, is read by another multiprocessor.
     """
 
     arch: int
@@ -21,6 +22,7 @@ class Gpu:
     clock: float = 1.5e9
     bandwidth: float = 1e12
     l2_bytes: int = 32 << 20
+    round_trip: float = 1400.0  # as fitted on an H200 (`WEIGHTS` of the cuts are near one)
 
 
 # By data sheet and compute capability, for predictions.

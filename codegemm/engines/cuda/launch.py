@@ -12,6 +12,7 @@ import numpy as np
 
 from codegemm.engines.cuda import compiler, library
 from codegemm.engines.cuda import device as gpus
+from codegemm.engines.cuda.dependent import DependentKernel
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.model import Work, seconds
 from codegemm.formats.weight import Spec, Weight
@@ -34,9 +35,18 @@ class Launch:
     shared_bytes: int
     constants: tuple[Any, ...]
     held: Any = None  # arrays that the constants point to
+    start: Run = field(init=False)
+
+    def __post_init__(self) -> None:
+        dependent = isinstance(self.function, DependentKernel)
+        bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.constants) if dependent else None
+        object.__setattr__(self, "start", bound or self._start_plainly)
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """Start it."""
+        self.start(x, out, workspace, stream)
+
+    def _start_plainly(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         self.function(
             self.grid, self.block, (x, out, workspace, *self.constants), shared_mem=self.shared_bytes, stream=stream
         )

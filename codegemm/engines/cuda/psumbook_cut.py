@@ -26,7 +26,7 @@ WEIGHTS = {
     "rows of tables": 767.0,
     "stores": 2.7,
     "partial bytes": 0.07,
-    "trips": 1335.0,
+    "trips": 0.954,
     "memory": 0.126,
 }
 _TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
@@ -82,7 +82,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
 
     waves: of thread blocks. wavefronts: of lookups and codes, by warp. turns: of a warp, 32 rows in a unit
     each. tiles: one after the other; rows of tables: of position and of x. stores: wavefronts of tables. partial bytes:
-    by multiprocessor. trips: of the join. memory: clocks in which the codes could come.
+    by multiprocessor. trips: of the join, clocks. memory: clocks in which the codes could come.
     """
     blocks = max(end - first for _, first, end, _, _ in cut.slices)
     resident = max(1, min(
@@ -104,7 +104,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "rows of tables": tiles * cut.units_per_tile * cut.rows * cut.batch,
         "stores": each * cut.units_per_split * _stores(cut, spec),
         "partial bytes": partial_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
-        "trips": join_trips(cut.splits, cut.batch, turns),
+        "trips": join_trips(cut.splits, cut.batch, turns) * gpu.round_trip,
         "memory": spec.packed_bits / 8 / (MEMORY_SHARE * gpu.bandwidth) * gpu.clock,
     }
 
@@ -122,7 +122,7 @@ def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
         mma=built * _mma(cut, spec),
         balance=balance(thread_blocks, gpu.multiprocessors),
         # Other tiles' latencies pass while codes travel.
-        latency=START + _TILE_LATENCY + WEIGHTS["trips"] * join_trips(cut.splits, cut.batch, turns),
+        latency=START + _TILE_LATENCY + gpu.round_trip * join_trips(cut.splits, cut.batch, turns),
     )
 
 

@@ -1,0 +1,45 @@
+"""Every kernel, compiled for GPUs that start one before its forerunner ends: it lets the next one start, and it waits
+before any of its threads ends. No GPU is needed."""
+
+import re
+
+import pytest
+import sass
+
+from codegemm import kernels_cu
+from codegemm.engines.cuda import compiler, library
+
+KERNELS = [
+    ("psumbook.cu", "psumbook<4, 1, 8, 1, 1, Half, 2>"),
+    ("dequant.cu", "DequantShape<4, 1, 8, 1, 16, Half, true>"),
+    ("dequant_plain.cu", "dequant_plain<3, u8, 4, Half>"),
+    ("dequantize.cu", "dequantize<4, u8, Half, true>"),
+    ("dequantize.cu", "dequantize<8, u16, Bfloat, false>"),
+    ("aqlm.cu", "aqlm<8, 2, u8, Half>"),
+    ("quip.cu", "quip<2>"),
+    ("quip.cu", "dequantize_e8p<2>"),
+    ("rotate.cu", "rotate_in<Half>"),
+    ("rotate.cu", "rotate_out<Half>"),
+    ("extended.cu", "rotate_x<Half, Float, 4>"),
+    ("extended.cu", "sum_groups<Half>"),
+    ("extended.cu", "finish<Half>"),
+]
+
+
+def test_every_source_is_here():
+    sources = {path.name for path in kernels_cu.FOLDER.glob("*.cu")}
+    assert {source for source, _ in KERNELS} | set(library._ALONE) == sources
+
+
+@pytest.mark.parametrize("arch", [90, 120])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel[1])
+def test_kernels_let_the_next_start_and_wait_before_they_end(kernel, arch, tmp_path):
+    path = tmp_path / "cubin"
+    path.write_bytes(compiler.compile_instance(*kernel, arch)[0])
+    listing, _ = sass.listing_of(path)
+
+    def first(opcode):
+        return next(place for place, line in enumerate(listing) if re.search(rf"\b{opcode}\b", line))
+
+    assert first("PREEXIT") < first("ACQBULK") < first("EXIT")
+    assert first("PREEXIT") < first("LDG")
