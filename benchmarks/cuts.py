@@ -68,7 +68,7 @@ def run(seconds: float) -> dict[str, Any]:
                 "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
                 "seconds": timing.median, "quartiles": timing.quartiles, "timed": timing.how,
                 "slices": len(cut.slices), "splits": cut.splits, "warps": cut.warps, "terms": terms,
-                "estimate": module.estimate(cut, weight.spec, gpu) / gpu.clock,
+                "estimate": module.estimate(cut, weight.spec, gpu),
             })  # fmt: skip
         best = min(row["seconds"] for row in rows)
         mine = next(row for row in rows if row["picked"])
@@ -121,10 +121,9 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
 def explain(kernel: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> str:
     """What a product's estimated time is made of, in microseconds, the largest part first."""
     module, spec = MODULES[kernel], spec_of(shape, config)
-    terms = module.terms(module.cut_for(spec, n, gpu), spec, gpu)
-    parts = {name: module.WEIGHTS[name] * value / gpu.clock * 1e6 for name, value in terms.items()}
-    told = ", ".join(f"{name} {parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
-    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {sum(parts.values()):6.1f} us: {told}"
+    parts = module.parts(module.cut_for(spec, n, gpu), spec, gpu)
+    told = ", ".join(f"{name} {1e6 * parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
+    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {1e6 * sum(parts.values()):6.1f} us: {told}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -49,10 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--seconds", type=float, help="of each part, after which it begins nothing more")
     parser.add_argument("--cubins", type=Path, help="folder that `make cubins` filled")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar="FILE", help="two bench-*.json, product by product")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="FILE", help="two bench-*.json or cuts.json, product by product"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.compare:
-        print(*layers.compared(*(json.loads(path.read_text()) for path in chosen.compare)), sep="\n")
+        try:
+            print(*layers.compared(*(json.loads(path.read_text()) for path in chosen.compare)), sep="\n")
+        except (OSError, ValueError) as error:
+            parser.error(f"--compare: {error}")
         return 0
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:

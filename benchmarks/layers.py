@@ -177,11 +177,14 @@ def line(row: Row) -> str:
 
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Two runs of a part, as `as_json` has them, product by product: their times and how many times as fast the second
-    is, `~` where their quartiles overlap; the geometric mean last."""
-    known = {_product(row): row for row in before["rows"]}
-    lines, ratios = [f"{before['device']}, {before['version']} -> {after['device']}, {after['version']}"], []
-    for row in after["rows"]:
+    """Two runs of a part that tells times, as its JSON has them, product by product: their times and how many times as
+    fast the second is, `~` where their quartiles overlap; the geometric mean last. ValueError for other data."""
+    for report in (before, after):
+        if not isinstance(report, dict) or not {"rows", "cuts"} & report.keys():
+            raise ValueError("no times to compare: must be what a part bench-* or cuts wrote")
+    known = {_product(row): row for row in _rows(before)}
+    lines, ratios = [f"{_what(before)} -> {_what(after)}"], []
+    for row in _rows(after):
         old = known.get(_product(row))
         if old is None:
             continue
@@ -196,8 +199,19 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return report["rows"] if "rows" in report else report["cuts"]
+
+
+def _what(report: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (report["device"], report.get("version"))))
+
+
 def _product(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row["shape"]), row["config"], row["batch"], row["kernel"]
+    return (
+        tuple(row["shape"]),
+        *(row.get(name) for name in ("config", "batch", "kernel", "slices", "splits", "warps")),
+    )
 
 
 def _measure(

@@ -82,7 +82,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
             seconds=times[kernel],
             bandwidth_share=kernel.cost(spec, n, DTYPE).bytes_read / times[kernel] / copy_bandwidth(gpu),
             chosen=kernel.name == chosen,
-            bound=bound(works[kernel], gpu),
+            bound=_longest(kernel, spec, n, gpu) or bound(works[kernel], gpu),
             times_dense=dense_seconds and dense_seconds / times[kernel],
         )
         for kernel in sorted(fitting, key=lambda kernel: kernel.name != "dense")
@@ -99,6 +99,12 @@ def _seconds(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> float:
     if isinstance(kernel, CudaKernel):
         return kernel.seconds(spec, n, DTYPE, gpu)
     return model.seconds(kernel.work(spec, n, DTYPE, gpu), gpu)
+
+
+def _longest(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> str | None:
+    """The part that the estimate is most of, where it is a sum of measured ones."""
+    parts = kernel.parts(spec, n, DTYPE, gpu) if isinstance(kernel, CudaKernel) else {}
+    return max(parts, key=parts.__getitem__, default=None)
 
 
 def _work(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> tuple[Work, ...]:

@@ -26,12 +26,16 @@ constexpr int most_threads = 256;
 template <int V, class Code, int N, class X>
 DEVICE void dequant_plain(const void* x, void* y, u8* workspace, int batch, int y_is_float, const DequantPlain& w) {
     ptx::let_next_start();
-    ptx::wait_for_previous();
     const Slice slice = w.slices.at(blockIdx.x);
     const int lane = ptx::lane(), padded_rows = w.row_blocks * lanes, row = slice.first_block * lanes + lane;
     const int first = blockIdx.y * w.split_vectors, end = min(first + w.split_vectors, w.vectors);
     const auto* codes = static_cast<const Code*>(w.codes);
     const u16* books = w.codebooks + size_t(slice.part) * w.codebooks_count * w.centroids * V;
+    const int pieces = (end - first) * w.codebooks_count;  // of the codes, for a k-vector and codebook each
+    for (int i = threadIdx.x; i < pieces; i += blockDim.x)
+        ptx::prefetch(codes + (size_t(first) * w.codebooks_count + i) * padded_rows + slice.first_block * lanes,
+                      lanes * int(sizeof(Code)));
+    ptx::wait_for_previous();
 
     float sums[N] = {};
     for (int vector = first + ptx::warp(); vector < end; vector += ptx::warps()) {

@@ -61,8 +61,13 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         const int at = first + e * blockDim.x;
-        value[e] = 0;
-        if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
+        value[e] = at >= w.columns ? 0 : w.factors ? ptx::load(w.factors + at) : 1;
+    }
+    ptx::wait_for_previous();
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int at = first + e * blockDim.x;
+        if (at < w.columns) value[e] *= X::widen(ptx::load(from + at));
     }
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);
@@ -86,6 +91,7 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
 
 template <class X>
 DEVICE void sum_groups(const void* x, void*, u8* workspace, const Extended& w) {
+    ptx::wait_for_previous();  // all that it reads is x
     const int task = blockIdx.x * ptx::warps() + ptx::warp(), row = task / w.groups, group = task % w.groups;
     if (row >= w.batch) return;
     const int width = w.columns / w.groups;
@@ -107,8 +113,12 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     const float* sums = reinterpret_cast<const float*>(workspace + w.sums) + size_t(first) * w.groups;
     const int mine = ptx::warp();
     float parts[finish_rows] = {};
+    float next = inside && mine < w.groups ? ptx::load(w.addends + size_t(mine) * w.rows + column) : 0;
+    ptx::wait_for_previous();
     for (int group = mine; group < w.groups; group += finish_rows) {
-        const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;
+        const float addend = next;
+        const int after = group + finish_rows;
+        if (inside && after < w.groups) next = ptx::load(w.addends + size_t(after) * w.rows + column);
 #pragma unroll
         for (int i = 0; i < finish_rows; i++)
             if (first + i < w.batch) parts[i] += ptx::load(sums + size_t(i) * w.groups + group) * addend;
@@ -134,6 +144,5 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     extern "C" KERNEL void __launch_bounds__(most_threads, 1)     \
         name(const void* x, void* y, u8* workspace, Extended w) { \
         ptx::let_next_start();                                    \
-        ptx::wait_for_previous();                                 \
         __VA_ARGS__(x, y, workspace, w);                          \
     }

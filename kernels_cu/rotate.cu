@@ -51,6 +51,11 @@ struct Place {
     int row, segment;
 
     DEVICE explicit Place(const Rotation& r) : row(blockIdx.x / r.segments), segment(blockIdx.x % r.segments) {}
+
+    // Factors of the segment, before anything else is there.
+    DEVICE void prefetch_factors(const Rotation& r) const {
+        if (r.segment % 4 == 0 && threadIdx.x == 0) ptx::prefetch(r.factors + segment * r.segment, 4 * r.segment);
+    }
 };
 
 struct Sums {
@@ -110,6 +115,8 @@ template <class X>
 DEVICE void rotate_in(const void* x, void*, u8* workspace, const Rotation& r) {
     const ptx::Shared shared = ptx::shared_memory();
     const Place place(r);
+    place.prefetch_factors(r);
+    ptx::wait_for_previous();
     const int length = r.segments * r.segment;
     Input<X> input = {static_cast<const typename X::storage*>(x) + size_t(place.row) * length, r.factors, 0};
     const float value = rotate(input, r, place.segment, shared);
@@ -132,6 +139,8 @@ DEVICE void rotate_in(const void* x, void*, u8* workspace, const Rotation& r) {
 template <class X>
 DEVICE void rotate_out(const void*, void* y, u8* workspace, const Rotation& r) {
     const Place place(r);
+    place.prefetch_factors(r);
+    ptx::wait_for_previous();
     const int length = r.segments * r.segment;
     Sums sums = {reinterpret_cast<const float*>(workspace + r.sums) + size_t(place.row) * length};
     const float sum = rotate(sums, r, place.segment, ptx::shared_memory());
@@ -150,6 +159,5 @@ DEVICE void rotate_out(const void*, void* y, u8* workspace, const Rotation& r) {
     extern "C" KERNEL void __launch_bounds__(most_threads, 1)     \
         name(const void* x, void* y, u8* workspace, Rotation r) { \
         ptx::let_next_start();                                    \
-        ptx::wait_for_previous();                                 \
         __VA_ARGS__(x, y, workspace, r);                          \
     }

@@ -82,6 +82,17 @@ def test_two_runs_are_compared(quick, capsys, tmp_path):
     assert len(rows) == len(data["rows"])
     assert all("  2.00 x" in row for row in rows)
     assert last == f"{len(rows)} products, geometric mean 2.000 x"
+    cuts = {"device": "another", "cuts": [row | {"slices": 1, "splits": n} for n, row in enumerate(data["rows"])]}
+    (tmp_path / "cuts.json").write_text(json.dumps(cuts))
+    (tmp_path / "counters.json").write_text("[]")
+    assert gpu.main(["--compare", *[str(tmp_path / "cuts.json")] * 2]) == 0
+    first, *rows, last = capsys.readouterr().out.splitlines()
+    assert first == "another -> another"
+    assert len(rows) == len(data["rows"])
+    for file, complaint in (("counters.json", "no times to compare"), ("nothing.json", "No such file")):
+        with pytest.raises(SystemExit):
+            gpu.main(["--compare", *[str(tmp_path / file)] * 2])
+        assert complaint in capsys.readouterr().err
 
 
 def test_what_no_time_is_left_for_is_told(quick, capsys):

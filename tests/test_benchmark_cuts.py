@@ -30,7 +30,7 @@ def test_every_term_has_a_weight(module):
     terms = module.terms(made, spec, KNOWN["h200"])
     assert terms.keys() == module.WEIGHTS.keys()
     assert module.estimate(made, spec, KNOWN["h200"]) == pytest.approx(
-        sum(terms[k] * w for k, w in module.WEIGHTS.items())
+        sum(terms[k] * w for k, w in module.WEIGHTS.items()) / KNOWN["h200"].clock
     )
 
 

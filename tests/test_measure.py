@@ -92,6 +92,8 @@ def test_products_rotate_through_copies(place, calls, registered, make_weight, r
     """Four times as many bytes as the cache of 1 KiB; also where they can't be captured."""
     monkeypatch.setattr(measure, "_GRAPH_CALLS", calls)
     monkeypatch.setattr(Counted, "made", 0)
+    warm = []
+    monkeypatch.setattr(measure.cuda, "warm_up", lambda device: warm.append((device, len(registered[place].done))))
     kernel, weight = registered[place], make_weight(8, 16, "m1v4")
     candidate = measure.Candidate(kernel, weight.to("cuda"), [2], HALF)
     x = rng.standard_normal((2, 16)).astype(HALF)
@@ -102,6 +104,7 @@ def test_products_rotate_through_copies(place, calls, registered, make_weight, r
     assert len(timing.seconds) == measure._MIN_CALLS
     assert 0 < min(timing.seconds) <= timing.quartiles[0] <= timing.median <= timing.quartiles[1]
     assert timing.how == ("graph", "calls")[place]
+    assert warm == [("cuda:0", 0)]  # before anything is timed
     copies = -(-4 * 1024 // (400 - 2 * 16))
     rounds = -(-calls // copies)
     # The product that is checked, in float32, comes last and apart.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import click
 
 from codegemm.cli.options import ListOf, check_lists, parse_shape
@@ -19,8 +21,9 @@ _COLUMNS = ("shape", "weights", "N", "kernel", "us", "waits for", "% of copy", "
 def predict(name: str, shapes: tuple[str, ...], configs: list[str] | None, batches: list[int], every: bool) -> None:
     """Predict the times of products on a GPU, from counts of the kernels' work and from the GPU's data sheet.
 
-    First comes what the kernels are to reach. `waits for` is the part of the GPU that is busy longest; `x dense`, `x
-    aqlm 2x8` and `x quip` are how many times faster a product is than those kernels' of the same shape and batch.
+    First comes what the kernels are to reach. `waits for` is the part of the GPU that is busy longest, or the largest
+    of the terms whose sum a product was found to take; `x dense`, `x aqlm 2x8` and `x quip` are how many times faster a
+    product is than those kernels' of the same shape and batch.
     """
     from codegemm.comparison import sources, targets
     from codegemm.prediction import copy_bandwidth, predict
@@ -32,10 +35,13 @@ def predict(name: str, shapes: tuple[str, ...], configs: list[str] | None, batch
     label = f"predicted {name}"
 
     known = predict(gpu, {shape for shape, _ in aims}, sources.RANDOM_CONFIGS, sorted({n for _, n in aims} | {64, 128}))
-    for outcome in targets.outcomes(known, copy_bandwidth(gpu)):
+    waits = {(row.shape, row.config, row.batch): row.bound for row in known if row.chosen}
+    for target, outcome in zip_longest(targets.TARGETS, targets.outcomes(known, copy_bandwidth(gpu))):
         found = "unknown" if outcome.found is None else f"{outcome.found:.2f}"
         verdict = {None: "no such kernel", True: "met", False: "missed"}[outcome.is_met]
-        click.echo(f"{label}  {found:>8}  {verdict:14}  {outcome.statement}")
+        cause = waits.get((target.shape, target.config, target.batch)) if target and outcome.is_met is False else None
+        told = f"{outcome.statement}; it waits for {cause}" if cause else outcome.statement
+        click.echo(f"{label}  {found:>8}  {verdict:14}  {told}")
     click.echo()
     lines: list[tuple[str, ...]] = [_COLUMNS]
     for shape in listed:

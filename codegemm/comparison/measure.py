@@ -170,14 +170,21 @@ class Candidate:
         self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
 
     def rotating_call(self, x: npt.NDArray) -> tuple[Callable[[], None], Any]:
-        """A call that multiplies by the next copy, finished when it returns, and the float32 output it writes."""
-        bound, rows, out = self._operands(x, np.dtype(np.float32))
+        """A call that multiplies by the next copy, finished when it returns, and the output in x's dtype that it
+        writes."""
+        bound, rows, out = self._operands(x, x.dtype)
         turns = itertools.count()
 
         def call() -> None:
             self._time_call(bound, next(turns), rows, out)
 
         return call, out
+
+    def multiply(self, x: npt.NDArray) -> npt.NDArray:
+        """A product, float32."""
+        bound, rows, out = self._operands(x, np.dtype(np.float32))
+        self._time_call(bound, 0, rows, out)
+        return cuda.to_host(out)
 
     def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, Timing]:
         """A product (float32) and the seconds of each call or replay, until `budget` seconds are over."""

@@ -127,7 +127,7 @@ def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
             row.config,
             f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
             str(row.batch),
-            format_time(row.seconds),
+            format_time(row.seconds) + _how(row),
             f"{row.bytes_read / row.seconds / 1e9:.1f}",
             f"{100 * row.bandwidth_share:.0f}",
             "" if row.times_dense is None else f"{row.times_dense:.2f}",
@@ -137,6 +137,11 @@ def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
             cells.append(f"{row.error_to_original:.3f}")
         table.add_row(*cells, end_section=following is not None and following.batch != row.batch)
     return table
+
+
+def _how(row: Row) -> str:
+    """Whether a GPU's product could not be replayed, so that its time holds that of starting it."""
+    return " call by call" if row.timed == "calls" and not row.path else ""
 
 
 def _mean_table(result: Result) -> Any:

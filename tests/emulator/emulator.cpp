@@ -477,6 +477,11 @@ u32 arrive(u32* counter) {
     return (*counter)++;
 }
 
+// As a bulk prefetch must have it.
+void prefetch(const void* address, u32 bytes) {
+    if (u64(address) % 16 || bytes % 16) complain("prefetch of %u bytes that are not pieces of 16", bytes);
+}
+
 void let_next_start() {
     current->lets_next = true;
 }

@@ -149,7 +149,7 @@ void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEM
         }
 }
 
-inline void prefetch(const void*, u32) {}
+void prefetch(const void* address, u32 bytes);
 inline void keep(u32&) {}
 void let_next_start();
 void wait_for_previous();

@@ -119,11 +119,9 @@ class Dequant(CudaKernel):
             return (plain.work(plain.cut_for(spec, n, gpu), spec, n, gpu, cost),)
         return (cut.work(cut.cut_for(spec, n, gpu), spec, gpu, cost),)
 
-    def seconds(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> float:
+    def parts(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> dict[str, float]:
         assert isinstance(spec, CodebookSpec)
-        if not cut.fits(spec):
-            return super().seconds(spec, n, dtype, gpu)
-        return cut.estimate(cut.cut_for(spec, n, gpu), spec, gpu) / gpu.clock
+        return cut.parts(cut.cut_for(spec, n, gpu), spec, gpu) if cut.fits(spec) else {}
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)

@@ -143,8 +143,13 @@ class CudaKernel(Decided):
         return self.seconds(spec, n, dtype, gpus.gpu(device))
 
     def seconds(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> float:
-        """What a product is estimated to take on a GPU: by its work, unless what its launch takes was measured."""
-        return seconds(self.work(spec, n, dtype, gpu), gpu)
+        """What a product is estimated to take on a GPU: by its parts, where those were measured, or by its work."""
+        parts = self.parts(spec, n, dtype, gpu)
+        return sum(parts.values()) if parts else seconds(self.work(spec, n, dtype, gpu), gpu)
+
+    def parts(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> dict[str, float]:
+        """The seconds whose sum a product takes, by what they are spent on; empty where nothing was measured."""
+        return {}
 
     def unavailable(self) -> str | None:
         return gpus.unavailable() or library.unavailable()

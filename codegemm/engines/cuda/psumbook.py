@@ -109,9 +109,9 @@ class Psumbook(CudaKernel):
         assert isinstance(spec, CodebookSpec)
         return (cut.work(cut.cut_for(spec, n, gpu), spec, gpu, self.cost(spec, n, dtype)),)
 
-    def seconds(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> float:
+    def parts(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> dict[str, float]:
         assert isinstance(spec, CodebookSpec)
-        return cut.estimate(cut.cut_for(spec, n, gpu), spec, gpu) / gpu.clock
+        return cut.parts(cut.cut_for(spec, n, gpu), spec, gpu)
 
     def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
         assert isinstance(spec, CodebookSpec)

@@ -73,8 +73,13 @@ def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
-    """Clocks of a product."""
-    return sum(WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items())
+    """Seconds of a product."""
+    return sum(parts(cut, spec, gpu).values())
+
+
+def parts(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
+    """The seconds that each term stands for."""
+    return {name: WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items()}
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
