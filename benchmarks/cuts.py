@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -67,7 +68,7 @@ def run(seconds: float) -> dict[str, Any]:
             rows.append({
                 "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
                 "seconds": timing.median, "quartiles": timing.quartiles, "timed": timing.how,
-                "slices": len(cut.slices), "splits": cut.splits, "warps": cut.warps, "terms": terms,
+                "cut": asdict(cut) | {"slices": len(cut.slices)}, "splits": cut.splits, "terms": terms,
                 "estimate": module.estimate(cut, weight.spec, gpu),
             })  # fmt: skip
         best = min(row["seconds"] for row in rows)

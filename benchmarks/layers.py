@@ -179,9 +179,6 @@ def line(row: Row) -> str:
 def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Two runs of a part that tells times, as its JSON has them, product by product: their times and how many times as
     fast the second is, `~` where their quartiles overlap; the geometric mean last. ValueError for other data."""
-    for report in (before, after):
-        if not isinstance(report, dict) or not {"rows", "cuts"} & report.keys():
-            raise ValueError("no times to compare: must be what a part bench-* or cuts wrote")
     known = {_product(row): row for row in _rows(before)}
     lines, ratios = [f"{_what(before)} -> {_what(after)}"], []
     for row in _rows(after):
@@ -189,18 +186,30 @@ def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         if old is None:
             continue
         ratios.append(old["seconds"] / row["seconds"])
-        apart = row["quartiles"][0] > old["quartiles"][1] or row["quartiles"][1] < old["quartiles"][0]
+        (low, high), (old_low, old_high) = _quartiles(row), _quartiles(old)
+        apart = low > old_high or high < old_low
         lines.append(
             f"{row['shape'][0]:6} x {row['shape'][1]:<6} {row['config']:11} N={row['batch']:<4} {row['kernel']:14} "
             f"{old['seconds'] * 1e6:9.1f} us {row['seconds'] * 1e6:9.1f} us {ratios[-1]:6.2f} x{'' if apart else ' ~'}"
         )
-    if ratios:
-        lines.append(f"{len(ratios)} products, geometric mean {statistics.geometric_mean(ratios):.3f} x")
-    return lines
+    if not ratios:
+        raise ValueError("nothing to compare: no product is in both")
+    return [*lines, f"{len(ratios)} products, geometric mean {statistics.geometric_mean(ratios):.3f} x"]
 
 
-def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return report["rows"] if "rows" in report else report["cuts"]
+def _rows(report: Any) -> list[dict[str, Any]]:
+    """What was timed, checked to be that."""
+    rows = (report.get("rows") or report.get("cuts")) if isinstance(report, dict) else None
+    needed = {"shape", "config", "batch", "kernel", "seconds"}
+    if not isinstance(rows, list) or "device" not in report or not all(needed <= row.keys() for row in rows):
+        raise ValueError("nothing to compare: must be what a part bench-* or cuts wrote, with times in it")
+    return rows
+
+
+def _quartiles(row: dict[str, Any]) -> tuple[float, float]:
+    """Where none were kept, the median twice."""
+    low, high = row.get("quartiles") or (row["seconds"], row["seconds"])
+    return low, high
 
 
 def _what(report: dict[str, Any]) -> str:
@@ -208,10 +217,7 @@ def _what(report: dict[str, Any]) -> str:
 
 
 def _product(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        tuple(row["shape"]),
-        *(row.get(name) for name in ("config", "batch", "kernel", "slices", "splits", "warps")),
-    )
+    return tuple(row["shape"]), row["config"], row["batch"], row["kernel"], str(row.get("cut") or row.get("terms"))
 
 
 def _measure(

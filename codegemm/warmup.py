@@ -51,6 +51,8 @@ def warmup(
 
 
 def build_all(builds: Iterable[Callable[[], object]]) -> None:
-    """Make calls of `Kernel.builds`, each once and on all processors; raises the first one's error."""
+    """Make calls of `Kernel.builds`, each once and on all processors; raises the first one's error after all others."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda build: build(), dict.fromkeys(builds)))
+        made = [pool.submit(build) for build in dict.fromkeys(builds)]
+    for each in made:
+        each.result()

@@ -36,6 +36,11 @@ struct Extended {
     u64 scales;  // float [n], powers of two that bring rows back
 };
 
+// What of them comes in pieces of 16 bytes; the first is aligned to such a piece.
+DEVICE void prefetch_floats(const float* from, int count) {
+    ptx::prefetch(from, 4 * (count & ~3));
+}
+
 // The power of two, as its biased exponent, that x' of a row is multiplied by. shared: a word a warp.
 template <class X>
 DEVICE int row_exponent(const typename X::storage* row, const Extended& w, ptx::Shared shared) {
@@ -57,17 +62,14 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Extended& w) {
     const int wide = EACH * blockDim.x, row_blocks = (w.columns + wide - 1) / wide;
     const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
     const auto* from = static_cast<const typename X::storage*>(x) + size_t(row) * w.columns;
+    if (w.factors && threadIdx.x == 0) prefetch_floats(w.factors + first, min(wide, w.columns - first));
+    ptx::wait_for_previous();
     float value[EACH];
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         const int at = first + e * blockDim.x;
-        value[e] = at >= w.columns ? 0 : w.factors ? ptx::load(w.factors + at) : 1;
-    }
-    ptx::wait_for_previous();
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        const int at = first + e * blockDim.x;
-        if (at < w.columns) value[e] *= X::widen(ptx::load(from + at));
+        value[e] = 0;
+        if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
     }
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);
@@ -113,12 +115,13 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Extended& w) {
     const float* sums = reinterpret_cast<const float*>(workspace + w.sums) + size_t(first) * w.groups;
     const int mine = ptx::warp();
     float parts[finish_rows] = {};
-    float next = inside && mine < w.groups ? ptx::load(w.addends + size_t(mine) * w.rows + column) : 0;
+    if (w.rows % 4 == 0)  // as a prefetch has to be aligned
+        for (int group = threadIdx.x; group < w.groups; group += blockDim.x)
+            prefetch_floats(w.addends + size_t(group) * w.rows + blockIdx.x * lanes,
+                            min(lanes, w.rows - int(blockIdx.x) * lanes));
     ptx::wait_for_previous();
     for (int group = mine; group < w.groups; group += finish_rows) {
-        const float addend = next;
-        const int after = group + finish_rows;
-        if (inside && after < w.groups) next = ptx::load(w.addends + size_t(after) * w.rows + column);
+        const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;
 #pragma unroll
         for (int i = 0; i < finish_rows; i++)
             if (first + i < w.batch) parts[i] += ptx::load(sums + size_t(i) * w.groups + group) * addend;

@@ -227,11 +227,11 @@ DEVICE uint4 combine(const Weights& main, const Weights& residual, float factor)
 template <int BITS>
 DEVICE void dequantize_e8p(u8* workspace, const Quip& w) {
     ptx::let_next_start();
-    const Tables<BITS> tables(w);
     const int row_pieces = w.steps * step_weights / 8, all = w.tiles * w.steps;
     Codes<BITS> codes;
     int i = blockIdx.x * ptx::warps() + ptx::warp();
     if (i < all) codes.load_codes(w, u32(w.first_tile * w.steps + i) * lanes + ptx::lane());
+    const Tables<BITS> tables(w);
     ptx::wait_for_previous();
     while (i < all) {
         // The next codes travel while these are decoded.

@@ -82,17 +82,28 @@ def test_two_runs_are_compared(quick, capsys, tmp_path):
     assert len(rows) == len(data["rows"])
     assert all("  2.00 x" in row for row in rows)
     assert last == f"{len(rows)} products, geometric mean 2.000 x"
-    cuts = {"device": "another", "cuts": [row | {"slices": 1, "splits": n} for n, row in enumerate(data["rows"])]}
+    cuts = {"device": "another", "cuts": [row | {"cut": {"splits": n}} for n, row in enumerate(data["rows"])]}
     (tmp_path / "cuts.json").write_text(json.dumps(cuts))
     (tmp_path / "counters.json").write_text("[]")
     assert gpu.main(["--compare", *[str(tmp_path / "cuts.json")] * 2]) == 0
     first, *rows, last = capsys.readouterr().out.splitlines()
     assert first == "another -> another"
     assert len(rows) == len(data["rows"])
-    for file, complaint in (("counters.json", "no times to compare"), ("nothing.json", "No such file")):
+    for file, complaint in (("counters.json", "nothing to compare: must"), ("nothing.json", "No such file")):
         with pytest.raises(SystemExit):
             gpu.main(["--compare", *[str(tmp_path / file)] * 2])
         assert complaint in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--compare", str(quick / "bench-8b.json"), str(tmp_path / "cuts.json")])
+    assert "no product is in both" in capsys.readouterr().err
+
+
+def test_the_committed_results_compare(capsys):
+    """Those of `cuts` too, which kept neither quartiles nor all that tells cuts apart."""
+    for name, mean in (("bench-8b", "mean 1.000 x"), ("bench-70b", "mean 1.000 x"), ("cuts", "geometric mean ")):
+        [file, *_] = gpu.RESULTS.glob(f"*/{name}.json")
+        assert gpu.main(["--compare", str(file), str(file)]) == 0
+        assert mean in capsys.readouterr().out
 
 
 def test_what_no_time_is_left_for_is_told(quick, capsys):

@@ -71,7 +71,7 @@ def test_smoke(emulated_gpu, monkeypatch, capsys):
     monkeypatch.setattr(psumbook, "bind", lambda *arguments: lambda *more: None)
     assert not smoke.run(60)
     assert "psumbook       WRONG" in capsys.readouterr().out
-    assert smoke.run(-1)
+    assert not smoke.run(-1)
     assert all(line.endswith(" no time was left") for line in capsys.readouterr().out.splitlines())
 
 

@@ -40,7 +40,7 @@ def predict(name: str, shapes: tuple[str, ...], configs: list[str] | None, batch
         found = "unknown" if outcome.found is None else f"{outcome.found:.2f}"
         verdict = {None: "no such kernel", True: "met", False: "missed"}[outcome.is_met]
         cause = waits.get((target.shape, target.config, target.batch)) if target and outcome.is_met is False else None
-        told = f"{outcome.statement}; it waits for {cause}" if cause else outcome.statement
+        told = f"{outcome.statement}; the largest part is {cause}" if cause else outcome.statement
         click.echo(f"{label}  {found:>8}  {verdict:14}  {told}")
     click.echo()
     lines: list[tuple[str, ...]] = [_COLUMNS]

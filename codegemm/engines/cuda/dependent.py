@@ -76,6 +76,7 @@ class DependentKernel:
 
     def __init__(self, kernel: Any) -> None:
         self.cupys = kernel
+        self._function = int(kernel.kernel.ptr)  # on the current GPU, whichever is current later
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cupys, name)
@@ -84,7 +85,7 @@ class DependentKernel:
         self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
     ) -> DependentLaunch:
         """A launch of so many thread blocks and threads, with its last arguments as CuPy's pointers to them."""
-        return DependentLaunch(self.cupys, grid, block, shared_bytes, constants)
+        return DependentLaunch(self.cupys.name, self._function, grid, block, shared_bytes, constants)
 
 
 class DependentLaunch:
@@ -94,20 +95,27 @@ class DependentLaunch:
     """
 
     def __init__(
-        self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
+        self,
+        name: str,
+        function: int,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared_bytes: int,
+        constants: tuple[Any, ...],
     ) -> None:
         import cupy
 
-        self._name, self._constants = kernel.name, constants
+        self._name, self._constants = name, constants
         self._current_stream = cupy.cuda.get_current_stream
-        self._slots = _Slots(kernel.kernel.ptr, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
+        self._slots = _Slots(function, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """Start it."""
         slots = self._slots
-        arrays = slots.arrays
-        arrays[0], arrays[1], arrays[2] = x.data.ptr, out.data.ptr, workspace.data.ptr
-        slots.config.stream = (stream or self._current_stream()).ptr
+        stream = (stream or self._current_stream()).ptr
+        # From here on nothing of Python's own is called: what interrupts it may launch, too.
+        slots.config.stream = stream
+        slots.arrays[:] = [x.data.ptr, out.data.ptr, workspace.data.ptr]
         status = slots.start()
         if status:
             raise RuntimeError(f"the NVIDIA driver refused to launch {self._name}: error {status}")

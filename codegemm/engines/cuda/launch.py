@@ -35,18 +35,18 @@ class Launch:
     shared_bytes: int
     constants: tuple[Any, ...]
     held: Any = None  # arrays that the constants point to
-    start: Run = field(init=False)
+    bound: Run | None = field(init=False, repr=False, compare=False)  # of a kernel that depends on the one before
 
     def __post_init__(self) -> None:
-        dependent = isinstance(self.function, DependentKernel)
-        bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.constants) if dependent else None
-        object.__setattr__(self, "start", bound or self._start_plainly)
+        depends = isinstance(self.function, DependentKernel)
+        bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.constants) if depends else None
+        object.__setattr__(self, "bound", bound)
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """Start it."""
-        self.start(x, out, workspace, stream)
-
-    def _start_plainly(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        if self.bound is not None:
+            self.bound(x, out, workspace, stream)
+            return
         self.function(
             self.grid, self.block, (x, out, workspace, *self.constants), shared_mem=self.shared_bytes, stream=stream
         )
