@@ -86,9 +86,10 @@ DEVICE void dequantize(u8* dense, const Dequantize& w) {
     using T = typename X::storage;
     const auto* codes = static_cast<const Code*>(w.codes);
     const size_t row_codes = size_t(w.vectors) * w.codebooks_count;
-    if (row_codes * sizeof(Code) % 16 == 0)  // as a prefetch has to be aligned
-        for (int row = blockIdx.x + threadIdx.x * gridDim.x; row < w.rows; row += blockDim.x * gridDim.x)
-            ptx::prefetch(codes + row * row_codes, u32(row_codes * sizeof(Code)));
+    // Codes of the first rows, no more: others would stand in their way.
+    const int first_row = blockIdx.x + threadIdx.x * gridDim.x;
+    if (int(threadIdx.x) < rows && first_row < w.rows && row_codes * sizeof(Code) % 16 == 0)
+        ptx::prefetch(codes + first_row * row_codes, u32(row_codes * sizeof(Code)));
     ptx::wait_for_previous();
     // The same weights of several rows: their codes travel together.
     for (int first = threadIdx.x * together; first < w.vectors; first += blockDim.x * together) {

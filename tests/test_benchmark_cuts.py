@@ -1,6 +1,7 @@
 """The part `cuts`, and `make cubins` and the smoke test, on the emulated GPU."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +97,18 @@ def test_cubins_made_elsewhere_are_used(own_cache, monkeypatch, tmp_path, capsys
     assert build().read_bytes() == made
     with pytest.raises(TypeError):  # nothing of that name was made
         Build("spin.cu", "spin", 80)()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_cubins_of_another_owner_are_copied(own_cache, tmp_path):
+    build, folder = Build("spin.cu", "spin", 90), tmp_path / "cubins"
+    folder.mkdir()
+    assert cubins._compile(folder, build) is None
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 12345, 12345)
+    own_cache.rename(tmp_path / "elsewhere")
+    assert compiler.adopt(folder) == 1
+    assert build().stat().st_uid == os.geteuid()
 
 
 def test_what_a_gpu_loads_is_known_without_one():

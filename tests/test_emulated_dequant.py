@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from emulator import cases, emulate
 from emulator.cases import COMMON, Truth, error, spec_of
-from emulator.gpu import multiply
+from emulator.gpu import aligned, multiply
 
 from codegemm import arrays
 from codegemm.engines.cuda import dequant_cut as cut
@@ -200,6 +200,23 @@ def test_emulated_joins_make_as_many_trips_as_predicted(config, n, emulated_gpu,
         made, blocks = plain.cut_for(weight.spec, n, emulate.SMALL_GPU), [1] * rows.row_blocks(weight.spec)
     assert made.splits > 1
     assert report.events["trip"] == sum(rows.join_trips(made.splits, n, count) for count in blocks)
+
+
+@pytest.mark.parametrize("n", [1, 20, 50])
+def test_emulated_joins_add_splits_in_their_order(n, emulated_gpu, make_weight, rng):
+    """The bits of float32 sums that are added one after the other, whatever loads are in flight."""
+    weight = make_weight(96, 1536, "m1v4g128").to("cuda")
+    made = cut.cut_for(weight.spec, n, emulate.SMALL_GPU)
+    assert made.splits > 2
+    x, out = aligned(rng.standard_normal((n, 1536)).astype(np.float16)), aligned(np.full((n, 96), np.nan, np.float32))
+    workspace = aligned(np.zeros(KERNEL.workspace(weight.spec, n, "cuda:0"), np.uint8))
+    KERNEL.run(weight.prepared(KERNEL), x, out, workspace, None)
+    size = made.splits * n * 96
+    partial = workspace.host[rows.COUNTER_BYTES :].view(np.float32)[:size].reshape(made.splits, n, 96)
+    total = np.zeros((n, 96), np.float32)
+    for each in partial:
+        total += each
+    assert np.array_equal(out.host, total)
 
 
 def test_joins_of_many_splits_and_rows_of_x_wait_sixteen_times():
