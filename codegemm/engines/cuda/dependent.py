@@ -85,7 +85,8 @@ class DependentKernel:
         self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
     ) -> DependentLaunch:
         """A launch of so many thread blocks and threads, with its last arguments as CuPy's pointers to them."""
-        return DependentLaunch(self.cupys.name, self._function, grid, block, shared_bytes, constants)
+        slots = _Slots(self._function, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
+        return DependentLaunch(self.cupys.name, slots)
 
 
 class DependentLaunch:
@@ -94,20 +95,11 @@ class DependentLaunch:
     Raises RuntimeError where the driver refuses.
     """
 
-    def __init__(
-        self,
-        name: str,
-        function: int,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        shared_bytes: int,
-        constants: tuple[Any, ...],
-    ) -> None:
+    def __init__(self, name: str, slots: _Slots) -> None:
         import cupy
 
-        self._name, self._constants = name, constants
+        self._name, self._slots = name, slots
         self._current_stream = cupy.cuda.get_current_stream
-        self._slots = _Slots(function, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """Start it."""
