@@ -1,18 +1,20 @@
 """`codegemm compare`: what it measures, prints and writes."""
 
 import importlib.util
+import io
 import json
 import time
 
 import numpy as np
 import pytest
+import rich.console
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 from test_dispatch import Twice
 
 import codegemm
 from codegemm.cli import cli
-from codegemm.comparison import measure, sources
+from codegemm.comparison import measure, report, sources
 from codegemm.engines.cpu import isa
 from codegemm.quantize import stored
 
@@ -224,6 +226,32 @@ def test_times_dense_is_the_dense_time_over_mine(tmp_path):
     assert slow["times_dense"] == pytest.approx(seconds["dense"] / seconds["slow"])
     assert slow["times_dense"] < 0.5
     assert slow["bandwidth_share"] == pytest.approx(slow["bytes_read"] / slow["seconds"] / 1e10)
+
+
+def test_shares_are_told_of_the_larger_bandwidth(tmp_path, monkeypatch):
+    """Measured before and after: an idle machine's clocks are low."""
+    bandwidths = iter([4e9, 1e10])
+    monkeypatch.setattr(measure.device, "measure_bandwidth", lambda: next(bandwidths))
+    path = tmp_path / "result.json"
+    compare("--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "dense", "--json", str(path))
+    found = json.loads(path.read_text())
+    assert (found["machine"]["bandwidths"], found["machine"]["bandwidth"]) == ([4e9, 1e10], 1e10)
+    [row] = found["rows"]
+    assert row["bandwidth_share"] == pytest.approx(row["bytes_read"] / row["seconds"] / 1e10)
+
+
+@pytest.mark.parametrize(
+    ("engine", "timed", "marked"), [("cuda", "calls", True), ("cuda", "graph", False), ("cpu", "calls", False)]
+)
+def test_products_that_no_graph_could_hold_are_marked(engine, timed, marked):
+    row = measure.Row(
+        case="", shape=(8, 8), kernel="one", precision="full", path="", config="m1v4", bits_per_weight=2.0, batch=1,
+        seconds=1e-6, quartiles=(1e-6, 1e-6), calls=7, timed=timed, bytes_read=64, bandwidth_share=0.1,
+        times_dense=None, error=0.0, error_to_original=None,
+    )  # fmt: skip
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    console.print(report._case_table("", [row], False, engine))
+    assert ("1.0 us call by call" in console.file.getvalue()) == marked
 
 
 def test_an_interrupt_leaves_no_file(tmp_path, monkeypatch):

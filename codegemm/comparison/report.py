@@ -26,7 +26,7 @@ def print_tables(result: Result) -> None:
         highlight=False,
     )
     for title, rows in result.by_case().items():
-        console.print(_case_table(title, rows, len(result.paths) > 1))
+        console.print(_case_table(title, rows, len(result.paths) > 1, machine.engine))
     if len(result.by_case()) > 1:
         console.print(_mean_table(result))
     for info in result.left_out:
@@ -105,7 +105,7 @@ def _draw_case(panel: Any, title: str, rows: list[tuple[str, Row]], colours: dic
     panel.tick_params(axis="y", labelsize=8)
 
 
-def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
+def _case_table(title: str, rows: list[Row], several_paths: bool, engine: str) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
@@ -127,7 +127,7 @@ def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
             row.config,
             f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
             str(row.batch),
-            format_time(row.seconds) + _how(row),
+            format_time(row.seconds) + (" call by call" if engine == "cuda" and row.timed == "calls" else ""),
             f"{row.bytes_read / row.seconds / 1e9:.1f}",
             f"{100 * row.bandwidth_share:.0f}",
             "" if row.times_dense is None else f"{row.times_dense:.2f}",
@@ -137,11 +137,6 @@ def _case_table(title: str, rows: list[Row], several_paths: bool) -> Any:
             cells.append(f"{row.error_to_original:.3f}")
         table.add_row(*cells, end_section=following is not None and following.batch != row.batch)
     return table
-
-
-def _how(row: Row) -> str:
-    """Whether a GPU's product could not be replayed, so that its time holds that of starting it."""
-    return " call by call" if row.timed == "calls" and not row.path else ""
 
 
 def _mean_table(result: Result) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,9 @@ def run(
         if case.skipped:
             result.skipped[case.title] = case.skipped
         result.rows += _run_case(case, settings, progress)
+    result.machine = result.machine.with_bandwidth(measure.bandwidth(engine))
+    best = result.machine.bandwidth
+    result.rows = [replace(row, bandwidth_share=row.bytes_read / row.seconds / best) for row in result.rows]
     return result
 
 
