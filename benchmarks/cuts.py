@@ -50,7 +50,7 @@ def builds() -> Iterator[Callable[[], object]]:
 
 def run(seconds: float) -> dict[str, Any]:
     """Times by product and cut, and the fitted weights."""
-    gpu, end = cuda.gpu(DEVICE), time.monotonic() + seconds
+    gpu, end = device.gpu(DEVICE), time.monotonic() + seconds
     kernels = {kernel.name: kernel for kernel in measure.compared_kernels("cuda", list(MODULES))}
     found: list[dict[str, Any]] = []
     for name, shape, config, n in PRODUCTS:

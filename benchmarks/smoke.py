@@ -20,8 +20,7 @@ BATCHES = (1, 4, 16, 100)
 
 
 def run(seconds: float) -> bool:
-    """Prints a line for each product, for about so many seconds; whether there were some and all are
-    right."""
+    """Prints a line for each product, for about so many seconds; whether there were some, all right."""
     right, end, checked = True, time.monotonic() + seconds, 0
     for config in CONFIGS:
         weight = random_weight(SHAPE, config)

@@ -69,7 +69,8 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
     modelled = [kernel_for(k, spec) for k in registered("cuda") if hasattr(k, "work")]
     fitting = [k for k in modelled if _refusal(k, spec, n, gpu) is None]
     works: dict[Kernel, tuple[Work, ...]] = {kernel: _work(kernel, spec, n, gpu) for kernel in fitting}
-    times = {kernel: _seconds(kernel, spec, n, gpu) for kernel in fitting}
+    parts = {kernel: _parts(kernel, spec, n, gpu) for kernel in fitting}
+    times = {k: sum(parts[k].values()) if parts[k] else model.seconds(works[k], gpu) for k in fitting}
     automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.is_automatic(n, DTYPE)}
     chosen = choose(product_of(spec, n, DTYPE), automatic) if automatic else None
     dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
@@ -82,7 +83,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
             seconds=times[kernel],
             bandwidth_share=kernel.cost(spec, n, DTYPE).bytes_read / times[kernel] / copy_bandwidth(gpu),
             chosen=kernel.name == chosen,
-            bound=_longest(kernel, spec, n, gpu) or bound(works[kernel], gpu),
+            bound=max(parts[kernel], key=parts[kernel].__getitem__, default=None) or bound(works[kernel], gpu),
             times_dense=dense_seconds and dense_seconds / times[kernel],
         )
         for kernel in sorted(fitting, key=lambda kernel: kernel.name != "dense")
@@ -95,16 +96,9 @@ def _refusal(kernel: Kernel, spec: Spec, n: int, gpu: Gpu) -> str | None:
     return kernel.supports(spec, n, DTYPE, "cuda:0")
 
 
-def _seconds(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> float:
-    if isinstance(kernel, CudaKernel):
-        return kernel.seconds(spec, n, DTYPE, gpu)
-    return model.seconds(kernel.work(spec, n, DTYPE, gpu), gpu)
-
-
-def _longest(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> str | None:
-    """The part that the estimate is most of, where it is a sum of measured ones."""
-    parts = kernel.parts(spec, n, DTYPE, gpu) if isinstance(kernel, CudaKernel) else {}
-    return max(parts, key=parts.__getitem__, default=None)
+def _parts(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> dict[str, float]:
+    """What the estimate is a sum of, where that was measured."""
+    return kernel.parts(spec, n, DTYPE, gpu) if isinstance(kernel, CudaKernel) else {}
 
 
 def _work(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> tuple[Work, ...]:

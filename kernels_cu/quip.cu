@@ -228,16 +228,19 @@ template <int BITS>
 DEVICE void dequantize_e8p(u8* workspace, const Quip& w) {
     ptx::let_next_start();
     const int row_pieces = w.steps * step_weights / 8, all = w.tiles * w.steps;
-    Codes<BITS> codes;
+    const auto load = [&](Codes<BITS>& codes, int i) {
+        if (i < all) codes.load_codes(w, u32(w.first_tile * w.steps + i) * lanes + ptx::lane());
+    };
     int i = blockIdx.x * ptx::warps() + ptx::warp();
-    if (i < all) codes.load_codes(w, u32(w.first_tile * w.steps + i) * lanes + ptx::lane());
+    Codes<BITS> codes;
+    load(codes, i);
     const Tables<BITS> tables(w);
     ptx::wait_for_previous();
     while (i < all) {
         // The next codes travel while these are decoded.
         const int next = i + gridDim.x * ptx::warps();
         Codes<BITS> next_codes;
-        if (next < all) next_codes.load_codes(w, u32(w.first_tile * w.steps + next) * lanes + ptx::lane());
+        load(next_codes, next);
         const Flips flips(codes.main.y), others(codes.residual.y);
         const int tile = i / w.steps, step = i % w.steps;
         uint4* to = reinterpret_cast<uint4*>(workspace + w.dense) +
