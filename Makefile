@@ -21,7 +21,7 @@ ARCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
+CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
 .PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench lint format wheel clean
 

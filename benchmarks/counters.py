@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from codegemm import plan
+from codegemm import devices, plan
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
-from codegemm.dispatch import registered
-from codegemm.engines import cuda
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda.gpu import Gpu, gpu_of
 from codegemm.formats.names import spec_of
-from codegemm.kernel import Kernel
+from codegemm.kernel import Kernel, Product
+from codegemm.registry import registered
 
 ROOT = Path(__file__).parent.parent
-DTYPE = np.dtype(np.float16)
+DEVICE, DTYPE = FIRST_GPU, np.dtype(np.float16)
 SHAPE = (2048, 2048)  # as much as the emulator does in seconds
 PRODUCTS = [
     ("psumbook", "m1v4g128", 1), ("psumbook", "m2v8g128", 1), ("psumbook", "m1v4g128", 4),
@@ -62,11 +63,8 @@ def run(seconds: float) -> list[dict[str, Any]]:
         print("warning: ncu is not installed; nothing was counted")
         return []
     sys.path.append(str(ROOT / "tests"))
-    from emulator.gpu import emulated
-
     end = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
-    gpu = cuda.gpu("cuda:0")
     for place, product in enumerate(products()):
         if time.monotonic() > end:
             print(f"warning: time was up after {place} products")
@@ -74,10 +72,9 @@ def run(seconds: float) -> list[dict[str, Any]]:
         seen = _measure(command, place)
         if seen is None:
             break
-        with emulated(gpu):
-            found = counted(*product, seen)
-        print(found, flush=True)
-        rows.append(asdict(found))
+        row = counted(*product, seen, gpu_of(DEVICE))
+        print(row, flush=True)
+        rows.append(asdict(row))
     return rows
 
 
@@ -110,7 +107,7 @@ def products() -> list[tuple[Kernel, str, int]]:
 def builds() -> Iterator[Callable[[], object]]:
     """What the products compile."""
     for kernel, config, n in products():
-        yield from kernel.builds(spec_of(SHAPE, config), n, DTYPE, "cuda:0")
+        yield from kernel.builds(Product.of(spec_of(SHAPE, config), n, DTYPE), DEVICE)
 
 
 def multiply_once(place: int) -> None:
@@ -118,18 +115,18 @@ def multiply_once(place: int) -> None:
     import cupy
 
     kernel, config, n = products()[place]
-    weight = random_weight(SHAPE, config).to("cuda:0")
+    weight = random_weight(SHAPE, config).to(DEVICE)
     x = cupy.asarray(measure.inputs(SHAPE[1], n, DTYPE))
     plan(weight, n, DTYPE, kernel.full_name)(x, out=cupy.empty((n, SHAPE[0]), np.float32))
-    cuda.synchronize()
+    devices.synchronize()
 
 
-def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float]) -> Counted:
-    """What ncu saw of a product, beside the same one in the emulator, which is `cuda:0` meanwhile."""
-    from emulator.gpu import multiply
+def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float], gpu: Gpu) -> Counted:
+    """What ncu saw of a product on `gpu`, which is `DEVICE`, beside the same one in the emulator."""
+    from emulator.emulate import multiply
 
     weight = random_weight(SHAPE, config)
-    _, reports = multiply(kernel, weight, measure.inputs(SHAPE[1], n, DTYPE))
+    _, reports = multiply(kernel, weight, measure.inputs(SHAPE[1], n, DTYPE), gpu=gpu)
     moved = [(space, kind, counts) for report in reports for (_, _, space, kind), counts in report.counts.items()]
     return Counted(
         kernel=kernel.name,
@@ -139,7 +136,7 @@ def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float]) -> Coun
         emulated_wavefronts=sum(counts.wavefronts for space, _, counts in moved if space == "shared"),
         dram_read=seen[READ],
         dram_written=seen[WRITTEN],
-        bytes_read=kernel.cost(weight.spec, n, DTYPE).bytes_read,
+        bytes_read=kernel.cost(Product.of(weight.spec, n, DTYPE), DEVICE).bytes_read,
         emulated_sector_bytes=sum(32 * c.sectors for space, kind, c in moved if (space, kind) == ("global", "load")),
     )
 

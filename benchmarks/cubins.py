@@ -18,8 +18,11 @@ from os import cpu_count
 from pathlib import Path
 from unittest import mock
 
+from benchmarks import cuts
 from benchmarks.gpu import PARTS
-from codegemm.engines.cuda import compiler, device, gemm
+from codegemm import devices
+from codegemm.engines.builds import CompilerError
+from codegemm.engines.cuda import compiler, gemm, kernel
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
 
@@ -53,17 +56,18 @@ def main(arguments: list[str] | None = None) -> int:
 def builds_for(gpu: Gpu) -> list[Build]:
     """What the parts of `make gpu` compile on such a GPU, each once."""
     with _as_if(gpu):
-        made = dict.fromkeys(build for part in PARTS.values() for build in part.builds())
-    made[Build("spin.cu", "spin", gpu.arch)] = None
-    return [build for build in made if isinstance(build, Build)]
+        builds = dict.fromkeys(build for part in PARTS.values() for build in part.builds())
+    builds[Build("spin.cu", "spin", gpu.arch)] = None
+    return [build for build in builds if isinstance(build, Build)]
 
 
 @contextmanager
 def _as_if(gpu: Gpu) -> Iterator[None]:
     """`cuda:0` is such a GPU, as far as decisions go."""
     with (
-        mock.patch.object(device, "gpu", return_value=gpu),
-        mock.patch.object(device, "unavailable", return_value=None),
+        mock.patch.object(kernel, "gpu_of", return_value=gpu),
+        mock.patch.object(cuts, "gpu_of", return_value=gpu),
+        mock.patch.object(devices, "unavailable", return_value=None),
         mock.patch.object(gemm, "unavailable", return_value=None),
     ):
         yield
@@ -71,12 +75,12 @@ def _as_if(gpu: Gpu) -> Iterator[None]:
 
 def _compile(folder: Path, build: Build) -> str | None:
     """The cubin into the folder, unless it is there; what went wrong."""
-    place = folder / f"{compiler.made_elsewhere(build.source, build.instance, build.arch)}.cubin"
+    place = folder / f"{compiler.key_elsewhere(build.source, build.instance, build.arch)}.cubin"
     if place.exists():
         return None
     try:
         place.write_bytes(build().read_bytes())
-    except compiler.CompilerError as error:
+    except CompilerError as error:
         return str(error)
     return None
 

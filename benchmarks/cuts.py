@@ -8,24 +8,34 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
+from codegemm import devices
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
-from codegemm.engines import cuda
-from codegemm.engines.cuda import dequant_cut, device, psumbook_cut
-from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.devices import FIRST_GPU, Device
+from codegemm.engines.cuda import Dequant, Psumbook, dequant_cut, dequant_fast, model, psumbook, psumbook_cut
+from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
+from codegemm.engines.cuda.kernel import CudaKernel
+from codegemm.engines.cuda.launch import Prepared
+from codegemm.engines.cuda.steps import Launch, Scratch
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.names import spec_of
+from codegemm.kernel import Product
 
-DEVICE, DTYPE = "cuda:0", np.dtype(np.float16)
+DEVICE, DTYPE = FIRST_GPU, np.dtype(np.float16)
 MODULES: dict[str, ModuleType] = {"psumbook": psumbook_cut, "dequant": dequant_cut}
+# The kernels, and what launches a product of theirs that is cut in another way.
+KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch]]] = {
+    "psumbook": (Psumbook(), psumbook.launch),
+    "dequant": (Dequant(), dequant_fast.launch),
+}
 PRODUCTS = [
     *(("psumbook", shape, config, n)
       for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (28672, 8192)) for config in ("m1v4g128", "m2v8g128")
@@ -37,22 +47,44 @@ PRODUCTS = [
 _LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
 
 
+class Recut(CudaKernel[CodebookSpec, CodebookWeight]):
+    """One of `KERNELS` for products that are cut so."""
+
+    weights = CodebookWeight
+
+    def __init__(self, name: str, cut: Any) -> None:
+        self.name, self.cut = name, cut
+        self._kernel, self._launch = KERNELS[name]
+
+    def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
+        return self._kernel.unfit_for(product, gpu)
+
+    def arrange(self, weight: CodebookWeight) -> Prepared:
+        return self._kernel.arrange(weight)
+
+    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
+        """The arrays are those of the kernel itself, which no cut changes."""
+        return replace(self._kernel.prepared(weight), runs={})
+
+    def batches(self, n: int) -> Iterable[int]:
+        return (n,)  # fewer rows are cut in another way
+
+    def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Launch]:
+        return [self._launch(product, self.cut, gpu, scratch)]
+
+
 def builds() -> Iterator[Callable[[], object]]:
     """What it compiles."""
-    kernels = {kernel.name: kernel for kernel in measure.compared_kernels("cuda", list(MODULES))}
     for name, shape, config, n in PRODUCTS:
-        spec, module = spec_of(shape, config), MODULES[name]
-        for cut in _chosen(module, spec, n, device.gpu(DEVICE)):
-            with mock.patch.object(module, "cut_for", return_value=cut):
-                made = list(kernels[name].builds(spec, n, DTYPE, DEVICE))
-            yield from made
+        product = Product.of(spec_of(shape, config), n, DTYPE)
+        for cut in _chosen(MODULES[name], product.spec, n, gpu_of(DEVICE)):
+            yield from Recut(name, cut).builds(product, DEVICE)
 
 
 def run(seconds: float) -> dict[str, Any]:
     """Times by product and cut, and the fitted weights."""
-    gpu, end = device.gpu(DEVICE), time.monotonic() + seconds
-    kernels = {kernel.name: kernel for kernel in measure.compared_kernels("cuda", list(MODULES))}
-    found: list[dict[str, Any]] = []
+    gpu, end = gpu_of(DEVICE), time.monotonic() + seconds
+    timed: list[dict[str, Any]] = []
     for name, shape, config, n in PRODUCTS:
         if time.monotonic() > end:
             print("no time was left for more")
@@ -61,9 +93,7 @@ def run(seconds: float) -> dict[str, Any]:
         x = measure.inputs(shape[1], n, DTYPE)
         picked, rows = module.cut_for(weight.spec, n, gpu), []
         for cut in _chosen(module, weight.spec, n, gpu):
-            weight.prepared(kernels[name]).runs.clear()
-            with mock.patch.object(module, "cut_for", return_value=cut):
-                timing = measure.Candidate(kernels[name], weight, [n], DTYPE).measure(x, 0)[1]
+            timing = measure.Candidate(Recut(name, cut), weight, [n], DTYPE).measure(x, 0)[1]
             terms = module.terms(cut, weight.spec, gpu)
             rows.append({
                 "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
@@ -78,23 +108,23 @@ def run(seconds: float) -> dict[str, Any]:
             f"estimated {mine['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
             flush=True,
         )
-        found += rows
-    return {"device": cuda.name(DEVICE), "clock": gpu.clock, "cuts": found, "weights": fitted(found, gpu.clock)}
+        timed += rows
+    return {"device": devices.name(DEVICE), "clock": gpu.clock, "cuts": timed, "weights": fitted(timed, gpu.clock)}
 
 
 def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, float]]:
     """Clocks of each term, by kernel."""
-    made = {}
+    by_kernel = {}
     for name in dict.fromkeys(row["kernel"] for row in rows):
         mine = [row for row in rows if row["kernel"] == name]
         names = list(mine[0]["terms"])
         clocks = np.array([row["seconds"] * clock for row in mine])
         terms = np.array([[row["terms"][term] for term in names] for row in mine])
         weights = least_squares(terms / clocks[:, None], np.ones(len(mine)))
-        made[name] = dict(zip(names, map(float, weights), strict=True))
+        by_kernel[name] = dict(zip(names, map(float, weights), strict=True))
         off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))
-        print(f"{name}: {made[name]}; off by {off[0]:.1%} in the median, by up to {off[1]:.1%} in nine of ten")
-    return made
+        print(f"{name}: {by_kernel[name]}; off by {off[0]:.1%} in the median, by up to {off[1]:.1%} in nine of ten")
+    return by_kernel
 
 
 def least_squares(a: npt.NDArray, b: npt.NDArray) -> npt.NDArray:
@@ -121,10 +151,10 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
 
 def explain(kernel: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> str:
     """What a product's estimated time is made of, in microseconds, the largest part first."""
-    module, spec = MODULES[kernel], spec_of(shape, config)
-    parts = module.parts(module.cut_for(spec, n, gpu), spec, gpu)
-    told = ", ".join(f"{name} {1e6 * parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
-    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {1e6 * sum(parts.values()):6.1f} us: {told}"
+    [work] = KERNELS[kernel][0].decide(Product.of(spec_of(shape, config), n, DTYPE), gpu).works
+    parts = model.parts(work, gpu)
+    listed = ", ".join(f"{name} {1e6 * parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
+    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {1e6 * sum(parts.values()):6.1f} us: {listed}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import TextIO
 
 from benchmarks import counters, cuts, layers, smoke
+from codegemm import devices
 from codegemm.comparison.sources import LLAMA_3
-from codegemm.engines import cuda
 from codegemm.engines.cuda import compiler
 from codegemm.warmup import build_all
 
@@ -62,12 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [part for part in chosen.parts if part not in PARTS]
     if unknown:
         parser.error(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")
-    reason = cuda.unavailable()
+    reason = devices.unavailable()
     if reason:
         parser.exit(1, f"{reason}\n")
     if chosen.cubins:
         print(f"{compiler.adopt(chosen.cubins)} cubins of {chosen.cubins}")
-    folder = results_folder(cuda.name())
+    folder = results_folder(devices.name())
     parts = {name: PARTS[name] for name in chosen.parts or PARTS}
     _compile(parts.values())
     failed = []
@@ -161,9 +161,9 @@ def _bench(model: str, file: Path, seconds: float) -> bool:
 
 
 def _counters(file: Path, seconds: float) -> bool:
-    found = counters.run(seconds)
-    if found:
-        file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    rows = counters.run(seconds)
+    if rows:
+        file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     return True
 
 

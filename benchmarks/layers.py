@@ -15,22 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from codegemm import dispatch
+from codegemm import choice, devices
 from codegemm.comparison import measure, sources
 from codegemm.comparison.targets import Outcome, Timed, outcomes
-from codegemm.engines import cuda
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda import timing
+from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.hadamard import transform
 from codegemm.formats.names import spec_of
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Kernel
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Kernel, Product
+from codegemm.registry import refusal
 from codegemm.version import __version__
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIGS = sources.RANDOM_CONFIGS
 DTYPE = np.dtype(np.float16)
-DEVICE = "cuda:0"
+DEVICE = FIRST_GPU
 WRONG = 1e-2  # no kernel of float16 errs so much
 _EACH = 0.05  # seconds for one measurement, if there is time
 _CHECKED_ROWS = 256
@@ -69,7 +72,7 @@ class Report:
 
     def measure_bandwidth(self) -> None:
         """Once more; shares are told anew."""
-        self.bandwidths.append(cuda.measure_bandwidth(DEVICE))
+        self.bandwidths.append(timing.measure_bandwidth(DEVICE))
         self.rows = [replace(row, bandwidth_share=row.bytes_read / row.seconds / self.bandwidth) for row in self.rows]
 
     def outcomes(self) -> list[Outcome]:
@@ -133,7 +136,7 @@ def run(
     configs: Sequence[str] = CONFIGS,
 ) -> Report:
     """Measure all shapes within about so many seconds; `save` is called whenever a shape is done."""
-    report = Report(cuda.name(DEVICE), cuda.gpu(DEVICE).arch, [cuda.measure_bandwidth(DEVICE)])
+    report = Report(devices.name(DEVICE), gpu_of(DEVICE).arch, [timing.measure_bandwidth(DEVICE)])
     cases = [(shape, config) for shape in shapes for config in configs if _fits(shape, config, report)]
     clock = Clock(seconds, len(_planned(cases, batches)))
     dense: dict[tuple[tuple[int, int], int], float] = {}
@@ -154,15 +157,13 @@ def run(
 def builds(shapes: Sequence[tuple[int, int]]) -> Iterator[Callable[[], object]]:
     """What `run` compiles."""
     cases = [(shape, config) for shape in shapes for config in CONFIGS if _unfit(shape, config) is None]
-    for kernel, spec, n in _planned(cases, BATCHES):
-        yield from kernel.builds(spec, n, DTYPE, DEVICE)
+    for kernel, product in _planned(cases, BATCHES):
+        yield from kernel.builds(product, DEVICE)
 
 
-def _planned(cases: Sequence[tuple[tuple[int, int], str]], batches: Sequence[int]) -> list[tuple[Kernel, Spec, int]]:
-    specs = [spec_of(*case) for case in cases]
-    return [
-        (kernel, spec, n) for spec in specs for kernel in _kernels() for n in batches if not _refusal(kernel, spec, n)
-    ]
+def _planned(cases: Sequence[tuple[tuple[int, int], str]], batches: Sequence[int]) -> list[tuple[Kernel, Product]]:
+    products = [Product.of(spec_of(*case), n, DTYPE) for case in cases for n in batches]
+    return [(kernel, product) for product in products for kernel in _kernels() if not refusal(kernel, product, DEVICE)]
 
 
 def line(row: Row) -> str:
@@ -233,12 +234,13 @@ def _measure(
     x = measure.inputs(shape[1], max(batches), DTYPE)
     truth = Truth(host, x)
     weight = host.to(DEVICE)
+    products = {n: Product.of(weight.spec, n, DTYPE) for n in batches}
     bandwidth = report.bandwidth
     for kernel in _kernels():
         is_dense = kernel.name == "dense"
         if is_dense and (shape, batches[0]) in dense:
             continue  # its time depends on the shape alone
-        fitting = [n for n in batches if not _refusal(kernel, weight.spec, n)]
+        fitting = [n for n, product in products.items() if not refusal(kernel, product, DEVICE)]
         what = f"{_name(shape, config)} {kernel.name}"
         try:
             candidate = measure.Candidate(kernel, weight, fitting, DTYPE) if fitting else None
@@ -250,7 +252,7 @@ def _measure(
                 seconds = timing.median
                 if is_dense:
                     dense[shape, n] = seconds
-                bytes_read = kernel.cost(weight.spec, n, DTYPE).bytes_read
+                bytes_read = kernel.cost(products[n], DEVICE).bytes_read
                 yield Row(
                     kernel=kernel.name,
                     config="" if is_dense else config,
@@ -258,7 +260,7 @@ def _measure(
                     batch=n,
                     seconds=seconds,
                     bandwidth_share=bytes_read / seconds / bandwidth,
-                    chosen=dispatch.select(weight.spec, n, DTYPE, DEVICE) is kernel,
+                    chosen=choice.select(products[n], DEVICE) is kernel,
                     quartiles=timing.quartiles,
                     calls=len(timing.seconds),
                     timed=timing.how,
@@ -268,7 +270,7 @@ def _measure(
                 )
         except Exception as error:  # a kernel that fails must not take the others' times with it
             report.left_out.append(f"{what}: {type(error).__name__}: {error}")
-        weight._prepared.clear()
+        weight.memo.clear()
 
 
 def _name(shape: tuple[int, int], config: str) -> str:
@@ -278,10 +280,6 @@ def _name(shape: tuple[int, int], config: str) -> str:
 def _kernels() -> list[Kernel]:
     """The dense product first, since the others are told in its terms."""
     return sorted(measure.compared_kernels("cuda", None), key=lambda kernel: kernel.name != "dense")
-
-
-def _refusal(kernel: Kernel, spec: Spec, n: int) -> str | None:
-    return kernel.unavailable() or kernel.supports(spec, n, DTYPE, DEVICE)
 
 
 def _fits(shape: tuple[int, int], config: str, report: Report) -> bool:

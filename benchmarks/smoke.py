@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.layers import CONFIGS, DEVICE, DTYPE, WRONG, Truth
-from codegemm import plan
+from codegemm import devices, plan
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
-from codegemm.engines import cuda
 from codegemm.formats.names import spec_of
-from codegemm.kernel import Kernel
+from codegemm.kernel import Kernel, Product
+from codegemm.registry import refusal
 
 SHAPE = (1024, 4096)
 BATCHES = (1, 4, 16, 100)
@@ -26,14 +26,15 @@ def run(seconds: float) -> bool:
         weight = random_weight(SHAPE, config)
         x = measure.inputs(SHAPE[1], max(BATCHES), DTYPE)
         truth, there = Truth(weight, x), weight.to(DEVICE)
-        for kernel, n in _products(config):
+        for kernel, product in _products(config):
+            n = product.n
             if time.monotonic() > end:
                 print(f"{config:11} N={n:<4} {kernel.name:14} no time was left")
                 continue
-            out = cuda.to_device(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
+            out = devices.to_device(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
             try:
-                plan(there, n, DTYPE, kernel.full_name)(cuda.to_device(x[:n], DEVICE), out=out)
-                error = truth.error(cuda.to_host(out))
+                plan(there, n, DTYPE, kernel.full_name)(devices.to_device(x[:n], DEVICE), out=out)
+                error = truth.error(devices.to_host(out))
                 said = f"error {error:.0e}"
             except Exception as problem:
                 error, said = np.nan, f"{type(problem).__name__}: {problem}"
@@ -47,11 +48,11 @@ def run(seconds: float) -> bool:
 def builds() -> Iterator[Callable[[], object]]:
     """What it compiles."""
     for config in CONFIGS:
-        for kernel, n in _products(config):
-            yield from kernel.builds(spec_of(SHAPE, config), n, DTYPE, DEVICE)
+        for kernel, product in _products(config):
+            yield from kernel.builds(product, DEVICE)
 
 
-def _products(config: str) -> list[tuple[Kernel, int]]:
-    spec = spec_of(SHAPE, config)
-    kernels = [kernel for kernel in measure.compared_kernels("cuda", None) if kernel.unavailable() is None]
-    return [(kernel, n) for kernel in kernels for n in BATCHES if not kernel.supports(spec, n, DTYPE, DEVICE)]
+def _products(config: str) -> list[tuple[Kernel, Product]]:
+    products = [Product.of(spec_of(SHAPE, config), n, DTYPE) for n in BATCHES]
+    kernels = measure.compared_kernels("cuda", None)
+    return [(kernel, product) for kernel in kernels for product in products if not refusal(kernel, product, DEVICE)]

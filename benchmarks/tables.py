@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from codegemm import tables
-from codegemm.choice import Choice
 from codegemm.comparison.sources import RANDOM_CONFIGS
-from codegemm.dispatch import registered
 from codegemm.formats.names import name_of, spec_of
+from codegemm.registry import registered
+from codegemm.tables import Choice
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -12,10 +12,14 @@ import itertools
 import numpy as np
 import pytest
 
+from codegemm import devices
 from codegemm.comparison import measure, sources
-from codegemm.engines import cuda
+from codegemm.devices import Device
+from codegemm.kernel import Product
+from codegemm.registry import refusal
 
-ENGINE = "cpu" if cuda.unavailable() else "cuda"
+ENGINE = "cpu" if devices.unavailable() else "cuda"
+DEVICE = Device.parse(ENGINE)
 DTYPE = np.dtype(np.float32 if ENGINE == "cpu" else np.float16)
 SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336)]
 BATCHES = [1, 4, 16]
@@ -38,25 +42,25 @@ def cases():
 
 @pytest.mark.parametrize(("shape", "batch", "config", "kernel"), cases())
 def test_product(shape, batch, config, kernel, benchmark):
-    reason = kernel.unavailable()
     weight = sources.random_weight(shape, config)
-    reason = reason or kernel.supports(weight.spec, batch, DTYPE, "cpu" if ENGINE == "cpu" else "cuda:0")
+    product = Product.of(weight.spec, batch, DTYPE)
+    reason = refusal(kernel, product, DEVICE)
     if reason:
         pytest.skip(reason)
     x = measure.inputs(shape[1], batch, DTYPE)
     truth = measure.exact(weight, x)
-    candidate = measure.Candidate(kernel, weight.to("cpu" if ENGINE == "cpu" else "cuda"), [batch], DTYPE)
+    candidate = measure.Candidate(kernel, weight.to(DEVICE), [batch], DTYPE)
     call, _ = candidate.rotating_call(x)
     benchmark.group = f"{shape[0]} x {shape[1]}, batch {batch}"
     benchmark.pedantic(call, rounds=30, warmup_rounds=3)
-    bytes_read = kernel.cost(weight.spec, batch, DTYPE).bytes_read
+    bytes_read = kernel.cost(product, DEVICE).bytes_read
     error = measure.relative_error(candidate.multiply(x), truth)
     benchmark.extra_info.update(
-        device=measure.device.name() if ENGINE == "cpu" else cuda.name(),
+        device=measure.device.name() if ENGINE == "cpu" else devices.name(),
         threads=measure.get_num_threads(),
         weights=config,
         bytes_read=bytes_read,
         gigabytes_per_second=bytes_read / benchmark.stats.stats.median / 1e9,
         error=error,
     )
-    assert error < (1e-2 if kernel.name == "dense_bf16" else 1e-3)
+    assert error < (2e-2 if kernel.precision == "fast" else 1e-2 if kernel.name == "dense_bf16" else 1e-3)

@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 from codegemm.calibration import Calibration
 from codegemm.config import CodebookConfig
-from codegemm.dispatch import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.errors import CheckpointError, KernelError
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight, concat
 from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Kernel, Product
 from codegemm.products import Plan, linear, matmul, plan
 from codegemm.quantize import quantize
+from codegemm.registry import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.storage import load, load_all, save_all
 from codegemm.version import __version__
 from codegemm.warmup import warmup
@@ -36,6 +36,7 @@ __all__ = [
     "KernelError",
     "KernelInfo",
     "Plan",
+    "Product",
     "Spec",
     "Weight",
     "__version__",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -58,38 +57,3 @@ def is_torch(array: Any) -> bool:
     """Whether this is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
-
-
-def device_of(array: Any) -> str:
-    """`cpu` or `cuda:<number>` for a NumPy array, a CuPy array or a torch tensor."""
-    if is_torch(array):
-        return "cpu" if array.device.type == "cpu" else f"{array.device.type}:{array.device.index or 0}"
-    return "cpu" if isinstance(array, np.ndarray) else f"cuda:{array.device.id}"
-
-
-def beside(array: Any) -> AbstractContextManager[Any]:
-    """A context in which CuPy computes and makes arrays where `array` is, and not on whichever GPU is current."""
-    return nullcontext() if isinstance(array, np.ndarray) else array.device
-
-
-def from_torch(tensor: Any) -> Any:
-    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included)."""
-    import torch
-
-    tensor = tensor.detach()
-    if tensor.device.type == "cuda":
-        from codegemm.engines.cuda import tensors
-
-        return tensors.view(tensor)
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(bfloat16())
-    return tensor.numpy()
-
-
-def to_torch(array: np.ndarray) -> Any:
-    """The inverse of `from_torch`, on the same memory."""
-    import torch
-
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)

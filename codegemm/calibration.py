@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from codegemm import arrays
 from codegemm.errors import CheckpointError
+from codegemm.files import File, RawTensor, write
 from codegemm.formats.codebook import check_finite
 
 _ROWS = 1024  # of x multiplied at a time: so few that sums of float32 stay exact enough
@@ -91,16 +92,12 @@ class Calibration:
 
 def save(path: str | os.PathLike[str], calibrations: Mapping[str, Calibration]) -> None:
     """Write calibrations by the name of their weight; an existing file is replaced only when everything is written."""
-    from codegemm.storage import RawTensor, write
-
     tensors = {name + _PART: RawTensor.of(one.H) for name, one in calibrations.items()}
     write(path, tensors, {name: str(one.rows) for name, one in calibrations.items()})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Calibration]:
     """The calibrations of a file by name; CheckpointError for a file that has none or is broken."""
-    from codegemm.storage import File
-
     file = File(path)
     found = {}
     for tensor, held in file.tensors.items():

@@ -1,16 +1,30 @@
-"""Which kernel `auto` takes: a pure function of what was measured and of what is estimated."""
+"""Which kernel a product gets: the one that is named, or the one that was measured or is estimated to be fastest."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from codegemm import registry, tables
+from codegemm.devices import CPU, Device
+from codegemm.engines.cpu import isa
+from codegemm.engines.cuda.gpu import gpu_of
+from codegemm.errors import KernelError
+from codegemm.formats.extended import ExtendedSpec
+from codegemm.formats.names import name_of
+from codegemm.formats.weight import Spec
+from codegemm.kernel import Kernel, Product
+from codegemm.registry import PRECISIONS, kernel_for, refusal, registered
+from codegemm.tables import Choice
 
 REACH = 2.0  # a measured batch counts for batches up to so many times larger or smaller
 
 
 @dataclass(frozen=True)
-class Product:
-    """n rows of x in `dtype` times a weight [out_features, in_features] whose configuration is `weights`.
+class Lookup:
+    """What the tables are asked for: n rows of x in `dtype` times a weight of a shape whose configuration is `weights`.
 
     core: the product with its core where it has one: what was measured for that counts if nothing was for itself.
     """
@@ -19,7 +33,7 @@ class Product:
     shape: tuple[int, int]
     n: int
     dtype: str
-    core: Product | None = None
+    core: Lookup | None = None
 
     def choices(self, tuned: Iterable[Choice], crossovers: Iterable[Choice]) -> tuple[list[Choice], list[Choice]]:
         """Those tuned and those measured that count for this configuration and batch."""
@@ -31,24 +45,38 @@ class Product:
         return fits[0], fits[1]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was measured: `kernel` is the fastest from batch `batches[0]` to `batches[1]`."""
+def select(product: Product, device: Device, name: str = "auto", precision: str = "full") -> Kernel:
+    """The kernel for a product with a weight on `device`, whatever y's dtype.
 
-    weights: str
-    shape: tuple[int, int]
-    batches: tuple[int, int]
-    dtype: str
-    kernel: str
+    `auto` takes an automatic kernel: as tuned, as measured or as estimated (`choose`); with precision `fast` also one
+    of that precision, if it is estimated to be faster. A name takes that kernel. Raises TypeError or ValueError for
+    what a name or precision can't be, KernelError where the kernel can't run.
+    """
+    check(name, precision)
+    return _select(replace(product, out_dtype=product.dtype), device, name, precision, state(device))
 
-    def distance(self, n: int) -> float:
-        """How many times n is larger or smaller than the nearest measured batch, at least 1."""
-        low, high = self.batches
-        return max(low / n, n / high, 1.0)
+
+def check(name: object, precision: object) -> None:
+    """TypeError or ValueError for what a kernel's name or a precision can't be."""
+    if not isinstance(name, str):
+        raise TypeError(f"kernel={name!r}: must be a name, like 'psumbook' or 'cpu:psumbook'")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+
+
+def state(device: Device) -> tuple[int, str | None]:
+    """What choices were made under: other kernels, tables or instructions of the processor make others."""
+    return registry.version(), os.environ.get(isa.VARIABLE) if device == CPU else None
+
+
+def choose_anew() -> None:
+    """Let every product look up the tables again."""
+    tables.forget()
+    registry.changed()
 
 
 def choose(
-    product: Product,
+    product: Lookup,
     estimates: Mapping[str, float],
     tuned: Iterable[Choice] = (),
     crossovers: Iterable[Choice] = (),
@@ -73,7 +101,7 @@ def choose(
     return min(estimates, key=lambda name: estimates[name])
 
 
-def _unlike(choice: Choice, product: Product) -> tuple[bool, float, float, tuple[int, int]]:
+def _unlike(choice: Choice, product: Lookup) -> tuple[bool, float, float, tuple[int, int]]:
     """The less, the sooner a choice counts for a product."""
     ratio = _ratio(choice.shape, product.shape)
     return choice.shape != product.shape, ratio, choice.distance(product.n), choice.batches
@@ -83,3 +111,63 @@ def _ratio(shape: tuple[int, int], other: tuple[int, int]) -> float:
     """How many times one matrix has the other's weights, at least 1."""
     ratio = (shape[0] * shape[1]) / (other[0] * other[1])
     return max(ratio, 1 / ratio)
+
+
+def lookup_of(product: Product) -> Lookup:
+    """What is looked up for a product."""
+    return _lookup(product.spec, product)
+
+
+def _lookup(spec: Spec, product: Product) -> Lookup:
+    core = _lookup(spec.core, product) if isinstance(spec, ExtendedSpec) else None
+    return Lookup(name_of(spec), spec.shape, product.n, product.dtype.name, core)
+
+
+@lru_cache(maxsize=1024)
+def _select(product: Product, device: Device, name: str, precision: str, state: object) -> Kernel:
+    if name != "auto":
+        return _named(product, device, name)
+    kernel = _choose(product, device)
+    if precision == "full":
+        return kernel
+    fast = [k for k in _candidates(product, device) if k.precision == precision and not refusal(k, product, device)]
+    return min([*fast, kernel], key=lambda k: k.estimate(product, device))
+
+
+def _candidates(product: Product, device: Device) -> list[Kernel]:
+    return [kernel_for(kernel, product.spec) for kernel in registered(device.engine)]
+
+
+def _choose(product: Product, device: Device) -> Kernel:
+    candidates = _candidates(product, device)
+    usable = {k.name: k for k in candidates if k.is_automatic(product) and not refusal(k, product, device)}
+    if not usable:
+        raise KernelError(
+            f"no kernel is chosen automatically for this weight on {device}; name one: "
+            + "; ".join(f"{k.name} ({refusal(k, product, device) or 'usable'})" for k in candidates)
+        )
+    estimates = {name: kernel.estimate(product, device) for name, kernel in usable.items()}
+    return usable[choose(lookup_of(product), estimates, tables.tuned(device), _crossovers(device))]
+
+
+def _crossovers(device: Device) -> tuple[Choice, ...]:
+    return () if device == CPU else tables.crossovers(gpu_of(device).arch)
+
+
+def _named(product: Product, device: Device, name: str) -> Kernel:
+    engine, _, short = name.rpartition(":")
+    named = [k for k in registered() if k.name == short and engine in ("", k.engine)]
+    if not named:
+        known = sorted({k.name for k in registered()})
+        raise KernelError(f"kernel {name!r} is unknown; known: {', '.join(known)}")
+    here = [k for k in named if k.engine == device.engine]
+    if not here:
+        raise KernelError(
+            f"kernel {name!r} runs on {' and '.join(k.engine for k in named)} and the weight is on {device}: "
+            "move it with w.to(...)"
+        )
+    kernel = kernel_for(here[0], product.spec)
+    reason = refusal(kernel, product, device)
+    if reason:
+        raise KernelError(f"kernel {name!r} can't run here: {reason}")
+    return kernel

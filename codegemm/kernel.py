@@ -6,48 +6,75 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
+from codegemm import devices
+from codegemm.devices import Device
 from codegemm.formats.weight import Spec, Weight
+
+S = TypeVar("S", bound=Spec)
+W = TypeVar("W", bound=Weight)
+
+
+@dataclass(frozen=True)
+class Product(Generic[S]):
+    """y [n, M] = x [n, K] @ W^T without its arrays: what kernels decide by.
+
+    spec: the weight's. n: rows of x and y. dtype, out_dtype: of x, and of y: x's or float32.
+    """
+
+    spec: S
+    n: int
+    dtype: np.dtype
+    out_dtype: np.dtype
+
+    @classmethod
+    def of(cls, spec: S, n: int, dtype: Any, out_dtype: Any = None) -> Self:
+        """One whose y is of x's dtype unless another is named."""
+        return cls(spec, int(n), np.dtype(dtype), np.dtype(dtype if out_dtype is None else out_dtype))
+
+    @property
+    def x_bytes(self) -> int:
+        """Of x."""
+        return self.n * self.spec.in_features * self.dtype.itemsize
+
+    @property
+    def y_bytes(self) -> int:
+        """Of y."""
+        return self.n * self.spec.out_features * self.out_dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one product costs a kernel, counted, not measured.
-
-    bytes_read, bytes_written: memory traffic if every byte moves once (weights as the kernel holds them, x, y).
-    lookups: table entries or centroids fetched by a code.
-    multiply_adds: fused multiply-adds.
-    launches: kernels started (CUDA) or parallel loops entered (CPU).
-    """
+    """What one product moves from and to memory: weights as the kernel holds them, x, y; every byte once in each of the
+    parts that a kernel does one after the other."""
 
     bytes_read: int
     bytes_written: int
-    lookups: int
-    multiply_adds: int
-    launches: int = 1
 
 
-class Kernel(ABC):
+class Kernel(ABC, Generic[S, W]):
     """One way to compute y = x @ W^T. Subclass it and pass an instance to `codegemm.register_kernel`.
+
+    S, W: spec and weights that it multiplies, like Kernel[CodebookSpec, CodebookWeight]; for type checkers alone.
 
     name: what `kernel=` takes, like `psumbook`.
     engine: `cpu` (weights on the CPU, NumPy arrays) or `cuda` (CuPy arrays).
+    weights: the class of weights that it multiplies. One for CodebookWeights also gets ExtendedWeights: their core with
+        x made for it (`engines/extended.py`); on a GPU a `CudaKernel` does.
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
         of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
         bfloat16).
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
-    extended: whether it multiplies ExtendedWeights itself. Any other is given their core, a CodebookWeight, with x made
-        for it (`engines/extended.py`).
     """
 
     name: str
     engine: str
+    weights: type[Weight] = Weight  # type: ignore[type-abstract]
     automatic: bool = False
     precision: str = "full"
-    extended: bool = False
 
     @property
     def full_name(self) -> str:
@@ -58,12 +85,12 @@ class Kernel(ABC):
         """Why this kernel can't run on this machine at all, or None."""
         return None
 
-    @abstractmethod
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        """None if weights of `spec` on `device` can be multiplied by n rows of `dtype`, else the reason why not."""
+    def refuses(self, product: Product[S], device: Device) -> str | None:
+        """Why a product with one of its `weights` on `device` can't be, like "n=5: up to 4 rows"; None if it can."""
+        return None
 
     @abstractmethod
-    def prepare(self, weight: Weight, device: str) -> Any:
+    def prepare(self, weight: W, device: Device) -> Any:
         """The weight in the form that `run` reads, on `device`; made once per weight and kept with it."""
 
     @abstractmethod
@@ -73,47 +100,57 @@ class Kernel(ABC):
         x: [n, K], contiguous, float16, bfloat16, float32 or float64; never written to, never overlapping `out`;
             on a GPU aligned to 16 bytes.
         out: [n, M], contiguous, x's dtype or float32.
-        workspace: uint8 array of at least `workspace(spec, n, device)` bytes, aligned to 64; its content is arbitrary,
+        workspace: uint8 array of at least `workspace(product, device)` bytes, aligned to 64; its content is arbitrary,
             but on a GPU the first 64 KiB are zero and must be zero again when the kernel has run.
         stream: on a GPU an object whose `ptr` is the CUDA stream to run on, or None for CuPy's current one.
         """
 
-    def bind(self, prepared: Any, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Callable[[Any, Any, Any, Any], None]:
-        """`run` for exactly n rows of `dtype` and such an output, as a function of x, out, workspace and stream.
+    def bind(self, prepared: Any, product: Product[S]) -> Callable[[Any, Any, Any, Any], None]:
+        """`run` for exactly this product, as a function of x, out, workspace and stream.
 
         A kernel of microseconds decides here what need not be decided at every call.
         """
         return partial(self.run, prepared)
 
-    def is_automatic(self, n: int, dtype: np.dtype) -> bool:
-        """Whether `auto` may choose it for n rows of `dtype`; `automatic` unless its error depends on them."""
+    def is_automatic(self, product: Product[S]) -> bool:
+        """Whether `auto` may choose it for a product; `automatic` unless its error depends on more."""
         return self.automatic
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
-        """Bytes of workspace that n rows (and any fewer) need on `device`; none unless a kernel says so."""
+    def workspace(self, product: Product[S], device: Device) -> int:
+        """Bytes of workspace that a product, and one of fewer rows, needs on `device`; none unless a kernel says so."""
         return 0
 
-    def load(self, prepared: Any, n: int, dtype: np.dtype) -> None:  # noqa: B027 (most kernels have nothing to do)
-        """Do now what the first `run` with n rows (and any fewer) of `dtype` would do beside multiplying."""
+    def load(self, prepared: Any, product: Product[S]) -> None:
+        """Do now what the first product like this, of fewer rows or with y in float32, would do beside multiplying."""
 
-    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> Iterable[Callable[[], object]]:
-        """What products of n rows (and any fewer) compile at their first use, as calls that do it beforehand.
+    def builds(self, product: Product[S], device: Device) -> Iterable[Callable[[], object]]:
+        """What a product, and one of fewer rows, compiles at its first use, as calls that do it beforehand.
 
         Calls that are equal compile the same: `codegemm.warmup` makes one of them.
         """
         return ()
 
     @abstractmethod
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        """What `run` with n rows of `dtype` costs."""
+    def cost(self, product: Product[S], device: Device) -> Cost:
+        """What `run` moves."""
 
-    def bits_per_weight(self, spec: Spec) -> float:
+    def bits_per_weight(self, spec: S) -> float:
         """Bits of one weight as this kernel multiplies it; those of the format unless it keeps another form."""
         return spec.bits_per_weight
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
-        """Relative time of a product, by which `auto` ranks the automatic kernels of one engine."""
-        return float(self.cost(spec, n, dtype).bytes_read)
+    def estimate(self, product: Product[S], device: Device) -> float:
+        """Seconds of a product, by which `auto` ranks the automatic kernels of one engine; its bytes' time unless a
+        kernel knows better."""
+        cost = self.cost(product, device)
+        return (cost.bytes_read + cost.bytes_written) / devices.bandwidth(device)
+
+    def prepared(self, weight: W) -> Any:
+        """What `prepare` made of a weight; kept with it, and freed with it."""
+        key = (self, weight.device)
+        if key not in weight.memo:
+            # Two threads may both prepare the first time; all get the same result.
+            weight.memo.setdefault(key, self.prepare(weight, weight.device))
+        return weight.memo[key]
 
     def __repr__(self) -> str:
         return f"<kernel {self.full_name}>"

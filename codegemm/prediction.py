@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from codegemm.choice import choose
+from codegemm.choice import choose, lookup_of
 from codegemm.comparison.targets import Timed
-from codegemm.dispatch import kernel_for, product_of, registered
 from codegemm.engines.cuda import model
-from codegemm.engines.cuda.extended import CudaExtended
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.launch import CudaKernel
-from codegemm.engines.cuda.model import Work
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.formats.names import spec_of
 from codegemm.formats.weight import Spec
-from codegemm.kernel import Kernel
+from codegemm.kernel import Product
+from codegemm.registry import kernel_for, multiplies, registered
 
 DTYPE = np.dtype(np.float16)
 
@@ -34,9 +31,9 @@ class Prediction(Timed):
 def predict(
     gpu: Gpu, shapes: Iterable[tuple[int, int]], configs: Sequence[str], batches: Iterable[int]
 ) -> list[Prediction]:
-    """Every kernel of the CUDA engine that says what its launches do, for x in float16; the dense product once a shape
+    """Every kernel of the CUDA engine whose products are steps, for x in float16; the dense product once a shape
     and batch. ValueError for a shape that a configuration can't hold."""
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     for shape in shapes:
         specs = {config: spec_of(shape, config) for config in configs}
         for n in batches:
@@ -44,8 +41,8 @@ def predict(
             for config, spec in specs.items():
                 for row in _product(config, spec, n, gpu, rows.get(("dense", ""))):
                     rows.setdefault((row.kernel, row.config), row)
-            found += rows.values()
-    return found
+            predictions += rows.values()
+    return predictions
 
 
 def copy_bandwidth(gpu: Gpu) -> float:
@@ -53,26 +50,18 @@ def copy_bandwidth(gpu: Gpu) -> float:
     return model.MEMORY_SHARE * gpu.bandwidth
 
 
-def bound(works: Sequence[Work], gpu: Gpu) -> str:
-    """What the longest launch waits for longest: a part of the GPU, or its own start and what nothing hides."""
-
-    def waits(work: Work) -> tuple[float, str]:
-        part, busy = model.bound(work, gpu)
-        hidden_by_nothing = model.LAUNCH + work.latency / gpu.clock
-        return (hidden_by_nothing, "latency") if hidden_by_nothing > busy else (busy, part)
-
-    return max(map(waits, works))[1]
-
-
 def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None) -> list[Prediction]:
     """Of all kernels, the dense one first."""
-    modelled = [kernel_for(k, spec) for k in registered("cuda") if hasattr(k, "work")]
-    fitting = [k for k in modelled if _refusal(k, spec, n, gpu) is None]
-    works: dict[Kernel, tuple[Work, ...]] = {kernel: _work(kernel, spec, n, gpu) for kernel in fitting}
-    parts = {kernel: _parts(kernel, spec, n, gpu) for kernel in fitting}
-    times = {k: sum(parts[k].values()) if parts[k] else model.seconds(works[k], gpu) for k in fitting}
-    automatic = {kernel.name: times[kernel] for kernel in fitting if kernel.is_automatic(n, DTYPE)}
-    chosen = choose(product_of(spec, n, DTYPE), automatic) if automatic else None
+    product = Product.of(spec, n, DTYPE)
+    kernels = (kernel_for(kernel, spec) for kernel in registered("cuda"))
+    works = {
+        kernel: kernel.decide(product, gpu).works
+        for kernel in kernels
+        if isinstance(kernel, CudaKernel) and multiplies(kernel, spec) and kernel.unfit_for(product, gpu) is None
+    }
+    times = {kernel: model.seconds(works[kernel], gpu) for kernel in works}
+    automatic = {kernel.name: times[kernel] for kernel in works if kernel.is_automatic(product)}
+    chosen = choose(lookup_of(product), automatic) if automatic else None
     dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
     return [
         Prediction(
@@ -81,25 +70,10 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
             shape=spec.shape,
             batch=n,
             seconds=times[kernel],
-            bandwidth_share=kernel.cost(spec, n, DTYPE).bytes_read / times[kernel] / copy_bandwidth(gpu),
+            bandwidth_share=sum(work.bytes_read for work in works[kernel]) / times[kernel] / copy_bandwidth(gpu),
             chosen=kernel.name == chosen,
-            bound=max(parts[kernel], key=parts[kernel].__getitem__, default=None) or bound(works[kernel], gpu),
+            bound=model.bound(works[kernel], gpu),
             times_dense=dense_seconds and dense_seconds / times[kernel],
         )
-        for kernel in sorted(fitting, key=lambda kernel: kernel.name != "dense")
+        for kernel in sorted(works, key=lambda kernel: kernel.name != "dense")
     ]
-
-
-def _refusal(kernel: Kernel, spec: Spec, n: int, gpu: Gpu) -> str | None:
-    if isinstance(kernel, CudaKernel | CudaExtended):
-        return kernel.refuses(spec, n, DTYPE, gpu)
-    return kernel.supports(spec, n, DTYPE, "cuda:0")
-
-
-def _parts(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> dict[str, float]:
-    """What the estimate is a sum of, where that was measured."""
-    return kernel.parts(spec, n, DTYPE, gpu) if isinstance(kernel, CudaKernel) else {}
-
-
-def _work(kernel: Any, spec: Spec, n: int, gpu: Gpu) -> tuple[Work, ...]:
-    return tuple(kernel.work(spec, n, DTYPE, gpu))

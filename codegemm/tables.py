@@ -1,19 +1,21 @@
 """What was measured, for `auto` to look up: choices tuned on a device, and crossovers of a GPU's architecture.
 
 `codegemm tune` writes the former, one file a device, into the user's cache; its name covers the device, the package's
-version and the kernels' sources, so that what was measured with others is not found. The latter come with the package.
+version and the engine's code, so that what was measured with another is not found. The latter come with the package.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from codegemm import cache as store
-from codegemm.choice import Choice
+from codegemm.devices import Device
 from codegemm.version import __version__
 
 FORMAT = "1"
@@ -21,33 +23,53 @@ CROSSOVERS = Path(__file__).parent / "engines" / "cuda" / "crossovers.json"
 _KIND, _SUFFIX = "tuned", ".json"
 
 
-@lru_cache(maxsize=64)
-def tuned(device: str) -> tuple[Choice, ...]:
+@dataclass(frozen=True)
+class Choice:
+    """What was measured: `kernel` is the fastest from batch `batches[0]` to `batches[1]`."""
+
+    weights: str
+    shape: tuple[int, int]
+    batches: tuple[int, int]
+    dtype: str
+    kernel: str
+
+    def distance(self, n: int) -> float:
+        """How many times n is larger or smaller than the nearest measured batch, at least 1."""
+        low, high = self.batches
+        return max(low / n, n / high, 1.0)
+
+
+def tuned(device: Device) -> tuple[Choice, ...]:
     """The choices stored for `cpu` or `cuda:<number>`; none where there is no file or it is damaged."""
-    return _stored(device)
+    return _tuned(machine_key(device))
 
 
-def _stored(device: str) -> tuple[Choice, ...]:
+@lru_cache(maxsize=64)
+def _tuned(key: str) -> tuple[Choice, ...]:
+    return _stored(key)
+
+
+def _stored(key: str) -> tuple[Choice, ...]:
     try:
-        found = store.lookup(_KIND, machine_key(device), _SUFFIX)
-        return () if found is None else _parse(json.loads(found.read_text()))
+        path = store.lookup(_KIND, key, _SUFFIX)
+        return () if path is None else _parse(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError):
         return ()
 
 
-def save(device: str, choices: Iterable[Choice]) -> Path:
+def save(device: Device, choices: Iterable[Choice]) -> Path:
     """Add choices to those of a device, in place of what they are for, and return the file.
 
     Raises PermissionError where the cache can't be written to.
     """
-    kept = {(c.weights, c.shape, c.batches, c.dtype): c for c in (*_stored(device), *choices)}
-    text = json.dumps([asdict(choice) for choice in kept.values()], indent=1)
     key = machine_key(device)
+    kept = {(c.weights, c.shape, c.batches, c.dtype): c for c in (*_stored(key), *choices)}
+    text = json.dumps([asdict(choice) for choice in kept.values()], indent=1)
     place = store.store(_KIND, key, _SUFFIX, lambda path: _write(path, text))
     for older in place.parent.glob(f"{key}-*{_SUFFIX}"):
         if older != place:
             older.unlink(missing_ok=True)
-    tuned.cache_clear()
+    _tuned.cache_clear()
     return place
 
 
@@ -61,9 +83,9 @@ def crossovers(arch: int, path: Path = CROSSOVERS) -> tuple[Choice, ...]:
 
 def forget() -> None:
     """Read the tables anew at the next look."""
-    tuned.cache_clear()
+    _tuned.cache_clear()
     crossovers.cache_clear()
-    machine_key.cache_clear()
+    _code.cache_clear()
 
 
 def _parse(records: list[dict]) -> tuple[Choice, ...]:
@@ -88,30 +110,23 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-@cache
-def machine_key(device: str) -> str:
-    """The key of what was measured on `cpu` or `cuda:<number>`: of this package's version and these kernels there."""
-    return store.key(FORMAT, __version__, device_name(device), *_sources(device.partition(":")[0]))
+def machine_key(device: Device) -> str:
+    """The key of what was measured on `device`: of this package's version, and of what its engine says of the machine
+    and of its own code."""
+    machine = _machine(device.engine)
+    return store.key(FORMAT, __version__, *machine.identity(device), _code(device.engine))
 
 
-def device_name(device: str) -> str:
+def device_name(device: Device) -> str:
     """What the makers call `cpu` or `cuda:<number>`."""
-    if device == "cpu":
-        from codegemm.engines.cpu import device as processor
-
-        return processor.name()
-    from codegemm.engines import cuda
-
-    return cuda.name(device)
+    name: str = _machine(device.engine).identity(device)[0]
+    return name
 
 
-def _sources(engine: str) -> list[bytes]:
-    """Of the engine's compiled kernels."""
-    from codegemm import baselines, kernels_cu
-    from codegemm.engines.cpu import compiler
+@cache
+def _code(engine: str) -> str:
+    return store.key(*(path.read_bytes() for path in _machine(engine).files()))
 
-    if engine == "cuda":
-        files = sorted(kernels_cu.FOLDER.glob("*.cu*"))
-    else:
-        files = sorted([*compiler.SOURCES.glob("*.[ch]pp"), *Path(str(baselines.__file__)).parent.glob("*.cpp")])
-    return [path.read_bytes() for path in files]
+
+def _machine(engine: str) -> ModuleType:
+    return import_module(f"codegemm.engines.{engine}.machine")

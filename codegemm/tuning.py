@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from codegemm import dispatch, tables
-from codegemm.choice import Choice
+from codegemm import choice, tables
 from codegemm.comparison import measure
 from codegemm.comparison.measure import Candidate
 from codegemm.comparison.sources import Case
+from codegemm.devices import Device
 from codegemm.formats.names import name_of
 from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel
+from codegemm.kernel import Product
 from codegemm.quantize.progress import Progress
+from codegemm.registry import kernel_for, refusal, registered
+from codegemm.tables import Choice
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Measured:
 
 
 def tune(
-    cases: Sequence[Case], batches: Sequence[int], device: str, dtype: np.dtype, budget: float, progress: Progress
+    cases: Sequence[Case], batches: Sequence[int], device: Device, dtype: np.dtype, budget: float, progress: Progress
 ) -> tuple[list[Measured], Path]:
     """Measure every case, configuration and batch, store the fastest kernels for `device` and say in which file.
 
@@ -38,14 +40,14 @@ def tune(
     """
     batches = sorted(set(batches))
     progress.total(sum(len(case.configs) for case in cases))
-    found: list[Measured] = []
+    measured: list[Measured] = []
     for case in cases:
         for config in case.configs:
-            found += _measure(case.weight(config).to(device), batches, dtype, budget)
+            measured += _measure(case.weight(config).to(device), batches, dtype, budget)
             progress.advance()
-    place = tables.save(device, [measured.choice for measured in found])
-    dispatch.choose_anew()
-    return found, place
+    place = tables.save(device, [each.choice for each in measured])
+    choice.choose_anew()
+    return measured, place
 
 
 def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: float) -> list[Measured]:
@@ -53,9 +55,9 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
     x = measure.inputs(spec.in_features, max(batches), dtype)
     seconds: dict[int, dict[str, float]] = {n: {} for n in batches}
     # One kernel after the other, so that only one holds copies of the weight.
-    for registered in dispatch.registered(device.partition(":")[0]):
-        kernel = dispatch.kernel_for(registered, spec)
-        fitting = [n for n in batches if _may_be_chosen(kernel, weight, n, dtype)]
+    products = {n: Product.of(spec, n, dtype) for n in batches}
+    for kernel in (kernel_for(kernel, spec) for kernel in registered(device.engine)):
+        fitting = [n for n, p in products.items() if kernel.is_automatic(p) and not refusal(kernel, p, device)]
         if not fitting:
             continue
         candidate = Candidate(kernel, weight, fitting, dtype)
@@ -65,13 +67,8 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
         Measured(
             Choice(name_of(spec), spec.shape, (n, n), dtype.name, min(times, key=lambda name: times[name])),
             dict(sorted(times.items(), key=lambda item: item[1])),
-            dispatch.select(spec, n, dtype, device).name,
+            choice.select(products[n], device).name,
         )
         for n, times in seconds.items()
         if times
     ]
-
-
-def _may_be_chosen(kernel: Kernel, weight: Weight, n: int, dtype: np.dtype) -> bool:
-    refused = kernel.unavailable() or kernel.supports(weight.spec, n, dtype, weight.device)
-    return kernel.is_automatic(n, dtype) and not refused

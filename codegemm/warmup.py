@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from codegemm import dispatch
+from codegemm import choice, devices
 from codegemm.arrays import float_dtype
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import device as gpus
+from codegemm.devices import Device
 from codegemm.formats.names import spec_of
 from codegemm.formats.weight import Spec
+from codegemm.kernel import Product
 
 
 def warmup(
@@ -24,35 +25,35 @@ def warmup(
     dtype: Any = np.float16,
     device: str = "cuda",
     kernel: str = "auto",
+    precision: str = "full",
 ) -> None:
     """Compile, on all processors, what products with weights of these shapes need; no weights are needed for it.
 
     shapes: (out_features, in_features) of weights in `config` (`m1v4g128`, `e8p`); or weights' specs, whose own
         configuration counts.
-    batches: numbers of rows of x, of `dtype` (float16, bfloat16 or float32), for each of which `kernel` is chosen as
-        `matmul` and `plan` choose it.
+    batches: numbers of rows of x, of `dtype` (float16, bfloat16 or float32), for each of which a kernel is chosen as
+        `matmul` and `plan` choose it by `kernel` and `precision`.
     device: `cpu`, `cuda` or `cuda:<number>`.
 
     What is compiled is kept in the user's cache. Raises RuntimeError where there is no such GPU or no compiler for it,
     ValueError for a shape that the configuration can't hold, KernelError where no kernel is chosen.
     """
-    device, dtype = gpus.parse_device(device), float_dtype(dtype)
-    if device != "cpu":
-        gpus.check(device)
+    where, dtype = Device.parse(device), float_dtype(dtype)
+    devices.check(where)
     specs = [shape if isinstance(shape, Spec) else spec_of(shape, config) for shape in shapes]
     builds: list[Callable[[], object]] = []
     for n in batches:
         if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
             raise ValueError(f"batch {n!r}: must be an integer of at least 1")
         for spec in specs:
-            chosen = dispatch.select(spec, int(n), dtype, device, kernel)
-            builds += chosen.builds(spec, int(n), dtype, device)
+            product = Product.of(spec, n, dtype)
+            builds += choice.select(product, where, kernel, precision).builds(product, where)
     build_all(builds)
 
 
 def build_all(builds: Iterable[Callable[[], object]]) -> None:
     """Make calls of `Kernel.builds`, each once and on all processors; raises the first one's error after all others."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = [pool.submit(build) for build in dict.fromkeys(builds)]
-    for each in made:
-        each.result()
+        running = [pool.submit(build) for build in dict.fromkeys(builds)]
+    for build in running:
+        build.result()

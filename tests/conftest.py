@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import codegemm
-from codegemm import dispatch, tables
+from codegemm import choice, tables
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, library
 
@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(autouse=True)
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` as on a machine where nothing was tuned."""
-    monkeypatch.setattr(tables, "_stored", lambda device: ())
+    monkeypatch.setattr(tables, "_stored", lambda key: ())
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def tuned_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pat
     """Where choices are stored: in a cache that is empty, and gone afterwards."""
     monkeypatch.setattr(tables, "_stored", STORED)
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
-    dispatch.choose_anew()
+    choice.choose_anew()
     yield tmp_path / "tuned"
     monkeypatch.undo()
-    dispatch.choose_anew()
+    choice.choose_anew()
 
 
 @pytest.fixture

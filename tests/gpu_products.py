@@ -3,9 +3,11 @@
 import itertools
 from dataclasses import replace
 
-from codegemm import dispatch
 from codegemm.arrays import float_dtype
+from codegemm.devices import FIRST_GPU
 from codegemm.formats.names import spec_of
+from codegemm.kernel import Product
+from codegemm.registry import kernel_for, refusal, registered
 
 DTYPES = ("float16", "bfloat16", "float32")
 CASES = [
@@ -58,7 +60,7 @@ OTHERS = [
 def every_kernel():
     """(kernel, weight, rows of x, their dtype)."""
     turns = itertools.cycle(itertools.product((1, 3, 9, 33, 64, 100), DTYPES))
-    return [(kernel.name, case, *next(turns)) for kernel in dispatch.registered("cuda") for case in WEIGHTS]
+    return [(kernel.name, case, *next(turns)) for kernel in registered("cuda") for case in WEIGHTS]
 
 
 def psumbook():
@@ -69,7 +71,7 @@ def psumbook():
 
 def others():
     """The same of all other tests' products."""
-    names = [kernel.name for kernel in dispatch.registered("cuda")]
+    names = [kernel.name for kernel in registered("cuda")]
     return [
         (name, case, n, dtype)
         for case, batches, dtypes in OTHERS
@@ -81,26 +83,29 @@ def others():
 
 def kernel_named(name, spec):
     """What multiplies such weights under that name on a GPU."""
-    [kernel] = [kernel for kernel in dispatch.registered("cuda") if kernel.name == name]
-    return dispatch.kernel_for(kernel, spec)
+    [kernel] = [kernel for kernel in registered("cuda") if kernel.name == name]
+    return kernel_for(kernel, spec)
 
 
 def fewest(kernel, spec, n, dtype):
-    """The rows of x, n or halves of it, that the kernel takes; None if it takes none."""
-    while n and kernel.supports(spec, n, dtype, "cuda:0"):
+    """The product with n rows of x, or halves of it, that the kernel takes; None if it takes none."""
+    while n:
+        product = Product.of(spec, n, float_dtype(dtype))
+        if not refusal(kernel, product, FIRST_GPU):
+            return product
         n //= 2
-    return n or None
+    return None
 
 
 def builds():
     """What the products above compile, by kernels' own account."""
-    made = {}
+    each = {}
     for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook() + others():
-        spec, dtype = spec_of((rows, columns), config), float_dtype(dtype)
+        spec = spec_of((rows, columns), config)
         if parts > 1:
             bounds = [rows * part // parts for part in range(parts + 1)]
             spec = replace(spec, part_rows=tuple(end - first for first, end in itertools.pairwise(bounds)))
         kernel = kernel_named(name, spec)
-        n = fewest(kernel, spec, n, dtype)
-        made |= dict.fromkeys(kernel.builds(spec, n, dtype, "cuda:0") if n else ())
-    return list(made)
+        product = fewest(kernel, spec, n, dtype)
+        each |= dict.fromkeys(kernel.builds(product, FIRST_GPU) if product else ())
+    return list(each)

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emulator.gpu import emulated, multiply
+from emulator import emulate
 
 from benchmarks import counters, gpu, layers
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
-from codegemm.dispatch import registered
-from codegemm.engines import cuda
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda import timing
+from codegemm.engines.cuda.gpu import gpu_of
+from codegemm.registry import registered
 
 HALF = np.dtype(np.float16)
 
@@ -25,7 +27,7 @@ HALF = np.dtype(np.float16)
 def quick(emulated_gpu, monkeypatch, tmp_path):
     """A GPU of 1 TB/s, a replay of one product, and tiny layers of a tiny model; where its files go."""
     bandwidths = itertools.cycle([8e11, 1e12, 9e11])
-    monkeypatch.setattr(cuda, "measure_bandwidth", lambda device: next(bandwidths))
+    monkeypatch.setattr(timing, "measure_bandwidth", lambda device: next(bandwidths))
     monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(measure, "_MIN_CALLS", 2)
     monkeypatch.setattr(measure, "_MAX_CALLS", 2)
@@ -118,8 +120,8 @@ def test_a_wrong_product_fails_the_part(quick, capsys, monkeypatch):
     [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
     bind = psumbook.bind
 
-    def wrong(prepared, n, dtype, out_dtype):
-        return bind(prepared, n, dtype, out_dtype) if n == 1 else lambda *arguments: None
+    def wrong(prepared, product):
+        return bind(prepared, product) if product.n == 1 else lambda *arguments: None
 
     monkeypatch.setattr(psumbook, "bind", wrong)
     monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512),)})
@@ -235,9 +237,8 @@ def test_counters_beside_the_emulators(small_products, monkeypatch):
     assert (first["batch"], second["batch"]) == (1, 2)
     assert (first["wavefronts"], first["dram_read"], first["dram_written"]) == (57, 3072, 32)  # of both launches
     [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
-    with emulated(cuda.gpu("cuda:0")):
-        weight = random_weight((64, 512), "m1v4g128")
-        _, [report] = multiply(psumbook, weight, measure.inputs(512, 1, HALF))
+    weight, x = random_weight((64, 512), "m1v4g128"), measure.inputs(512, 1, HALF)
+    _, [report] = emulate.multiply(psumbook, weight, x, gpu=gpu_of(FIRST_GPU))
     shared = [counts for (_, _, space, _), counts in report.counts.items() if space == "shared"]
     assert first["emulated_wavefronts"] == sum(counts.wavefronts for counts in shared) > 0
     assert first["emulated_sector_bytes"] >= 64 * 128  # the codes alone

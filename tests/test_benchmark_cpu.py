@@ -27,11 +27,13 @@ from benchmarks.cpu.targets import (
     Timed,
     median_ratio,
 )
-from codegemm import dispatch
 from codegemm.comparison import measure
 from codegemm.comparison.targets import MAIN
+from codegemm.devices import CPU
 from codegemm.engines.cpu import device, isa
+from codegemm.kernel import Product
 from codegemm.products import plan
+from codegemm.registry import refusal, registered
 
 SINGLE = np.dtype(np.float32)
 WIDE, TALL = (64, 128), (128, 64)
@@ -116,22 +118,24 @@ def test_the_slowest_product_of_auto():
 
 
 def test_what_is_timed():
-    one, two = (measuring.products(threads, measuring.FULL_SIZE.batches) for threads in measuring.THREADS)
-    assert {product.batch for product in one} == {1}
-    for products in (one, two):
-        assert len(set(products)) == len(products)
-        timed_once = {(product.kernel, product.config) for product in products if product.batch == 1}
+    one, two = (measuring.cases(threads, measuring.FULL_SIZE.batches) for threads in measuring.THREADS)
+    assert {case.batch for case in one} == {1}
+    for cases in (one, two):
+        assert len(set(cases)) == len(cases)
+        timed_once = {(case.kernel, case.config) for case in cases if case.batch == 1}
         assert {(kernel, config) for kernel in (AUTO, FULL, FAST) for config in MAIN} <= timed_once
         assert {(AUTO, AQLM_CONFIG), (AQLM, AQLM_CONFIG)} <= timed_once
         assert {name for name, _ in timed_once} >= set(WHOLE_MATRIX)
-    by_kernel = {name: [p.batch for p in two if p.kernel == name] for name in (DENSE, TORCH_FP32, TORCH_BF16, FULL)}
+    by_kernel = {
+        name: [case.batch for case in two if case.kernel == name] for name in (DENSE, TORCH_FP32, TORCH_BF16, FULL)
+    }
     assert by_kernel[DENSE] == by_kernel[TORCH_FP32] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     assert by_kernel[TORCH_BF16] == [1, 2, 4, 8, 16]
     assert set(by_kernel[FULL]) == {1, 4, 16}
     for target in report.TARGETS:  # each has its products
-        products = one if target.threads == 1 else two
+        cases = one if target.threads == 1 else two
         for config in target.configs:
-            assert measuring.Product(target.kernel, config, target.batch) in products
+            assert measuring.Case(target.kernel, config, target.batch) in cases
 
 
 def test_a_turn_calls_once_at_least():
@@ -185,9 +189,9 @@ def small(monkeypatch):
 def test_the_quick_form(small, monkeypatch, tmp_path, capsys):
     installed = peers._is_installed
     monkeypatch.setattr(peers, "_is_installed", lambda package: package != "aqlm" and installed(package))
-    before = [kernel.name for kernel in dispatch.registered("cpu")]
+    before = [kernel.name for kernel in registered("cpu")]
     assert command.main(["--quick", "--json", str(tmp_path / "cpu.json")]) == 0
-    assert [kernel.name for kernel in dispatch.registered("cpu")] == before
+    assert [kernel.name for kernel in registered("cpu")] == before
     data = json.loads((tmp_path / "cpu.json").read_text())
     assert data["machine"]["device"] == device.name()
     assert "aqlm" in data["left_out"][AQLM]
@@ -278,8 +282,9 @@ def test_another_version_of_aqlm_is_left_out(aqlm_installed, tmp_path):
     ("config", "reason"),
     [("m1v4g128", "one scale a row"), ("m1v8b16g-1", "codes of 8 bits"), ("e8p", "CodebookWeights")],
 )
-def test_weights_that_aqlms_kernel_does_not_multiply(config, reason, make_weight):
-    assert reason in peers.AQLM_NUMBA.supports(make_weight(64, 256, config).spec, 1, SINGLE, "cpu")
+def test_weights_that_aqlms_kernel_does_not_multiply(config, reason, make_weight, monkeypatch):
+    monkeypatch.setattr(peers.AqlmNumba, "unavailable", lambda kernel: None)
+    assert reason in refusal(peers.AQLM_NUMBA, Product.of(make_weight(64, 256, config).spec, 1, SINGLE), CPU)
 
 
 def test_torch_in_float32(make_weight):

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from emulator import emulate
 
 from benchmarks import cubins, cuts, gpu, smoke
 from codegemm.comparison import measure
@@ -13,24 +14,25 @@ from codegemm.engines.cuda import compiler, dequant_cut, psumbook_cut
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.formats.names import spec_of
+from codegemm.kernel import Product
 
 
 def test_weights_are_fitted(rng):
     """Times made of the terms give their weights back; a term that would cost less than nothing costs nothing."""
     terms = rng.uniform(1, 10, (40, 3))
     assert np.allclose(cuts.least_squares(terms, terms @ [2.0, 0.5, 3.0]), [2, 0.5, 3])
-    found = cuts.least_squares(terms, terms @ [2.0, -0.5, 3.0])
-    assert found[1] == 0
-    assert np.all(found >= 0)
+    weights = cuts.least_squares(terms, terms @ [2.0, -0.5, 3.0])
+    assert weights[1] == 0
+    assert np.all(weights >= 0)
 
 
 @pytest.mark.parametrize("module", [psumbook_cut, dequant_cut])
 def test_every_term_has_a_weight(module):
     spec = spec_of((4096, 4096), "m1v4g128")
-    made = module.cut_for(spec, 4, KNOWN["h200"])
-    terms = module.terms(made, spec, KNOWN["h200"])
+    cut = module.cut_for(spec, 4, KNOWN["h200"])
+    terms = module.terms(cut, spec, KNOWN["h200"])
     assert terms.keys() == module.WEIGHTS.keys()
-    assert module.estimate(made, spec, KNOWN["h200"]) == pytest.approx(
+    assert module.estimate(cut, spec, KNOWN["h200"]) == pytest.approx(
         sum(terms[k] * w for k, w in module.WEIGHTS.items()) / KNOWN["h200"].clock
     )
 
@@ -40,6 +42,31 @@ def test_estimates_explained(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(cuts.PRODUCTS)
     assert all(" us: " in line for line in lines)
+
+
+@pytest.mark.parametrize(("name", "n"), [("psumbook", 2), ("dequant", 16)])
+def test_a_product_is_cut_as_asked(name, n, make_weight, rng):
+    """By every cut that is tried the same product, with the arrays of the kernel itself."""
+    weight, x = make_weight(64, 512, "m1v4g128"), rng.standard_normal((n, 512)).astype(np.float16)
+    module, truth = cuts.MODULES[name], measure.exact(weight, x)
+    product = Product.of(weight.spec, n, x.dtype, np.float32)
+    grids = set()
+    for cut in cuts._chosen(module, weight.spec, n, emulate.SMALL_GPU)[::3]:
+        kernel = cuts.Recut(name, cut)
+        [launch] = kernel.decide(product, emulate.SMALL_GPU).launches
+        assert (launch.grid[0], launch.grid[-1]) == (len(cut.slices), cut.splits)
+        assert (launch.threads, launch.shared_bytes) == (32 * cut.warps, cut.shared_bytes)
+        assert measure.relative_error(emulate.multiply(kernel, weight, x)[0], truth) < 1e-3
+        grids.add(launch.grid)
+    assert len(grids) > 1
+
+
+def test_cuts_share_the_kernels_arrays(emulated_gpu, make_weight):
+    weight = make_weight(64, 512, "m1v4g128").to("cuda")
+    kernels = [cuts.Recut("psumbook", cut) for cut in cuts._chosen(psumbook_cut, weight.spec, 1, emulate.SMALL_GPU)[:2]]
+    first, second = [kernel.prepared(weight) for kernel in kernels]
+    assert first.arrays is second.arrays
+    assert first.runs is not second.runs
 
 
 def test_cuts_are_timed(emulated_gpu, monkeypatch, tmp_path, capsys):
@@ -89,12 +116,12 @@ def test_cubins_made_elsewhere_are_used(own_cache, monkeypatch, tmp_path, capsys
     assert cubins.main([str(tmp_path / "cubins"), "--arch", "90"]) == 0
     assert "1 cubins by NVRTC" in capsys.readouterr().out
     assert (tmp_path / "cubins" / "nvrtc.txt").read_text().strip() == ".".join(map(str, compiler.version()))
-    made = build().read_bytes()
+    cubin = build().read_bytes()
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "another"))
     monkeypatch.setattr(compiler, "version", lambda: (99, 9))
     assert compiler.adopt(tmp_path / "cubins") == 1
     monkeypatch.setattr(compiler, "compile_instance", None)
-    assert build().read_bytes() == made
+    assert build().read_bytes() == cubin
     with pytest.raises(TypeError):  # nothing of that name was made
         Build("spin.cu", "spin", 80)()
 
@@ -112,10 +139,10 @@ def test_cubins_of_another_owner_are_copied(own_cache, tmp_path):
 
 
 def test_what_a_gpu_loads_is_known_without_one():
-    made = {name: cubins.builds_for(KNOWN[name]) for name in ("h200", "a100", "rtx5090")}
-    builds = made["h200"]
-    assert all(len(each) == len(set(each)) > 100 for each in made.values())
-    assert [{build.arch for build in each} for each in made.values()] == [{90}, {80}, {120}]
+    by_gpu = {name: cubins.builds_for(KNOWN[name]) for name in ("h200", "a100", "rtx5090")}
+    builds = by_gpu["h200"]
+    assert all(len(each) == len(set(each)) > 100 for each in by_gpu.values())
+    assert [{build.arch for build in each} for each in by_gpu.values()] == [{90}, {80}, {120}]
     assert {  # of the tests' own
         "psumbook<4, 2, 8, 2, 4, Float, 1>",
         "psumbook<8, 2, 8, 2, 1, Bfloat, 2>",

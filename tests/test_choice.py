@@ -1,17 +1,24 @@
 """What `auto` takes: the pure function, and the tables it looks up."""
 
 import json
+import platform
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import codegemm
-from codegemm import arrays, cache, dispatch, products, tables
-from codegemm.choice import Choice, Product, choose
+from codegemm import Product, arrays, cache, products, registry, tables
+from codegemm.choice import Lookup, choose, choose_anew, select
+from codegemm.devices import CPU, Device
+from codegemm.engines.cpu import isa
+from codegemm.engines.cpu import machine as processor
+from codegemm.engines.cuda import machine as gpus
 from codegemm.formats.names import name_of, spec_of
+from codegemm.tables import Choice
 
-PRODUCT = Product("m1v4g128", (4096, 1024), 4, "float16")
+GPU, SINGLE = Device("cuda:0"), np.dtype(np.float32)
+PRODUCT = Lookup("m1v4g128", (4096, 1024), 4, "float16")
 ESTIMATES = {"slow": 3.0, "fast": 1.0, "other": 2.0}
 
 
@@ -84,8 +91,8 @@ def test_a_group_as_long_as_a_row_is_the_row(make_weight):
 def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
     weight = make_weight(384, 384, "m1v4g128")
     assert codegemm.plan(weight, 1).kernel.name == "psumbook"
-    place = tables.save("cpu", [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
-    dispatch.choose_anew()
+    place = tables.save(CPU, [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
+    choose_anew()
     assert codegemm.plan(weight, 1).kernel.name == "dequant"
     assert codegemm.plan(weight, 1, np.float16).kernel.name == "psumbook"
     assert codegemm.plan(weight, 2).kernel.name == "dequant"
@@ -94,19 +101,88 @@ def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
 
 def test_products_decided_before_look_again(tuned_cache, make_weight):
     weight = make_weight(384, 384, "m1v4g128")
-    single = np.dtype(np.float32)
-    assert products._call_for(weight, 1, single, "auto").kernel.name == "psumbook"
-    tables.save("cpu", [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
-    dispatch.choose_anew()
-    assert products._call_for(weight, 1, single, "auto").kernel.name == "dequant"
+    assert products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name == "psumbook"
+    tables.save(CPU, [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
+    choose_anew()
+    assert products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name == "dequant"
+
+
+@pytest.fixture
+def two_instruction_sets(monkeypatch):
+    """A processor that has AVX2 and, as every other, plain code; `auto` compiles nothing for either."""
+    monkeypatch.setattr(isa, "_features", lambda: frozenset({"avx2", "fma", "f16c", "bmi2"}))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
+
+
+def test_what_was_tuned_counts_for_its_instruction_set(two_instruction_sets, tuned_cache, make_weight, monkeypatch):
+    """A product decided under another one is decided anew, and again when that is back."""
+    weight = make_weight(384, 384, "m1v4g128")
+    tuned = Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")
+    tables.save(CPU, [tuned])
+    choose_anew()
+
+    def looked_up():
+        return tables.tuned(CPU), products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name
+
+    assert looked_up() == ((tuned,), "dequant")
+    monkeypatch.setenv(isa.VARIABLE, "plain")
+    assert looked_up() == ((), "psumbook")
+    assert codegemm.plan(weight, 1).kernel.name == "psumbook"
+    for name in ("avx2", ""):
+        monkeypatch.setenv(isa.VARIABLE, name)
+        assert looked_up() == ((tuned,), "dequant"), name
+        assert codegemm.plan(weight, 1).kernel.name == "dequant"
+
+
+def test_estimates_are_an_instruction_sets_too(two_instruction_sets, make_weight, monkeypatch):
+    """Without AVX2 entries of bytes serve one row of x: two rows share words, which cost more."""
+    weight = make_weight(4096, 512, "m1v4g128")
+    times = {}
+    for name in ("avx2", "plain"):
+        monkeypatch.setenv(isa.VARIABLE, name)
+        kernel = codegemm.plan(weight, 2, kernel="psumbook").kernel
+        times[name] = kernel.estimate(Product.of(weight.spec, 2, np.float32), CPU)
+    assert times["avx2"] < times["plain"]
+
+
+@pytest.mark.parametrize(("machine", "device"), [(processor, CPU), (gpus, GPU)])
+def test_tables_are_of_an_engines_own_python(machine, device, monkeypatch, tmp_path):
+    """What decides how a product is cut is as much a part of it as what is compiled."""
+    monkeypatch.setattr(machine, "identity", lambda device: ("made up",))
+    own = machine.files()
+    folders = {path.parent.name for path in own}
+    assert {"engines", device.engine} <= folders
+    names = {path.name for path in own}
+    assert names >= {"kernel.py", "machine.py", "psumbook.py", "dequant.py", "aqlm.py", "extended.py"}
+    assert any(path.suffix != ".py" for path in own)
+    assert len(own) == len(set(own))
+    assert all(path.is_file() for path in own)
+    path = tmp_path / "psumbook.py"
+    monkeypatch.setattr(machine, "files", lambda: [path])
+    keys = []
+    for source in ("planes = 2", "planes = 1", "planes = 2"):
+        path.write_text(source)
+        tables.forget()
+        keys.append(tables.machine_key(device))
+    assert keys[0] == keys[2] != keys[1]
+    tables.forget()
+
+
+def test_each_engine_has_tables_of_its_own(monkeypatch):
+    for machine in (processor, gpus):
+        monkeypatch.setattr(machine, "identity", lambda device: (device,))
+    keys = [tables.machine_key(device) for device in (CPU, GPU, Device("cuda:1"), GPU)]
+    assert keys[1] == keys[3]
+    assert len(set(keys)) == 3
 
 
 def test_choices_replace_those_for_the_same(tuned_cache):
     first = Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")
     other = replace(first, batches=(2, 2))
-    tables.save("cpu", [first, other])
-    tables.save("cpu", [replace(first, kernel="psumbook")])
-    assert set(tables.tuned("cpu")) == {replace(first, kernel="psumbook"), other}
+    tables.save(CPU, [first, other])
+    tables.save(CPU, [replace(first, kernel="psumbook")])
+    assert set(tables.tuned(CPU)) == {replace(first, kernel="psumbook"), other}
     assert len(list(tuned_cache.iterdir())) == 1
     assert cache.usage()[0] == 1
 
@@ -114,31 +190,38 @@ def test_choices_replace_those_for_the_same(tuned_cache):
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"weights": "m1v4"}]', '{"a": 1}', "[null]"])
 def test_a_damaged_table_is_a_miss(content, tuned_cache):
     """Both a file that isn't what its name says and one that never was right."""
-    place = tables.save("cpu", [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    place = tables.save(CPU, [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
     place.write_text(content)
     tables.forget()
-    assert tables.tuned("cpu") == ()
+    assert tables.tuned(CPU) == ()
     key = place.name.partition("-")[0]
     cache.store("tuned", key, ".json", lambda path: path.write_text(content) and None)
     tables.forget()
-    assert tables.tuned("cpu") == ()
+    assert tables.tuned(CPU) == ()
 
 
-def test_another_version_finds_nothing(tuned_cache, monkeypatch):
-    tables.save("cpu", [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
-    for name, value in (("__version__", "0"), ("_sources", lambda engine: [b"other"]), ("device_name", str)):
+def test_another_version_finds_nothing(tuned_cache, monkeypatch, tmp_path):
+    tables.save(CPU, [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    (tmp_path / "other.py").write_text("")
+    name, instructions = processor.identity(CPU)
+    for place, attribute, value in (
+        (tables, "__version__", "0"),
+        (processor, "files", lambda: [tmp_path / "other.py"]),
+        (processor, "identity", lambda device: ("another processor", instructions)),
+        (processor, "identity", lambda device: (name, "other instructions")),
+    ):
         with monkeypatch.context() as patched:
-            patched.setattr(tables, name, value)
+            patched.setattr(place, attribute, value)
             tables.forget()
-            assert tables.tuned("cpu") == ()
+            assert tables.tuned(CPU) == ()
     tables.forget()
-    assert len(tables.tuned("cpu")) == 1
+    assert len(tables.tuned(CPU)) == 1
 
 
 def test_no_cache_is_no_table(tuned_cache, monkeypatch, make_weight):
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", "/proc/nowhere")
-    dispatch.choose_anew()
-    assert tables.tuned("cpu") == ()
+    choose_anew()
+    assert tables.tuned(CPU) == ()
 
 
 def test_crossovers_of_an_architecture(tmp_path):
@@ -153,17 +236,17 @@ def test_crossovers_of_an_architecture(tmp_path):
 def test_auto_looks_up_crossovers_on_a_gpu(emulated_gpu, make_weight, monkeypatch):
     """The estimate would have been another; on the processor it counts alone."""
     weight = make_weight(256, 512, "m1v4g128")
-    spec, half = weight.spec, np.dtype(np.float16)
-    usable = [k for k in dispatch.registered("cuda") if k.automatic and not k.supports(spec, 1, half, "cuda:0")]
+    product = Product.of(weight.spec, 1, np.float16)
+    usable = [k for k in registry.registered("cuda") if k.automatic and not registry.refusal(k, product, GPU)]
     assert usable
-    estimated = dispatch.select(spec, 1, half, "cuda:0").name
+    estimated = select(product, GPU).name
     other = next((k.name for k in usable if k.name != estimated), None)
     if other is None:
         pytest.skip("one automatic kernel only")
     measured = (Choice("m1v4g128", (256, 512), (1, 1), "float16", other),)
     monkeypatch.setattr(tables, "crossovers", lambda arch: measured if arch == 90 else ())
-    dispatch._select.cache_clear()
-    assert dispatch.select(spec, 1, half, "cuda:0").name == other
+    registry.changed()
+    assert select(product, GPU).name == other
 
 
 def test_auto_rounds_weights_to_bfloat16_for_many_rows_only(emulated_gpu, make_weight, monkeypatch):
@@ -171,9 +254,8 @@ def test_auto_rounds_weights_to_bfloat16_for_many_rows_only(emulated_gpu, make_w
     spec = make_weight(256, 512, "m1v4g128").spec
     measured = (Choice("m1v4g128", (256, 512), (1, 128), "float16", "dequant_dense"),)
     monkeypatch.setattr(tables, "crossovers", lambda arch: measured)
-    bfloat16 = arrays.float_dtype("bfloat16")
-    dispatch._select.cache_clear()
-    assert dispatch.select(spec, 64, bfloat16, "cuda:0").name != "dequant_dense"
-    assert dispatch.select(spec, 65, bfloat16, "cuda:0").name == "dequant_dense"
-    assert dispatch.select(spec, 4, np.dtype(np.float16), "cuda:0").name == "dequant_dense"
-    assert dispatch.select(spec, 64, bfloat16, "cuda:0", "dequant_dense").name == "dequant_dense"
+    few, more = (Product.of(spec, n, arrays.bfloat16()) for n in (64, 65))
+    assert select(few, GPU).name != "dequant_dense"
+    assert select(more, GPU).name == "dequant_dense"
+    assert select(Product.of(spec, 4, np.float16), GPU).name == "dequant_dense"
+    assert select(few, GPU, "dequant_dense").name == "dequant_dense"

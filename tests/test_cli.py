@@ -152,7 +152,7 @@ def test_doctor_never_fails(monkeypatch, tmp_path, fresh_engine):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: broken())
-    monkeypatch.setattr("codegemm.engines.cuda.unavailable", lambda: "CuPy finds no usable GPU: the driver is too old")
+    monkeypatch.setattr("codegemm.devices.unavailable", lambda: "CuPy finds no usable GPU: the driver is too old")
     findings = {finding.what: finding for finding in doctor.examine()}
     assert findings["C++ compiler"].found is None
     assert "apt install g++" in findings["C++ compiler"].mend

@@ -10,7 +10,7 @@ import pytest
 import rich.console
 from click.testing import CliRunner
 from safetensors.numpy import save_file
-from test_dispatch import Twice
+from test_registry import Twice
 
 import codegemm
 from codegemm.cli import cli
@@ -307,7 +307,7 @@ def test_tensors_that_will_not_do(tmp_path):
 
 
 def test_without_a_gpu_the_reason_is_told(monkeypatch):
-    monkeypatch.setattr("codegemm.engines.cuda.unavailable", lambda: "there is none")
+    monkeypatch.setattr("codegemm.devices.unavailable", lambda: "there is none")
     result = CliRunner().invoke(cli, ["compare", "--engine", "cuda", "--shape", "64x64"])
     assert result.exit_code == 2
     assert "--engine cuda: there is none" in result.output

@@ -6,10 +6,9 @@ import sass
 from emulator import cases
 
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import compiler, dequant
-from codegemm.engines.cuda import dequant_cut as cut
+from codegemm.engines.cuda import compiler, dequant_cut, dequant_dense, dequant_fast, dequant_plain
 from codegemm.engines.cuda.gpu import KNOWN
-from codegemm.engines.cuda.launch import X_TYPES
+from codegemm.engines.cuda.kernel import X_TYPES
 from codegemm.formats.codebook import CodebookSpec
 
 FAST = {
@@ -17,7 +16,7 @@ FAST = {
     "m": (1, 2, 3, 4, 8),
     "b": (8, 4, 2, 16),
     "phases": (1, 2, 4, 0),
-    "n": cut.BATCHES,
+    "n": dequant_cut.BATCHES,
     "x": tuple(X_TYPES.values()),
     "shared": ("true", "false"),
     "arch": compiler.ARCHITECTURES,
@@ -25,7 +24,7 @@ FAST = {
 PLAIN = {
     "v": (3, 1, 5, 7, 12),
     "code": ("u8", "u16"),
-    "n": (1, 4, 16, 64),
+    "n": dequant_plain.BATCHES,
     "x": tuple(X_TYPES.values()),
     "arch": compiler.ARCHITECTURES,
 }
@@ -51,31 +50,31 @@ def instances(source, form, axes):
     def possible(case):
         if case.get("b") == 16 and case.get("shared") == "true":
             return False
-        if source != dequant.SOURCE or not set(axes) <= set(case):
+        if source != dequant_fast.SOURCE or not set(axes) <= set(case):
             return True
-        return cut.kernel_batch(spec_of(case), case["n"], case["shared"] == "true") == case["n"]
+        return dequant_cut.kernel_batch(spec_of(case), case["n"], case["shared"] == "true") == case["n"]
 
-    found = []
+    kernels = []
     for case in cases.covering(axes, 150 if cases.ALL else 0, possible):
         values = ", ".join(str(case[name]) for name in axes if name != "arch")
         warps = 8
-        if source == dequant.SOURCE:
-            warps = cut.most_warps(spec_of(case), case["n"], case["shared"] == "true")
-        found.append((source, f"{form}<{values}>", case["arch"], 32 * warps))
-    return found
+        if source == dequant_fast.SOURCE:
+            warps = dequant_cut.most_warps(spec_of(case), case["n"], case["shared"] == "true")
+        kernels.append((source, f"{form}<{values}>", case["arch"], 32 * warps))
+    return kernels
 
 
 # As many threads as registers allow, x in float32, which must be scaled: the most that a thread holds.
 FULL = [
-    (dequant.SOURCE, f"DequantShape<8, 2, 8, {phases}, 16, Float, true>", arch, 512)
+    (dequant_fast.SOURCE, f"DequantShape<8, 2, 8, {phases}, 16, Float, true>", arch, 512)
     for phases in (0, 1)
     for arch in compiler.ARCHITECTURES
 ]
 INSTANCES = [
     *FULL,
-    *(key for key in instances(dequant.SOURCE, "DequantShape", FAST) if key not in FULL),
-    *instances("dequant_plain.cu", "dequant_plain", PLAIN),
-    *instances("dequantize.cu", "dequantize", DEQUANTIZE),
+    *(key for key in instances(dequant_fast.SOURCE, "DequantShape", FAST) if key not in FULL),
+    *instances(dequant_plain.SOURCE, "dequant_plain", PLAIN),
+    *instances(dequant_dense.SOURCE, "dequantize", DEQUANTIZE),
 ]
 
 
@@ -100,13 +99,13 @@ def test_compiled_kernels_keep_to_their_budgets(key, cubins):
 @pytest.mark.parametrize("arch", [80, 90, 120])
 def test_compiled_loop_is_a_permute_a_load_and_mma(config, n, lookups, most, arch, tmp_path):
     spec = CodebookSpec(28672, 8192, CodebookConfig.parse(config), (28672,))
-    made = cut.cut_for(spec, n, KNOWN["h200"])
+    cut = dequant_cut.cut_for(spec, n, KNOWN["h200"])
     path = tmp_path / "cubin"
-    name = dequant.instance(spec, np.dtype(np.float16), made)
-    path.write_bytes(compiler.compile_instance(dequant.SOURCE, name, arch)[0])
+    name = dequant_fast.instance(spec, np.dtype(np.float16), cut)
+    path.write_bytes(compiler.compile_instance(dequant_fast.SOURCE, name, arch)[0])
     loop = sass.smallest_loop(path, "HMMA", lookups)
     assert loop["PRMT"] == lookups
     assert loop["HMMA"] == lookups * spec.config.v // 4 * (n // 16)
-    fragments = spec.config.v * (n // 16) * cut.warp_blocks(spec, n)  # read by each form of the loop
+    fragments = spec.config.v * (n // 16) * dequant_cut.warp_blocks(spec, n)  # read by each form of the loop
     assert loop["LDS"] == lookups + fragments
     assert loop.total() <= most * lookups, loop

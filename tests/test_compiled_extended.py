@@ -5,11 +5,11 @@ import itertools
 import pytest
 import sass
 
-from codegemm.engines.cuda import compiler, extended, launch
+from codegemm.engines.cuda import compiler, extended
+from codegemm.engines.cuda.kernel import X_TYPES
 
-X_TYPES = tuple(launch.X_TYPES.values())
-PLAIN = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X_TYPES]
-ROTATIONS = [f"rotate_x<{x}, {y}, {each}>" for x in X_TYPES for y in ("Half", "Float") for each in (1, 2, 4)]
+PLAIN = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X_TYPES.values()]
+ROTATIONS = [f"rotate_x<{x}, {y}, {each}>" for x in X_TYPES.values() for y in ("Half", "Float") for each in (1, 2, 4)]
 # Those of fp16 on all architectures, the others on one in turns.
 INSTANCES = list(
     dict.fromkeys([

@@ -10,9 +10,11 @@ from allpairspy import AllPairs
 
 from codegemm import kernels_cu
 from codegemm.config import CodebookConfig
+from codegemm.engines import builds
 from codegemm.engines.cuda import compiler, psumbook
-from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.psumbook_cut import MAX_WARPS, cut_for
 from codegemm.formats.codebook import CodebookSpec
 
 MORE_INSTANCES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
@@ -22,7 +24,7 @@ AXES = {
     "b": (8, 7, 5, 4, 2),
     "phases": (1, 2, 4, 8, 16, 32, 0),
     "n": (1, 2, 4),
-    "x": tuple(psumbook.X_TYPES.values()),
+    "x": tuple(X_TYPES.values()),
     "rows": (2, 1),
     "arch": compiler.ARCHITECTURES,
 }
@@ -54,7 +56,7 @@ def cubins(tmp_path_factory):
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)
 def test_compiled_kernels_keep_to_their_budgets(instance, arch, cubins):
-    sass.check_budgets(cubins[psumbook.SOURCE, instance, arch], 32 * cut.MAX_WARPS)
+    sass.check_budgets(cubins[psumbook.SOURCE, instance, arch], 32 * MAX_WARPS)
 
 
 @pytest.mark.parametrize("g", [128, 256, -1])
@@ -63,11 +65,11 @@ def test_compiled_kernels_keep_to_their_budgets(instance, arch, cubins):
 def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp_path):
     spec = CodebookSpec(28672, 8192, CodebookConfig(v=v, m=m, b=8, g=g), (28672,))
     h200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
-    made = cut.cut_for(spec, 1, h200)
-    instance = psumbook.instance(spec, np.dtype(np.float16), made)
+    cut = cut_for(spec, 1, h200)
+    instance = psumbook.instance(spec, np.dtype(np.float16), cut)
     path = tmp_path / "cubin"
     path.write_bytes(compiler.compile_instance(psumbook.SOURCE, instance, arch)[0])
-    lookups = 32 * made.rows
+    lookups = 32 * cut.rows
     loop = sass.smallest_loop(path, "LDS", lookups)
     assert loop["PRMT"] == lookups
     assert loop.total() <= 4 * lookups, loop
@@ -110,7 +112,7 @@ def test_cubins_are_kept(own_cache, tmp_path, monkeypatch):
 
 
 def test_slow_compilation_is_told(own_cache, monkeypatch, capsys):
-    monkeypatch.setattr(compiler, "_SLOW_BUILD", 0.0)
+    monkeypatch.setattr(builds, "_SLOW_BUILD", 0.0)
     compiler.build(psumbook.SOURCE, "psumbook<4, 1, 2, 0, 1, Half, 1>", 80)
     said = capsys.readouterr().err
     assert said.startswith("codegemm: compiled psumbook<4, 1, 2, 0, 1, Half, 1> for sm_80 in ")
@@ -119,9 +121,7 @@ def test_slow_compilation_is_told(own_cache, monkeypatch, capsys):
 
 
 def test_errors_show_what_the_compiler_said(own_cache):
-    with pytest.raises(
-        compiler.CompilerError, match=r"NVRTC 1\d\.\d+ could not compile psumbook<0> for sm_90:\n.*error"
-    ):
+    with pytest.raises(builds.CompilerError, match=r"NVRTC 1\d\.\d+ could not compile psumbook<0> for sm_90:\n.*error"):
         compiler.build(psumbook.SOURCE, "psumbook<0>", 90)
     assert not list(own_cache.rglob("*.cubin"))
 

@@ -13,7 +13,9 @@ PRODUCTS = textwrap.dedent(
     import numpy as np
     import codegemm
     from codegemm.comparison.sources import random_weight
-    from codegemm.dispatch import kernel_for, kernels, registered
+    from codegemm.devices import CPU
+    from codegemm.kernel import Product
+    from codegemm.registry import kernel_for, kernels, registered
 
     codegemm.set_num_threads(3)
     rng = np.random.default_rng()
@@ -34,8 +36,9 @@ PRODUCTS = textwrap.dedent(
                 kernel = kernel_for(known[name], weight.spec)
                 out = np.full((n, rows), np.nan, np.float32)
                 # Of exactly as many bytes as are promised to suffice.
-                workspace = np.full(kernel.workspace(weight.spec, n, "cpu"), 0xFF, np.uint8)
-                kernel.run(kernel.prepare(weight, "cpu"), x, out, workspace, None)
+                product = Product.of(weight.spec, n, x.dtype)
+                workspace = np.full(kernel.workspace(product, CPU), 0xFF, np.uint8)
+                kernel.run(kernel.prepare(weight, CPU), x, out, workspace, None)
                 assert np.linalg.norm(out - x @ dense.T) <= 1.5e-2 * size, (config, n, name)
                 done.add(name)
     print(*sorted(done))

@@ -14,23 +14,21 @@ from emulator import emulate
 from emulator.gpu import Array, Tensor, emulated, host
 
 import codegemm
-from codegemm import dispatch
-from codegemm.engines import cuda
-from codegemm.engines.cuda import compiler, device, library, psumbook
-from codegemm.engines.cuda.gpu import KNOWN, Gpu
-from codegemm.engines.cuda.launch import Launches
+from codegemm import Product, choice, devices, registry
+from codegemm.devices import Device
+from codegemm.engines.builds import CompilerError
+from codegemm.engines.cuda import compiler, library, psumbook, timing
+from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
+from codegemm.engines.cuda.launch import Sequence
+
+GPU = Device("cuda:0")
 
 
 @pytest.fixture(autouse=True)
 def forget():
-    device.unavailable.cache_clear()
+    devices.unavailable.cache_clear()
     yield
-    device.unavailable.cache_clear()
-
-
-@pytest.mark.parametrize(("text", "parsed"), [("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:3", "cuda:3")])
-def test_device_names(text, parsed):
-    assert cuda.parse_device(text) == parsed
+    devices.unavailable.cache_clear()
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:x", "CUDA", "", 0])
@@ -40,7 +38,7 @@ def test_bad_device_names(text, make_weight):
 
 
 def without_cupy(monkeypatch):
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
 
 
 def test_without_cupy_there_is_a_sentence(monkeypatch, make_weight):
@@ -180,40 +178,41 @@ def test_a_gpus_numbers(name):
     """Clocks and memory's speed as CUDA tells them; where it doesn't, those of a modest GPU."""
     with emulated(KNOWN[name]) as cupy:
         small = cupy.cuda.runtime.getDeviceProperties(0)["l2CacheSize"]
-        found = cuda.gpu("cuda:0")
+        found = gpu_of(GPU)
         assert found == replace(KNOWN[name], l2_bytes=small, clock=found.clock, bandwidth=found.bandwidth)
         assert found.clock == pytest.approx(KNOWN[name].clock)
         assert found.bandwidth == pytest.approx(KNOWN[name].bandwidth)
-        device.gpu.cache_clear()
+        gpu_of.cache_clear()
+        devices.bandwidth.cache_clear()
         cupy.cuda.runtime.deviceGetAttribute = lambda attribute, number: 0
-        assert (cuda.gpu("cuda:0").clock, cuda.gpu("cuda:0").bandwidth) == (Gpu.clock, Gpu.bandwidth)
+        assert (gpu_of(GPU).clock, gpu_of(GPU).bandwidth) == (Gpu.clock, Gpu.bandwidth)
 
 
 def test_bandwidth_is_measured_once_the_clocks_are_up(monkeypatch):
     """Until two medians agree: an idle GPU copies slowly first."""
     times = iter([*[9e-3] * 7, *[3e-3] * 7, *[1e-3] * 6, 8e-3, *[1.001e-3] * 7])
-    monkeypatch.setattr(device, "time_call", lambda call, where: next(times))
-    monkeypatch.setattr(device, "using", lambda where: contextlib.nullcontext())
+    monkeypatch.setattr(timing, "time_call", lambda call, where: next(times))
+    monkeypatch.setattr(devices, "using", lambda where: contextlib.nullcontext())
     cupy = types.ModuleType("cupy")
     cupy.ones = lambda count, dtype: types.SimpleNamespace(nbytes=4 * count)
     cupy.empty_like = lambda array: array
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    assert device.measure_bandwidth() == pytest.approx(2 * (1 << 30) / 1.001e-3)
+    assert timing.measure_bandwidth() == pytest.approx(2 * (1 << 30) / 1.001e-3)
     assert next(times, None) is None
 
 
 def test_emulated_auto(emulated_gpu, moved, rng, monkeypatch):
     """Where nothing was measured the least estimate decides, of the kernels that need no dense weight."""
-    monkeypatch.setattr(dispatch, "_crossovers", lambda device: ())
+    monkeypatch.setattr(choice, "_crossovers", lambda device: ())
     x = emulated_gpu.asarray(rng.standard_normal((2, 512)).astype(np.float16))
     y = x @ moved.T
     assert isinstance(y, Array)
     assert y.dtype == np.float16
     assert close(y, truth(x, moved))
-    half = np.dtype(np.float16)
-    kernels = [k for k in dispatch.registered("cuda") if k.automatic and not k.supports(moved.spec, 2, half, "cuda:0")]
-    chosen = codegemm.plan(moved, 2, half).kernel
-    assert chosen is min(kernels, key=lambda kernel: kernel.estimate(moved.spec, 2, half, "cuda:0"))
+    product = Product.of(moved.spec, 2, np.float16)
+    kernels = [k for k in registry.registered("cuda") if k.automatic and not registry.refusal(k, product, GPU)]
+    chosen = codegemm.plan(moved, 2, np.float16).kernel
+    assert chosen is min(kernels, key=lambda kernel: kernel.estimate(product, GPU))
     assert chosen.name != "dense"
 
 
@@ -283,7 +282,7 @@ def test_emulated_products_run_on_the_callers_stream(emulated_gpu, emulated_torc
     x = rng.standard_normal((1, 512)).astype(np.float16)
     mine, tensor = emulated_gpu.asarray(x), tensor_of(x)
     plan = codegemm.plan(moved, 1, np.float16, "psumbook")
-    kernel = plan.kernel.bind(plan.prepared, 1, np.dtype(np.float16), np.dtype(np.float16)).function
+    kernel = plan.kernel.bind(plan.prepared, Product.of(moved.spec, 1, np.float16)).function
     kernel.launches.clear()
     out = emulated_gpu.zeros((1, 100), np.float16)
     with emulated_gpu.cuda.ExternalStream(5):
@@ -309,7 +308,7 @@ def test_emulated_products_run_on_the_callers_stream(emulated_gpu, emulated_torc
         assert [stream for *_, stream in kernel.launches] == [9] * 2
 
 
-def test_psumbook_says_what_it_does_not_multiply(emulated_gpu, make_weight, monkeypatch):
+def test_psumbook_says_what_it_does_not_multiply(emulated_gpu, make_weight):
     moved = make_weight(64, 512, "m1v8b9g-1").to("cuda")
 
     def reason(weight, n, dtype=np.float16):
@@ -323,14 +322,13 @@ def test_psumbook_says_what_it_does_not_multiply(emulated_gpu, make_weight, monk
     assert "x is float64: it takes float16, bfloat16, float32" in reason(moved, 1, np.float64)
     assert "it multiplies CodebookWeights" in reason(make_weight(64, 128, "e8p").to("cuda"), 1)
     old = Gpu(75, 40, 65536, 65536, 1024)
-    monkeypatch.setattr(device, "gpu", lambda where: old)
-    codegemm.dispatch._select.cache_clear()
-    assert "cuda:0 has compute capability 7.5: it needs 8.0 or later" in reason(moved, 1)
+    with emulated(old):
+        assert "cuda:0 has compute capability 7.5: it needs 8.0 or later" in reason(moved, 1)
 
 
 def test_missing_nvrtc_is_a_sentence(emulated_gpu, monkeypatch):
     def missing():
-        raise compiler.CompilerError("NVRTC, CUDA's run-time compiler, is missing: pip install 'codegemm[cuda12]'")
+        raise CompilerError("NVRTC, CUDA's run-time compiler, is missing: pip install 'codegemm[cuda12]'")
 
     monkeypatch.setattr(compiler, "version", missing)
     [info] = [i for i in codegemm.kernels() if (i.engine, i.name) == ("cuda", "psumbook")]
@@ -425,17 +423,17 @@ def test_emulated_products_on_the_weights_own_gpu(emulated_gpu, moved, rng, monk
 
 
 def test_emulated_workspaces_belong_to_a_thread_and_a_stream(emulated_gpu):
-    first = library.workspace("cuda:0", 1000)
-    assert library.workspace("cuda:0", 500) is first
-    assert library.find_workspace("cuda:0", 1 << 20) is None
-    larger = library.workspace("cuda:0", 1 << 20)
+    first = library.workspace(GPU, 1000)
+    assert library.workspace(GPU, 500) is first
+    assert library.find_workspace(GPU, 1 << 20) is None
+    larger = library.workspace(GPU, 1 << 20)
     assert larger is not first
     with emulated_gpu.cuda.ExternalStream(3):
-        assert library.find_workspace("cuda:0", 1) is None
+        assert library.find_workspace(GPU, 1) is None
 
     def elsewhere():
-        others.append(library.find_workspace("cuda:0", 1))
-        others.append(library.workspace("cuda:0", 1))
+        others.append(library.find_workspace(GPU, 1))
+        others.append(library.workspace(GPU, 1))
 
     others = []
     thread = threading.Thread(target=elsewhere)
@@ -443,7 +441,7 @@ def test_emulated_workspaces_belong_to_a_thread_and_a_stream(emulated_gpu):
     thread.join()
     assert others[0] is None
     assert others[1] is not larger
-    assert library.find_workspace("cuda:0", 1) is larger
+    assert library.find_workspace(GPU, 1) is larger
 
 
 def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):
@@ -452,7 +450,7 @@ def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):
     xs = [emulated_gpu.asarray(rng.standard_normal((1, 128)).astype(np.float16)) for _ in range(2)]
     expected = [codegemm.matmul(x, weight.T, kernel="quip").host for x in xs]
     key = 1, np.dtype(np.float16), np.dtype(np.float16)
-    [prepared] = weight._prepared.values()
+    prepared = choice.select(Product.of(weight.spec, 1, np.float16), GPU, "quip").prepared(weight)
     rotation, *rest = prepared.runs[key].each
     found = []
 
@@ -463,7 +461,7 @@ def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):
             thread.start()
             thread.join()
 
-    prepared.runs[key] = Launches((interrupted, *rest))
+    prepared.runs[key] = Sequence((interrupted, *rest))
     found.append(codegemm.matmul(xs[0], weight.T, kernel="quip").host)
     assert np.array_equal(found[0], expected[1])
     assert np.array_equal(found[1], expected[0])
@@ -476,7 +474,7 @@ def test_emulated_comparison(emulated_gpu, monkeypatch):
     from codegemm.cli.compare import compare
     from codegemm.comparison import measure
 
-    monkeypatch.setattr(cuda, "measure_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(timing, "measure_bandwidth", lambda: 1e9)
     monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(measure, "_MIN_CALLS", 1)
     arguments = ["--engine=cuda", "--shape=256x512", "--config=m1v4g128,m2v8g-1", "--batch=1,3,8", "--seconds=0"]

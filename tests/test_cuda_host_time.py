@@ -11,10 +11,11 @@ import pytest
 from emulator import emulate
 
 import codegemm
-from codegemm import dispatch
-from codegemm.choice import Choice
-from codegemm.engines.cuda import dependent, device, library, psumbook
-from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm import Product, choice, devices, registry
+from codegemm.engines.cuda import dependent, kernel, library
+from codegemm.engines.cuda.launch import filled
+from codegemm.engines.cuda.steps import Structure
+from codegemm.tables import Choice
 
 cupy = pytest.importorskip("cupy")
 
@@ -84,37 +85,37 @@ def on_gpu(array):
 @pytest.fixture(params=["cupy", "dependent"])
 def product(request, monkeypatch, make_weight, tmp_path):
     """x, out and a weight 'on' a GPU whose kernels are the launcher, or launched by the driver's own call."""
-    kernel = launcher
+    loaded = launcher
     if request.param == "dependent":
         driver = Driver(tmp_path)
         monkeypatch.setattr(dependent, "_driver", lambda: driver)
         monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1, 1))
         pointer = types.SimpleNamespace(ptr=ctypes.addressof(driver.buffer))
-        kernel = dependent.DependentKernel(types.SimpleNamespace(kernel=pointer, name="codegemm_one"))
+        loaded = dependent.DependentKernel(types.SimpleNamespace(kernel=pointer, name="codegemm_one"))
     for module, name, value in (
         (cupy.cuda.runtime, "getDevice", lambda: 0),
         (cupy.cuda, "get_current_stream", Stream),
         (cupy, "empty", lambda shape, dtype: on_gpu(np.empty(shape, dtype))),
         (cupy, "zeros", lambda shape, dtype: on_gpu(np.zeros(shape, dtype))),
-        (device, "unavailable", lambda: None),
-        (device, "gpu", lambda where: emulate.SMALL_GPU),
-        (dispatch, "_crossovers", lambda where: (Choice("m1v4g128", (256, 512), (1, 4), "float16", "psumbook"),)),
-        (device, "to_device", lambda array, where: on_gpu(array)),
-        (library, "_load", lambda *key: kernel),
+        (devices, "unavailable", lambda: None),
+        (devices, "name", lambda where: "a GPU"),
+        (kernel, "gpu_of", lambda where: emulate.SMALL_GPU),
+        (choice, "_crossovers", lambda where: (Choice("m1v4g128", (256, 512), (1, 4), "float16", "psumbook"),)),
+        (library, "_load", lambda *key: loaded),
     ):
         monkeypatch.setattr(module, name, value)
     weight = make_weight(256, 512, "m1v4g128")
-    prepared = psumbook.Psumbook().arrange(weight)
-    prepared.device = "cuda:0"
-    for name in ("codes", "codebooks", "scales"):
-        prepared.arrays[name] = on_gpu(prepared.arrays[name])
-    monkeypatch.setattr(psumbook.Psumbook, "prepare", lambda self, weight, device: prepared)
-    library.forget()
-    dispatch._select.cache_clear()
     moved = weight._with_arrays({name: on_gpu(array) for name, array in weight.arrays.items()})
+    [psumbook] = [each for each in registry.registered("cuda") if each.name == "psumbook"]
+    prepared = psumbook.arrange(weight)
+    prepared.device = moved.device
+    prepared.arrays = {name: on_gpu(array) for name, array in prepared.arrays.items()}
+    moved.memo[psumbook, moved.device] = prepared
+    library.forget()
+    registry.changed()
     yield on_gpu(np.ones((1, 512), np.float16)), on_gpu(np.ones((1, 256), np.float16)), moved
     library.forget()
-    dispatch._select.cache_clear()
+    registry.changed()
 
 
 def ratio(call, bare, rounds=100, calls=100, repeats=5):
@@ -141,7 +142,7 @@ def _ratio(call, bare, rounds, calls):
 def test_plans_and_products_cost_little_more_than_a_launch(product):
     x, out, weight = product
     plan = codegemm.plan(weight, 1, np.float16, "psumbook")
-    launch = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
+    launch = plan.kernel.bind(plan.prepared, Product.of(weight.spec, 1, x.dtype))
     arguments = (x, out, plan._workspace, *launch.constants)
 
     def bare():
@@ -162,14 +163,17 @@ def test_launches_get_what_cupy_takes(product, monkeypatch):
     plan = codegemm.plan(weight, 4, np.float16, "psumbook")
     plan(x, out=out)
     [((grid, block, arguments), named)] = launches
-    made = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
-    assert (grid, block) == (made.grid, made.block)
+    product = Product.of(weight.spec, 1, x.dtype)
+    bound = plan.kernel.bind(plan.prepared, product)
+    assert (grid, block) == (bound.grid, bound.block)
     assert all(type(length) is int and length > 0 for length in grid + block)
     assert block[0] % 32 == 0
-    assert named == {"shared_mem": made.shared_bytes, "stream": None}
+    assert named == {"shared_mem": bound.shared_bytes, "stream": None}
     assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._workspace)))
     assert all(isinstance(value, cupy.cuda.function.CPointer) for value in arguments[3:])
-    structure = psumbook.arguments(plan.prepared, cut.cut_for(weight.spec, 1, emulate.SMALL_GPU), device.address)
+    [launch] = plan.kernel.decide(product, emulate.SMALL_GPU).launches
+    assert len(arguments) == 3 + len(launch.arguments)
+    [structure] = [filled(each, plan.prepared) for each in launch.arguments if isinstance(each, Structure)]
     assert [structure[name] for name in ("codes", "codebooks", "scales")] == [
         plan.prepared.arrays[name].data.ptr for name in ("codes", "codebooks", "scales")
     ]

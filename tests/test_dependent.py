@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from emulator import emulate
 
+from codegemm.devices import Stream
 from codegemm.engines.cuda import dependent, library
 
 cupy = pytest.importorskip("cupy")
@@ -83,7 +84,7 @@ def test_what_the_driver_is_given(driver):
     made = dependent.dependent(kernel(), GPU)
     arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
     constants = (library.constant(np.int32(5)), library.constant(np.int32(-7)))
-    made.bound((8, 16), (512,), 72704, constants)(*arrays, library.Stream(99))
+    made.bound((8, 16), (512,), 72704, constants)(*arrays, Stream(99))
     [launch] = driver.launches
     assert (launch["grid"], launch["block"]) == ((8, 16, 1), (512, 1, 1))
     assert (launch["shared"], launch["stream"], launch["function"], launch["extra"]) == (72704, 99, 0x1234, None)
@@ -101,20 +102,20 @@ def test_layouts_are_the_drivers():
 
 
 def test_the_current_stream_without_another(driver, monkeypatch):
-    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: library.Stream(5))
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: Stream(5))
     launch_one()
     assert driver.launches[0]["stream"] == 5
 
 
 def test_each_thread_has_a_context_and_arguments_of_its_own(driver):
-    launch, arrays = launch_one(library.Stream(1))
-    launch_one(library.Stream(1))
+    launch, arrays = launch_one(Stream(1))
+    launch_one(Stream(1))
     assert driver.contexts == [threading.get_ident()]
     others = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
     held = []
 
     def run():
-        launch(*others, library.Stream(2))
+        launch(*others, Stream(2))
         held.append((launch._slots.arrays, threading.get_ident()))
 
     thread = threading.Thread(target=run)
@@ -129,7 +130,7 @@ def test_each_thread_has_a_context_and_arguments_of_its_own(driver):
 def test_a_refusal_names_the_kernel(driver):
     driver.status = 701
     with pytest.raises(RuntimeError, match="refused to launch codegemm_one: error 701"):
-        launch_one(library.Stream(1))
+        launch_one(Stream(1))
 
 
 def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):

@@ -9,14 +9,17 @@ from emulator.cases import Truth, error
 
 import codegemm
 from codegemm import arrays
-from codegemm.baselines import aqlm_cuda
-from codegemm.baselines.aqlm import MATVEC_ROWS
-from codegemm.baselines.aqlm_cuda import AqlmCuda
-from codegemm.baselines.dense_cuda import DequantDenseCuda
+from codegemm.baselines.cuda import aqlm
+from codegemm.baselines.cuda.aqlm import MATVEC_ROWS, Aqlm
 from codegemm.checkpoints import from_aqlm
-from codegemm.engines.cuda import compiler, model
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda import DequantDense, compiler, dequant_dense, model
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Product
+from codegemm.registry import refusal
+
+KERNEL, HALF, H200 = Aqlm(), np.dtype(np.float16), KNOWN["h200"]
 
 # Relative to the norm of y, out in float32: sums of up to eight terms in fp16.
 TOLERANCE = 1e-3
@@ -61,96 +64,97 @@ def operands_of(make_weight, rng, **values):
 @pytest.fixture(scope="module")
 def compiled(request):
     """The kernels of all cases that run, compiled on all cores at once."""
-    items = (item for item in request.session.items if item.module is request.module)
-    chosen = [item.callspec.params["case"] for item in items if "compiled" in item.fixturenames]
-    instances = {aqlm_cuda.instance(spec_of(case), arrays.float_dtype(case["dtype"])) for case in chosen}
-    emulate.compile_all(instances, aqlm_cuda.SOURCE)
+    products = (
+        Product.of(spec_of(case), case["n"], arrays.float_dtype(case["dtype"]), np.float32)
+        for case in cases.of_tests(request)
+    )
+    emulate.compile_steps(KERNEL.decide(product, emulate.SMALL_GPU) for product in products)
 
 
 def quarters(spec):
     """Phases of eight lanes that one load of 16 bytes in each lane that has codes takes for a row, over all chunks."""
-    full, rest = divmod(aqlm_cuda.row_lanes(spec), 32)
+    full, rest = divmod(aqlm.row_lanes(spec), 32)
     return 4 * full + -(-rest // 8)
 
 
 @pytest.mark.parametrize("case", CASES, ids=cases.name_of)
-def test_emulated_products_and_their_counters(case, compiled, emulated_gpu, make_weight, rng):
+def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     weight, x = operands(case, make_weight, rng)
     spec, n = weight.spec, len(x)
-    y, [report] = gpu.multiply(AqlmCuda(), weight, x, order=case["order"], seed=case["seed"])
+    y, [report] = emulate.multiply(KERNEL, weight, x, order=case["order"], seed=case["seed"])
     assert error(y, Truth(x, weight)) <= TOLERANCE * (2 if y.size < 64 else 1)
 
     codes = report.of("load_codes", space="global")
-    assert codes.bytes == n * aqlm_cuda.code_bytes(spec)
-    row_bytes = aqlm_cuda.code_bytes(spec) // spec.out_features
+    assert codes.bytes == n * aqlm.code_bytes(spec)
+    row_bytes = aqlm.code_bytes(spec) // spec.out_features
     # Rows that do not begin at a sector's start share one with their neighbour.
     assert codes.sectors - codes.least_sectors <= (0 if row_bytes % 512 == 0 else codes.instructions)
 
-    pieces = aqlm_cuda.lane_vectors(spec) * spec.config.v // 8  # of 16 bytes of x, in a lane
-    fetched = report.of("fetch", space="shared" if aqlm_cuda.in_shared_memory(spec) else "global")
-    assert fetched.bytes == 16 * n * spec.out_features * aqlm_cuda.row_lanes(spec) * pieces * spec.config.m
+    pieces = aqlm.lane_vectors(spec) * spec.config.v // 8  # of 16 bytes of x, in a lane
+    fetched = report.of("fetch", space="shared" if aqlm.in_shared_memory(spec) else "global")
+    assert fetched.bytes == 16 * n * spec.out_features * aqlm.row_lanes(spec) * pieces * spec.config.m
     # No conflicts: eight lanes at a time.
     wavefronts = n * spec.out_features * quarters(spec) * pieces
     assert report.of("multiply").wavefronts == wavefronts
     staged = report.of("stage_x", "store")
     assert staged.wavefronts == staged.bytes // 128
-    if aqlm_cuda.in_shared_memory(spec):
+    if aqlm.in_shared_memory(spec):
         assert fetched.wavefronts == spec.config.m * wavefronts
         staged = report.of("stage_codebooks", "store")
         assert staged.wavefronts == staged.least_wavefronts
 
-    rows = aqlm_cuda.rows_per_block(spec.out_features, n, emulate.SMALL_GPU.multiprocessors)
+    rows = aqlm.rows_per_block(spec.out_features, n, emulate.SMALL_GPU.multiprocessors)
     blocks = n * -(-spec.out_features // rows)
-    assert report.events["block barrier"] == blocks * (2 * -(-aqlm_cuda.row_lanes(spec) // 32) - 1)
+    assert report.events["block barrier"] == blocks * (2 * -(-aqlm.row_lanes(spec) // 32) - 1)
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_emulated_results_do_not_depend_on_the_order(config, emulated_gpu, make_weight, rng):
+def test_emulated_results_do_not_depend_on_the_order(config, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config=config, n=2)
     results = [
-        gpu.multiply(AqlmCuda(), weight, x, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS
+        emulate.multiply(KERNEL, weight, x, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS
     ]
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_emulated_rows_of_x_are_multiplied_alone(config, emulated_gpu, make_weight, rng):
+def test_emulated_rows_of_x_are_multiplied_alone(config, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config=config, n=3)
-    together, _ = gpu.multiply(AqlmCuda(), weight, x)
+    together, _ = emulate.multiply(KERNEL, weight, x)
     for row, y in zip(x, together):
-        assert np.array_equal(gpu.multiply(AqlmCuda(), weight, row[None])[0][0], y)
+        assert np.array_equal(emulate.multiply(KERNEL, weight, row[None])[0][0], y)
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_emulated_error_is_that_of_sums_in_fp16(config, emulated_gpu, make_weight, rng):
+def test_emulated_error_is_that_of_sums_in_fp16(config, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config=config, rows=64)
-    y, _ = gpu.multiply(AqlmCuda(), weight, x)
+    y, _ = emulate.multiply(KERNEL, weight, x)
     assert 1e-4 < error(y, Truth(x, weight)) < 6e-4
 
 
 @pytest.mark.parametrize("name", ["m2b8", "m1b16", "m1b8g8", "m1b12", "m1b16g16"])
-def test_emulated_products_of_what_the_original_made(name, emulated_gpu, golden):
+def test_emulated_products_of_what_the_original_made(name, golden):
     data = golden("aqlm")
     weight = from_aqlm(*(data[f"{name}_{part}"] for part in ("codes", "codebooks", "scales")))
-    y, _ = gpu.multiply(AqlmCuda(), weight, data[f"{name}_x"])
+    y, _ = emulate.multiply(KERNEL, weight, data[f"{name}_x"])
     assert np.linalg.norm(y - data[f"{name}_y"]) <= TOLERANCE * np.linalg.norm(data[f"{name}_y"])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 7e4])
-def test_emulated_nonfinite_x_stays_in_its_row(bad, emulated_gpu, make_weight, rng):
+def test_emulated_nonfinite_x_stays_in_its_row(bad, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1", dtype="float32", n=3)
-    clean, _ = gpu.multiply(AqlmCuda(), weight, x)
+    clean, _ = emulate.multiply(KERNEL, weight, x)
     x[-1, rng.integers(x.shape[1])] = bad
-    y, _ = gpu.multiply(AqlmCuda(), weight, x)
+    y, _ = emulate.multiply(KERNEL, weight, x)
     assert not np.isfinite(y[-1]).any()
     assert np.array_equal(y[:-1], clean[:-1])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_emulated_output_in_the_dtype_of_x(dtype, emulated_gpu, make_weight, rng):
+def test_emulated_output_in_the_dtype_of_x(dtype, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1", dtype=dtype)
-    wide, _ = gpu.multiply(AqlmCuda(), weight, x)
-    narrow, _ = gpu.multiply(AqlmCuda(), weight, x, out_dtype=x.dtype)
+    wide, _ = emulate.multiply(KERNEL, weight, x)
+    narrow, _ = emulate.multiply(KERNEL, weight, x, out_dtype=x.dtype)
     assert np.array_equal(narrow, wide.astype(x.dtype))
 
 
@@ -162,19 +166,19 @@ def test_barriers_are_found():
 
 
 @pytest.mark.parametrize(("file", "at"), BARRIERS)
-def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, emulated_gpu, make_weight, rng):
+def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1")  # two chunks: both barriers matter
-    assert error(gpu.multiply(AqlmCuda(), weight, x)[0], Truth(x, weight)) <= TOLERANCE
+    assert error(emulate.multiply(KERNEL, weight, x)[0], Truth(x, weight)) <= TOLERANCE
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
     with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):
-        gpu.multiply(AqlmCuda(), weight, x, folder=folder)
+        emulate.multiply(KERNEL, weight, x, folder=folder)
 
 
 @pytest.mark.parametrize("n", [MATVEC_ROWS + 1, 20])
-def test_more_rows_are_dequantised_and_multiplied_dense(n, emulated_gpu, make_weight, rng):
+def test_more_rows_are_dequantised_and_multiplied_dense(n, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1", n=n)
-    y, reports = gpu.multiply(AqlmCuda(), weight, x)
-    dense, same = gpu.multiply(DequantDenseCuda(), weight, x)
+    y, reports = emulate.multiply(KERNEL, weight, x)
+    dense, same = emulate.multiply(DequantDense(), weight, x)
     assert np.array_equal(y, dense)
     assert reports == same
     assert error(y, Truth(x, weight)) <= TOLERANCE
@@ -184,8 +188,8 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m1v8g-1", n=9)
     weight, truth = weight.to("cuda"), Truth(x, weight)
     plan = codegemm.plan(weight, len(x), x.dtype, "aqlm")
-    assert {n for n, *_ in plan.prepared.runs} == {*range(1, MATVEC_ROWS + 1), 9}
-    builds = AqlmCuda().builds(weight.spec, len(x), x.dtype, weight.device)
+    assert {n for n, *_ in plan.prepared.runs} == {*range(1, MATVEC_ROWS + 1), MATVEC_ROWS + 1}
+    builds = KERNEL.builds(Product.of(weight.spec, len(x), x.dtype), weight.device)
     assert {compiler.entry_name(build.instance) for build in builds} == {
         "codegemm_aqlm_8_1_u8_Half",
         "codegemm_dequantize_8_u8_Half_true",
@@ -200,19 +204,18 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
 
 def test_prepared_weights_are_copied_whole(emulated_gpu, make_weight, rng):
     weight, _ = operands_of(make_weight, rng, config="m2v8g-1")
-    prepared = AqlmCuda().arrange(weight.to("cuda"))
-    made = copy.deepcopy(prepared)
-    for old, new in ((prepared, made), (prepared.large, made.large)):
-        assert new.arrays.keys() == old.arrays.keys()
-        for name, array in old.arrays.items():
-            assert new.arrays[name] is not array
-            assert np.array_equal(new.arrays[name].host, array.host)
+    prepared = KERNEL.arrange(weight.to("cuda"))
+    twin = copy.deepcopy(prepared)
+    assert twin.arrays.keys() == prepared.arrays.keys() == {"codes", "codebooks", "scales", "lanes"}
+    for name, array in prepared.arrays.items():
+        assert twin.arrays[name] is not array
+        assert np.array_equal(twin.arrays[name].host, array.host)
 
 
 def test_codes_are_arranged_on_the_host_as_on_a_gpu(emulated_gpu, make_weight):
     weight = make_weight(17, 8 * 300, "m3v8b6g-1")
-    there = aqlm_cuda.arrange_codes(weight.to("cuda")).host
-    assert np.array_equal(aqlm_cuda.arrange_codes(weight), there)
+    there = aqlm.arrange_codes(weight.to("cuda")).host
+    assert np.array_equal(aqlm.arrange_codes(weight), there)
 
 
 @pytest.mark.parametrize("multiprocessors", [4, 82, 132])
@@ -222,9 +225,9 @@ def test_blocks_fill_whole_waves(rows, n, multiprocessors):
     def waves(per_block):
         return -(-n * -(-rows // per_block) // multiprocessors)
 
-    chosen = aqlm_cuda.rows_per_block(rows, n, multiprocessors)
-    fewest = waves(aqlm_cuda.MAX_ROWS)
-    assert chosen == next(r for r in range(1, aqlm_cuda.MAX_ROWS + 1) if waves(r) == fewest)
+    chosen = aqlm.rows_per_block(rows, n, multiprocessors)
+    fewest = waves(aqlm.MAX_ROWS)
+    assert chosen == next(r for r in range(1, aqlm.MAX_ROWS + 1) if waves(r) == fewest)
 
 
 @pytest.mark.parametrize(
@@ -240,35 +243,40 @@ def test_blocks_fill_whole_waves(rows, n, multiprocessors):
         ("m6v8g-1", 1, 1, None),
         ("m8v8b7g-1", 1, 1, None),
         ("m8v8b16g-1", 1, 1, None),
-        ("e8p", 1, 1, "it multiplies CodebookWeights"),
     ],
 )
 def test_what_is_refused(config, n, parts, reason, make_weight):
     spec = make_weight(32, 128, config, parts).spec
-    said = AqlmCuda().refuses(spec, n, np.dtype(np.float16), KNOWN["h200"])
+    said = KERNEL.unfit_for(Product.of(spec, n, HALF), H200)
     assert (said is None) == (reason is None)
     assert reason is None or reason in said
+
+
+def test_other_weights_are_refused(emulated_gpu, make_weight):
+    product = Product.of(make_weight(32, 128, "e8p").spec, 1, HALF)
+    assert refusal(KERNEL, product, FIRST_GPU) == "it multiplies CodebookWeights"
 
 
 @pytest.mark.parametrize(("config", "busiest"), list(zip(PUBLISHED, ("L2", "wavefronts") * 2)))
 def test_model_names_what_is_waited_for(config, busiest):
     spec = CodebookSpec(28672, 8192, codegemm.CodebookConfig.parse(config), (28672,))
-    works = [AqlmCuda().work(spec, n, np.dtype(np.float16), KNOWN["h200"]) for n in (1, 6, 32)]
-    assert [len(work) for work in works] == [1, 1, 2]
-    assert [model.bound(work[0], KNOWN["h200"])[0] for work in works[:2]] == [busiest] * 2
-    one, six, _ = (model.seconds(work, KNOWN["h200"]) for work in works)
+    works = [KERNEL.decide(Product.of(spec, n, HALF), H200).works for n in (1, 6, 32)]
+    slices = len(dequant_dense.slices(spec, HALF, dequant_dense.SLICE_BYTES))
+    assert [len(each) for each in works] == [1, 1, 2 * slices]
+    assert [model.bound(each, H200) for each in works[:2]] == [busiest] * 2
+    one, six, _ = (model.seconds(each, H200) for each in works)
     assert 4 < six / one <= 6.1
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
-def test_model_counts_what_the_emulator_counts(config, emulated_gpu, make_weight, rng):
+def test_model_counts_what_the_emulator_counts(config, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config=config, rows=24, vectors=512, n=2)
-    spec, kernel = weight.spec, AqlmCuda()
-    _, [report] = gpu.multiply(kernel, weight, x)
-    [work] = kernel.work(spec, len(x), x.dtype, emulate.SMALL_GPU)
+    spec = weight.spec
+    _, [report] = emulate.multiply(KERNEL, weight, x)
+    [work] = KERNEL.decide(Product.of(spec, len(x), x.dtype, np.float32), emulate.SMALL_GPU).works
     shared = sum(counts.wavefronts for (*_, space, _), counts in report.counts.items() if space == "shared")
-    codes = len(x) * aqlm_cuda.code_bytes(spec) / 128
-    if not aqlm_cuda.in_shared_memory(spec):
+    codes = len(x) * aqlm.code_bytes(spec) / 128
+    if not aqlm.in_shared_memory(spec):
         # Every 16 bytes are a sector of their own, unless lanes of a warp meet in one.
         assert 0.9 < report.of("fetch", space="global").sectors * 32 / (work.l2_bytes) <= 1
     assert work.wavefronts == shared + codes

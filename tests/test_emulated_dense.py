@@ -5,13 +5,15 @@ import itertools
 import numpy as np
 import pytest
 from emulator import cases, emulate
-from emulator.gpu import Cublas, multiply
+from emulator.gpu import Cublas
 
 import codegemm
-from codegemm import arrays, dispatch
-from codegemm.baselines import dense_cuda
-from codegemm.baselines.dense_cuda import DenseCuda, DequantDenseCuda
-from codegemm.engines.cuda import gemm
+from codegemm import arrays, choice
+from codegemm.baselines.cuda import Dense
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda import DequantDense, dequant_dense, gemm
+from codegemm.formats.names import spec_of
+from codegemm.kernel import Product
 
 TOLERANCE = {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6}
 CASES = [
@@ -32,45 +34,55 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def small_slices(monkeypatch):
-    """Slices of a few rows."""
-    monkeypatch.setattr(dense_cuda, "SLICE_BYTES", 4096)
+SMALL_SLICES = 4096  # bytes: a few rows
 
 
-@pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, itertools.cycle(TOLERANCE))), ids=str)
+PRODUCTS = list(zip(CASES, itertools.cycle(TOLERANCE)))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The kernels of all products, compiled on all cores at once; parts of a weight have the same."""
+    products = (
+        Product.of(spec_of((rows, columns), config), 3, arrays.float_dtype(dtype), np.float32)
+        for (rows, columns, config, _), dtype in PRODUCTS
+    )
+    emulate.compile_steps(DequantDense().decide(product, emulate.SMALL_GPU) for product in products)
+
+
+@pytest.mark.parametrize(("case", "dtype"), PRODUCTS, ids=str)
 @pytest.mark.parametrize("order", ["forward", "shuffled"])
-def test_emulated_dequant_dense(case, dtype, order, emulated_gpu, small_slices, make_weight, rng):
+def test_emulated_dequant_dense(case, dtype, order, compiled, make_weight, rng):
     weight = make_weight(*case)
     x = rng.standard_normal((3, weight.shape[1])).astype(arrays.float_dtype(dtype))
-    y, reports = multiply(DequantDenseCuda(), weight, x, order=order)
+    y, reports = emulate.multiply(DequantDense(SMALL_SLICES), weight, x, order=order)
     x, dense = x.astype(np.float64), weight.dequantize(np.float64)
     truth = x @ dense.T
     norm = max(np.linalg.norm(truth), cases.uncancelled_norm(x, dense))
     assert np.linalg.norm(y - truth) <= TOLERANCE[dtype] * norm
-    assert len(reports) == len(dense_cuda.slices(weight.spec, np.dtype(arrays.float_dtype(dtype)))) >= case[3]
+    assert len(reports) == len(dequant_dense.slices(weight.spec, arrays.float_dtype(dtype), SMALL_SLICES)) >= case[3]
     stored = weight.codes.size * weight.codes.itemsize
     read = sum(report.of("dequantize", space="global").bytes for report in reports)
     assert read >= stored  # codes and scales
 
 
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8g128", "m1v16g-1"])
-def test_emulated_dequantisation_moves_whole_sectors(config, emulated_gpu, make_weight, rng):
+def test_emulated_dequantisation_moves_whole_sectors(config, make_weight, rng):
     """Every weight is written once, 16 bytes a thread, neighbours beside each other."""
     weight = make_weight(64, 4096, config)
     x = rng.standard_normal((1, 4096)).astype(np.float16)
-    _, [report] = multiply(DequantDenseCuda(), weight, x)
+    _, [report] = emulate.multiply(DequantDense(), weight, x)
     stores = report.of("store_weights", "store", "global")
     assert stores.bytes == 2 * 64 * 4096
     assert stores.sectors <= stores.least_sectors * (2 if config == "m1v16g-1" else 1)
 
 
-def test_emulated_dequantised_weights_are_rounded_once(emulated_gpu, make_weight):
+def test_emulated_dequantised_weights_are_rounded_once(make_weight):
     """float32 weights are those of the definition; float16 ones the same, rounded."""
     weight = make_weight(33, 128, "m2v8b5g32")
     for dtype in ("float16", "float32"):
         x = np.eye(128, dtype=dtype)
-        y, _ = multiply(DequantDenseCuda(), weight, x)
+        y, _ = emulate.multiply(DequantDense(), weight, x)
         assert np.array_equal(y.T, weight.dequantize(np.float32).astype(dtype))
 
 
@@ -79,9 +91,9 @@ def test_emulated_dense(dtype, emulated_gpu, make_weight, rng):
     weight = make_weight(40, 256, "m2v8g64")
     x = rng.standard_normal((5, 256)).astype(arrays.float_dtype(dtype))
     moved = weight.to("cuda")
-    prepared = DenseCuda().prepare(moved, "cuda:0")
+    prepared = Dense().prepare(moved, FIRST_GPU)
     out = emulated_gpu.asarray(np.full((5, 40), np.nan, np.float32))
-    DenseCuda().run(prepared, emulated_gpu.asarray(x), out, None, None)
+    Dense().run(prepared, emulated_gpu.asarray(x), out, None, None)
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
     assert np.linalg.norm(out.host - truth) <= max(TOLERANCE[dtype], 4e-4) * np.linalg.norm(truth)
 
@@ -89,24 +101,20 @@ def test_emulated_dense(dtype, emulated_gpu, make_weight, rng):
 def test_slices_are_bounded_and_cover_the_rows(make_weight):
     weight = make_weight(300, 96, "m1v4b3g12", 3)
     for size in (1, 1000, 10**6):
-        dense_cuda.SLICE_BYTES, before = size, dense_cuda.SLICE_BYTES
-        try:
-            made = dense_cuda.slices(weight.spec, np.dtype(np.float16))
-        finally:
-            dense_cuda.SLICE_BYTES = before
-        assert [row for _, first, end in made for row in range(first, end)] == list(range(300))
-        assert all((end - first) * 192 <= max(size, 192) for _, first, end in made)
-        assert {part: sum(e - f for p, f, e in made if p == part) for part in range(3)} == {0: 100, 1: 100, 2: 100}
-    assert emulate.SMALL_GPU.shared_per_multiprocessor // 4 >= dense_cuda.codebook_bytes(weight.spec)
+        slices = dequant_dense.slices(weight.spec, np.dtype(np.float16), size)
+        assert [row for _, first, end in slices for row in range(first, end)] == list(range(300))
+        assert all((end - first) * 192 <= max(size, 192) for _, first, end in slices)
+        assert {part: sum(e - f for p, f, e in slices if p == part) for part in range(3)} == {0: 100, 1: 100, 2: 100}
+    assert emulate.SMALL_GPU.shared_per_multiprocessor // 4 >= dequant_dense.codebook_bytes(weight.spec)
 
 
 @pytest.mark.parametrize(("file", "at"), cases.barriers("dequantize.cu"))
-def test_emulated_kernel_without_a_barrier_fails(file, at, emulated_gpu, tmp_path, make_weight, rng):
+def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
     weight = make_weight(16, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
     with pytest.raises(emulate.EmulatorError, match=r"no barrier between them|before it was written"):
-        multiply(DequantDenseCuda(), weight, x, folder=folder)
+        emulate.multiply(DequantDense(), weight, x, folder=folder)
 
 
 @pytest.mark.parametrize("kernel", ["dense", "dequant_dense"])
@@ -133,10 +141,10 @@ def test_cublas_has_a_workspace_for_each_stream(emulated_gpu, monkeypatch, rng):
     monkeypatch.setattr(gemm, "_spare", {})
     x, dense = (emulated_gpu.asarray(rng.standard_normal(shape).astype(np.float16)) for shape in ((2, 64), (8, 64)))
     out = emulated_gpu.zeros((2, 8), np.float16)
-    given = []
+    workspaces = []
     cublas = gemm._cublas()
     set_workspace = cublas.cublasSetWorkspace_v2
-    monkeypatch.setattr(cublas, "cublasSetWorkspace_v2", lambda *a: given.append(a[1:]) or set_workspace(*a))
+    monkeypatch.setattr(cublas, "cublasSetWorkspace_v2", lambda *a: workspaces.append(a[1:]) or set_workspace(*a))
 
     def multiply(stream):
         gemm.multiply(x, dense, out, stream=stream)
@@ -148,9 +156,9 @@ def test_cublas_has_a_workspace_for_each_stream(emulated_gpu, monkeypatch, rng):
     third.begin_capture()
     multiply(third)
     third.end_capture()
-    assert given[0] == given[2]
-    assert len({pointer for pointer, _ in given}) == 3
-    assert {size for _, size in given} == {32 << 20}
+    assert workspaces[0] == workspaces[2]
+    assert len({pointer for pointer, _ in workspaces}) == 3
+    assert {size for _, size in workspaces} == {32 << 20}
     fourth = emulated_gpu.cuda.Stream(non_blocking=True)
     fourth.begin_capture()
     with pytest.raises(RuntimeError, match=r"make a plan, or a product on this stream, before capturing it"):
@@ -169,7 +177,7 @@ def test_cublas_refuses_or_is_missing(emulated_gpu, make_weight, monkeypatch):
         raise ImportError("libcublas.so.12: cannot open\nand more")
 
     monkeypatch.setattr(gemm, "_cublas", missing)
-    dispatch.choose_anew()
+    choice.choose_anew()
     reason = r"cuBLAS is missing: libcublas.so.12: cannot open; pip install 'codegemm\[cuda12\]' \(or cuda13\)"
     for kernel in ("dense", "dequant_dense", "aqlm"):
         with pytest.raises(codegemm.KernelError, match=reason):

@@ -7,18 +7,22 @@ import pytest
 from emulator import cases, emulate, gpu
 
 import codegemm
-from codegemm import arrays, dispatch
-from codegemm.baselines.dense_cuda import DequantDenseCuda
-from codegemm.engines.cuda import compiler, extended, model
-from codegemm.engines.cuda.extended import CudaExtended
+from codegemm import arrays
+from codegemm.devices import CPU, FIRST_GPU
+from codegemm.engines.cuda import DequantDense, Psumbook, compiler, extended, model
+from codegemm.engines.cuda.extended import Around, CudaExtended
 from codegemm.engines.cuda.gpu import KNOWN
-from codegemm.engines.cuda.graph import Graph
-from codegemm.engines.cuda.psumbook import MAX_N, Psumbook
+from codegemm.engines.cuda.launch import Prepared
+from codegemm.engines.cuda.psumbook import MAX_N
+from codegemm.engines.cuda.steps import Scratch, Steps
+from codegemm.engines.cuda.timing import Graph
 from codegemm.formats.hadamard import rotate_blocks
 from codegemm.formats.names import spec_of
+from codegemm.kernel import Product
+from codegemm.registry import kernel_for, registered
 
 TOLERANCE = 1e-3  # of the norm of y, as every kernel's for x in float32
-FLOAT32 = np.dtype(np.float32)
+HALF, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 PRODUCTS = [
     # rows, columns, configuration, x's dtype, rows of x
     (40, 96, "m1v4g24+rotated+offsets", "float16", 3),
@@ -36,8 +40,8 @@ def operands(make_weight, rng, rows, columns, config, dtype, n):
 
 
 def kernel_of(name, spec):
-    [found] = [kernel for kernel in dispatch.registered("cuda") if kernel.name == name]
-    return dispatch.kernel_for(found, spec)
+    [kernel] = [kernel for kernel in registered("cuda") if kernel.name == name]
+    return kernel_for(kernel, spec)
 
 
 def error(y, truth):
@@ -45,27 +49,27 @@ def error(y, truth):
 
 
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: f"{case[2]}-{case[3]}-{case[4]}")
-def test_products_match_the_definition(case, emulated_gpu, make_weight, rng):
+def test_products_match_the_definition(case, make_weight, rng):
     weight, x, truth = operands(make_weight, rng, *case)
     kernel = kernel_of("psumbook" if len(x) <= MAX_N else "dequant", weight.spec)
-    found = []
+    results = []
     for order in emulate.ORDERS[::2]:
-        y, reports = gpu.multiply(kernel, weight, x, order=order)
+        y, reports = emulate.multiply(kernel, weight, x, order=order)
         assert error(y, truth) <= TOLERANCE
-        found.append(y.tobytes())
-    assert len(set(found)) == 1
+        results.append(y.tobytes())
+    assert len(set(results)) == 1
     spec = weight.spec
     kept = not spec.offsets  # in float32 the inner kernel writes y itself
     assert len(reports) == 1 + bool(spec.block or spec.terms > 1) + bool(spec.offsets) + (not kept)
     if x.dtype != FLOAT32:
-        y, _ = gpu.multiply(kernel, weight, x, out_dtype=x.dtype)
+        y, _ = emulate.multiply(kernel, weight, x, out_dtype=x.dtype)
         assert error(y, truth) <= (1e-2 if x.dtype.name == "bfloat16" else 2e-3)
 
 
 @pytest.mark.parametrize(("name", "n"), [("dequant", 3), ("dequant_dense", 40), ("dense", 2), ("aqlm", 1)])
-def test_all_kernels_multiply_extended_weights(name, n, emulated_gpu, make_weight, rng):
+def test_all_kernels_multiply_extended_weights(name, n, make_weight, rng):
     weight, x, truth = operands(make_weight, rng, 40, 96, "m2v8g-1+rotated+offsets", "float16", n)
-    y, _ = gpu.multiply(kernel_of(name, weight.spec), weight, x)
+    y, _ = emulate.multiply(kernel_of(name, weight.spec), weight, x)
     assert error(y, truth) <= TOLERANCE
 
 
@@ -74,7 +78,7 @@ def test_all_kernels_multiply_extended_weights(name, n, emulated_gpu, make_weigh
     ("config", "dtype"),
     [("m1v4g24+rotated+offsets", "bfloat16"), ("m1v4g24+rotated", "float16"), ("m1v4b4g24+terms2", "float16")],
 )
-def test_many_rows_are_halves_under_powers_of_two(config, dtype, emulated_gpu, make_weight, rng):
+def test_many_rows_are_halves_under_powers_of_two(config, dtype, make_weight, rng):
     weight, x, _ = operands(make_weight, rng, 40, 96, config, dtype, extended.FLOAT_ROWS + 5)
     x[0] *= 6e4 / abs(x[0]).max()
     x[1] = 6e4 * (1 if weight.signs is None else weight.signs)  # all of it in one number of each block
@@ -82,7 +86,7 @@ def test_many_rows_are_halves_under_powers_of_two(config, dtype, emulated_gpu, m
     x[3] = 0
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
     x[4, 50] = np.inf
-    y, _ = gpu.multiply(kernel_of("dequant_dense", weight.spec), weight, x)
+    y, _ = emulate.multiply(kernel_of("dequant_dense", weight.spec), weight, x)
     assert error(y[5:], truth[5:]) <= TOLERANCE
     assert all(error(y[row], truth[row]) <= 5e-3 for row in range(3))
     assert not y[3].any()
@@ -101,43 +105,39 @@ def test_a_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
 @pytest.mark.parametrize(
     ("columns", "block"), [(30, 2), (96, 32), (768, 256), (3072, 1024), (4096, 2048), (12288, 4096)]
 )  # fmt: skip
-def test_rotations_of_every_block(columns, block, emulated_gpu, rng):
+def test_rotations_of_every_block(columns, block, rng):
     """Whole, several and partial thread blocks of a row; one to four numbers a thread."""
     spec = spec_of((1, columns), f"m1v1b1g-1+rotated{block}")
     x = rng.standard_normal((2, columns)).astype(np.float16)
     signs = rng.choice([-1, 1], columns).astype(np.int8)
-    factors = gpu.aligned((signs / np.sqrt(block)).astype(np.float32))
-    prepared = extended.Prepared(spec, "cuda:0", None, {"factors": factors})
-    where = extended.Places(1 << 16, 0, 0, 0, (1 << 16) + 8 * columns)
-    given = extended.Given(FLOAT32, changed=True, scaled=False)
-    made = extended._arguments(prepared, 2, given, FLOAT32, where)
+    product, scratch = Product.of(spec, 2, HALF, FLOAT32), Scratch()
+    place = scratch.take("x'", (2, columns), FLOAT32)
+    launch = Around(product, FLOAT32, x=place, y=None, sums=None, scales=None).rotate_x(emulate.SMALL_GPU)
+    factors = emulate.aligned((signs / np.sqrt(block)).astype(np.float32))
+    prepared, truth = Prepared(spec, CPU, {"factors": factors}), rotate_blocks(x.astype(np.float64), signs, block)
     for order in emulate.ORDERS:
-        workspace = gpu.aligned(np.full(where.end, 0xFF, np.uint8))
-        grid, threads, shared = extended.shape(spec, 2, "rotate_x")
-        name = extended.instance(spec, "rotate_x", x.dtype, given)
-        arguments = [emulate.aligned(x), np.zeros(1), workspace.host, made]
-        emulate.launch(extended.SOURCE, name, (*grid, 1), (threads,), shared, arguments, order)
-        rotated = workspace.host[where.x :].view(np.float32).reshape(2, columns)
-        assert np.abs(rotated - rotate_blocks(x.astype(np.float64), signs, block)).max() <= 1e-5
+        workspace = emulate.new_workspace(scratch.end)
+        emulate.run(Steps((launch,), scratch.end), prepared, x, np.zeros(1), workspace, order)
+        assert np.abs(place.of(workspace) - truth).max() <= 1e-5
 
 
 BARRIERS = cases.barriers("extended.cu", "hadamard.cuh")
 
 
 @pytest.mark.parametrize(("file", "at"), BARRIERS)
-def test_without_a_barrier_it_fails(file, at, tmp_path, emulated_gpu, make_weight, rng):
+def test_without_a_barrier_it_fails(file, at, tmp_path, make_weight, rng):
     weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4g24+rotated256+offsets", "float16", 65)
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
     with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):  # noqa: PT012
-        gpu.multiply(kernel_of("psumbook", weight.spec), weight, x[:1], folder=folder)
-        gpu.multiply(kernel_of("dequant_dense", weight.spec), weight, x, folder=folder)
+        emulate.multiply(kernel_of("psumbook", weight.spec), weight, x[:1], folder=folder)
+        emulate.multiply(kernel_of("dequant_dense", weight.spec), weight, x, folder=folder)
 
 
-def test_nan_and_infinity_stay_in_their_row(emulated_gpu, make_weight, rng):
+def test_nan_and_infinity_stay_in_their_row(make_weight, rng):
     weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
     for bad in (np.nan, np.inf):
         x[1, 50] = bad
-        y, _ = gpu.multiply(kernel_of("psumbook", weight.spec), weight, x)
+        y, _ = emulate.multiply(kernel_of("psumbook", weight.spec), weight, x)
         assert not np.isfinite(y[1]).any()
         assert error(y[[0, 2]], truth[[0, 2]]) <= TOLERANCE
 
@@ -157,7 +157,7 @@ def test_calls_plans_copies_and_graphs(emulated_gpu, make_weight, rng):
     bound = codegemm.plan(on_gpu, 3, np.float16, "psumbook")
     assert isinstance(bound.kernel, CudaExtended)
     bound.prepared = copy.deepcopy(bound.prepared)
-    graph = Graph([lambda: bound(x_there, y)], "cuda:0")
+    graph = Graph([lambda: bound(x_there, y)], FIRST_GPU)
     y.host[...] = np.nan
     graph.time()
     assert error(y.host, truth) <= TOLERANCE
@@ -171,35 +171,45 @@ def test_calls_plans_copies_and_graphs(emulated_gpu, make_weight, rng):
     assert reasons["psumbook"] is None
 
 
+def launched(kernel, product, gpu=KNOWN["h100"]):
+    """The instances around the inner kernel's."""
+    launches = kernel.decide(product, gpu).launches
+    return [launch.instance for launch in launches if launch.source == extended.SOURCE]
+
+
 def test_what_is_compiled_and_predicted():
     spec = spec_of((4096, 4096), "m2v8g128+rotated+offsets")
-    kernel = CudaExtended(Psumbook())
-    for gpu_kind in KNOWN.values():
-        assert kernel.refuses(spec, 1, FLOAT32, gpu_kind) is None
-        whole = model.seconds(kernel.work(spec, 1, FLOAT32, gpu_kind), gpu_kind)
-        inner = model.seconds(kernel.inner.work(spec.core, 1, FLOAT32, gpu_kind), gpu_kind)
+    kernel, dense = CudaExtended(Psumbook()), CudaExtended(DequantDense())
+    product, core = Product.of(spec, 1, FLOAT32), Product.of(spec.core, 1, FLOAT32)
+    for known in KNOWN.values():
+        assert kernel.unfit_for(product, known) is None
+        whole = model.seconds(kernel.decide(product, known).works, known)
+        inner = model.seconds(kernel.inner.decide(core, known).works, known)
         assert inner < whole < inner + 20e-6
-    half, plain = np.dtype(np.float16), spec_of((4096, 4096), "m2v8g128+offsets")
-    assert extended.instances(spec, half, kernel.given(spec, 64, half)) == [
+    plain = spec_of((4096, 4096), "m2v8g128+offsets")
+    assert launched(dense, Product.of(spec, 64, HALF)) == [
         "rotate_x<Half, Float, 4>", "sum_groups<Float>", "finish<Half>",
     ]  # fmt: skip
-    assert extended.instances(spec, half, kernel.given(spec, 65, half)) == [
+    assert launched(dense, Product.of(spec, 65, HALF)) == [
         "rotate_x<Half, Half, 4>", "sum_groups<Half>", "finish<Half>",
     ]  # fmt: skip
-    assert extended.instances(plain, half, kernel.given(plain, 65, half)) == ["sum_groups<Half>", "finish<Half>"]
+    assert launched(dense, Product.of(plain, 65, HALF)) == ["sum_groups<Half>", "finish<Half>"]
     # Tensor cores take as long for float32 as for eight times as many fp16.
-    dense = CudaExtended(DequantDenseCuda())
     h100 = KNOWN["h100"]
-    assert model.seconds(dense.work(spec, 2048, half, h100), h100) < 0.3 * model.seconds(
-        dense.work(spec, 2048, FLOAT32, h100), h100
+    half, single = (
+        model.seconds(dense.decide(Product.of(spec, 2048, dtype), h100).works, h100) for dtype in (HALF, FLOAT32)
     )
+    assert half < 0.3 * single
 
 
 def test_warmup_compiles_what_products_launch(emulated_gpu, make_weight, rng):
-    weight, x, _ = operands(make_weight, rng, *PRODUCTS[0])
+    weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
     kernel = kernel_of("psumbook", weight.spec)
-    builds = {(build.source, build.instance) for build in kernel.builds(weight.spec, 1, x.dtype, "cuda:0")}
+    builds = list(kernel.builds(Product.of(weight.spec, 1, x.dtype), FIRST_GPU))
+    assert all(isinstance(build, compiler.Build) for build in builds)
     gpu.compiled.clear()
-    gpu.multiply(kernel, weight, x[:1], out_dtype=np.float16)
-    assert set(gpu.compiled.values()) <= builds
-    assert all(isinstance(build, compiler.Build) for build in kernel.builds(weight.spec, 1, x.dtype, "cuda:0"))
+    y = gpu.aligned(np.full((1, 40), np.nan, np.float16))
+    codegemm.matmul(gpu.aligned(x[:1]), weight.to("cuda").T, out=y, kernel="psumbook")
+    assert error(y.host, truth[:1]) <= 2e-3
+    assert gpu.compiled
+    assert set(gpu.compiled.values()) <= {(build.source, build.instance) for build in builds}

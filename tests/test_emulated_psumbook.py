@@ -6,14 +6,16 @@ import shutil
 import numpy as np
 import pytest
 from emulator import cases, emulate, table
-from emulator.cases import COMMON, Truth, error, spec_of
+from emulator.cases import COMMON, Truth, error, product_of, spec_of
 
 from codegemm import arrays, kernels_cu
 from codegemm.engines.cuda import compiler, psumbook, rows
-from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.psumbook_cut import candidates, cut_for
+from codegemm.kernel import Product
 
+KERNEL = psumbook.Psumbook()
 # Relative to the norm of y, out in float32.
 TOLERANCE = {1: 2e-5, 2: 1e-3, 4: 1e-3}
 GPUS = {
@@ -37,41 +39,45 @@ CASES = cases.covering(AXES, 500 if cases.ALL else 0)
 def cut_of(case):
     spec, gpu = spec_of(case), GPUS[case["gpu"]]
     if case["cut"] == "best":
-        return cut.cut_for(spec, case["n"], gpu)
-    return random.Random(case["seed"]).choice(cut.candidates(spec, case["n"], gpu))
+        return cut_for(spec, case["n"], gpu)
+    return random.Random(case["seed"]).choice(candidates(spec, case["n"], gpu))
+
+
+def steps_of(case):
+    return emulate.cut_steps(psumbook, product_of(case), cut_of(case), GPUS[case["gpu"]])
 
 
 @pytest.fixture(scope="module")
 def compiled(request):
     """The kernels of all cases that run, compiled on all cores at once."""
-    items = (item for item in request.session.items if item.module is request.module)
-    chosen = [item.callspec.params["case"] for item in items if "compiled" in item.fixturenames]
-    emulate.compile_all({psumbook.instance(spec_of(c), arrays.float_dtype(c["dtype"]), cut_of(c)) for c in chosen})
+    emulate.compile_steps(map(steps_of, cases.of_tests(request)))
 
 
-def tolerance(made, outputs):
+def tolerance(cut, outputs):
     """The bound is on a norm: of few outputs one alone may be that of an unlucky row."""
-    return TOLERANCE[made.batch] * (2 if outputs < 64 and made.batch > 1 else 1)
+    return TOLERANCE[cut.batch] * (2 if outputs < 64 and cut.batch > 1 else 1)
 
 
-def multiply(case, make_weight, rng, **options):
-    """The emulated product, its float64 truth and the report."""
-    weight, x = cases.operands(case, make_weight, rng)
-    y, report = emulate.multiply(weight, x, cut_of(case), case["order"], np.float32, case["seed"], **options)
-    return y, Truth(x, weight), report, weight
+def multiply(weight, x, cut=None, out_dtype=np.float32, **options):
+    """The emulated product, cut so or as the kernel does, and the report."""
+    product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    steps = None if cut is None else emulate.cut_steps(psumbook, product, cut)
+    y, [report] = emulate.multiply(KERNEL, weight, x, out_dtype, steps=steps, **options)
+    return y, report
 
 
 @pytest.mark.parametrize("case", CASES, ids=cases.name_of)
 def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
-    y, truth, report, weight = multiply(case, make_weight, rng)
-    made = cut_of(case)
-    assert error(y, truth) <= tolerance(made, y.size)
+    weight, x = cases.operands(case, make_weight, rng)
+    cut, steps = cut_of(case), steps_of(case)
+    y, [report] = emulate.multiply(KERNEL, weight, x, steps=steps, order=case["order"], seed=case["seed"])
+    assert error(y, Truth(x, weight)) <= tolerance(cut, y.size)
 
     lookups, stores = report.of("add"), report.of("store_entries", "store")
     blocks = sum(rows.part_blocks(weight.spec))
-    position_rows = made.units * made.rows
+    position_rows = cut.units * cut.rows
     assert lookups.instructions == 32 * position_rows * blocks
-    assert lookups.wavefronts == lookups.instructions * (2 if made.batch == 4 else 1)
+    assert lookups.wavefronts == lookups.instructions * (2 if cut.batch == 4 else 1)
     assert stores.wavefronts == stores.least_wavefronts
     codes = report.of("load_codes", space="global")
     assert codes.sectors == codes.least_sectors
@@ -93,7 +99,7 @@ def test_emulated_range_of_x(n, dtype, size, make_weight, rng):
     if size == "mixed":
         x *= 10.0 ** rng.integers(-3, 3, x.shape)
     x = x.astype(arrays.float_dtype(dtype))
-    y, _ = emulate.multiply(weight, x, out_dtype=np.float32)
+    y, _ = multiply(weight, x)
     assert error(y, Truth(x, weight)) <= TOLERANCE[n]
 
 
@@ -102,9 +108,9 @@ def test_emulated_range_of_x(n, dtype, size, make_weight, rng):
 def test_emulated_nonfinite_x_stays_in_its_row(bad, n, make_weight, rng):
     weight = make_weight(40, 256, "m1v4g32")
     x = rng.standard_normal((n, 256)).astype(np.float32)
-    clean, _ = emulate.multiply(weight, x)
+    clean, _ = multiply(weight, x)
     x[-1, rng.integers(256)] = bad
-    y, _ = emulate.multiply(weight, x)
+    y, _ = multiply(weight, x)
     assert not np.isfinite(y[-1]).any()
     assert np.array_equal(y[:-1], clean[:-1])
 
@@ -114,8 +120,8 @@ def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
     spec = spec_of(case)
     weight = make_weight(*spec.shape, str(spec.config), 2)
     x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
-    made = next(c for c in cut.candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
-    results = [emulate.multiply(weight, x, made, order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS]
+    cut = next(c for c in candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
+    results = [multiply(weight, x, cut, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS]
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
@@ -123,8 +129,8 @@ def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
     weight = make_weight(40, 256, "m1v4g32")
     for name in ("float16", "bfloat16"):
         x = rng.standard_normal((1, 256)).astype(arrays.float_dtype(name))
-        wide, _ = emulate.multiply(weight, x, out_dtype=np.float32)
-        narrow, _ = emulate.multiply(weight, x)
+        wide, _ = multiply(weight, x)
+        narrow, _ = multiply(weight, x, out_dtype=x.dtype)
         assert narrow.dtype == x.dtype
         assert np.array_equal(narrow, wide.astype(x.dtype))
 
@@ -134,14 +140,14 @@ def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
 def test_emulated_joins_make_as_many_trips_as_predicted(splits, n, make_weight, rng):
     """In order, the last split's warps add all of their blocks of rows."""
     weight = make_weight(32 * 9, 4 * 32 * 2 * splits, "m1v4g128")
-    fitting = cut.candidates(weight.spec, n, emulate.SMALL_GPU)
-    made = next(c for c in fitting if c.splits == splits and c.warps == 8)
+    fitting = candidates(weight.spec, n, emulate.SMALL_GPU)
+    cut = next(c for c in fitting if c.splits == splits and c.warps == 8)
     x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
-    _, report = emulate.multiply(weight, x, made)
+    _, report = multiply(weight, x, cut)
     predicted = 0
-    for _, first, end, _, _ in made.slices:
-        for warp in range(made.warps):
-            predicted += rows.join_trips(splits, n, len(range(first + warp, end, made.warps)))
+    for _, first, end, _, _ in cut.slices:
+        for warp in range(cut.warps):
+            predicted += rows.join_trips(splits, n, len(range(first + warp, end, cut.warps)))
     assert report.events["trip"] == predicted
 
 
@@ -160,18 +166,18 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
     x = rng.standard_normal((1, spec.in_features)).astype(np.float16)
     truth = Truth(x, weight)
     # Several tiles a split and several splits: every barrier matters.
-    made = next(c for c in cut.candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
+    cut = next(c for c in candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
 
     def fails(order, seed):
         try:
-            y, _ = emulate.multiply(weight, x, made, order, np.float32, seed, folder)
+            y, _ = multiply(weight, x, cut, order=order, seed=seed, folder=folder)
         except emulate.EmulatorError as complaint:
             print(complaint)
             return True
         return not error(y, truth) <= TOLERANCE[1]
 
     assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
-    y, _ = emulate.multiply(weight, x, made, "shuffled", np.float32)
+    y, _ = multiply(weight, x, cut, order="shuffled")
     assert error(y, truth) <= TOLERANCE[1]
 
 
@@ -193,9 +199,9 @@ def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_
     (folder / "psumbook.cu").write_text(source.replace(call, instead))
     weight = make_weight(64, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
-    emulate.multiply(weight, x)
+    multiply(weight, x)
     with pytest.raises(emulate.EmulatorError, match=complaint):
-        emulate.multiply(weight, x, folder=folder)
+        multiply(weight, x, folder=folder)
 
 
 def test_emulated_published_layout_conflicts(rng):

@@ -8,14 +8,18 @@ import pytest
 from test_kernels import DTYPES, FULL, TOLERANCE, error, product, usable
 
 import codegemm
-from codegemm import Cost, Kernel, KernelError, arrays, dispatch, tuning
-from codegemm.choice import Choice, Product, choose
+from codegemm import Cost, Kernel, KernelError, Product, arrays, tuning
+from codegemm.choice import Lookup, choose, select
 from codegemm.comparison import measure, runner, sources
 from codegemm.comparison.sources import random_weight
+from codegemm.devices import CPU
+from codegemm.engines.cpu.extended import MULTIPLY_ADD
+from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.extended import ExtendedKernel
 from codegemm.prediction import predict
 from codegemm.quantize.progress import Progress
+from codegemm.tables import Choice
 
 CONFIGS = [
     # rows, columns, configuration, parts
@@ -114,7 +118,7 @@ def test_products_plans_and_warmup(make_weight, rng):
     assert error(codegemm.matmul(x, weight.T), truth) <= 2e-4
     assert error(codegemm.linear(x, weight, np.zeros(48)), truth) <= 2e-4
     bound = codegemm.plan(weight, 16)
-    assert bound.kernel is dispatch.select(weight.spec, 16, np.dtype(np.float32), "cpu")
+    assert bound.kernel is select(Product.of(weight.spec, 16, np.float32), CPU)
     out = np.empty((6, 48), np.float32)
     assert error(bound(x.reshape(6, 96), out), truth.reshape(6, 48)) <= 2e-4
     bound.prepared = copy.deepcopy(bound.prepared)
@@ -129,9 +133,10 @@ class Mine(Kernel):
 
     name = "mine"
     engine = "cpu"
+    weights = codegemm.CodebookWeight
 
-    def supports(self, spec, n, dtype, device):
-        return None if isinstance(spec, codegemm.CodebookSpec) and n <= 4 else "no"
+    def refuses(self, product, device):
+        return None if isinstance(product.spec, codegemm.CodebookSpec) and product.n <= 4 else "no"
 
     def prepare(self, weight, device):
         return weight.codebooks, weight.dequantize(np.float64)
@@ -140,11 +145,11 @@ class Mine(Kernel):
         assert len(workspace) >= 64
         out[...] = x @ prepared[1].T
 
-    def workspace(self, spec, n, device):
+    def workspace(self, product, device):
         return 64
 
-    def cost(self, spec, n, dtype):
-        return Cost(spec.packed_bits // 8, 0, 0, 0)
+    def cost(self, product, device):
+        return Cost(product.spec.packed_bits // 8, 0)
 
 
 def test_a_third_partys_kernel_gets_the_core(make_weight, rng):
@@ -162,8 +167,8 @@ def test_a_third_partys_kernel_gets_the_core(make_weight, rng):
 
 
 def test_a_cores_tables_count_where_there_are_none_for_the_weight():
-    core = Product("m1v4g128", (64, 96), 4, "float16")
-    product = Product("m1v4g128+rotated", (64, 96), 4, "float16", core)
+    core = Lookup("m1v4g128", (64, 96), 4, "float16")
+    product = Lookup("m1v4g128+rotated", (64, 96), 4, "float16", core)
     tuned = [
         Choice("m1v4g128", (64, 96), (4, 4), "float16", "b"),
         Choice(product.weights, (64, 96), (4, 4), "half", "c"),
@@ -178,20 +183,19 @@ def test_a_cores_tables_count_where_there_are_none_for_the_weight():
 
 def test_costs_count_what_is_around_the_core():
     spec = random_weight((512, 1024), "m2v8g128+rotated+offsets").spec
-    dtype = np.dtype(np.float16)
+    wanted, core = Product.of(spec, 2, np.float16), Product.of(spec.core, 2, np.float32)
     for name in ("psumbook", "dequant"):
-        kernel = dispatch.select(spec, 2, dtype, "cpu", name)
+        kernel = select(wanted, CPU, name)
         assert isinstance(kernel, ExtendedKernel)
-        inner = kernel.inner.cost(spec.core, 2, np.dtype(np.float32))
-        cost = kernel.cost(spec, 2, dtype)
-        assert cost.multiply_adds == inner.multiply_adds + 2 * (1024 * 11 + 512 * 8)
-        assert cost.lookups == inner.lookups
-        assert cost.launches == inner.launches + 3
+        inner = kernel.inner.cost(core, CPU)
+        cost = kernel.cost(wanted, CPU)
         x, y, sums, addends = 2 * 1024, 2 * 512, 2 * 8, 8 * 512
         assert cost.bytes_read == inner.bytes_read + 2 * x + 4 * (1024 + y + sums + addends)
         assert cost.bytes_written == 4 * (y + x + sums) + 2 * y
         assert kernel.bits_per_weight(spec) == pytest.approx(spec.bits_per_weight)
-        assert kernel.estimate(spec, 2, dtype, "cpu") > kernel.inner.estimate(spec.core, 2, dtype, "cpu")
+        # Adding groups up and rotating, in terms of what was measured of a lookup.
+        around = LOOKUP_SECONDS * MULTIPLY_ADD * 2 * (1024 * 10 + 1024 + 512 * 8)
+        assert kernel.estimate(wanted, CPU) == pytest.approx(kernel.inner.estimate(core, CPU) + around)
 
 
 def test_random_weights_are_tuned_compared_and_predicted(monkeypatch):

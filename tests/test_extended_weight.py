@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import codegemm
-from codegemm import CheckpointError, CodebookWeight, ExtendedWeight, storage
+from codegemm import CheckpointError, CodebookWeight, ExtendedWeight, files, storage
 from codegemm.comparison.sources import random_weight
 from codegemm.formats.hadamard import default_block, rotate_blocks, unrotate_blocks
 from codegemm.formats.names import name_of, spec_of
@@ -109,9 +109,9 @@ def test_bits_count_everything():
 def test_only_files_with_extensions_are_of_version_2(tmp_path, make_weight):
     path = tmp_path / "w.safetensors"
     make_weight(4, 16, "m1v4").save(path)
-    assert storage.File(path).metadata["version"] == "1"
+    assert files.File(path).metadata["version"] == "1"
     make_weight(4, 16, "m1v4g8+rotated+offsets").save(path, "a")
-    file = storage.File(path)
+    file = files.File(path)
     assert file.metadata["version"] == "2"
     assert json.loads(file.metadata["a"]) == {
         "v": 4, "m": 1, "b": 8, "g": 8, "shape": [4, 16], "terms": 1, "block": 16, "offsets": "scaled",
@@ -141,7 +141,7 @@ def test_only_files_with_extensions_are_of_version_2(tmp_path, make_weight):
 def test_broken_files_are_refused(tensors, values, message, tmp_path, make_weight):
     path = tmp_path / "w.safetensors"
     make_weight(4, 16, "m1v4g8+rotated+offsets").save(path)
-    metadata = storage.File(path).metadata
+    metadata = files.File(path).metadata
     description = json.loads(metadata["weight"]) | values
     changed = load_file(path) | {f"weight.{name}": array for name, array in tensors.items()}
     changed = {name: array for name, array in changed.items() if array is not None}

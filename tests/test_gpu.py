@@ -12,16 +12,19 @@ from emulator import emulate
 from gpu_products import CASES, LARGE
 
 import codegemm
-from codegemm import arrays, dispatch, kernels_cu, tuning
+from codegemm import arrays, choice, devices, kernels_cu, tuning
 from codegemm.comparison import measure, sources
-from codegemm.engines import cuda
+from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda import compiler, library, psumbook
+from codegemm.engines.cuda.gpu import gpu_of
+from codegemm.kernel import Product
 from codegemm.quantize.progress import Progress
+from codegemm.registry import kernel_for, refusal
 from codegemm.warmup import build_all
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(cuda.unavailable() is not None, reason=str(cuda.unavailable())),
+    pytest.mark.skipif(devices.unavailable() is not None, reason=str(devices.unavailable())),
 ]
 
 TOLERANCE = {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3}
@@ -93,12 +96,11 @@ def test_large_products(case, n, make_weight, rng, cupy):
 def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
     weight = make_weight(*case).to("cuda")
     kernel = gpu_products.kernel_named(kernel, weight.spec)
-    if kernel.unavailable():
-        pytest.skip(kernel.unavailable())
-    n = gpu_products.fewest(kernel, weight.spec, n, arrays.float_dtype(dtype))
-    if n is None:
-        pytest.skip(kernel.supports(weight.spec, 1, arrays.float_dtype(dtype), "cuda:0"))
-    x = rng.standard_normal((n, weight.shape[1])).astype(arrays.float_dtype(dtype))
+    product = gpu_products.fewest(kernel, weight.spec, n, dtype)
+    if product is None:
+        pytest.skip(refusal(kernel, Product.of(weight.spec, 1, arrays.float_dtype(dtype)), weight.device))
+    n = product.n
+    x = rng.standard_normal((n, weight.shape[1])).astype(product.dtype)
     outs = [cupy.full((n, weight.shape[0]), np.nan, np.float32) for _ in range(3)]
     for out in outs:
         codegemm.matmul(cupy.asarray(x), weight.T, out=out, kernel=kernel.name)
@@ -206,7 +208,7 @@ def test_prepared_copies(make_weight, rng, cupy):
 def test_instructions_are_as_emulated(instance, rng, cupy, tmp_path):
     shutil.copy(emulate.HERE / "semantics.cu", tmp_path)
     shutil.copy(kernels_cu.FOLDER / "ptx.cuh", tmp_path)
-    cubin, _ = compiler.compile_instance("semantics.cu", instance, cuda.gpu("cuda:0").arch, folder=tmp_path)
+    cubin, _ = compiler.compile_instance("semantics.cu", instance, gpu_of(FIRST_GPU).arch, folder=tmp_path)
     (tmp_path / "cubin").write_bytes(cubin)
     kernel = cupy.RawModule(path=str(tmp_path / "cubin")).get_function(compiler.entry_name(instance))
     halves = rng.standard_normal((10, 32, 2)).astype(np.float16)
@@ -234,8 +236,8 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
     x = rng.standard_normal((n, 1024)).astype(np.float16)
     truth = truth_of(x, weight)
     for kernel in measure.compared_kernels("cuda", None):
-        kernel = dispatch.kernel_for(kernel, weight.spec)
-        if kernel.supports(weight.spec, n, x.dtype, "cuda:0"):
+        kernel = kernel_for(kernel, weight.spec)
+        if refusal(kernel, Product.of(weight.spec, n, x.dtype), weight.device):
             continue
         candidate = measure.Candidate(kernel, weight, [n], x.dtype)
         y, timing = candidate.measure(x, 0)
@@ -247,11 +249,11 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
 def test_tuning(make_weight, tuned_cache):
     case = sources.shape_case((1024, 1024), ["m1v4g128"])
     with Progress("tuning", False) as progress:
-        found, _ = tuning.tune([case], [1, 64], "cuda:0", np.dtype(np.float16), 0.01, progress)
+        found, _ = tuning.tune([case], [1, 64], FIRST_GPU, np.dtype(np.float16), 0.01, progress)
     spec = make_weight(1024, 1024, "m1v4g128").spec
     for measured in found:
         n = measured.choice.batches[0]
-        assert dispatch.select(spec, n, np.dtype(np.float16), "cuda:0").name == measured.choice.kernel
+        assert choice.select(Product.of(spec, n, np.float16), FIRST_GPU).name == measured.choice.kernel
         assert measured.choice.kernel != "dense"
 
 
@@ -269,7 +271,7 @@ def test_host_time(make_weight, cupy, capsys):
     weight = make_weight(256, 512, "m1v4g128").to("cuda")
     x, out = cupy.ones((1, 512), np.float16), cupy.ones((1, 256), np.float16)
     plan = codegemm.plan(weight, 1, np.float16, "psumbook")
-    launch = plan.kernel.bind(plan.prepared, 1, x.dtype, out.dtype)
+    launch = plan.kernel.bind(plan.prepared, Product.of(weight.spec, 1, x.dtype, out.dtype))
     codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
     bare_launch = getattr(launch.function, "cupys", launch.function)  # as CuPy launches it
     arguments = (x, out, library.new_workspace(plan._workspace.nbytes), *launch.constants)

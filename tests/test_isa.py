@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import codegemm
-from codegemm import dispatch
+from codegemm import Product, choice
 from codegemm.comparison.sources import random_weight
+from codegemm.devices import CPU
 from codegemm.engines.cpu import compiler, isa, library, psumbook
 
 FLAGS = {
@@ -75,16 +76,17 @@ def test_every_path_multiplies(name, fresh_engine, monkeypatch, rng):
             truth = x.astype(np.float64) @ dense.T
             for kernel, bound in ((psumbook.Psumbook(), 2e-4), (psumbook.PsumbookFast(), 1.5e-2)):
                 out = np.full((n, rows), np.nan, np.float32)
-                workspace = np.full(kernel.workspace(weight.spec, n, "cpu"), 0xFF, np.uint8)
-                kernel.run(kernel.prepare(weight, "cpu"), x, out, workspace, None)
+                product = Product.of(weight.spec, n, x.dtype)
+                workspace = np.full(kernel.workspace(product, CPU), 0xFF, np.uint8)
+                kernel.run(kernel.prepare(weight, CPU), x, out, workspace, None)
                 assert np.linalg.norm(out - truth) <= bound * size, (config, n, kernel)
 
 
 @pytest.mark.parametrize("name", [each.name for each in isa.available()])
 def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
     [instructions] = [each for each in isa.ALL if each.name == name]
-    path = compiler.build(psumbook._SOURCE, instructions)
-    others = {compiler.build(psumbook._SOURCE, each) for each in isa.available()} - {path}
+    path = compiler.build(psumbook.Psumbook.source, instructions)
+    others = {compiler.build(psumbook.Psumbook.source, each) for each in isa.available()} - {path}
     assert len(others) == len(isa.available()) - 1
 
 
@@ -107,9 +109,10 @@ def test_what_entries_of_bytes_cost(outliers, rng):
     truth = x @ weight.dequantize(np.float64).T
 
     def error(kernel):
-        chosen = dispatch.select(weight.spec, 1, x.dtype, "cpu", kernel)
-        out, workspace = np.empty((1, 512), np.float32), np.empty(chosen.workspace(weight.spec, 1, "cpu"), np.uint8)
-        chosen.run(weight.prepared(chosen), x, out, workspace, None)
+        product = Product.of(weight.spec, 1, x.dtype)
+        chosen = choice.select(product, CPU, kernel)
+        out, workspace = np.empty((1, 512), np.float32), np.empty(chosen.workspace(product, CPU), np.uint8)
+        chosen.run(chosen.prepared(weight), x, out, workspace, None)
         return np.linalg.norm(out - truth) / np.linalg.norm(truth)
 
     assert 1e-5 < error("psumbook") <= 2e-4
@@ -176,4 +179,4 @@ def test_lookups_of_neon_on_an_emulated_processor(tmp_path, rng):
     [neon] = [each for each in isa.ALL if each.name == "neon"]
     look_up(tmp_path, rng, "-O2", "-static", *neon.flags, compiler=(CROSS,), run=(QEMU,))
     flags = (*compiler.FLAGS, *neon.flags, "-Wno-psabi", f"-I{SOURCES}")
-    subprocess.run([CROSS, *flags, str(psumbook._SOURCE), "-o", str(tmp_path / "psumbook.so")], check=True)
+    subprocess.run([CROSS, *flags, str(psumbook.Psumbook.source), "-o", str(tmp_path / "psumbook.so")], check=True)

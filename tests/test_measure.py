@@ -7,7 +7,8 @@ import pytest
 
 from codegemm import Cost, Kernel
 from codegemm.comparison import measure
-from codegemm.engines.cuda.graph import Graph
+from codegemm.devices import FIRST_GPU
+from codegemm.engines.cuda.timing import Graph
 
 HALF = np.dtype(np.float16)
 
@@ -18,13 +19,10 @@ class Counted(Kernel):
     name = "counted"
     engine = "cuda"
     automatic = True
-    made = 0
+    copies = 0
 
     def __init__(self):
         self.done = []
-
-    def supports(self, spec, n, dtype, device):
-        return None
 
     def prepare(self, weight, device):
         return Copy(weight.dequantize(np.float32))
@@ -38,8 +36,8 @@ class Counted(Kernel):
 
         submit(multiply, Stream.current.ptr)
 
-    def cost(self, spec, n, dtype):
-        return Cost(400, 0, 0, 0)
+    def cost(self, product, device):
+        return Cost(400, 0)
 
 
 class Copy:
@@ -47,8 +45,8 @@ class Copy:
         self.dense, self.number = dense, number
 
     def __deepcopy__(self, memo):
-        Counted.made += 1
-        return Copy(self.dense, Counted.made)
+        Counted.copies += 1
+        return Copy(self.dense, Counted.copies)
 
 
 class Waiting(Counted):
@@ -64,22 +62,12 @@ class Waiting(Counted):
         super().run(prepared, x, out, workspace, stream)
 
 
-@pytest.fixture
-def registered(emulated_gpu):
-    from codegemm import dispatch
-
-    made = [dispatch.register_kernel(kernel()) for kernel in (Counted, Waiting)]
-    yield made
-    for kernel in made:
-        dispatch.unregister_kernel(kernel.full_name)
-
-
 def test_a_graph_does_its_calls_at_every_replay(emulated_gpu):
     from emulator.gpu import Stream, submit
 
     done = []
     calls = [lambda name=name: submit(lambda: done.append(name), Stream.current.ptr) for name in "abc"]
-    graph = Graph(calls, "cuda:0")
+    graph = Graph(calls, FIRST_GPU)
     assert done == ["a"]
     assert graph.time() > 0
     graph.time()
@@ -87,23 +75,22 @@ def test_a_graph_does_its_calls_at_every_replay(emulated_gpu):
 
 
 @pytest.mark.parametrize("calls", [3, 13])
-@pytest.mark.parametrize("place", [0, 1])
-def test_products_rotate_through_copies(place, calls, registered, make_weight, rng, monkeypatch):
+@pytest.mark.parametrize(("kind", "how"), [(Counted, "graph"), (Waiting, "calls")])
+def test_products_rotate_through_copies(kind, how, calls, emulated_gpu, make_weight, rng, monkeypatch):
     """Four times as many bytes as the cache of 1 KiB; also where they can't be captured."""
     monkeypatch.setattr(measure, "_GRAPH_CALLS", calls)
-    monkeypatch.setattr(Counted, "made", 0)
-    warm = []
-    monkeypatch.setattr(measure.cuda, "warm_up", lambda device: warm.append((device, len(registered[place].done))))
-    kernel, weight = registered[place], make_weight(8, 16, "m1v4")
+    monkeypatch.setattr(Counted, "copies", 0)
+    kernel, weight, warm = kind(), make_weight(8, 16, "m1v4"), []
+    monkeypatch.setattr(measure.timing, "warm_up", lambda device: warm.append((device, len(kernel.done))))
     candidate = measure.Candidate(kernel, weight.to("cuda"), [2], HALF)
     x = rng.standard_normal((2, 16)).astype(HALF)
     warned = pytest.warns(UserWarning, match="waiting is timed call by call: .* not permitted when stream is captur")
-    with contextlib.nullcontext() if place == 0 else warned:
+    with contextlib.nullcontext() if how == "graph" else warned:
         y, timing = candidate.measure(x, 0)
     assert np.allclose(y, x.astype(np.float64) @ weight.dequantize(np.float64).T, atol=1e-4)
     assert len(timing.seconds) == measure._MIN_CALLS
     assert 0 < min(timing.seconds) <= timing.quartiles[0] <= timing.median <= timing.quartiles[1]
-    assert timing.how == ("graph", "calls")[place]
+    assert timing.how == how
     assert warm == [("cuda:0", 0)]  # before anything is timed
     copies = -(-4 * 1024 // (400 - 2 * 16))
     rounds = -(-calls // copies)
@@ -111,7 +98,7 @@ def test_products_rotate_through_copies(place, calls, registered, make_weight, r
     *done, (checked, dtype) = kernel.done
     assert (checked, dtype) == (0, np.float32)
     assert {dtype for _, dtype in done} == {HALF}
-    if place == 0:  # whole rounds only: no copy comes again before all others
+    if how == "graph":  # whole rounds only: no copy comes again before all others
         replays = len(timing.seconds) + 1
         assert [number for number, _ in done] == [0, *range(copies)] + [*range(copies)] * (rounds * replays - 1)
     else:

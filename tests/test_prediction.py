@@ -7,14 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 import codegemm
-from codegemm import Cost, dispatch, prediction
+from codegemm import prediction, registry
 from codegemm.cli import cli
 from codegemm.comparison import targets
 from codegemm.comparison.targets import Timed
 from codegemm.engines.cuda import model
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
-from codegemm.engines.cuda.launch import CudaKernel
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.model import Work
+from codegemm.engines.cuda.steps import Launch
 
 # 8 multiprocessors at 1 GHz, 1 TB/s: a copy moves 900 GB/s by the model.
 GPU = Gpu(90, 8, 232448, 233472, 2048, clock=1e9, bandwidth=1e12)
@@ -25,22 +26,19 @@ class Worked(CudaKernel):
 
     automatic = True
 
-    def __init__(self, name, *works, bytes_read=0):
-        self.name, self._works, self._bytes_read = name, works, bytes_read
+    def __init__(self, name, *works):
+        self.name, self._works = name, works
 
-    def refuses(self, spec, n, dtype, gpu):
-        return None if n <= 64 else "too many rows"
+    def unfit_for(self, product, gpu):
+        return None if product.n <= 64 else "too many rows"
 
     def arrange(self, weight):
         raise AssertionError
 
-    decide = instances = prepare = run = arrange
+    prepare = bind = run = refuses = arrange
 
-    def work(self, spec, n, dtype, gpu):
-        return self._works
-
-    def cost(self, spec, n, dtype):
-        return Cost(self._bytes_read, 0, 0, 0)
+    def steps(self, product, gpu, scratch):
+        return [Launch("none.cu", "none", (1,), 32, 0, (), work) for work in self._works]
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def kernels(monkeypatch):
         monkeypatch.setattr(model, name, value)
     dense = Worked("dense", Work(90e-6 * 0.9e12))
     dense.automatic = False
-    one = Worked("one", Work(18e-6 * 0.9e12, wavefronts=8 * 17_000, latency=3000), bytes_read=9e6)
+    one = Worked("one", Work(9e6, 7.2e6, wavefronts=8 * 17_000, latency=3000))
     two = Worked("two", Work(1.8e6, wavefronts=8 * 10_000), Work(0.9e6, latency=5000))
     aqlm = Worked("aqlm", Work(0, instructions=8 * 3.4 * 50_000))
     aqlm.automatic = False
@@ -76,8 +74,8 @@ def test_arithmetic(kernels):
 
 
 def test_latency_can_be_what_bounds(kernels):
-    assert prediction.bound([Work(0.9e6), Work(0.9e6, latency=1)], GPU) == "latency"
-    assert prediction.bound([Work(0.9e6, latency=1000), Work(0, mma=8 * 10_000)], GPU) == "mma"
+    assert model.bound([Work(0.9e6), Work(0.9e6, latency=1)], GPU) == "latency"
+    assert model.bound([Work(0.9e6, latency=1000), Work(0, mma=8 * 10_000)], GPU) == "mma"
 
 
 def test_dense_stands_once_for_all_weights(kernels):
@@ -177,4 +175,4 @@ def test_auto_is_never_dense():
     for gpu in KNOWN.values():
         for row in prediction.predict(gpu, [(4096, 4096)], ["m1v4g128"], [1, 64, 1000]):
             assert not (row.chosen and row.kernel == "dense")
-    assert not [k for k in dispatch.registered("cuda") if k.name == "dense" and k.automatic]
+    assert not [k for k in registry.registered("cuda") if k.name == "dense" and k.automatic]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import codegemm
-from codegemm import KernelError, arrays
+from codegemm import Kernel, KernelError, arrays
 from codegemm.comparison.sources import random_weight
 
 WEIGHT = random_weight((24, 32), "m1v4g16")
@@ -185,6 +185,11 @@ def test_halves_are_rounded_to_nearest_even(dtype, rng):
             ValueError,
             "precision='exact': must be one of full, fast",
         ),
+        (
+            lambda x: codegemm.matmul(x, WEIGHT.T, precision=["fast"]),
+            ValueError,
+            r"precision=\['fast'\]: must be one of full, fast",
+        ),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="nothing"), KernelError, "kernel 'nothing' is unknown; known: "),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel=3), TypeError, "kernel=3: must be a name"),
         (lambda x: codegemm.matmul(x, WEIGHT.T, kernel="quip"), KernelError, "it multiplies E8PWeights"),
@@ -272,6 +277,11 @@ def test_several_threads_multiply_by_one_weight(make_weight, rng):
     assert not failures
 
 
+def prepared(weight):
+    """What kernels made of a weight."""
+    return {key: value for key, value in weight.memo.items() if isinstance(key[0], Kernel)}
+
+
 def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
     for config in ("m1v4g32", "e8p"):
         weight = make_weight(64, 64, config)
@@ -279,9 +289,10 @@ def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
         for info in codegemm.kernels(weight):
             if info.usable:
                 codegemm.matmul(x, weight.T, kernel=info.name)
-        held = dict(weight._prepared)
+        held = prepared(weight)
+        assert len(held) >= 4
         codegemm.matmul(x, weight.T)
-        assert {key: id(value) for key, value in weight._prepared.items()} == {k: id(v) for k, v in held.items()}
+        assert {key: id(value) for key, value in prepared(weight).items()} == {k: id(v) for k, v in held.items()}
         gone = weakref.ref(weight)
         gc.disable()
         try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codegemm.config import CodebookConfig
-from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda import psumbook_cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows as rows_of_w
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
@@ -88,23 +88,22 @@ def test_arranged_codes_are_the_codes(make_weight):
 def test_cuts_cover_the_product_and_fit_the_gpu(n, config, gpu):
     for shape in SHAPES:
         spec = spec_of(*shape, config)
-        made = cut.cut_for(spec, n, gpu)
-        assert made.batch >= n
-        assert made.shared_bytes <= gpu.shared_per_block
-        assert made.warps <= cut.MAX_WARPS
-        assert 1 <= made.units_per_tile <= min(256 >> spec.config.b, made.units_per_split)
-        assert made.units * made.rows >= layout.k_blocks(spec) * spec.config.m
-        assert made.units * made.rows <= layout.position_rows(spec)
-        assert (made.splits - 1) * made.units_per_split < made.units <= made.splits * made.units_per_split
-        assert made.rows == 1 or (made.batch < 4 and layout.phases(spec) <= 8)
-        blocks = [block for _, first, end, _, _ in made.slices for block in range(first, end)]
+        cut = psumbook_cut.cut_for(spec, n, gpu)
+        assert cut.batch >= n
+        assert cut.shared_bytes <= gpu.shared_per_block
+        assert cut.warps <= psumbook_cut.MAX_WARPS
+        assert 1 <= cut.units_per_tile <= min(256 >> spec.config.b, cut.units_per_split)
+        assert cut.units * cut.rows >= layout.k_blocks(spec) * spec.config.m
+        assert cut.units * cut.rows <= layout.position_rows(spec)
+        assert (cut.splits - 1) * cut.units_per_split < cut.units <= cut.splits * cut.units_per_split
+        assert cut.rows == 1 or (cut.batch < 4 and layout.phases(spec) <= 8)
+        blocks = [block for _, first, end, _, _ in cut.slices for block in range(first, end)]
         assert blocks == list(range(-(-shape[0] // 32)))
 
 
 def test_slices_keep_to_their_parts():
     spec = spec_of(300, 512, "m1v4", (100, 33, 167))
-    made = rows_of_w.slices(spec, 2)
-    assert made == (
+    assert rows_of_w.slices(spec, 2) == (
         (0, 0, 2, 0, 100), (0, 2, 4, 64, 100),
         (1, 4, 6, 100, 133),
         (2, 6, 8, 133, 300), (2, 8, 10, 197, 300), (2, 10, 12, 261, 300),
@@ -117,18 +116,18 @@ def test_large_products_fill_the_gpu_once(config):
     joins take 13,000 clocks at most."""
     for shape in SHAPES[:5]:
         spec = spec_of(*shape, config)
-        made = cut.cut_for(spec, 1, H200)
-        blocks = len(made.slices) * made.splits
+        cut = psumbook_cut.cut_for(spec, 1, H200)
+        blocks = len(cut.slices) * cut.splits
         assert 0.8 < blocks / H200.multiprocessors / math.ceil(blocks / H200.multiprocessors) <= 1
         lookups = spec.out_features * spec.vectors * spec.config.m / 32 / H200.multiprocessors
-        assert cut.estimate(made, spec, H200) * H200.clock < 3.25 * lookups + 13_000
+        assert psumbook_cut.estimate(cut, spec, H200) * H200.clock < 3.25 * lookups + 13_000
 
 
 def test_more_blocks_of_rows_than_counters_are_not_split():
     spec = spec_of(32 * (rows_of_w.MAX_ROW_BLOCKS + 1), 64, "m1v4g-1")
-    made = cut.cut_for(spec, 1, H200)
-    assert made.splits == 1
-    assert made.shared_bytes <= H200.shared_per_block
+    cut = psumbook_cut.cut_for(spec, 1, H200)
+    assert cut.splits == 1
+    assert cut.shared_bytes <= H200.shared_per_block
 
 
 def test_constants_match_the_sources():
@@ -137,5 +136,5 @@ def test_constants_match_the_sources():
     source = (FOLDER / "splits.cuh").read_text()
     assert f"lanes = {rows_of_w.LANES};" in source
     assert f"most_row_blocks = 1 << {rows_of_w.MAX_ROW_BLOCKS.bit_length() - 1};" in source
-    assert f"line_bytes = {cut.LINE_BYTES};" in (FOLDER / "psumbook_layout.cuh").read_text()
-    assert f"most_threads = {cut.MAX_WARPS} * lanes;" in (FOLDER / "psumbook.cu").read_text()
+    assert f"line_bytes = {psumbook_cut.LINE_BYTES};" in (FOLDER / "psumbook_layout.cuh").read_text()
+    assert f"most_threads = {psumbook_cut.MAX_WARPS} * lanes;" in (FOLDER / "psumbook.cu").read_text()

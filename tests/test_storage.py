@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import codegemm
-from codegemm import CheckpointError, storage
+from codegemm import CheckpointError, files, storage
 from codegemm.comparison.sources import random_weight
 from codegemm.formats import bits
 
@@ -81,7 +81,7 @@ def test_other_tensors_travel_unchanged(tmp_path, make_weight):
         "layer.bias": np.ones(6, np.float16),
     }
     storage.save_all(tmp_path / "w.safetensors", {"layer": make_weight(6, 60, "m2v4b3g12")}, others, {"note": "kept"})
-    file = storage.File(tmp_path / "w.safetensors")
+    file = files.File(tmp_path / "w.safetensors")
     assert file.metadata["note"] == "kept"
     for name, array in others.items():
         stored = file.tensors[name].numpy()
@@ -91,9 +91,9 @@ def test_other_tensors_travel_unchanged(tmp_path, make_weight):
     storage.save_all(
         tmp_path / "again.safetensors",
         {},
-        {**raw, "odd": storage.RawTensor("F8_E4M3", (3,), np.arange(3, dtype=np.uint8))},
+        {**raw, "odd": files.RawTensor("F8_E4M3", (3,), np.arange(3, dtype=np.uint8))},
     )
-    again = storage.File(tmp_path / "again.safetensors").tensors
+    again = files.File(tmp_path / "again.safetensors").tensors
     assert all(np.array_equal(again[name].data, raw[name].data) for name in raw)
     assert again["odd"].dtype == "F8_E4M3"
     with pytest.raises(CheckpointError, match="dtype F8_E4M3"):
@@ -125,8 +125,8 @@ def test_tensors_are_aligned(tmp_path, make_weight):
     weights = {f"w{i}": make_weight(3, 12, "m1v4b3g4") for i in range(4)}
     weights["wide"] = make_weight(3, 12, "m1v4b16")
     storage.save_all(tmp_path / "w.safetensors", weights, {"x": np.ones(3, np.uint8), "y": np.ones(1)})
-    for tensor in storage.File(tmp_path / "w.safetensors").tensors.values():
-        assert tensor.data.ctypes.data % storage._item_size(tensor) == 0
+    for tensor in files.File(tmp_path / "w.safetensors").tensors.values():
+        assert tensor.data.ctypes.data % files._item_size(tensor) == 0
     assert codegemm.load(tmp_path / "w.safetensors", "wide").codes.flags.aligned
 
 
@@ -213,7 +213,7 @@ def test_files_that_contradict_themselves(change, message, saved):
 def test_damaged_values_are_found(saved):
     rewrite(saved, lambda header: None)
     data = bytearray(saved.read_bytes())
-    tensors = storage.File(saved).tensors
+    tensors = files.File(saved).tensors
     place = data.index(tensors["weight.scales"].data.tobytes())
     data[place : place + 2] = np.float16(np.nan).tobytes()
     saved.write_bytes(data)
@@ -228,7 +228,7 @@ def test_a_full_disk_leaves_the_old_file(step, saved, monkeypatch, make_weight):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, step, full)
+    monkeypatch.setattr(files.os, step, full)
     with pytest.raises(CheckpointError, match=r"w\.safetensors: could not be written: No space left on device"):
         make_weight(48, 64, "m1v4g16").save(saved)
     assert saved.read_bytes() == before
@@ -274,7 +274,7 @@ def test_other_byte_orders_and_foreign_codes(tmp_path, make_weight):
     others = {"big": np.arange(4, dtype=">f4"), "other.codes": np.arange(3)}
     storage.save_all(tmp_path / "w.safetensors", {"a": weight}, others)
     assert codegemm.load_all(tmp_path / "w.safetensors") == {"a": weight}
-    stored = storage.File(tmp_path / "w.safetensors").tensors
+    stored = files.File(tmp_path / "w.safetensors").tensors
     for name, array in others.items():
         assert np.array_equal(stored[name].numpy(), array)
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import tables as made
 from codegemm import tables
-from codegemm.choice import Choice
+from codegemm.tables import Choice
 
 
 def row(kernel, config, shape, batch, seconds, times_dense=2.0, chosen=False):

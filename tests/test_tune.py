@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_dispatch import Twice
+from test_registry import Twice
 
 import codegemm
-from codegemm import tables, tuning
-from codegemm.choice import Choice
+from codegemm import registry, tables, tuning
 from codegemm.cli import cli
 from codegemm.comparison import measure, sources
 from codegemm.comparison.measure import Timing
+from codegemm.devices import CPU
 from codegemm.quantize.progress import Progress
+from codegemm.tables import Choice
 
 SINGLE = np.dtype(np.float32)
 SHAPE = (64, 128)
@@ -25,10 +26,10 @@ class Named(Twice):
     def __init__(self, name, most=1000):
         self.name, self._most = name, most
 
-    def supports(self, spec, n, dtype, device):
-        return None if n <= self._most else f"n={n}: too many"
+    def refuses(self, product, device):
+        return None if product.n <= self._most else f"n={product.n}: too many"
 
-    def estimate(self, spec, n, dtype, device):
+    def estimate(self, product, device):
         return float("inf")
 
 
@@ -63,7 +64,7 @@ def stopwatch(monkeypatch):
 def tune(batches, **options):
     case = sources.shape_case(SHAPE, ["m1v4g-1"])
     with Progress("tuning", False) as progress:
-        return tuning.tune([case], batches, "cpu", SINGLE, 0, progress)
+        return tuning.tune([case], batches, CPU, SINGLE, 0, progress)
 
 
 def test_the_fastest_automatic_kernel_is_kept(tuned_cache, kernels, stopwatch, make_weight):
@@ -77,7 +78,7 @@ def test_the_fastest_automatic_kernel_is_kept(tuned_cache, kernels, stopwatch, m
     assert list(found[0].seconds)[:2] == ["quick", "steady"]
     assert found[0].seconds["quick"] == 1e-6  # the median
     assert found[0].before == before
-    assert set(tables.tuned("cpu")) == {m.choice for m in found}
+    assert set(tables.tuned(CPU)) == {m.choice for m in found}
     assert place.is_relative_to(tuned_cache)
     assert ("quick", (1,), "float32", "cpu") in stopwatch
     assert ("steady", (1, 8), "float32", "cpu") in stopwatch
@@ -91,7 +92,7 @@ def test_a_kernel_that_is_gone_is_passed_over(tuned_cache, kernels, stopwatch, m
     tune([1])
     kernels[0].automatic = False
     weight = make_weight(*SHAPE, "m1v4g-1")
-    codegemm.dispatch._select.cache_clear()
+    registry.changed()
     assert codegemm.plan(weight, 1).kernel.name not in ("quick", "steady")
 
 
@@ -109,7 +110,7 @@ def test_the_command(tuned_cache, kernels, stopwatch, monkeypatch):
     assert "steady x 2.00" in first
     assert sum("32 x 100" in line for line in lines) == 2
     assert done.output.rstrip().endswith(str(next(tuned_cache.iterdir())))
-    assert {choice.dtype for choice in tables.tuned("cpu")} == {"float16"}
+    assert {choice.dtype for choice in tables.tuned(CPU)} == {"float16"}
 
 
 def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
@@ -119,7 +120,7 @@ def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
     monkeypatch.setattr(measure.device, "last_level_cache", lambda: 1 << 12)
     monkeypatch.setattr(measure, "_QUIET", 0)
     steady = kernels[1]
-    for kernel in codegemm.dispatch.registered("cpu"):
+    for kernel in registry.registered("cpu"):
         if kernel not in kernels:
             monkeypatch.setattr(type(kernel), "automatic", False)
     run_quickly = steady.run
@@ -136,5 +137,5 @@ def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
      (("--engine", "cuda"), "--engine cuda: CuPy")],
 )  # fmt: skip
 def test_arguments_are_checked(arguments, message, monkeypatch):
-    monkeypatch.setattr("codegemm.engines.cuda.unavailable", lambda: "CuPy finds no GPU")
+    monkeypatch.setattr("codegemm.devices.unavailable", lambda: "CuPy finds no GPU")
     assert message in str(run(*arguments).exception)

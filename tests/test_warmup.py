@@ -5,11 +5,11 @@ import pytest
 from emulator.gpu import compiled
 
 import codegemm
-from codegemm import dispatch
-from codegemm.engines import cuda
+from codegemm import Product, devices, registry
+from codegemm.devices import Device
 from codegemm.engines.cpu import compiler as cpu_compiler
 from codegemm.engines.cuda import compiler, library
-from codegemm.engines.cuda.launch import CudaKernel
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.formats.names import spec_of
 
 HALF = np.dtype(np.float16)
@@ -17,7 +17,7 @@ CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "e8p")
 
 
 def test_without_a_gpu_the_reason_is_told():
-    if cuda.unavailable() is None:
+    if devices.unavailable() is None:
         pytest.skip("there is a GPU")
     with pytest.raises(RuntimeError, match="cuda:0: CuPy"):
         codegemm.warmup([(512, 512)], [1])
@@ -45,6 +45,31 @@ def test_on_the_processor_its_sources_are_compiled(fresh_engine, monkeypatch):
     weight = codegemm.quantize(np.eye(384, dtype=np.float32), "m1v4b2g128")
     np.ones((1, 384), np.float32) @ weight.T
     assert len(sources) == 3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "config", "n", "sources"),
+    [("aqlm", "m2v8g-1", 1, ["aqlm.cpp"]), ("aqlm", "m1v8b12g-1", 1, ["aqlm.cpp"]),
+     ("aqlm", "m2v8g-1", 40, ["aqlm.cpp", "dequant.cpp"]), ("aqlm", "m1v8b12g-1", 300, ["aqlm.cpp", "dequant.cpp"]),
+     ("dequant_dense", "m1v4g128", 1, ["dequant.cpp"]), ("dequant_dense", "m2v8g-1", 300, ["dequant.cpp"]),
+     ("dequant_dense", "m1v4g32+rotated+offsets", 2, ["dequant.cpp", "extended.cpp"])],
+)  # fmt: skip
+def test_what_a_kernel_takes_of_another_is_compiled_too(
+    kernel, config, n, sources, fresh_engine, make_weight, monkeypatch
+):
+    """Also what the fewer rows that a plan may get need."""
+    compiled_sources = []
+    build = cpu_compiler.build
+    monkeypatch.setattr(cpu_compiler, "build", lambda source: compiled_sources.append(source.name) or build(source))
+    codegemm.warmup([(64, 256)], [n], config, np.float16, "cpu", kernel)
+    assert sorted(compiled_sources) == sorted([*sources, "threads.cpp"])
+    weight = make_weight(64, 256, config)
+    bound = codegemm.plan(weight, n, np.float16, kernel)
+    for rows in {1, min(n, 7), n}:
+        x = np.ones((rows, 256), np.float16)
+        codegemm.matmul(x, weight.T, kernel=kernel)
+        bound(x)
+    assert len(compiled_sources) == len(sources) + 1
 
 
 def test_products_then_compile_nothing_new(emulated_gpu, make_weight, monkeypatch):
@@ -75,17 +100,18 @@ def test_kernels_say_all_that_they_compile(config, emulated_gpu, make_weight, mo
 
     monkeypatch.setattr(compiler, "build", build)
     weight = make_weight(64, 960 if config == "m3v5b3g15" else 1024, config).to("cuda")
-    for kernel in dispatch.registered("cuda"):
+    for kernel in registry.registered("cuda"):
         if not isinstance(kernel, CudaKernel):
             continue
         for n in (1, 3, 8, 100):
-            if kernel.supports(weight.spec, n, HALF, "cuda:0"):
+            product = Product.of(weight.spec, n, HALF)
+            if registry.refusal(kernel, product, weight.device):
                 continue
             made.clear()
-            weight._prepared.clear()
+            weight.memo.clear()
             library.forget()
             codegemm.plan(weight, n, HALF, kernel.full_name)
-            said = {(b.source, b.instance, b.arch) for b in kernel.builds(weight.spec, n, HALF, "cuda:0")}
+            said = {(b.source, b.instance, b.arch) for b in kernel.builds(product, Device("cuda:0"))}
             assert made == said, (kernel, n)
 
 

@@ -30,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
     settings = measuring.QUICK if chosen.quick else measuring.FULL_SIZE
     with peers.registered():
-        found = measuring.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+        measured = measuring.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
     machine = report.Machine(device.name(), isa.chosen().name, versions())
-    report.print_tables(found, machine)
+    report.print_tables(measured, machine)
     if chosen.json is not None:
-        report.write_json(found, machine, chosen.json)
-    wrong = report.wrong(found)
+        report.write_json(measured, machine, chosen.json)
+    wrong = report.wrong(measured)
     for line in wrong:
         print(f"wrong: {line}")
     return int(bool(wrong))
@@ -43,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def versions() -> dict[str, str]:
     """Of what was measured, as far as it is installed."""
-    found = {"codegemm": __version__, "python": platform.python_version()}
+    installed = {"codegemm": __version__, "python": platform.python_version()}
     for package in ("numpy", "torch", "numba", "aqlm"):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 if __name__ == "__main__":

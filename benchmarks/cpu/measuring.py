@@ -29,13 +29,15 @@ from benchmarks.cpu.targets import (
     Shape,
     Timed,
 )
-from codegemm import dispatch
+from codegemm.choice import select
 from codegemm.comparison import measure, sources
 from codegemm.comparison.targets import MAIN
+from codegemm.devices import CPU
 from codegemm.engines.cpu import device
 from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel
+from codegemm.kernel import Kernel, Product
 from codegemm.products import plan
+from codegemm.registry import registered
 
 THREADS = (1, AUTO_THREADS)
 FEW_ROWS = (1, 4, 16)  # of x, for which all kernels are compared
@@ -78,7 +80,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Product:
+class Case:
     """What is timed: a kernel's name (or `auto`), weights and rows of x."""
 
     kernel: str
@@ -86,22 +88,22 @@ class Product:
     batch: int
 
 
-def products(threads: int, batches: Sequence[int]) -> list[Product]:
+def cases(threads: int, batches: Sequence[int]) -> list[Case]:
     """All that is timed with so many threads; dense products are those of the first configuration."""
     few = [n for n in batches if n in FEW_ROWS] if threads == AUTO_THREADS else [1]
     many = batches if threads == AUTO_THREADS else few
     return [
-        *(Product(name, MAIN[0], n) for n in many for name in WHOLE_MATRIX if n <= AUTO_LEAST[name][1]),
-        *(Product(AUTO, config, n) for n in many for config in MAIN),
-        *(Product(FULL, config, n) for n in few for config in MAIN),
-        *(Product(FAST, config, 1) for config in MAIN),
-        *(Product(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, FULL, AQLM)),
+        *(Case(name, MAIN[0], n) for n in many for name in WHOLE_MATRIX if n <= AUTO_LEAST[name][1]),
+        *(Case(AUTO, config, n) for n in many for config in MAIN),
+        *(Case(FULL, config, n) for n in few for config in MAIN),
+        *(Case(FAST, config, 1) for config in MAIN),
+        *(Case(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, FULL, AQLM)),
     ]
 
 
 def run(settings: Settings, progress: Callable[[str], None]) -> Report:
     """Measure everything; `progress` hears what comes next."""
-    known = {kernel.name: kernel for kernel in dispatch.registered("cpu")}
+    known = {kernel.name: kernel for kernel in registered("cpu")}
     report = Report(left_out=left_out(known))
     usable = {name: kernel for name, kernel in known.items() if name not in report.left_out}
     for shape in settings.shapes:
@@ -119,12 +121,12 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Report:
 
 def left_out(known: dict[str, Kernel]) -> dict[str, str]:
     """Kernels that are to be measured and can't run, with the reason."""
-    found = {}
+    reasons = {}
     for name in (*WHOLE_MATRIX, FULL, FAST, AQLM):
         reason = known[name].unavailable() if name in known else "there is no such kernel"
         if reason:
-            found[name] = reason
-    return found
+            reasons[name] = reason
+    return reasons
 
 
 class Bench:
@@ -141,21 +143,21 @@ class Bench:
     def time(self, threads: int) -> tuple[list[Timed], Bandwidth]:
         """All products with so many threads."""
         calls = {
-            product: self._candidates[product.kernel, product.config].rotating_call(self._x[: product.batch])
-            for product in self._products(threads)
+            case: self._candidates[case.kernel, case.config].rotating_call(self._x[: case.batch])
+            for case in self._cases(threads)
         }
-        seconds: dict[Product, list[float]] = {product: [] for product in calls}
+        seconds: dict[Case, list[float]] = {case: [] for case in calls}
         errors = dict.fromkeys(calls, 0.0)
         read = []
         for _ in range(self._settings.rounds):
             time.sleep(self._settings.quiet)
             read.append(device.measure_bandwidth())
-            for product, (call, y) in calls.items():
+            for case, (call, y) in calls.items():
                 time.sleep(self._settings.quiet)
-                seconds[product].append(time_turn(call, self._settings.budget))
-                error = measure.relative_error(y, self._truth[product.config][: product.batch])
-                errors[product] = max(errors[product], error)
-        rows = [self._row(product, threads, seconds[product], errors[product]) for product in calls]
+                seconds[case].append(time_turn(call, self._settings.budget))
+                error = measure.relative_error(y, self._truth[case.config][: case.batch])
+                errors[case] = max(errors[case], error)
+        rows = [self._row(case, threads, seconds[case], errors[case]) for case in calls]
         return rows, Bandwidth(self._shape, threads, tuple(read))
 
     def accuracies(self) -> Iterator[Accuracy]:
@@ -173,36 +175,38 @@ class Bench:
                     precision = "fast" if kernel == FAST else "full"
                     yield Accuracy(precision, kind, self._shape, config, error, accepted.get(kind))
 
-    def _products(self, threads: int) -> list[Product]:
+    def _cases(self, threads: int) -> list[Case]:
         """What can be timed here, `auto` resolved to the kernel it takes."""
-        wanted = products(threads, self._settings.batches)
-        here = [product for product in wanted if product.kernel == AUTO or product.kernel in self._usable]
-        return list(dict.fromkeys(replace(product, kernel=self._select(product).name) for product in here))
+        wanted = cases(threads, self._settings.batches)
+        here = [case for case in wanted if case.kernel == AUTO or case.kernel in self._usable]
+        return list(dict.fromkeys(replace(case, kernel=self._select(case).name) for case in here))
 
-    def _select(self, product: Product) -> Kernel:
-        return dispatch.select(self._weights[product.config].spec, product.batch, DTYPE, "cpu", product.kernel)
+    def _product(self, case: Case) -> Product:
+        return Product.of(self._weights[case.config].spec, case.batch, DTYPE)
+
+    def _select(self, case: Case) -> Kernel:
+        return select(self._product(case), CPU, case.kernel)
 
     def _new_candidates(self) -> dict[tuple[str, str], measure.Candidate]:
         batches: dict[tuple[str, str], set[int]] = {}
-        for product in itertools.chain.from_iterable(map(self._products, THREADS)):
-            batches.setdefault((product.kernel, product.config), set()).add(product.batch)
+        for case in itertools.chain.from_iterable(map(self._cases, THREADS)):
+            batches.setdefault((case.kernel, case.config), set()).add(case.batch)
         return {
-            (kernel, config): measure.Candidate(self._usable[kernel], self._weights[config], sorted(found), DTYPE)
-            for (kernel, config), found in batches.items()
+            (kernel, config): measure.Candidate(self._usable[kernel], self._weights[config], sorted(rows), DTYPE)
+            for (kernel, config), rows in batches.items()
         }
 
-    def _row(self, product: Product, threads: int, seconds: list[float], error: float) -> Timed:
-        kernel, spec = self._usable[product.kernel], self._weights[product.config].spec
-        is_dense = product.kernel in WHOLE_MATRIX
+    def _row(self, case: Case, threads: int, seconds: list[float], error: float) -> Timed:
+        kernel, is_dense = self._usable[case.kernel], case.kernel in WHOLE_MATRIX
         return Timed(
             shape=self._shape,
             threads=threads,
-            kernel=product.kernel,
-            config="" if is_dense else product.config,
-            batch=product.batch,
+            kernel=case.kernel,
+            config="" if is_dense else case.config,
+            batch=case.batch,
             seconds=tuple(seconds),
-            bytes_read=kernel.cost(spec, product.batch, DTYPE).bytes_read,
-            chosen=not is_dense and self._select(replace(product, kernel=AUTO)) is kernel,
+            bytes_read=kernel.cost(self._product(case), CPU).bytes_read,
+            chosen=not is_dense and self._select(replace(case, kernel=AUTO)) is kernel,
             error=error,
         )
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from codegemm import arrays
-from codegemm.baselines.aqlm import Aqlm
-from codegemm.baselines.dense import Dense
+from codegemm.baselines.cpu.aqlm import Aqlm
+from codegemm.baselines.cpu.dense import Dense
 from codegemm.comparison import measure
-from codegemm.dispatch import register_kernel, unregister_kernel
+from codegemm.devices import Device, to_torch
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Kernel, Product
+from codegemm.registry import register_kernel, unregister_kernel
 
 # With its requirements aqlm brings transformers and accelerate.
 INSTALL = "pip install numba scipy torch && pip install --no-deps aqlm"
@@ -37,21 +37,21 @@ class TorchFp32(Dense):
     def unavailable(self) -> str | None:
         return None if _is_installed("torch") else "torch is not installed (pip install 'codegemm[torch]')"
 
-    def prepare(self, weight: Weight, device: str) -> Any:
+    def refuses(self, product: Product[Spec], device: Device) -> str | None:
+        return None if product.dtype == np.float32 else f"x of {product.dtype}: it is measured with float32"
+
+    def prepare(self, weight: Weight, device: Device) -> Any:
         import torch
 
         return torch.from_numpy(weight.dequantize(np.float32))
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
+    def workspace(self, product: Product[Spec], device: Device) -> int:
         return 0
-
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        return None if dtype == np.float32 else f"x of {dtype}: it is measured with float32"
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         import torch
 
-        torch.mm(arrays.to_torch(x), prepared.T, out=arrays.to_torch(out))
+        torch.mm(to_torch(x), prepared.T, out=to_torch(out))
 
 
 @dataclass
@@ -64,12 +64,13 @@ class AqlmTensors:
     scales: Any
 
 
-class AqlmNumba(Kernel):
+class AqlmNumba(Kernel[CodebookSpec, CodebookWeight]):
     """The kernel of the package aqlm for CPUs, 2x8 and Kx8. Its threads add to the same outputs: with several, some
     of the sums get lost."""
 
     name = "aqlm_numba"
     engine = "cpu"
+    weights = CodebookWeight
     _counted = Aqlm()
 
     def unavailable(self) -> str | None:
@@ -82,17 +83,16 @@ class AqlmNumba(Kernel):
             return f"aqlm's numba_kernel.py can't be loaded: {type(error).__name__}: {error}"
         return None
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if dtype != np.float32:
-            return f"x of {dtype}: it multiplies float32"
-        if isinstance(spec, CodebookSpec) and spec.config.b != 8:
-            return f"b={spec.config.b}: it reads codes of 8 bits"
-        return self._counted.supports(spec, n, dtype, device)
+    def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
+        if product.dtype != np.float32:
+            return f"x of {product.dtype}: it multiplies float32"
+        if product.spec.config.b != 8:
+            return f"b={product.spec.config.b}: it reads codes of 8 bits"
+        return self._counted.refuses(product, device)
 
-    def prepare(self, weight: Weight, device: str) -> AqlmTensors:
+    def prepare(self, weight: CodebookWeight, device: Device) -> AqlmTensors:
         import torch
 
-        assert isinstance(weight, CodebookWeight)
         return AqlmTensors(
             torch.from_numpy(np.ascontiguousarray(weight.codes.swapaxes(0, 1)).view(np.int8)),
             torch.from_numpy(weight.part_codebooks[0][:, :, None].astype(np.float32)),
@@ -100,12 +100,12 @@ class AqlmNumba(Kernel):
         )
 
     def run(self, prepared: AqlmTensors, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        y = _multiply()(arrays.to_torch(x), prepared.codes, prepared.codebooks, prepared.scales, None)
+        y = _multiply()(to_torch(x), prepared.codes, prepared.codebooks, prepared.scales, None)
         out[...] = y.numpy()
 
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
+    def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         """Of the same tables and codes, which this package's own form of the kernel reads, too."""
-        return self._counted.cost(spec, n, dtype)
+        return self._counted.cost(product, device)
 
 
 TORCH_FP32, AQLM_NUMBA = TorchFp32(), AqlmNumba()
@@ -140,10 +140,10 @@ def threads(count: int) -> Iterator[None]:
 @cache
 def _multiply() -> Callable[..., Any]:
     """`numba_gemm_lut`, by its file: what the package around it imports changes with its versions."""
-    found = importlib.util.find_spec("aqlm")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    path = Path(next(iter(found.submodule_search_locations))) / "inference_kernels" / "numba_kernel.py"
+    package = importlib.util.find_spec("aqlm")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(next(iter(package.submodule_search_locations))) / "inference_kernels" / "numba_kernel.py"
     spec = importlib.util.spec_from_file_location("aqlm_numba_kernel", path)
     assert spec is not None
     assert spec.loader is not None

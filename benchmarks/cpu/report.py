@@ -27,7 +27,7 @@ from benchmarks.cpu.targets import (
 )
 from codegemm.comparison.report import format_time, open_console
 from codegemm.comparison.targets import MAIN, Outcome
-from codegemm.storage import replace_file
+from codegemm.files import replace_file
 
 _RIGHT = 1e-3  # AQLM's kernel sums in float32: it errs by more only where it races
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm import arrays
+from codegemm import arrays, devices
 from codegemm.errors import CheckpointError
 
 
 def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.NDArray:
     """`values` as a NumPy array of one of `dtypes` with that many axes; CheckpointError names what is wrong."""
-    array = arrays.from_torch(values.cpu()) if arrays.is_torch(values) else np.asarray(values)
+    array = devices.from_torch(values.cpu()) if arrays.is_torch(values) else np.asarray(values)
     if array.dtype.name not in dtypes:
         raise CheckpointError(f"{name}: dtype {array.dtype}, must be {' or '.join(dtypes)}")
     if array.ndim != axes:

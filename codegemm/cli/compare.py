@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from codegemm.cli.options import ListOf, check_lists, check_plotting, check_writable, find_engine, parse_shape
-from codegemm.dispatch import PRECISIONS
+from codegemm.registry import PRECISIONS
 
 
 @click.command()

@@ -126,16 +126,16 @@ def _nvrtc() -> str:
 def _driver() -> str:
     import cupy
 
-    from codegemm.engines.cuda import device
+    from codegemm import devices
 
-    problem = device.driver_problem()
+    problem = devices.driver_problem()
     if problem:
         raise RuntimeError(problem)
-    return f"for CUDA up to {device.version_name(cupy.cuda.runtime.driverGetVersion())}"
+    return f"for CUDA up to {devices.version_name(cupy.cuda.runtime.driverGetVersion())}"
 
 
 def _cuda_kernels() -> str:
-    from codegemm.dispatch import registered
+    from codegemm.registry import registered
 
     reasons = {kernel.name: kernel.unavailable() for kernel in registered("cuda")}
     if not any(reason is None for reason in reasons.values()):
@@ -144,13 +144,15 @@ def _cuda_kernels() -> str:
 
 
 def _gpus() -> str:
-    from codegemm.engines import cuda
+    from codegemm import devices
+    from codegemm.devices import Device
+    from codegemm.engines.cuda.gpu import gpu_of
 
-    reason = cuda.unavailable()
+    reason = devices.unavailable()
     if reason:
         raise RuntimeError(reason)
-    devices = [f"cuda:{number}" for number in range(cuda.count())]
-    return ", ".join(f"{cuda.name(device)} (sm_{cuda.gpu(device).arch})" for device in devices)
+    gpus = [Device(f"cuda:{number}") for number in range(devices.count())]
+    return ", ".join(f"{devices.name(gpu)} (sm_{gpu_of(gpu).arch})" for gpu in gpus)
 
 
 def _is_installed(package: str) -> bool:

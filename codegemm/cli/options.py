@@ -46,9 +46,9 @@ def check_lists(batches: list[int], **named: list[str] | None) -> None:
 
 def find_engine(engine: str) -> str:
     """`cpu` or `cuda`; `auto` is the latter where there is a GPU. UsageError where `cuda` was asked for in vain."""
-    from codegemm.engines import cuda
+    from codegemm import devices
 
-    reason = cuda.unavailable()
+    reason = devices.unavailable()
     if engine == "cuda" and reason:
         raise click.UsageError(f"--engine cuda: {reason}")
     return ("cpu" if reason else "cuda") if engine == "auto" else engine

@@ -46,9 +46,11 @@ def quantize(
     """
     from codegemm import calibration
     from codegemm.config import CodebookConfig
+    from codegemm.files import File, RawTensor
+    from codegemm.formats.native import RESERVED
     from codegemm.quantize import E8P, check_config
     from codegemm.quantize import quantize as quantize_matrix
-    from codegemm.storage import RESERVED, File, RawTensor, check_names, save_all
+    from codegemm.storage import check_names, save_all
 
     try:
         wanted = re.compile(include)

@@ -43,6 +43,7 @@ def tune(
     from codegemm import tuning
     from codegemm.arrays import float_dtype
     from codegemm.comparison import measure, report, sources
+    from codegemm.devices import Device
     from codegemm.quantize.progress import Progress
 
     check_lists(batches, config=configs)
@@ -50,7 +51,7 @@ def tune(
     chosen = float_dtype(dtype or ("float32" if engine == "cpu" else "float16"))
     cases = [sources.shape_case(shape, configs) for shape in map(parse_shape, shapes)]
     cases = cases or [sources.shape_case(shape, configs) for shape in sources.LLAMA_3_8B]
-    device = "cpu" if engine == "cpu" else "cuda:0"
+    device = Device.parse(engine)
     with measure.threads(threads), Progress("tuning", sys.stderr.isatty()) as progress:
         found, place = tuning.tune(cases, batches, device, chosen, seconds, progress)
     console = report.open_console()

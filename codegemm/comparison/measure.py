@@ -22,14 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.dispatch import KernelInfo, registered
-from codegemm.engines import cuda
+from codegemm import devices
+from codegemm.devices import CPU, to_device, to_host
 from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
-from codegemm.engines.cuda.graph import Graph
+from codegemm.engines.cuda import library as cuda_library
+from codegemm.engines.cuda import timing
+from codegemm.engines.cuda.gpu import cache_and_memory
 from codegemm.engines.reference.reference import product
 from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel
-from codegemm.products import Plan, plan
+from codegemm.kernel import Kernel, Product
+from codegemm.products import Plan
+from codegemm.registry import KernelInfo, registered
 from codegemm.version import __version__
 
 NOT_COMPARED = ("reference",)
@@ -156,12 +159,12 @@ def machine(engine: str) -> Machine:
     """This machine, its read bandwidth measured now."""
     if engine == "cpu":
         return Machine(engine, device.name(), get_num_threads(), bandwidth(engine))
-    return Machine(engine, cuda.name(), 1, bandwidth(engine))
+    return Machine(engine, devices.name(), 1, bandwidth(engine))
 
 
 def bandwidth(engine: str) -> float:
     """Bytes a second that the processor reads, or a GPU's copy moves, now."""
-    return device.measure_bandwidth() if engine == "cpu" else cuda.measure_bandwidth()
+    return device.measure_bandwidth() if engine == "cpu" else timing.measure_bandwidth()
 
 
 class Candidate:
@@ -169,14 +172,15 @@ class Candidate:
 
     def __init__(self, kernel: Kernel, weight: Weight, batches: Sequence[int], dtype: np.dtype) -> None:
         self._device = weight.device
-        self._plans = {n: plan(weight, n, dtype, kernel.full_name) for n in batches}
-        prepared = weight.prepared(kernel)
+        self._plans = {n: Plan(weight, Product.of(weight.spec, n, dtype), kernel) for n in batches}
+        prepared = kernel.prepared(weight)
         # x and y stay in cache, as they do in a model; the weight does not.
-        size = max(1, kernel.cost(weight.spec, 1, dtype).bytes_read - weight.shape[1] * dtype.itemsize)
-        if self._device == "cpu":
+        product = Product.of(weight.spec, 1, dtype)
+        size = max(1, kernel.cost(product, weight.device).bytes_read - product.x_bytes)
+        if self._device == CPU:
             cache, free = device.last_level_cache(), device.available_memory()
         else:
-            cache, free = cuda.cache_and_memory(self._device)
+            cache, free = cache_and_memory(self._device)
         wanted = -(-int(_CACHE_FACTOR[kernel.engine] * cache) // size)
         affordable = max(2, free // _MEMORY_SHARE // size)
         self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
@@ -196,18 +200,18 @@ class Candidate:
         """A product, float32."""
         bound, rows, out = self._operands(x, np.dtype(np.float32))
         self._time_call(bound, 0, rows, out)
-        return cuda.to_host(out)
+        return to_host(out)
 
     def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, Timing]:
         """A product (float32) and the seconds of each call or replay, until `budget` seconds are over."""
         bound, rows, out = self._operands(x, np.dtype(np.float32))
-        if self._device == "cpu":
+        if self._device == CPU:
             time.sleep(_QUIET)
             times = self._repeat(partial(self._time_call, bound, x=rows, out=out), _WARM_UP, budget)
             return out, Timing(times)
         # As torch users have it.
         narrow = self._operands(x, x.dtype)[2]
-        cuda.warm_up(self._device)
+        timing.warm_up(self._device)
         try:
             time_turn, how = self._replayed(bound, rows, narrow), "graph"
         except Exception as error:  # every library raises another type
@@ -215,7 +219,7 @@ class Candidate:
             time_turn, how = partial(self._time_call, bound, x=rows, out=narrow), "calls"
         times = self._repeat(time_turn, 1, budget)
         self._time_call(bound, 0, rows, out)
-        y, timed = cuda.to_host(out), cuda.to_host(narrow).astype(np.float32)
+        y, timed = to_host(out), to_host(narrow).astype(np.float32)
         # What the timed products left must be the same, rounded; else its error is told.
         return (y if relative_error(timed, y) < _ROUNDED else timed), Timing(times, how)
 
@@ -235,28 +239,29 @@ class Candidate:
 
         Raises for a kernel that allocates or waits, which no graph can hold, whatever CuPy does.
         """
-        kernel, n = bound.kernel, len(x)
-        workspace = cuda.new_workspace(kernel.workspace(bound.weight.spec, n, self._device))
-        runs = [kernel.bind(prepared, n, bound.dtype, out.dtype) for prepared in self._copies]
+        kernel = bound.kernel
+        product = Product(bound.weight.spec, len(x), bound.dtype, out.dtype)
+        workspace = cuda_library.new_workspace(kernel.workspace(product, self._device))
+        runs = [kernel.bind(prepared, product) for prepared in self._copies]
         # Whole rounds: else some copies would come again before the others.
         turns = runs * -(-_GRAPH_CALLS // len(runs))
-        graph = Graph([partial(run, x, out, workspace, None) for run in turns], self._device)
+        graph = timing.Graph([partial(run, x, out, workspace, None) for run in turns], self._device)
         out[...] = np.nan
-        cuda.synchronize()  # the graph runs on a stream of its own
+        devices.synchronize()  # the graph runs on a stream of its own
         return lambda turn: graph.time() / len(turns)
 
     def _operands(self, x: npt.NDArray, dtype: np.dtype) -> tuple[Plan, Any, Any]:
         """The plan, x and a poisoned output of that dtype on the weight's device."""
         bound = self._plans[len(x)]
         out = np.full((len(x), bound.weight.shape[0]), np.nan, dtype)
-        if self._device == "cpu":
+        if self._device == CPU:
             return bound, x, out
-        return bound, cuda.to_device(x, self._device), cuda.to_device(out, self._device)
+        return bound, to_device(x, self._device), to_device(out, self._device)
 
     def _time_call(self, bound: Plan, turn: int, x: Any, out: Any) -> float:
         bound.prepared = self._copies[turn % len(self._copies)]
-        if self._device != "cpu":
-            return cuda.time_call(lambda: bound(x, out=out), self._device)
+        if self._device != CPU:
+            return timing.time_call(lambda: bound(x, out=out), self._device)
         begin = time.perf_counter()
         bound(x, out=out)
         return time.perf_counter() - begin

@@ -11,7 +11,7 @@ from typing import Any
 
 from codegemm.comparison.measure import Row
 from codegemm.comparison.runner import Result
-from codegemm.storage import replace_file
+from codegemm.files import replace_file
 
 
 def print_tables(result: Result) -> None:

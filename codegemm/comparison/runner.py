@@ -12,10 +12,10 @@ import numpy.typing as npt
 from codegemm.comparison import measure
 from codegemm.comparison.measure import DENSE, Candidate, Machine, Row
 from codegemm.comparison.sources import Case
-from codegemm.dispatch import KernelInfo, kernel_for
 from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel
+from codegemm.kernel import Kernel, Product
 from codegemm.quantize.progress import Progress
+from codegemm.registry import KernelInfo, kernel_for, refusal
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def _run_kernel(
     config, path = labels
     spec, dtype, machine = weight.spec, settings.dtype, settings.machine
     kernel = kernel_for(kernel, spec)
-    batches = [n for n in settings.batches if not kernel.supports(spec, n, dtype, weight.device)]
+    products = {n: Product.of(spec, n, dtype) for n in settings.batches}
+    batches = [n for n, product in products.items() if not refusal(kernel, product, weight.device)]
     if not batches:
         return
     candidate = Candidate(kernel, weight, batches, dtype)
@@ -150,7 +151,7 @@ def _run_kernel(
         seconds = timing.median
         if kernel.name == "dense":
             dense[n] = seconds
-        bytes_read = kernel.cost(spec, n, dtype).bytes_read
+        bytes_read = kernel.cost(products[n], weight.device).bytes_read
         original = operands.original
         yield Row(
             case=case.title,

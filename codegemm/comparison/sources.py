@@ -12,15 +12,17 @@ import numpy.typing as npt
 
 from codegemm.config import CodebookConfig
 from codegemm.errors import CheckpointError
+from codegemm.files import File
 from codegemm.formats.bits import code_dtype
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.formats.names import name_of, spec_of
+from codegemm.formats.native import is_native
 from codegemm.formats.weight import Weight
 from codegemm.quantize import E8P, check_config
 from codegemm.quantize.stored import quantized
-from codegemm.storage import File
+from codegemm.storage import load, load_all
 
 REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", E8P)
 # AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
@@ -85,10 +87,10 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
     Of a file in this package's format, its weights as they are.
     """
     file = File(path)
-    if file.is_native:
+    if is_native(file):
         if configs:
             raise ValueError(f"{path}: its weights are quantised already; --config {','.join(configs)} does not apply")
-        weights = {name: file.weight(name) for name in tensors or file.descriptions()}
+        weights = {name: load(path, name) for name in tensors} if tensors else load_all(path)
         return [Case(f"{name} {_by(w.shape)}", w.shape, (_label(w),), stored=w) for name, w in weights.items()]
     if not tensors:
         matrices = {t.shape: name for name, t in sorted(file.tensors.items(), reverse=True) if t.is_matrix}

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from codegemm.calibration import Calibration, load
 from codegemm.comparison.sources import read_matrix
 from codegemm.errors import CheckpointError
+from codegemm.files import File
+from codegemm.formats.native import is_native
 from codegemm.quantize.matrix import as_matrix
-from codegemm.storage import File
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     and where the calibration lacks a tensor or is for another in_features.
     """
     file = File(path)
-    if file.is_native:
+    if is_native(file):
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
     names = list(dict.fromkeys(tensors)) or [typical(file)]
     calibrations = None if calibration is None else load(calibration)

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from codegemm import cache, dispatch, tables
+from codegemm import cache, choice, tables
 from codegemm.comparison import measure as timing
 from codegemm.config import CodebookConfig
+from codegemm.devices import Device
 from codegemm.engines.cpu import get_num_threads, isa
 from codegemm.exploration.candidates import Candidate
 from codegemm.exploration.matrices import Matrix
 from codegemm.formats.weight import Weight
+from codegemm.kernel import Product
 from codegemm.quantize.scaling import row_blocks
 from codegemm.quantize.stored import key_parts, quantized
 
@@ -36,9 +38,9 @@ class Settings:
     seconds: float = 0.25
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where products are measured."""
-        return "cpu" if self.engine == "cpu" else "cuda:0"
+        return Device.parse(self.engine)
 
     @property
     def dtype(self) -> np.dtype:
@@ -121,7 +123,7 @@ class Bench:
         here = weight.to(settings.device)
         if self._dense is None:
             self._dense = self._product(here, "dense")
-        kernel = dispatch.select(here.spec, settings.rows, settings.dtype, settings.device)
+        kernel = choice.select(Product.of(here.spec, settings.rows, settings.dtype), settings.device)
         product = self._product(here, kernel.full_name)
         x = timing.inputs(weight.shape[1], settings.rows, settings.dtype)
         times: tuple[list[float], list[float]] = [], []
@@ -132,7 +134,7 @@ class Bench:
 
     def _product(self, weight: Weight, name: str) -> timing.Candidate:
         settings = self._settings
-        kernel = dispatch.select(weight.spec, settings.rows, settings.dtype, settings.device, name)
+        kernel = choice.select(Product.of(weight.spec, settings.rows, settings.dtype), settings.device, name)
         return timing.Candidate(kernel, weight, [settings.rows], settings.dtype)
 
     @cached_property

@@ -15,7 +15,7 @@ from codegemm.exploration.front import pareto
 from codegemm.exploration.measure import Measured
 from codegemm.exploration.report import conditions, dense_product, error_name, label, title
 from codegemm.exploration.runner import Exploration, Explored
-from codegemm.storage import replace_file
+from codegemm.files import replace_file
 
 # Okabe and Ito's colours, told apart by the colour-blind; by the number of codebooks.
 _COLOURS = {1: "#0072B2", 2: "#D55E00", 3: "#009E73", 4: "#CC79A7"}

@@ -10,8 +10,8 @@ from typing import Any
 from codegemm.comparison.report import format_time, open_console
 from codegemm.exploration.measure import Measured, Settings
 from codegemm.exploration.runner import Exploration, Explored
+from codegemm.files import replace_file
 from codegemm.quantize import ROTATED
-from codegemm.storage import replace_file
 
 
 def print_tables(result: Exploration) -> None:

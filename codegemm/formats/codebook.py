@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -11,9 +11,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import array_module, as_array, beside, device_of
+from codegemm.arrays import array_module, as_array
 from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
+from codegemm.devices import Device, beside, device_of
 from codegemm.formats import bits
+from codegemm.formats.native import Stored
 from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 # Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
@@ -54,6 +56,9 @@ class CodebookWeight(Weight):
     The arrays are validated, then read-only; an array that was writeable is copied, unless it is on a GPU, where it
     must not be written to any more. A wrong shape, dtype or value raises ValueError.
     """
+
+    spec_type = CodebookSpec
+    tensor_names = ("codes", "codebooks", "scales")
 
     def __init__(
         self,
@@ -101,6 +106,23 @@ class CodebookWeight(Weight):
             raise ValueError(f"the tensors are {weight.config}, the description says {config}")
         return weight
 
+    @classmethod
+    def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
+        """The inverse of `stored`; codes are unpacked at their first use."""
+        config = CodebookConfig(**{key: description[key] for key in "vmbg"})
+        packed, codebooks, scales = map(tensor, cls.tensor_names)
+        rows, columns = description["shape"]
+        return cls.from_packed(packed, codebooks, scales, config, (rows, columns), description.get("part_rows"))
+
+    def stored(self) -> Stored:
+        """Packed codes, codebooks, scales; v, m, b, g, shape, and the rows of each part of several."""
+        host, config = self.to("cpu"), self.config
+        packed = bits.pack(host.codes.reshape(len(host.codes), -1), config.b)
+        description = {"v": config.v, "m": config.m, "b": config.b, "g": config.g, "shape": list(self.shape)}
+        if host.codebooks.ndim == 4:
+            description["part_rows"] = list(self.spec.part_rows)
+        return Stored({"codes": packed, "codebooks": host.codebooks, "scales": host.scales}, description)
+
     def _hold(
         self,
         codes: Callable[[], Any],
@@ -122,7 +144,7 @@ class CodebookWeight(Weight):
         return self._make_codes()
 
     @cached_property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where the arrays are: `cpu` or `cuda:<number>`."""
         return device_of(self.scales)
 

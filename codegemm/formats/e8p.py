@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +13,7 @@ from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.hadamard import split_length, transform
+from codegemm.formats.native import Stored
 from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 BITS = (2, 3, 4)
@@ -48,6 +50,9 @@ class E8PWeight(Weight):
     M must be a multiple of 16 and K of 64, both with a Hadamard matrix. ValueError names what is wrong. Read-only.
     """
 
+    spec_type = E8PSpec
+    tensor_names = ("qidxs", "SU", "SV")
+
     def __init__(
         self,
         qidxs: npt.ArrayLike,
@@ -64,6 +69,24 @@ class E8PWeight(Weight):
         if not np.isfinite(resid_scale) or resid_scale <= 0:
             raise ValueError(f"resid_scale={resid_scale}: must be a positive number")
         self.resid_scale = float(resid_scale) if self.bits > 2 else 1.0
+
+    @classmethod
+    def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
+        """The inverse of `stored`."""
+        if description["codebook"] != "E8P":
+            raise ValueError(f"codebook {description['codebook']!r}, must be 'E8P'")
+        qidxs, su, sv = map(tensor, cls.tensor_names)
+        weight = cls(qidxs, su, sv, description["resid_scale"])
+        if weight.bits != description["bits"]:
+            raise ValueError(f"qidxs are of {weight.bits} bits, the description says {description['bits']}")
+        return weight
+
+    def stored(self) -> Stored:
+        """The arrays as they are; bits, resid_scale, shape."""
+        description = {
+            "codebook": "E8P", "bits": self.bits, "resid_scale": self.resid_scale, "shape": list(self.shape),
+        }  # fmt: skip
+        return Stored(self.to("cpu").arrays, description)
 
     @property
     def spec(self) -> E8PSpec:

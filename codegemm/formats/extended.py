@@ -12,7 +12,7 @@ core:
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -20,10 +20,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import array_module, as_array, beside
-from codegemm.formats import codebook
+from codegemm.arrays import array_module, as_array
+from codegemm.devices import Device, beside
+from codegemm.formats import bits, codebook
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight, check_finite
 from codegemm.formats.hadamard import check_block, default_block, unrotate_blocks
+from codegemm.formats.native import Stored
 from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 OFFSETS = ("", "scaled", "added")
@@ -98,6 +100,9 @@ class ExtendedWeight(Weight):
     All on one device, read-only. A wrong shape, dtype or value raises ValueError.
     """
 
+    spec_type = ExtendedSpec
+    tensor_names = (*CodebookWeight.tensor_names, "signs", "offsets")
+
     def __init__(
         self,
         core: CodebookWeight,
@@ -125,13 +130,42 @@ class ExtendedWeight(Weight):
         self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
         check_one_device({"scales": core.scales} | self._around)
 
+    @classmethod
+    def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
+        """The inverse of `stored`; codes are unpacked at their first use."""
+        rows, columns = description["shape"]
+        terms, block, offsets = (description.get(key) for key in ("terms", "block", "offsets"))
+        terms = 1 if terms is None else terms
+        core = CodebookWeight.from_stored({**description, "shape": (rows, columns * terms)}, tensor)
+        if offsets not in (None, "scaled", "added"):
+            raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
+        return cls(
+            core,
+            signs=None if block is None else _unpack_signs(tensor("signs"), columns),
+            block=block,
+            offsets=tensor("offsets") if offsets else None,
+            scaled=offsets == "scaled" if offsets else None,
+            terms=terms,
+        )
+
+    def stored(self) -> Stored:
+        """The core's, signs as bits, offsets; `block` and `offsets` only where there are such, the whole's shape."""
+        host, spec = self.to("cpu"), self.spec
+        core = host.core.stored()
+        tensors = core.tensors | host._around
+        if host.signs is not None:
+            tensors["signs"] = bits.pack(host.signs[None] < 0, 1)[0]
+        around = {"block": spec.block, "offsets": spec.offsets}
+        description = core.description | {"shape": list(spec.shape), "terms": spec.terms}
+        return Stored(tensors, description | {key: value for key, value in around.items() if value}, version=2)
+
     @property
     def spec(self) -> ExtendedSpec:
         """Shape, configuration and what is around the core."""
         return self._spec
 
     @cached_property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where the arrays are: `cpu` or `cuda:<number>`."""
         return self.core.device
 
@@ -252,6 +286,14 @@ def _as_signs(signs: Any, in_features: int) -> Any:
         raise ValueError(f"signs: {host[bad[0]]} at {bad[0]}, must be 1 or -1")
     with beside(signs):
         return signs.astype(np.int8, copy=False)
+
+
+def _unpack_signs(packed: npt.NDArray, columns: int) -> npt.NDArray:
+    """int8 [K] of +-1 from a file's uint8 [ceil(K/8)]."""
+    expected = (bits.row_bytes(columns, 1),)
+    if packed.dtype != np.uint8 or packed.shape != expected:
+        raise ValueError(f"signs: {packed.dtype} {packed.shape}, must be uint8 {expected}")
+    return 1 - 2 * bits.unpack(packed[None], columns, 1)[0].astype(np.int8)
 
 
 def _as_offsets(offsets: Any, spec: ExtendedSpec) -> Any:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import beside, device_of
+from codegemm import devices
+from codegemm.devices import Device, beside, device_of
+from codegemm.formats.native import Stored, check_name, write_weights
 
 if TYPE_CHECKING:
     from os import PathLike
-
-    from codegemm.kernel import Kernel
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,21 @@ class Matrix:
     """What `@`, numpy.matmul and NumPy's conversions find on a weight and on its transpose."""
 
     ndim = 2
+    matmul: ClassVar[Callable[..., Any]]  # `codegemm.products` registers its own here: formats know nothing of products
 
     def __matmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
-
-        return matmul(self, other)
+        return self.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
-        from codegemm.products import matmul
-
-        return matmul(other, self)
+        return self.matmul(other, self)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if ufunc is not np.matmul or method != "__call__":
             return NotImplemented  # NumPy raises its own TypeError
-        from codegemm.products import matmul
-
         out = kwargs.pop("out", None)
         if kwargs:
             raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
-        return matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
+        return self.matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
         raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
@@ -75,10 +71,11 @@ class Weight(Matrix, ABC):
     """A quantised matrix; read-only. `x @ w.T` and `w @ X` multiply by it without rebuilding it."""
 
     __hash__ = None  # type: ignore[assignment]
+    spec_type: ClassVar[type[Spec]] = Spec  # type: ignore[type-abstract]
+    tensor_names: ClassVar[tuple[str, ...]]  # in a file, behind the weight's own name
 
     def __init__(self) -> None:
-        self._prepared: dict[tuple[Kernel, str], Any] = {}
-        self.calls: dict[Any, Any] = {}  # what `products` remembers about this weight
+        self.memo: dict[Any, Any] = {}  # what kernels prepared of it and products decided, freed with it
 
     @property
     @abstractmethod
@@ -93,6 +90,18 @@ class Weight(Matrix, ABC):
     @abstractmethod
     def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
         """The dense matrix [out_features, in_features], rounded once to `dtype`, as a new NumPy array."""
+
+    @abstractmethod
+    def stored(self) -> Stored:
+        """The weight as a file holds it, on the CPU."""
+
+    @classmethod
+    @abstractmethod
+    def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
+        """The weight of a description and of the tensors that `tensor` reads by their `tensor_names`.
+
+        Raises KeyError, TypeError, ValueError or OverflowError where they don't make one.
+        """
 
     @abstractmethod
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
@@ -114,8 +123,8 @@ class Weight(Matrix, ABC):
         return self.spec.bits_per_weight
 
     @cached_property
-    def device(self) -> str:
-        """Where the arrays are: `cpu` or `cuda:<number>`; the engine follows it."""
+    def device(self) -> Device:
+        """Where the arrays are, as text: `cpu` or `cuda:<number>`; the engine follows it."""
         return device_of(next(iter(self.arrays.values())))
 
     @property
@@ -125,27 +134,15 @@ class Weight(Matrix, ABC):
 
     def to(self, device: str) -> Self:
         """This weight on `device` (`cpu`, `cuda` or `cuda:<number>`); itself if it is there already."""
-        from codegemm.engines import cuda
-
-        target = cuda.parse_device(device)
+        target = Device.parse(device)
         if target == self.device:
             return self
-        move = cuda.to_host if target == "cpu" else lambda array: cuda.to_device(array, target)
-        return self._with_arrays({name: move(array) for name, array in self.arrays.items()})
+        return self._with_arrays({name: devices.move(array, target) for name, array in self.arrays.items()})
 
     def save(self, path: str | PathLike[str], name: str = "weight") -> None:
         """Write this weight alone to a safetensors file, as `<name>.codes` and so on."""
-        from codegemm.storage import save_all
-
-        save_all(path, {name: self})
-
-    def prepared(self, kernel: Kernel) -> Any:
-        """What `kernel.prepare` made of this weight; kept, and freed with the weight."""
-        key = (kernel, self.device)
-        if key not in self._prepared:
-            # Two threads may both prepare the first time; all get the same result.
-            self._prepared.setdefault(key, kernel.prepare(self, self.device))
-        return self._prepared[key]
+        check_name("weight", name)
+        write_weights(path, {name: self.stored()}, {}, {})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weight):

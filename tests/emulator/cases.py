@@ -11,6 +11,7 @@ from allpairspy import AllPairs
 from codegemm import arrays, kernels_cu
 from codegemm.config import CodebookConfig
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+from codegemm.kernel import Product
 
 ALL = bool(os.environ.get("CODEGEMM_TEST_ALL"))
 SEED = 20
@@ -30,12 +31,12 @@ def covering(axes, more=0, allowed=lambda case: True):
     pairs = AllPairs(list(axes.values()), filter_func=lambda values: allowed(dict(zip(names, values))))
     draw = random.Random(SEED)
     drawn = ({name: draw.choice(axis) for name, axis in axes.items()} for _ in range(more))
-    found = [dict(zip(names, values)) for values in pairs] + [case for case in drawn if allowed(case)]
-    for index, case in enumerate(found):
+    covered = [dict(zip(names, values)) for values in pairs] + [case for case in drawn if allowed(case)]
+    for index, case in enumerate(covered):
         case["seed"] = SEED + index
         if "parts" in case:
             case["parts"] = min(case["parts"], case["rows"])
-    return found
+    return covered
 
 
 def case_of(axes, **values):
@@ -48,6 +49,12 @@ def name_of(case):
     return "-".join(str(value) for value in case.values())
 
 
+def of_tests(request):
+    """The cases of those tests of a fixture's module that run and want the fixture."""
+    items = (item for item in request.session.items if item.module is request.module)
+    return [item.callspec.params["case"] for item in items if request.fixturename in item.fixturenames]
+
+
 def spec_of(case):
     """The weight's spec."""
     vectors = case["group_vectors"] * case["groups"] if case["group_vectors"] > 0 else 37 * case["groups"]
@@ -55,6 +62,11 @@ def spec_of(case):
     bounds = np.linspace(0, case["rows"], case["parts"] + 1).astype(int)
     config = CodebookConfig(v=case["v"], m=case["m"], b=case["b"], g=g)
     return CodebookSpec(case["rows"], vectors * case["v"], config, tuple(np.diff(bounds).tolist()))
+
+
+def product_of(case):
+    """The product of the case, y in float32."""
+    return Product.of(spec_of(case), case["n"], arrays.float_dtype(case["dtype"]), np.float32)
 
 
 def operands(case, make_weight, rng):

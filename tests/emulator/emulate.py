@@ -1,10 +1,11 @@
-"""Compiles kernels with the emulator and runs them on NumPy arrays."""
+"""Compiles kernels with the emulator and runs products' steps on NumPy arrays."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
 import hashlib
+import itertools
 import os
 import subprocess
 import tempfile
@@ -18,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from codegemm import kernels_cu
-from codegemm.engines.cuda import psumbook, rows
-from codegemm.engines.cuda import psumbook_cut as cut
+from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.launch import filled
+from codegemm.engines.cuda.steps import Array, Gemm, Scratch, Steps
+from codegemm.kernel import Product
 
 HERE = Path(__file__).parent
 SANITIZE = os.environ.get("EMULATOR_SANITIZE") == "1"
@@ -77,8 +80,8 @@ class Report:
 
     def of(self, function: str, kind: str = "load", space: str = "shared") -> Counts:
         """The counts of one function."""
-        [found] = [c for (_, f, s, k), c in self.counts.items() if (f, s, k) == (function, space, kind)]
-        return found
+        [counts] = [c for (_, f, s, k), c in self.counts.items() if (f, s, k) == (function, space, kind)]
+        return counts
 
 
 class _Launch(ctypes.Structure):
@@ -86,32 +89,50 @@ class _Launch(ctypes.Structure):
     _fields_ += [("seed", ctypes.c_uint32), ("awaited", ctypes.c_uint64 * 6)]
 
 
-def multiply(weight, x, made=None, order="forward", out_dtype=None, seed=0, folder=kernels_cu.FOLDER):
-    """x @ W^T by the emulated Psumbook kernel with poisoned output and workspace, and the report."""
-    spec = weight.spec
-    made = made or cut.cut_for(spec, len(x), SMALL_GPU)
-    prepared = psumbook.Psumbook().arrange(weight)
-    for name in ("codes", "codebooks", "scales"):
-        prepared.arrays[name] = aligned(prepared.arrays[name])
-    filled = psumbook.arguments(prepared, made, lambda array: array.ctypes.data)
-    out = aligned(np.full((len(x), spec.out_features), np.nan, out_dtype or x.dtype))
-    workspace = aligned(np.full(rows.workspace_bytes(made.splits, len(x), rows.row_blocks(spec)), 0xFF, np.uint8))
+def multiply(kernel, weight, x, out_dtype=np.float32, gpu=SMALL_GPU, steps=None, **options):
+    """x @ W^T by a kernel's emulated steps for `gpu`, and the reports of its launches. steps: in place of its own."""
+    product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    out = aligned(np.full((len(x), weight.shape[0]), np.nan, product.out_dtype))
+    return out, run(steps or kernel.decide(product, gpu), arranged(kernel, weight), x, out, **options)
+
+
+def cut_steps(module, product, cut, gpu=SMALL_GPU):
+    """The one step of a product that a kernel's module cuts so."""
+    scratch = Scratch()
+    return Steps((module.launch(product, cut, gpu, scratch),), scratch.end)
+
+
+def arranged(kernel, weight):
+    """A weight on the CPU in a CUDA kernel's order, every array as on a GPU."""
+    prepared = kernel.arrange(weight)
+    prepared.arrays = {name: aligned(array) for name, array in prepared.arrays.items()}
+    return prepared
+
+
+def new_workspace(size):
+    """Poisoned but for its counters."""
+    workspace = aligned(np.full(size, 0xFF, np.uint8))
     workspace[: rows.COUNTER_BYTES] = 0
-    arguments = [aligned(x), out, workspace, np.int32(len(x)), np.int32(out.dtype == np.float32), filled]
-    report = launch(
-        psumbook.SOURCE,
-        psumbook.instance(spec, x.dtype, made),
-        (len(made.slices), made.splits),
-        (32 * made.warps,),
-        made.shared_bytes,
-        arguments,
-        order,
-        seed,
-        folder,
-    )
+    return workspace
+
+
+def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder=kernels_cu.FOLDER):
+    """Steps with a workspace, a new one by default; the reports of the launches among them."""
+    x, workspace = aligned(x), new_workspace(steps.workspace) if workspace is None else workspace
+    reports = []
+    for step in steps.each:
+        here = x if step.x is None else step.x.of(workspace)
+        there = out if step.y is None else step.y.of(workspace)
+        if isinstance(step, Gemm):
+            dense = prepared.arrays[step.dense.name] if isinstance(step.dense, Array) else step.dense.of(workspace)
+            there[:, step.first : step.first + len(dense)] = here.astype(np.float32) @ dense.astype(np.float32).T
+            continue
+        arguments = [here, there, workspace, *(filled(argument, prepared) for argument in step.arguments)]
+        shape = step.grid, (step.threads,), step.shared_bytes
+        reports.append(launch(step.source, step.instance, *shape, arguments, order, seed, folder))
     if workspace[: rows.COUNTER_BYTES].any():
         raise EmulatorError("the kernel left counters that are not zero")
-    return out, report
+    return reports
 
 
 def launch(source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER):
@@ -138,12 +159,16 @@ def _awaited(arguments) -> Any:
     return (ctypes.c_uint64 * 6)(*(place for pair in ends for place in pair))
 
 
-def compile_all(instances, source=psumbook.SOURCE, folder=kernels_cu.FOLDER) -> None:
-    """Compile instances on all cores, to be found by `launch`."""
-    missing = sorted(instance for instance in set(instances) if (source, instance, folder) not in _compiled)
-    groups = [missing[first : first + _TOGETHER] for first in range(0, len(missing), _TOGETHER)]
+def compile_steps(steps, folder=kernels_cu.FOLDER) -> None:
+    """Compile the launches among all these steps on all cores, to be found by `launch`."""
+    wanted = {(launch.source, launch.instance, folder) for each in steps for launch in each.launches}
+    missing = sorted(key[:2] for key in wanted - set(_compiled))
+    groups = []
+    for source, of_source in itertools.groupby(missing, key=lambda key: key[0]):
+        instances = [instance for _, instance in of_source]
+        groups += [(source, instances[i : i + _TOGETHER]) for i in range(0, len(instances), _TOGETHER)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda group: _build(source, group, folder), groups))
+        list(pool.map(lambda group: _build(*group, folder), groups))
 
 
 def aligned(array):
@@ -197,11 +222,11 @@ def _build(source: str, instances: list[str], folder: Path) -> None:
     with _lock:
         shared = _object()
     name = hashlib.sha256(f"{source} {instances} {folder}".encode()).hexdigest()[:16]
-    code, made = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
+    code, compiled = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
     launchers = "".join(_LAUNCHER.format(index=index, instance=instance) for index, instance in enumerate(instances))
     code.write_text(f'#include "{folder}/{source}"\n#include <utility>\n{_CALLER}{launchers}')
-    _compile([*_FLAGS, "-shared", str(code), str(shared), "-o", str(made)])
-    library = ctypes.CDLL(str(made))
+    _compile([*_FLAGS, "-shared", str(code), str(shared), "-o", str(compiled)])
+    library = ctypes.CDLL(str(compiled))
     library.report.restype = ctypes.c_char_p
     for index, instance in enumerate(instances):
         launcher = library[f"launch_{index}"]

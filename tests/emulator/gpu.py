@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegemm import arrays, dispatch, kernels_cu
-from codegemm.engines import cuda
-from codegemm.engines.cuda import compiler, dependent, device, library
+from codegemm import arrays, choice, devices, kernels_cu
+from codegemm.engines.cuda import compiler, dependent, library, timing
 from codegemm.engines.cuda import gemm as cuda_gemm
-from codegemm.engines.cuda.rows import COUNTER_BYTES
+from codegemm.engines.cuda.gpu import gpu_of
 from emulator import emulate
 
 
@@ -349,22 +348,6 @@ def emulated_torch(monkeypatch):
     return torch
 
 
-def multiply(kernel, weight, x, out_dtype=np.float32, order="forward", seed=0, folder=kernels_cu.FOLDER):
-    """x @ W^T by a kernel on the emulated GPU with poisoned output and workspace, and the reports of its launches."""
-    weight = weight.to("cuda")
-    x = aligned(x)
-    out = aligned(np.full((len(x), weight.shape[0]), np.nan, out_dtype))
-    size = max(kernel.workspace(weight.spec, len(x), weight.device), COUNTER_BYTES)
-    workspace = aligned(np.full(size, 0xFF, np.uint8))
-    workspace[:COUNTER_BYTES] = 0
-    emulation.order, emulation.seed, emulation.folder = order, seed, folder
-    emulation.reports.clear()
-    kernel.run(weight.prepared(kernel), x, out, workspace, None)
-    if workspace.host[:COUNTER_BYTES].any():
-        raise emulate.EmulatorError("the kernel left counters that are not zero")
-    return out.host, list(emulation.reports)
-
-
 @pytest.fixture
 def emulated_gpu(monkeypatch, tmp_path_factory):
     """`cuda:0` is the emulator; its cupy module is returned.
@@ -382,7 +365,7 @@ def emulated(gpu=emulate.SMALL_GPU):
 
 
 def _emulated(gpu, monkeypatch, folder):
-    caches = (device.unavailable, device.gpu, dispatch._select)
+    caches = (devices.unavailable, devices.bandwidth, gpu_of, choice._select)
 
     def forget():
         library.forget()
@@ -404,12 +387,12 @@ def _emulated(gpu, monkeypatch, folder):
 
     monkeypatch.setattr(compiler, "build", build)
     monkeypatch.setattr(dependent, "dependent", lambda kernel, gpu: kernel)
-    monkeypatch.setattr(cuda, "warm_up", lambda device: None)  # which has no clocks to raise
+    monkeypatch.setattr(timing, "warm_up", lambda device: None)  # which has no clocks to raise
     cublas = Cublas()
     monkeypatch.setattr(cuda_gemm, "_cublas", lambda: cublas)
     monkeypatch.setattr(cuda_gemm, "_handle", lambda: 1)
-    find = device.importlib.util.find_spec
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
+    find = devices.importlib.util.find_spec
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name == "cupy" or find(name))
     cupy.RawModule = RawModule
     try:
         yield cupy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,17 +11,17 @@ import numpy as np
 import sass
 
 from codegemm.comparison.sources import random_weight
-from codegemm.dispatch import registered
 from codegemm.engines.cuda import compiler, psumbook
-from codegemm.engines.cuda import device as gpus
-from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
-from codegemm.engines.cuda.launch import CudaKernel
+from codegemm.engines.cuda.kernel import CudaKernel
+from codegemm.engines.cuda.psumbook_cut import BATCHES, cut_for
+from codegemm.engines.cuda.steps import Steps
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Product
+from codegemm.registry import registered
 from emulator import emulate
-from emulator.gpu import emulated, multiply
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
-HALF = np.dtype(np.float16)
 NVRTC = (12, 9)  # that counted the instructions and registers
 SHAPE = (512, 1024)
 CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128", "m1v4b2g128")
@@ -46,40 +45,37 @@ COMPARED_COLUMNS = (
 
 def rows() -> list[tuple[str, ...]]:
     """A row for every configuration and batch, then the published layout's."""
-    found = []
-    weights = [random_weight(SHAPE, config, 0) for config in CONFIGS]
-    cuts = {(w.spec, n): cut.cut_for(w.spec, n, emulate.SMALL_GPU) for w in weights for n in cut.BATCHES}
-    instances = {key: psumbook.instance(key[0], HALF, made) for key, made in cuts.items()}
-    emulate.compile_all(instances.values())
+    lines = []
+    kernel = psumbook.Psumbook()
+    products = [(config, random_weight(SHAPE, config, 0), n) for config in CONFIGS for n in BATCHES]
+    steps = [_steps(kernel, weight, n) for _, weight, n in products]
+    emulate.compile_steps(steps)
+    instances = [step.launches[0].instance for step in steps]
+    lookups_of = [32 * cut_for(weight.spec, n, emulate.SMALL_GPU).rows for _, weight, n in products]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        lookups_of = {instances[key]: 32 * made.rows for key, made in cuts.items()}
-        counted = dict(zip(lookups_of, pool.map(compiled, lookups_of, lookups_of.values())))
-    for config, weight in zip(CONFIGS, weights):
-        for n in cut.BATCHES:
-            x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
-            made = cuts[weight.spec, n]
-            _, report = emulate.multiply(weight, x, made)
-            lookups, stores = report.of("add"), report.of("store_entries", "store")
-            codes = report.of("load_codes", space="global")
-            loads = [codes]
-            if layout.phases(weight.spec):
-                loads.append(report.of("load_scales", space="global"))
-            instructions, registers = counted[instances[weight.spec, n]]
-            found.append((
-                config, str(n),
-                f"{lookups.wavefronts / lookups.instructions:.3f}",
-                f"{instructions:.2f}",
-                f"{stores.wavefronts / stores.least_wavefronts:.3f}",
-                f"{codes.bytes / (weight.codes.size * layout.container_bits(weight.config.b) / 8):.3f}",
-                f"{sum(c.sectors for c in loads) / sum(c.least_sectors for c in loads):.3f}",
-                str(registers),
-            ))  # fmt: skip
+        counted = list(pool.map(compiled, instances, lookups_of))
+    for (config, weight, n), (instructions, registers) in zip(products, counted):
+        [report] = _reports(kernel, weight, n)
+        lookups, stores = report.of("add"), report.of("store_entries", "store")
+        codes = report.of("load_codes", space="global")
+        loads = [codes]
+        if layout.phases(weight.spec):
+            loads.append(report.of("load_scales", space="global"))
+        lines.append((
+            config, str(n),
+            f"{lookups.wavefronts / lookups.instructions:.3f}",
+            f"{instructions:.2f}",
+            f"{stores.wavefronts / stores.least_wavefronts:.3f}",
+            f"{codes.bytes / (weight.codes.size * layout.container_bits(weight.config.b) / 8):.3f}",
+            f"{sum(c.sectors for c in loads) / sum(c.least_sectors for c in loads):.3f}",
+            str(registers),
+        ))  # fmt: skip
     codes = np.random.default_rng(0).integers(0, 256, (64, 32), np.uint8)
     published = emulate.launch(
         "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
     ).of("look_up")
     ratio = published.wavefronts / published.instructions
-    return [*found, ("published table layout", "1", f"{ratio:.3f}", *["" for _ in COLUMNS[3:]])]
+    return [*lines, ("published table layout", "1", f"{ratio:.3f}", *["" for _ in COLUMNS[3:]])]
 
 
 def compiled(instance: str, lookups: int) -> tuple[float, int]:
@@ -93,35 +89,37 @@ def compared() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch, counted whole."""
     kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
     weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in COMPARED}
-    found = []
-    with emulated():
-        needed = defaultdict(set)
-        for name, config, batches in COMPARED:
-            for n in batches:
-                for source, instance in kernels[name].instances(weights[config].spec, n, HALF, gpus.gpu("cuda:0")):
-                    needed[source].add(instance)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda source: emulate.compile_all(needed[source], source), needed))
-        for name, config, batches in COMPARED:
-            weight = weights[config]
-            for n in batches:
-                x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
-                _, reports = multiply(kernels[name], weight, x)
-                loads = [
-                    (space, counts)
-                    for report in reports
-                    for (_, _, space, kind), counts in report.counts.items()
-                    if kind == "load"
-                ]
-                pieces = SHAPE[0] * SHAPE[1] / 1024
-                found.append((
-                    name, config, str(n),
-                    f"{sum(c.wavefronts for space, c in loads if space == 'shared') / pieces:.1f}",
-                    f"{sum(c.sectors for space, c in loads if space == 'global') / pieces:.1f}",
-                    str(sum(report.events.get("block barrier", 0) for report in reports)),
-                    str(len(reports)),
-                ))  # fmt: skip
-    return found
+    products = [(kernels[name], config, n) for name, config, batches in COMPARED for n in batches]
+    emulate.compile_steps(_steps(kernel, weights[config], n) for kernel, config, n in products)
+    lines = []
+    for kernel, config, n in products:
+        reports = _reports(kernel, weights[config], n)
+        loads = [
+            (space, counts)
+            for report in reports
+            for (_, _, space, kind), counts in report.counts.items()
+            if kind == "load"
+        ]
+        pieces = SHAPE[0] * SHAPE[1] / 1024
+        lines.append((
+            kernel.name, config, str(n),
+            f"{sum(c.wavefronts for space, c in loads if space == 'shared') / pieces:.1f}",
+            f"{sum(c.sectors for space, c in loads if space == 'global') / pieces:.1f}",
+            str(sum(report.events.get("block barrier", 0) for report in reports)),
+            str(len(reports)),
+        ))  # fmt: skip
+    return lines
+
+
+def _steps(kernel: CudaKernel, weight: Weight, n: int) -> Steps:
+    """Of a product in the tables."""
+    return kernel.decide(Product.of(weight.spec, n, np.float16, np.float32), emulate.SMALL_GPU)
+
+
+def _reports(kernel: CudaKernel, weight: Weight, n: int) -> list[emulate.Report]:
+    """Of its launches."""
+    x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
+    return emulate.multiply(kernel, weight, x)[1]
 
 
 TABLES = {"counters": (COLUMNS, rows), "kernels": (COMPARED_COLUMNS, compared)}

@@ -8,11 +8,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
 from codegemm import cache as store
+from codegemm.engines.builds import CompilerError, cached
 from codegemm.engines.cpu import isa
 from codegemm.engines.cpu.isa import InstructionSet
 
@@ -23,11 +23,6 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
 )  # fmt: skip
-_SLOW_BUILD = 1.0
-
-
-class CompilerError(RuntimeError):
-    """No C++ compiler, or it failed; the message says what to install or what it printed."""
 
 
 @cache
@@ -60,28 +55,18 @@ def build(source: Path, instructions: InstructionSet | None = None) -> Path:
         *(path.read_bytes() for path in (source, *headers)),
     )  # fmt: skip
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    found = store.lookup("cpu", key, suffix)
-    if found:
-        return found
 
     def compile_to(path: Path) -> None:
-        start = time.perf_counter()
-        made = subprocess.run(
+        done = subprocess.run(
             [*compiler, *options, *(f"-I{folder}" for folder in folders), str(source), "-o", str(path)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if made.returncode:
+        if done.returncode:
             raise CompilerError(
-                f"{shlex.join(compiler)} could not compile {source.name}:\n{made.stderr.strip()[-2000:]}"
-            )
-        seconds = time.perf_counter() - start
-        if seconds > _SLOW_BUILD:
-            print(
-                f"codegemm: compiled {source.name} for {instructions.name} in {seconds:.1f} s (kept for later runs)",
-                file=sys.stderr,
+                f"{shlex.join(compiler)} could not compile {source.name}:\n{done.stderr.strip()[-2000:]}"
             )
 
-    return store.store("cpu", key, suffix, compile_to)
+    return cached("cpu", key, suffix, f"{source.name} for {instructions.name}", compile_to)
 
 
 @cache

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from codegemm.devices import Device
 from codegemm.engines.cpu import compiler, cut, library
+from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Product
 
-_SOURCE = compiler.SOURCES / "dequant.cpp"
+SOURCE = compiler.SOURCES / "dequant.cpp"
 _LANES = 16
 # Must match `max_block_rows` and `max_tile` in dequant.cpp.
 MAX_BLOCK_ROWS = 64
@@ -82,56 +82,54 @@ def tile_vectors(v: int) -> int:
     return step * max(1, MAX_TILE // step) // v
 
 
-class Dequant(Kernel):
+class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     """Decodes blocks of W to float32 in cache; any v, m, b, g and any number of rows of x."""
 
     name = "dequant"
-    engine = "cpu"
+    weights = CodebookWeight
     automatic = True
+    source, entry, structure = SOURCE, "dequant", DequantArgs
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        return None if isinstance(spec, CodebookSpec) else "it multiplies CodebookWeights"
-
-    def prepare(self, weight: Weight, device: str) -> Prepared:
-        assert isinstance(weight, CodebookWeight)
+    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
         return prepare(weight)
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
+    def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
+        spec, n = product.spec, product.n
         padded = -(-spec.in_features // _LANES) * _LANES
         few = min(n, BLAS_FROM - 1) * (padded + spec.out_features)
         many = n * (spec.in_features + _SLICE_ROWS) + _SLICE_ROWS * spec.in_features
         return 4 * (few if n < BLAS_FROM else max(few, many))
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        multiply = library.function(_SOURCE, "dequant", DequantArgs)
-        if multiply is None:
-            return _run_numpy(prepared, x, out)
+    def run_compiled(self, function: Any, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         if len(x) >= BLAS_FROM:
-            return _run_blas(prepared, x, out, workspace)
-        prepared.arguments.call(multiply, x, out, workspace)
+            _run_blas(prepared, x, out, workspace)
+        else:
+            super().run_compiled(function, prepared, x, out, workspace)
 
-    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
-        return library.loads(_SOURCE)
+    def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+        x32 = x.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start, block in prepared.weight.dense_blocks(np.float32):
+                out[:, start : start + len(block)] = x32 @ block.T
 
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        assert isinstance(spec, CodebookSpec)
-        config, (m_rows, k) = spec.config, spec.shape
-        books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
-        codes = m_rows * spec.vectors * config.m * (1 if config.b <= 8 else 2)
-        return Cost(
-            bytes_read=codes + books + 2 * m_rows * spec.groups + n * k * dtype.itemsize,
-            bytes_written=n * m_rows * dtype.itemsize,
-            lookups=m_rows * spec.vectors * config.m,
-            multiply_adds=m_rows * k * (n + 1),
-        )
+    def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
+        return Cost(weight_bytes(product.spec) + product.x_bytes, product.y_bytes)
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
-        assert isinstance(spec, CodebookSpec)
+    def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
+        spec, n = product.spec, product.n
         weights = spec.out_features * spec.in_features
         if n >= BLAS_FROM:
-            return weights * (BLAS_WEIGHT + n * BLAS_MULTIPLY_ADD)
+            return LOOKUP_SECONDS * weights * (BLAS_WEIGHT + n * BLAS_MULTIPLY_ADD)
         decode = spec.out_features * spec.vectors * (VECTOR + spec.config.m * LOOKUP)
-        return decode + n * weights * MULTIPLY_ADD
+        return LOOKUP_SECONDS * (decode + n * weights * MULTIPLY_ADD)
+
+
+def weight_bytes(spec: CodebookSpec) -> int:
+    """Of codes, codebooks and scales as they are decoded."""
+    config = spec.config
+    books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
+    codes = spec.out_features * spec.vectors * config.m * (1 if config.b <= 8 else 2)
+    return codes + books + 2 * spec.out_features * spec.groups
 
 
 # Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare` and `make cpu`. What a
@@ -141,19 +139,14 @@ MULTIPLY_ADD = 0.057
 BLAS_WEIGHT, BLAS_MULTIPLY_ADD = 3.5, 0.041
 
 
-def dequantize_into(prepared: Prepared, dense: npt.NDArray[np.float32]) -> None:
-    """Decode the whole weight into float32 [M, K], in parallel."""
-    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
-    if decode is None:
-        for start, block in prepared.weight.dense_blocks(np.float32):
-            dense[start : start + len(block)] = block
-    else:
-        decode(prepared.arguments.filled, library.address(dense), 0, len(prepared.arguments.arrays["blocks"]))
+def decoder() -> Any:
+    """The compiled function that decodes blocks of rows: arguments, float32 rows, first and end block; or None."""
+    return library.function(SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
 
 
 def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
     """Slices of many rows, decoded and multiplied by NumPy's BLAS, on its threads."""
-    decode = library.function(_SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
+    decode = decoder()
     blocks, (n, k) = prepared.arguments.arrays["blocks"], x.shape
     floats = workspace[: workspace.nbytes // 4 * 4].view(np.float32)
     x32, dense, y = np.split(floats[: n * k + _SLICE_ROWS * (k + n)], [n * k, n * k + _SLICE_ROWS * k])
@@ -164,14 +157,6 @@ def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
             end = min(first + _SLICE_BLOCKS, len(blocks))
             row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
             decode(prepared.arguments.filled, library.address(dense), first, end)
-            found = y[: n * (end_row - row)].reshape(n, -1)
-            np.matmul(x32, dense[: end_row - row].T, out=found)
-            out[:, row:end_row] = found
-
-
-def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same where there is no compiler: blocks of rows decoded by NumPy."""
-    x32 = x.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start, block in prepared.weight.dense_blocks(np.float32):
-            out[:, start : start + len(block)] = x32 @ block.T
+            product = y[: n * (end_row - row)].reshape(n, -1)
+            np.matmul(x32, dense[: end_row - row].T, out=product)
+            out[:, row:end_row] = product

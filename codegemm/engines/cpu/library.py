@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
-import threading
 import warnings
 from ctypes import POINTER, Structure, c_int, c_void_p
 from dataclasses import dataclass
@@ -16,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import name_of
+from codegemm.engines.builds import CompilerError
 from codegemm.engines.cpu import compiler
+from codegemm.locks import ForkSafeLock
 
 # Must match `Dtype` in floats.hpp.
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
 MAX_THREADS = 1024
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _libraries: dict[Path, ctypes.CDLL | None] = {}
 _threads: int | None = None
 
@@ -112,16 +113,6 @@ class Arguments:
         return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
 
 
-def _renew_lock() -> None:
-    """A child forked while another thread compiles must not wait for that thread."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
 def forget() -> None:
     """Look for the compiler and its libraries anew at the next call."""
     with _lock:
@@ -139,7 +130,7 @@ def _load(source: Path) -> ctypes.CDLL | None:
 def _open(source: Path) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(compiler.build(source)))
-    except (compiler.CompilerError, OSError) as error:
+    except (CompilerError, OSError) as error:
         if None not in _libraries.values():
             warnings.warn(f"CPU kernels run in NumPy instead of compiled code: {error}", RuntimeWarning, stacklevel=2)
         return None

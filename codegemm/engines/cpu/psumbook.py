@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.devices import Device
 from codegemm.engines.cpu import compiler, cut, isa, library
+from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Product
 
-_SOURCE = compiler.SOURCES / "psumbook.cpp"
 BATCH = 16  # rows of x that share tables of words
 MAX_B = 8
 # Rows whose codes of a position lie side by side, and of which whole groups are stored; see lookup.hpp.
@@ -141,23 +141,22 @@ def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uin
     return arranged
 
 
-class Psumbook(Kernel):
+class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     """Builds the table of all centroids' inner products with x, tile by tile, and gathers by the codes."""
 
     name = "psumbook"
-    engine = "cpu"
+    weights = CodebookWeight
     automatic = True
+    source = compiler.SOURCES / "psumbook.cpp"
+    structure = PsumbookArgs
     planes = 2  # bytes of an entry
+    numbers = (planes,)
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if not isinstance(spec, CodebookSpec):
-            return "it multiplies CodebookWeights"
-        if spec.config.b > MAX_B:
-            return f"b={spec.config.b}: its tables hold 2^b entries a position, b up to {MAX_B}"
-        return None
+    def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
+        b = product.spec.config.b
+        return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}" if b > MAX_B else None
 
-    def prepare(self, weight: Weight, device: str) -> Prepared:
-        assert isinstance(weight, CodebookWeight)
+    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
         spec = weight.spec
         plan = cut_for(spec)
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
@@ -185,40 +184,55 @@ class Psumbook(Kernel):
         )
         return Prepared(spec, plan, arguments)
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
-        assert isinstance(spec, CodebookSpec)
-        plan = cut_for(spec)
+    def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
+        spec, plan = product.spec, cut_for(product.spec)
         return 4 * BATCH * (1 + 2 * spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows)
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        in_bytes = len(x) <= self._bytes_up_to()
-        multiply = library.function(_SOURCE, "psumbook_bytes" if in_bytes else "psumbook_words", PsumbookArgs, c_int)
-        if multiply is None:
-            return _run_numpy(prepared, x, out)
-        prepared.arguments.call(multiply, x, out, workspace, self.planes)
+    def function(self, n: int) -> Any:
+        entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
+        return library.function(self.source, entry, PsumbookArgs, c_int)
 
-    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
-        return library.loads(_SOURCE)
+    def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+        """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
+        spec, config, plan, arrays = prepared.spec, prepared.spec.config, prepared.cut, prepared.arguments.arrays
+        x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
+        group = spec.vectors // spec.groups
+        row_at = place_in_group()
+        sums, offset = np.zeros((len(x), plan.padded_rows), np.float32), 0
+        part_of = {first: part for part, _, _, begin, stop in plan.slices for first in range(begin, stop, BLOCK_ROWS)}
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first, end in pairwise(plan.tiles):
+                width = int(end - first) * config.m
+                step = min(end - first, group) * config.m
+                # [parts, n, position, centroid]
+                tables = np.einsum("njt,pmti->pnjmi", x32[:, first:end], arrays["codebooks"])
+                tables = tables.reshape(len(tables), len(x), width, -1)
+                for begin, stop in plan.blocks():
+                    codes = arrays["codes"][offset : offset + width * (stop - begin)].reshape(width, -1, GROUP_ROWS)
+                    offset += codes.size
+                    by_row = np.empty_like(codes)
+                    by_row[:, :, row_at] = codes
+                    found = tables[part_of[begin]][:, np.arange(width), by_row.reshape(width, -1).T]
+                    by_group = found.reshape(len(x), stop - begin, -1, step).sum(-1)
+                    scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
+                    sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
+            for _, row, end_row, begin, _ in plan.slices:
+                out[:, row:end_row] = sums[:, begin : begin + end_row - row]
 
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        assert isinstance(spec, CodebookSpec)
-        config, (m_rows, k) = spec.config, spec.shape
+    def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
+        spec, config = product.spec, product.spec.config
         rows = cut_for(spec).padded_rows
         codes = rows * spec.vectors * config.m
         books = 4 * len(spec.part_rows) * config.m * config.v * table_entries(config.b)
-        return Cost(
-            bytes_read=codes + books + 2 * rows * spec.groups + n * k * dtype.itemsize,
-            bytes_written=n * m_rows * dtype.itemsize,
-            lookups=m_rows * spec.vectors * config.m,
-            multiply_adds=n * (_table_entries(spec) * config.v + m_rows * spec.groups),
-        )
+        return Cost(codes + books + 2 * rows * spec.groups + product.x_bytes, product.y_bytes)
 
-    def estimate(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> float:
-        assert isinstance(spec, CodebookSpec)
-        lookups, components = self.cost(spec, n, dtype).lookups, _table_entries(spec) * spec.config.v
+    def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
+        spec, n = product.spec, product.n
+        lookups = spec.out_features * spec.vectors * spec.config.m
+        components = _table_entries(spec) * spec.config.v
         if n <= self._bytes_up_to():
-            return lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD
-        return -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
+            return LOOKUP_SECONDS * (lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD)
+        return LOOKUP_SECONDS * -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
 
     def _bytes_up_to(self) -> int:
         return _BYTES_UP_TO.get(isa.chosen().name, {}).get(self.planes, 1)
@@ -234,11 +248,12 @@ class PsumbookFast(Psumbook):
     automatic = False
     precision = "fast"
     planes = 1
+    numbers = (planes,)
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if n > self._bytes_up_to():
-            return f"n={n}: its tables are for up to {self._bytes_up_to()} rows"
-        return super().supports(spec, n, dtype, device)
+    def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
+        if product.n > self._bytes_up_to():
+            return f"n={product.n}: its tables are for up to {self._bytes_up_to()} rows"
+        return super().refuses(product, device)
 
 
 def _table_entries(spec: CodebookSpec) -> int:
@@ -250,31 +265,3 @@ def _table_entries(spec: CodebookSpec) -> int:
 # for each row (by the bytes of an entry) and for 16, of a vector component in a table's entry for one row and for 16.
 CODES, LOOKUP, LOOKUP_WORDS = 0.25, {2: 0.75, 1: 0.4}, 2.4
 BUILD, BUILD_WORDS = 0.2, 1.2
-
-
-def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
-    spec, config, plan, arrays = prepared.spec, prepared.spec.config, prepared.cut, prepared.arguments.arrays
-    x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
-    group = spec.vectors // spec.groups
-    row_at = place_in_group()
-    sums, offset = np.zeros((len(x), plan.padded_rows), np.float32), 0
-    part_of = {first: part for part, _, _, begin, stop in plan.slices for first in range(begin, stop, BLOCK_ROWS)}
-    with np.errstate(over="ignore", invalid="ignore"):
-        for first, end in pairwise(plan.tiles):
-            width = int(end - first) * config.m
-            step = min(end - first, group) * config.m
-            # [parts, n, position, centroid]
-            tables = np.einsum("njt,pmti->pnjmi", x32[:, first:end], arrays["codebooks"])
-            tables = tables.reshape(len(tables), len(x), width, -1)
-            for begin, stop in plan.blocks():
-                codes = arrays["codes"][offset : offset + width * (stop - begin)].reshape(width, -1, GROUP_ROWS)
-                offset += codes.size
-                by_row = np.empty_like(codes)
-                by_row[:, :, row_at] = codes
-                found = tables[part_of[begin]][:, np.arange(width), by_row.reshape(width, -1).T]
-                by_group = found.reshape(len(x), stop - begin, -1, step).sum(-1)
-                scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
-                sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
-        for _, row, end_row, begin, _ in plan.slices:
-            out[:, row:end_row] = sums[:, begin : begin + end_row - row]

@@ -7,23 +7,17 @@ here needs a GPU or a driver.
 from __future__ import annotations
 
 import re
-import sys
-import time
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from codegemm import cache as store
+from codegemm.engines.builds import CompilerError, cached
 from codegemm.kernels_cu import FOLDER
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # that the kernels are built for and tested on; others from 80 on may work
 OPTIONS = ("--std=c++17", "-default-device")
-_SLOW_BUILD = 1.0
-
-
-class CompilerError(RuntimeError):
-    """NVRTC is missing or refused a source; the message says what to install or what it printed."""
 
 
 @cache
@@ -42,20 +36,19 @@ def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
 
     Raises CompilerError with what NVRTC printed.
     """
-    elsewhere = made_elsewhere(source, instance, arch, folder)
+    elsewhere = key_elsewhere(source, instance, arch, folder)
     key = store.key(*map(str, version()), elsewhere)
-    found = store.lookup("cuda", key, ".cubin") or store.lookup("cuda", elsewhere, ".cubin")
-    if found:
-        return found
-    start = time.perf_counter()
-    cubin, _ = compile_instance(source, instance, arch, folder=folder)
-    seconds = time.perf_counter() - start
-    if seconds > _SLOW_BUILD:
-        print(f"codegemm: compiled {instance} for sm_{arch} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
-    return store.store("cuda", key, ".cubin", lambda path: _write(path, cubin))
+    compiled = store.lookup("cuda", key, ".cubin") or store.lookup("cuda", elsewhere, ".cubin")
+    if compiled:
+        return compiled
+
+    def compile_to(path: Path) -> None:
+        path.write_bytes(compile_instance(source, instance, arch, folder=folder)[0])
+
+    return cached("cuda", key, ".cubin", f"{instance} for sm_{arch}", compile_to)
 
 
-def made_elsewhere(source: str, instance: str, arch: int, folder: Path = FOLDER) -> str:
+def key_elsewhere(source: str, instance: str, arch: int, folder: Path = FOLDER) -> str:
     """The key of a cubin that another machine's NVRTC made of the same sources: whichever version that was."""
     files = _files(folder)
     return store.key(str(arch), *OPTIONS, source, instance, *files, *files.values())
@@ -64,7 +57,7 @@ def made_elsewhere(source: str, instance: str, arch: int, folder: Path = FOLDER)
 def adopt(folder: Path) -> int:
     """Copy the cubins of a folder, whoever owns it, into the user's cache; how many there were.
 
-    The folder has what `python -m benchmarks.cubins` wrote: `<made_elsewhere>.cubin`. Raises FileNotFoundError where
+    The folder has what `python -m benchmarks.cubins` wrote: `<key_elsewhere>.cubin`. Raises FileNotFoundError where
     there is no such folder.
     """
     cubins = [path for path in sorted(folder.iterdir()) if path.suffix == ".cubin"]

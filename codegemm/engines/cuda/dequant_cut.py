@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import L2_BYTES, START, Work, balance
+from codegemm.engines.cuda.model import L2_BYTES, Work
 from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
-from codegemm.kernel import Cost
+from codegemm.kernel import Product
 
 BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
 MAX_N = 64
@@ -29,7 +29,6 @@ WEIGHTS = {
     "partial bytes": 0.067,
     "trips": 1.021,
 }
-_CHUNK = 500.0  # x from L2, and two barriers
 
 
 @dataclass(frozen=True)
@@ -132,12 +131,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     """Seconds of a product."""
-    return sum(parts(cut, spec, gpu).values())
-
-
-def parts(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
-    """The seconds that each term stands for."""
-    return {name: WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items()}
+    return sum(WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items())
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
@@ -153,13 +147,13 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         most_warps(spec, cut.batch, cut.shared) // cut.warps,
     ))  # fmt: skip
     each = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
-    waves, blocks = -(-each // resident), max(_sizes(cut))
-    busiest = _slice(cut, spec, blocks)
+    waves, blocks = -(-each // resident), max(end - first for _, first, end, _, _ in cut.slices)
+    wavefronts, l2_bytes = _wavefronts(cut, spec, blocks)
     rows = cut.batch * cut.passes
     return {
         "waves": waves,
         "loads of tables": waves * -(-_copied(cut, spec) // (_LOADS * LANES * cut.warps)),
-        "wavefronts": each * cut.split_blocks * (busiest.wavefronts + busiest.l2_bytes / L2_BYTES),
+        "wavefronts": each * cut.split_blocks * (wavefronts + l2_bytes / L2_BYTES),
         "k blocks": waves * cut.split_blocks,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
         "partial bytes": partial_bytes(cut.splits, rows, row_blocks(spec)) / gpu.multiprocessors,
@@ -167,58 +161,36 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     }
 
 
-def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
+def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     """What a product's launch has to do."""
-    each = [_slice(cut, spec, blocks) for blocks in _sizes(cut)]
-    turns = cut.k_blocks * cut.passes
-    thread_blocks = len(cut.slices) * cut.splits * cut.passes
-    partial = partial_bytes(cut.splits, cut.batch * cut.passes, row_blocks(spec))
-    trips = join_trips(cut.splits, cut.batch * cut.passes, -(-max(_sizes(cut)) // cut.warps))
-    x = thread_blocks * cut.split_blocks * x_bytes(spec, cut.batch)
+    spec, blocks = product.spec, row_blocks(product.spec)
+    codes = layout.k_blocks(spec) * spec.config.m * blocks * layout.block_bytes(spec)
     return Work(
-        dram_bytes=cost.bytes_read + cost.bytes_written,
-        l2_bytes=partial + x + turns * sum(work.l2_bytes for work in each),
-        wavefronts=turns * sum(work.wavefronts for work in each) + thread_blocks * _fill(cut, spec) + x / 128,
-        instructions=turns * sum(work.instructions for work in each),
-        mma=turns * sum(work.mma for work in each),
-        balance=balance(thread_blocks, gpu.multiprocessors),
-        latency=START + _CHUNK + gpu.round_trip * trips,
+        bytes_read=codes + book_and_scale_bytes(spec) + product.x_bytes,
+        bytes_written=product.y_bytes,
+        terms={name: WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items()},
     )
 
 
-def _sizes(cut: Cut) -> list[int]:
-    """Blocks of 32 rows of each slice."""
-    return [end - first for _, first, end, _, _ in cut.slices]
+def book_and_scale_bytes(spec: CodebookSpec) -> int:
+    """Of the codebooks, and of the scales with those of rows that fill up blocks of 32."""
+    books = 2 * len(spec.part_rows) * spec.config.m * spec.config.v << spec.config.b
+    return books + 2 * LANES * row_blocks(spec) * spec.groups
 
 
-def _slice(cut: Cut, spec: CodebookSpec, blocks: int) -> Work:
-    """Of a slice of `blocks` blocks of 32 rows in a k block, as counted in the compiled loops."""
+def _wavefronts(cut: Cut, spec: CodebookSpec, blocks: int) -> tuple[float, float]:
+    """Of a slice of `blocks` blocks of 32 rows in a k block: wavefronts of lookups and fragments, and bytes of L2."""
     v, m = spec.config.v, spec.config.m
-    pieces, quarters, tiles, warps = (
-        (2 if v == 16 else 1),
-        (1 if v == 4 else 2),
-        cut.batch // 16,
-        min(cut.warps, blocks),
-    )
-    lookups = blocks * layout.STEPS * layout.TILES * m
-    mma = lookups * pieces * quarters * tiles
-    fragments = warps * layout.STEPS * pieces * quarters * tiles * (1 if cut.shared and (v < 16 or m <= 2) else m)
-    return Work(
-        dram_bytes=0,
-        l2_bytes=0 if cut.shared else lookups * pieces * (256 if v == 4 else 512),
-        wavefronts=(lookups * pieces * (2 if v == 4 else 4) if cut.shared else 0) + 4 * fragments,
-        instructions=lookups * (1 + pieces) + mma + fragments + 40 * warps
-        + blocks * (8 * m + 16 * tiles * max(1, layout.phases(spec))),
-        mma=mma,
-    )  # fmt: skip
+    pieces, quarters = (2 if v == 16 else 1), (1 if v == 4 else 2)
+    lookups = blocks * layout.STEPS * layout.TILES * m * pieces
+    each = 1 if cut.shared and (v < 16 or m <= 2) else m
+    fragments = min(cut.warps, blocks) * layout.STEPS * pieces * quarters * (cut.batch // 16) * each
+    if cut.shared:
+        return lookups * (2 if v == 4 else 4) + 4 * fragments, 0
+    return 4 * fragments, lookups * (256 if v == 4 else 512)
 
 
 def _copied(cut: Cut, spec: CodebookSpec) -> int:
     """Pieces of centroids that a thread block copies."""
     copies, pieces = (16 if spec.config.v == 4 else 8), (2 if spec.config.v == 16 else 1)
     return spec.config.m * spec.config.centroids * pieces * copies if cut.shared else 0
-
-
-def _fill(cut: Cut, spec: CodebookSpec) -> float:
-    """Wavefronts of the tables of a thread block."""
-    return table_bytes(spec) / 128 if cut.shared else 0

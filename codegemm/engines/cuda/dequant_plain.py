@@ -8,13 +8,15 @@ from functools import lru_cache
 import numpy as np
 
 from codegemm.arrays import array_module
-from codegemm.engines.cuda import device as gpus
 from codegemm.engines.cuda import rows
+from codegemm.engines.cuda.dequant_cut import book_and_scale_bytes
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.launch import X_TYPES, Launch, Prepared, launch
+from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import Work, balance
+from codegemm.engines.cuda.steps import Scratch, Step, split_launch, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.kernel import Cost
+from codegemm.kernel import Product
 
 SOURCE = "dequant_plain.cu"
 BATCHES = (1, 4, 16, 64)  # rows of x that a compiled kernel multiplies
@@ -65,46 +67,52 @@ def arrange(weight: CodebookWeight) -> Prepared:
     return Prepared(spec, weight.device, arrays)
 
 
-def instance(spec: CodebookSpec, dtype: np.dtype, made: Cut) -> str:
+def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+    """One launch."""
+    spec, config = product.spec, product.spec.config
+    cut, pieces = cut_for(spec, product.n, gpu), rows.slices(product.spec, 1)
+    arguments = structure(
+        ARGUMENTS,
+        spec,
+        config,
+        cut,
+        row_blocks=rows.row_blocks(spec),
+        group_vectors=spec.vectors // spec.groups,
+        codebooks_count=config.m,
+        slices=rows.slices_argument(pieces),
+    )
+    launch = split_launch(
+        product,
+        cut.splits,
+        scratch,
+        arguments,
+        source=SOURCE,
+        instance=instance(spec, product.dtype, cut),
+        grid=(len(pieces), cut.splits),
+        threads=rows.LANES * WARPS,
+        shared_bytes=4 * WARPS * cut.batch * rows.LANES,
+        work=work(cut, product, gpu),
+    )
+    return [launch]
+
+
+def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
     """The name of the template's instance."""
     code = "u8" if spec.config.b <= 8 else "u16"
-    return f"dequant_plain<{spec.config.v}, {code}, {made.batch}, {X_TYPES[dtype.name]}>"
+    return f"dequant_plain<{spec.config.v}, {code}, {cut.batch}, {X_TYPES[dtype.name]}>"
 
 
-def decide(prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype, gpu: Gpu) -> Launch:
-    """The launch of a product of n rows."""
-    spec = prepared.spec
-    assert isinstance(spec, CodebookSpec)
-    made = cut_for(spec, n, gpu)
-    cut = rows.slices(spec, 1)
-    filled = np.array(
-        (
-            *(gpus.address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
-            spec.out_features, spec.in_features, rows.row_blocks(spec), spec.vectors,
-            made.split_vectors, spec.vectors // spec.groups, spec.config.m, spec.config.centroids,
-            rows.slices_argument(cut),
-        ),
-        ARGUMENTS,
-    )  # fmt: skip
-    return launch(
-        prepared.device,
-        SOURCE,
-        instance(spec, dtype, made),
-        (len(cut), made.splits),
-        rows.LANES * WARPS,
-        4 * WARPS * made.batch * rows.LANES,
-        (np.int32(n), np.int32(out_dtype == np.float32), filled),
-    )
-
-
-def work(made: Cut, spec: CodebookSpec, n: int, gpu: Gpu, cost: Cost) -> Work:
+def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     """What a product's launch has to do."""
-    decoded = rows.row_blocks(spec) * spec.vectors  # of 32 k-vectors
+    spec, n, blocks = product.spec, product.n, rows.row_blocks(product.spec)
     v, m = spec.config.v, spec.config.m
+    decoded = blocks * spec.vectors  # of 32 k-vectors
     return Work(
-        dram_bytes=cost.bytes_read + cost.bytes_written,
-        l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(made.splits, n, rows.row_blocks(spec)),
+        bytes_read=decoded * m * rows.LANES * (1 if spec.config.b <= 8 else 2) + book_and_scale_bytes(spec)
+        + product.x_bytes,
+        bytes_written=product.y_bytes,
+        l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(cut.splits, n, blocks),
         instructions=decoded * (m * (4 + 3 * v) + 3 * v * n + 20),
-        balance=balance(rows.row_blocks(spec) * made.splits, gpu.multiprocessors),
-        latency=_LATENCY + gpu.round_trip * rows.join_trips(made.splits, n, 1),
-    )
+        balance=balance(blocks * cut.splits, gpu.multiprocessors),
+        latency=_LATENCY + gpu.round_trip * rows.join_trips(cut.splits, n, 1),
+    )  # fmt: skip

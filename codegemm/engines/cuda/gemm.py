@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.engines.cuda import tensors
+from codegemm import devices
+from codegemm.devices import device_of
+from codegemm.engines.cuda.model import START, Work
 
 # cudaDataType, and cuBLAS's names for what is used of it.
 _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0}
@@ -22,6 +24,19 @@ _WORKSPACE_BYTES = 32 << 20  # what cuBLAS itself takes on Hopper
 _workspaces: dict[tuple[int, int, int], Any] = {}
 _spare: dict[tuple[int, int], Any] = {}
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
+
+
+def work(shape: tuple[int, ...], n: int, dtype: np.dtype) -> Work:
+    """What x [n, K] times a dense matrix [rows, K] of a shape has to do, its tensor cores as full as its tiles of at
+    least 16 rows of x allow."""
+    rows, k = shape
+    padded = -(-n // 16) * 16
+    return Work(
+        bytes_read=dtype.itemsize * k * (rows + n),
+        bytes_written=dtype.itemsize * n * rows,
+        mma=rows * k * padded / 2048 * (1 if dtype.itemsize == 2 else 8),
+        latency=START,
+    )
 
 
 def unavailable() -> str | None:
@@ -49,7 +64,7 @@ def multiply(x: Any, dense: Any, out: Any, first: int = 0, stream: Any = None) -
     Raises RuntimeError where cuBLAS refuses.
     """
     n, k = x.shape
-    with tensors.scope(f"cuda:{x.device.id}", None, stream):
+    with devices.scope(device_of(x), None, stream):
         # cuBLAS counts columns first: its C is the transpose of out.
         _gemm(
             (len(dense), n, k),
@@ -89,19 +104,19 @@ def _workspace(stream: int) -> Any:
     import cupy
 
     place = threading.get_ident(), cupy.cuda.runtime.getDevice()
-    found = _workspaces.get((*place, stream))
-    if found is None:
+    workspace = _workspaces.get((*place, stream))
+    if workspace is None:
         if not cupy.cuda.runtime.streamIsCapturing(stream):
-            found = cupy.empty(_WORKSPACE_BYTES, np.uint8)
+            workspace = cupy.empty(_WORKSPACE_BYTES, np.uint8)
             _keep_spare(place)
         elif place in _spare:
-            found = _spare.pop(place)
+            workspace = _spare.pop(place)
         else:
             raise RuntimeError(
                 "cuBLAS needs a workspace: make a plan, or a product on this stream, before capturing it"
             )
-        _workspaces[*place, stream] = found
-    return found
+        _workspaces[*place, stream] = workspace
+    return workspace
 
 
 def _keep_spare(place: tuple[int, int]) -> None:

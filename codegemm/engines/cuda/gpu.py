@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from codegemm import devices
+from codegemm.devices import Device
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,33 @@ KNOWN = {
     "b200": Gpu(100, 148, 232448, 233472, 2048, 1.85e9, 8e12, 126 << 20),
     "rtx5090": Gpu(120, 170, 101376, 102400, 1536, 2.41e9, 1.792e12, 96 << 20),
 }
+
+
+@cache
+def gpu_of(device: Device) -> Gpu:
+    """What decides how a product is cut there, and what it is estimated to take."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(device.number)
+    # The properties of CUDA 13 have no clocks any more.
+    clock = runtime.deviceGetAttribute(runtime.cudaDevAttrClockRate, device.number)
+    return Gpu(
+        arch=10 * properties["major"] + properties["minor"],
+        multiprocessors=properties["multiProcessorCount"],
+        shared_per_block=properties["sharedMemPerBlockOptin"],
+        shared_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
+        threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
+        clock=1e3 * clock or Gpu.clock,
+        bandwidth=devices.bandwidth(device),
+        l2_bytes=properties["l2CacheSize"],
+    )
+
+
+def cache_and_memory(device: Device) -> tuple[int, int]:
+    """Bytes of the GPU's L2 cache and of its free memory."""
+    import cupy
+
+    with devices.using(device):
+        free, _ = cupy.cuda.runtime.memGetInfo()
+    return gpu_of(device).l2_bytes, int(free)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from codegemm.engines.cuda import compiler, dependent, device, rows
+from codegemm import devices
+from codegemm.devices import Device
+from codegemm.engines.builds import CompilerError
+from codegemm.engines.cuda import compiler, dependent, rows
+from codegemm.engines.cuda.gpu import gpu_of
+from codegemm.locks import ForkSafeLock
 
 _ALONE = ("spin.cu",)  # what times others must not overlap them
-_lock = threading.RLock()
-_functions: dict[tuple[str, str, str], Any] = {}
+_lock = ForkSafeLock()
+_functions: dict[tuple[str, str, Device], Any] = {}
 
 
 class _Workspaces(threading.local):
@@ -21,41 +24,29 @@ class _Workspaces(threading.local):
     come between those of another's."""
 
     def __init__(self) -> None:
-        self.by_place: dict[tuple[str, int], Any] = {}
+        self.by_place: dict[tuple[Device, int], Any] = {}
 
 
 _workspaces = _Workspaces()
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A stream of another library. CuPy's launches read its pointer, `Stream.from_external` its protocol."""
-
-    ptr: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.ptr
 
 
 def unavailable() -> str | None:
     """Why kernels can't be compiled, or None."""
     try:
         compiler.version()
-    except compiler.CompilerError as error:
+    except CompilerError as error:
         return str(error)
     return None
 
 
-def function(source: str, instance: str, where: str) -> Any:
+def function(source: str, instance: str, where: Device) -> Any:
     """The kernel of a template's instance, loaded on the GPU `where`; compiled at its first use."""
     key = (source, instance, where)
-    found = _functions.get(key)
-    if found is None:
+    loaded = _functions.get(key)
+    if loaded is None:
         with _lock:
-            if key not in _functions:
-                _functions[key] = _load(*key)
-            found = _functions[key]
-    return found
+            loaded = _functions.get(key) or _functions.setdefault(key, _load(*key))
+    return loaded
 
 
 def constant(value: np.generic | np.ndarray) -> Any:
@@ -69,21 +60,21 @@ def constant(value: np.generic | np.ndarray) -> Any:
     return value if wrapper is None else wrapper(np.asarray(value))
 
 
-def find_workspace(where: str, size: int, stream: Any = None) -> Any:
+def find_workspace(where: Device, size: int, stream: Any = None) -> Any:
     """This thread's workspace for products on `stream` (CuPy's current one); None if too small."""
-    found = _workspaces.by_place.get(_place(where, stream))
-    return None if found is None or found.nbytes < size else found
+    kept = _workspaces.by_place.get(_place(where, stream))
+    return None if kept is None or kept.nbytes < size else kept
 
 
-def workspace(where: str, size: int) -> Any:
+def workspace(where: Device, size: int) -> Any:
     """This thread's workspace for products on CuPy's current stream, made anew where it is too small."""
-    found = find_workspace(where, size)
-    if found is None:
-        found = _workspaces.by_place[_place(where)] = new_workspace(size)
-    return found
+    kept = find_workspace(where, size)
+    if kept is None:
+        kept = _workspaces.by_place[_place(where)] = new_workspace(size)
+    return kept
 
 
-def _place(where: str, stream: Any = None) -> tuple[str, int]:
+def _place(where: Device, stream: Any = None) -> tuple[Device, int]:
     if stream is None:
         import cupy
 
@@ -105,23 +96,13 @@ def forget() -> None:
     _workspaces.by_place.clear()
 
 
-def _load(source: str, instance: str, where: str) -> Any:
+def _load(source: str, instance: str, where: Device) -> Any:
     import cupy
 
-    gpu = device.gpu(where)
+    gpu = gpu_of(where)
     path = compiler.build(source, instance, gpu.arch)
-    with device.using(where):
+    with devices.using(where):
         kernel = cupy.RawModule(path=str(path)).get_function(compiler.entry_name(instance))
         # Only what a launch asks for counts; this lifts the limit of 48 KiB.
         kernel.max_dynamic_shared_size_bytes = gpu.shared_per_block
         return kernel if source in _ALONE else dependent.dependent(kernel, gpu)
-
-
-def _renew_lock() -> None:
-    """A child forked while another thread compiles must not wait for that thread."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)

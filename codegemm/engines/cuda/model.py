@@ -5,8 +5,8 @@ It ranks kernels for `auto` where nothing was measured, and its times are predic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from codegemm.engines.cuda.gpu import Gpu
 
@@ -25,36 +25,56 @@ _MMA_CLOCKS = {80: 2.0, 86: 8.0, 89: 8.0, 90: 1.65, 100: 1.65, 120: 8.0}
 class Work:
     """One launch, summed over the whole GPU.
 
-    dram_bytes: from and to memory. l2_bytes: moved between L2 and multiprocessors beside those: gathers, partial sums.
-    wavefronts: of shared memory. instructions: of whole warps. mma: m16n8k16. balance: share of the multiprocessors'
-    time in which they have work, thread blocks coming in waves. latency: clocks that nothing hides.
+    bytes_read, bytes_written: of memory, if every byte moves once. cached_bytes: how many of those L2 holds by then.
+    l2_bytes: moved between L2 and multiprocessors beside those: gathers, partial sums. wavefronts: of shared memory.
+    instructions: of whole warps. mma: m16n8k16. balance: share of the multiprocessors' time in which they have work,
+    thread blocks coming in waves. latency: clocks that nothing hides. terms: clocks by what they are spent on, of a
+    kernel whose times were measured and fitted: then their sum counts alone.
     """
 
-    dram_bytes: float
+    bytes_read: float = 0
+    bytes_written: float = 0
+    cached_bytes: float = 0
     l2_bytes: float = 0
     wavefronts: float = 0
     instructions: float = 0
     mma: float = 0
     balance: float = 1
     latency: float = 0
+    terms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def dram_bytes(self) -> float:
+        """From and to memory."""
+        return self.bytes_read + self.bytes_written - self.cached_bytes
 
 
 def seconds(works: Iterable[Work], gpu: Gpu) -> float:
-    """Of launches one after the other, each as long as its busiest part."""
-    return sum(LAUNCH + work.latency / gpu.clock + bound(work, gpu)[1] for work in works)
+    """Of launches one after the other."""
+    return sum(sum(parts(work, gpu).values()) for work in works)
 
 
-def bound(work: Work, gpu: Gpu) -> tuple[str, float]:
-    """What a launch waits for longest, and for how many seconds."""
+def parts(work: Work, gpu: Gpu) -> dict[str, float]:
+    """The seconds whose sum a launch takes, by what they are spent on: its terms where it has them, else what nothing
+    hides, and the GPU's busiest part."""
+    if work.terms:
+        return {name: clocks / gpu.clock for name, clocks in work.terms.items()}
     clocks = gpu.multiprocessors * gpu.clock * work.balance
-    parts = {
+    busy = {
         "memory": work.dram_bytes / (MEMORY_SHARE * gpu.bandwidth),
         "L2": work.l2_bytes / (L2_BYTES * clocks),
         "wavefronts": work.wavefronts / clocks,
         "instructions": work.instructions / (ISSUED * _ISSUE_SHARE * clocks),
         "mma": work.mma * mma_clocks(gpu) / clocks,
     }
-    return max(parts.items(), key=lambda part: part[1])
+    busiest = max(busy, key=busy.__getitem__)
+    return {"latency": LAUNCH + work.latency / gpu.clock, busiest: busy[busiest]}
+
+
+def bound(works: Iterable[Work], gpu: Gpu) -> str:
+    """What launches wait for longest, one of their parts."""
+    waits = (max((time, name) for name, time in parts(work, gpu).items()) for work in works)
+    return max(waits)[1]
 
 
 def mma_clocks(gpu: Gpu) -> float:

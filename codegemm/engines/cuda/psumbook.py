@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
-from codegemm.engines.cuda import device as gpus
-from codegemm.engines.cuda import psumbook_cut as cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.launch import X_TYPES, CudaKernel, Launch, Prepared, launch
-from codegemm.engines.cuda.model import Work
-from codegemm.engines.cuda.psumbook_cut import Cut
+from codegemm.engines.cuda.kernel import X_TYPES, CudaKernel
+from codegemm.engines.cuda.launch import Prepared
+from codegemm.engines.cuda.psumbook_cut import BATCHES, Cut, cut_for, work
+from codegemm.engines.cuda.steps import Launch, Number, Scratch, Step, split_launch, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost
+from codegemm.kernel import Product
 
 SOURCE = "psumbook.cu"
-MAX_N = cut.BATCHES[-1]
+MAX_N = BATCHES[-1]
 MAX_B = 8
 # `Psumbook` in psumbook_layout.cuh.
 ARGUMENTS = np.dtype(
@@ -32,45 +27,22 @@ ARGUMENTS = np.dtype(
 )
 
 
-def arguments(prepared: Prepared, made: Cut, address: Callable[[Any], int]) -> np.ndarray:
-    """The kernel's structure; `address` gives an array's place in memory."""
-    spec = prepared.spec
-    assert isinstance(spec, CodebookSpec)
-    return np.array(
-        (
-            *(address(prepared.arrays[name]) for name in ("codes", "codebooks", "scales")),
-            spec.out_features, spec.in_features, rows.row_blocks(spec), layout.scale_shift(spec),
-            made.units, made.units_per_tile, made.units_per_split, prepared.numbers["table_scale"],
-            rows.slices_argument(made.slices),
-        ),
-        ARGUMENTS,
-    )  # fmt: skip
-
-
-def instance(spec: CodebookSpec, dtype: np.dtype, made: Cut) -> str:
-    """The name of the template's instance."""
-    config = spec.config
-    values = (config.v, config.m, config.b, layout.phases(spec), made.batch, X_TYPES[dtype.name], made.rows)
-    return f"psumbook<{', '.join(map(str, values))}>"
-
-
-class Psumbook(CudaKernel):
+class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):
     """Builds the tables of all centroids' inner products with x by tensor cores and gathers by the codes."""
 
     name = "psumbook"
+    weights = CodebookWeight
     automatic = True
 
-    def refuses(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> str | None:
-        if not isinstance(spec, CodebookSpec):
-            return "it multiplies CodebookWeights"
-        if spec.config.b > MAX_B:
-            return f"b={spec.config.b}: its tables hold 2^b entries a position, b up to {MAX_B}"
+    def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
+        b, n = product.spec.config.b, product.n
+        if b > MAX_B:
+            return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}"
         if n > MAX_N:
             return f"n={n}: its tables hold up to {MAX_N} rows of x; more cost more lookups than dequantising does"
-        return rows.too_many_parts(spec)
+        return rows.too_many_parts(product.spec)
 
-    def arrange(self, weight: Weight) -> Prepared:
-        assert isinstance(weight, CodebookWeight)
+    def arrange(self, weight: CodebookWeight) -> Prepared:
         arrays = {
             "codes": layout.arrange_codes(weight),
             "codebooks": layout.arrange_codebooks(weight),
@@ -78,52 +50,38 @@ class Psumbook(CudaKernel):
         }
         return Prepared(weight.spec, weight.device, arrays, {"table_scale": layout.table_scale(weight)})
 
-    def decide(self, prepared: Prepared, n: int, dtype: np.dtype, out_dtype: np.dtype) -> Launch:
-        spec = prepared.spec
-        assert isinstance(spec, CodebookSpec)
-        made = cut.cut_for(spec, n, gpus.gpu(prepared.device))
-        return launch(
-            prepared.device,
-            SOURCE,
-            instance(spec, dtype, made),
-            (len(made.slices), made.splits),
-            rows.LANES * made.warps,
-            made.shared_bytes,
-            (
-                np.int32(n),
-                np.int32(out_dtype == np.float32),
-                arguments(prepared, made, gpus.address),
-            ),
-        )
+    def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+        return [launch(product, cut_for(product.spec, product.n, gpu), gpu, scratch)]
 
-    def instances(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> list[tuple[str, str]]:
-        assert isinstance(spec, CodebookSpec)
-        return [(SOURCE, instance(spec, dtype, cut.cut_for(spec, n, gpu)))]
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
-        assert isinstance(spec, CodebookSpec)
-        gpu, blocks = gpus.gpu(device), rows.row_blocks(spec)
-        return max(rows.workspace_bytes(cut.cut_for(spec, few, gpu).splits, few, blocks) for few in range(1, n + 1))
+def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
+    """A product cut so."""
+    spec = product.spec
+    arguments = structure(
+        ARGUMENTS,
+        spec,
+        cut,
+        row_blocks=rows.row_blocks(spec),
+        scale_shift=layout.scale_shift(spec),
+        table_scale=Number("table_scale"),
+        slices=rows.slices_argument(cut.slices),
+    )
+    return split_launch(
+        product,
+        cut.splits,
+        scratch,
+        arguments,
+        source=SOURCE,
+        instance=instance(spec, product.dtype, cut),
+        grid=(len(cut.slices), cut.splits),
+        threads=rows.LANES * cut.warps,
+        shared_bytes=cut.shared_bytes,
+        work=work(cut, product, gpu),
+    )
 
-    def work(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> tuple[Work, ...]:
-        assert isinstance(spec, CodebookSpec)
-        return (cut.work(cut.cut_for(spec, n, gpu), spec, gpu, self.cost(spec, n, dtype)),)
 
-    def parts(self, spec: Spec, n: int, dtype: np.dtype, gpu: Gpu) -> dict[str, float]:
-        assert isinstance(spec, CodebookSpec)
-        return cut.parts(cut.cut_for(spec, n, gpu), spec, gpu)
-
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        assert isinstance(spec, CodebookSpec)
-        config, (m_rows, k) = spec.config, spec.shape
-        blocks = rows.row_blocks(spec)
-        position_rows = layout.k_blocks(spec) * config.m
-        codes = position_rows * blocks * layout.block_bytes(config.b)
-        books = 2 * len(spec.part_rows) * config.m * config.v << config.b
-        scales = 2 * rows.LANES * blocks * layout.stored_scales(spec)
-        return Cost(
-            bytes_read=codes + books + scales + n * k * dtype.itemsize,
-            bytes_written=n * m_rows * dtype.itemsize,
-            lookups=m_rows * spec.vectors * config.m,
-            multiply_adds=n * ((config.m * k << config.b) + m_rows * spec.groups),
-        )
+def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
+    """The name of the template's instance."""
+    config = spec.config
+    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, X_TYPES[dtype.name], cut.rows)
+    return f"psumbook<{', '.join(map(str, values))}>"

@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.model import MEMORY_SHARE, START, Work, balance
+from codegemm.engines.cuda.model import MEMORY_SHARE, Work
 from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
-from codegemm.kernel import Cost
+from codegemm.kernel import Product
 
 BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
 MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
@@ -29,7 +29,6 @@ WEIGHTS = {
     "trips": 0.954,
     "memory": 0.126,
 }
-_TILE_LATENCY = 700.0  # x and centroids, before anything else can happen
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,7 @@ def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     """Seconds of a product."""
-    return sum(parts(cut, spec, gpu).values())
-
-
-def parts(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
-    """The seconds that each term stands for."""
-    return {name: WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items()}
+    return sum(WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items())
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
@@ -114,27 +108,18 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     }
 
 
-def work(cut: Cut, spec: CodebookSpec, gpu: Gpu, cost: Cost) -> Work:
+def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     """What a product's launch has to do."""
-    built, blocks = cut.units * len(cut.slices), cut.units * row_blocks(spec)
-    thread_blocks = len(cut.slices) * cut.splits
-    turns = -(-max(end - first for _, first, end, _, _ in cut.slices) // cut.warps)
+    spec, config = product.spec, product.spec.config
+    blocks = row_blocks(spec)
+    codes = layout.k_blocks(spec) * config.m * blocks * layout.block_bytes(config.b)
+    books = 2 * len(spec.part_rows) * config.m * config.v << config.b
+    scales = 2 * LANES * blocks * layout.stored_scales(spec)
     return Work(
-        dram_bytes=cost.bytes_read + cost.bytes_written,
-        l2_bytes=partial_bytes(cut.splits, cut.batch, row_blocks(spec)),
-        wavefronts=built * _stores(cut, spec) + blocks * _wavefronts(cut, spec),
-        instructions=blocks * _instructions(cut, spec),
-        mma=built * _mma(cut, spec),
-        balance=balance(thread_blocks, gpu.multiprocessors),
-        # Other tiles' latencies pass while codes travel.
-        latency=START + _TILE_LATENCY + gpu.round_trip * join_trips(cut.splits, cut.batch, turns),
+        bytes_read=codes + books + scales + product.x_bytes,
+        bytes_written=product.y_bytes,
+        terms={name: WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items()},
     )
-
-
-def _mma(cut: Cut, spec: CodebookSpec) -> int:
-    """Of a unit's tables."""
-    tiles, quarters = -(-spec.config.centroids // 16), -(-spec.config.v // 4)
-    return 4 * tiles * cut.rows * cut.batch * quarters
 
 
 def _stores(cut: Cut, spec: CodebookSpec) -> int:
@@ -146,12 +131,6 @@ def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:
     """Of 32 rows in a unit: lookups, codes and scales."""
     lookups = layout.POSITIONS * cut.rows * (2 if cut.batch == 4 else 1)
     return lookups + cut.rows * layout.block_bytes(spec.config.b) / 128 + 4
-
-
-def _instructions(cut: Cut, spec: CodebookSpec) -> float:
-    """Of 32 rows in a unit, as counted in the compiled loops."""
-    each = 3.9 + 0.3 * (cut.batch > 1) + 1.5 * (cut.batch > 2)
-    return layout.POSITIONS * cut.rows * each + 4 * layout.phases(spec) * cut.rows
 
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:

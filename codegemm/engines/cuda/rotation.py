@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.arrays import array_module
-from codegemm.engines.cuda import device as gpus
+from codegemm.devices import to_host
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.launch import X_TYPES, Launch, launch
+from codegemm.engines.cuda.kernel import FLOAT32, X_TYPES
 from codegemm.engines.cuda.model import Work, balance
+from codegemm.engines.cuda.steps import Array, Launch, Place, Table, structure
 from codegemm.formats.hadamard import hadamard, split_length
+from codegemm.kernel import Product
 
 SOURCE = "rotate.cu"
 LANES = 32
@@ -52,16 +54,6 @@ class Cut:
         return 12 * self.threads + 4 * LANES
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where in the workspace, in bytes: scales float32 [n], rotated float16 [n, columns, K], sums float32 [n, M]."""
-
-    columns: int
-    scales: int
-    rotated: int
-    sums: int
-
-
 @cache
 def cut_for(length: int, n: int) -> Cut:
     """For n rows: hadK segments or, where those are few or longer than a thread block, more; ValueError as
@@ -77,7 +69,7 @@ def cut_for(length: int, n: int) -> Cut:
 
 
 @cache
-def signs(length: int, cut: Cut, *, transpose: bool) -> npt.NDArray[np.uint32]:
+def signs(length: int, cut: Cut, transpose: bool) -> npt.NDArray[np.uint32]:
     """Where the matrix that mixes segments has -1, uint32 [order, groups, words]: bit i of a group is its i-th segment,
     group + i * groups."""
     matrix = hadamard(split_length(length)[0])
@@ -93,51 +85,53 @@ def signs(length: int, cut: Cut, *, transpose: bool) -> npt.NDArray[np.uint32]:
 
 def factors(vector: Any) -> Any:
     """SU or SV as a transform takes it, where it is (NumPy's or CuPy's): over the root of its length, float32."""
-    scaled = gpus.to_host(vector).astype(np.float64) / np.sqrt(len(vector))
+    scaled = to_host(vector).astype(np.float64) / np.sqrt(len(vector))
     return array_module(vector).asarray(scaled.astype(np.float32))
 
 
-def instance(side: str, dtype: np.dtype) -> str:
-    """The template's instance for x (side `in`) or y (`out`) of a dtype."""
-    return f"rotate_{side}<{X_TYPES[dtype.name]}>"
+def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Place, gpu: Gpu) -> Launch:
+    """The launch that rotates x into the workspace (side `in`), or the sums there into y (`out`).
 
-
-def decide(
-    where: str, side: str, arrays: dict[str, Any], places: Places, n: int, dtype: np.dtype, out_dtype: np.dtype
-) -> Launch:
-    """The launch that rotates n rows of x into the workspace (side `in`), or the sums there into y (`out`).
-
-    arrays: on the GPU: the side's `factors`, and signs by their cut, which are kept there: another n with the same cut
-    copies nothing.
+    scales: float32 [n], powers of two of x's rows. rotated: float16 [n, columns, K]. sums: float32 [n, M]. The weight's
+    array of the side's name has the `factors`.
     """
-    vector = arrays[side]
-    length = len(vector)
+    inwards = side == "in"
+    n, (m, k), dtype = product.n, product.spec.shape, product.dtype
+    length = k if inwards else m
     cut = cut_for(length, n)
-    name = f"{side} signs {cut.order}"
-    if name not in arrays:
-        arrays.setdefault(name, gpus.to_device(signs(length, cut, transpose=side == "in"), where))
-    negative = arrays[name]
-    filled = np.array(
-        (
-            gpus.address(negative), gpus.address(vector), cut.order, cut.segment, cut.groups,
-            (length - 1).bit_length(), places.columns, out_dtype == np.float32, places.scales, places.rotated,
-            places.sums,
+    return Launch(
+        SOURCE,
+        f"rotate_{side}<{X_TYPES[dtype.name]}>",
+        grid=(cut.order * n,),
+        threads=cut.threads,
+        shared_bytes=cut.shared_bytes,
+        arguments=(
+            structure(
+                ARGUMENTS,
+                cut,
+                signs=Table(signs, (length, cut, inwards)),
+                factors=Array(side),
+                segments=cut.order,
+                log_length=(length - 1).bit_length(),
+                columns=rotated.shape[1],
+                y_is_float=product.out_dtype == FLOAT32,
+                scales=scales,
+                rotated=rotated,
+                sums=sums,
+            ),
         ),
-        ARGUMENTS,
-    )  # fmt: skip
-    return launch(
-        where, SOURCE, instance(side, dtype), (cut.order * n,), cut.threads, cut.shared_bytes, (filled,), negative
+        work=work(length, cut, product, inwards, gpu),
     )
 
 
-def work(length: int, n: int, itemsize: int, element_bytes: int, gpu: Gpu) -> Work:
-    """What a launch has to do for n rows whose other end, x or y, has elements of `itemsize`, and that reads
-    `element_bytes` for an element that it mixes."""
-    cut = cut_for(length, n)
+def work(length: int, cut: Cut, product: Product, inwards: bool, gpu: Gpu) -> Work:
+    """What the launch has to do."""
+    n = product.n
     mixed = n * cut.order * length
     return Work(
-        dram_bytes=n * length * itemsize,
-        l2_bytes=element_bytes * mixed,
+        bytes_read=4 * length + (product.x_bytes if inwards else 0),
+        bytes_written=0 if inwards else product.y_bytes,
+        l2_bytes=mixed * (4 + product.dtype.itemsize if inwards else 4),
         wavefronts=n * length / LANES * (cut.groups + 2 * max(0, cut.segment.bit_length() - 6)) + mixed / LANES,
         instructions=mixed / LANES * _INSTRUCTIONS,
         balance=balance(cut.order * n, gpu.multiprocessors),

@@ -46,16 +46,16 @@ def pad_rows(spec: CodebookSpec, array: Any) -> Any:
 
 def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
     """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts, a part's larger ones first."""
-    made, block, row = [], 0, 0
+    found, block, row = [], 0, 0
     for part, (blocks, rows) in enumerate(zip(part_blocks(spec), spec.part_rows)):
         count = -(-blocks // most_blocks)
         bounds = [blocks // count * i + min(i, blocks % count) for i in range(count + 1)]
-        made += [
+        found += [
             (part, block + first, block + end, row + first * LANES, row + rows)
             for first, end in itertools.pairwise(bounds)
         ]
         block, row = block + blocks, row + rows
-    return tuple(made)
+    return tuple(found)
 
 
 # `Slices` in splits.cuh.
@@ -64,15 +64,15 @@ SLICES = np.dtype(
 )
 
 
-def slices_argument(made: tuple[Slice, ...]) -> npt.NDArray:
+def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
     """Slices as kernels take them: of each part, and of what comes behind the last."""
     rows, place = [], 0
-    for _, part in itertools.groupby(made, key=lambda piece: piece[0]):
-        mine = list(part)
-        sizes = [end - first for _, first, end, _, _ in mine]
-        rows.append((place, mine[0][1], mine[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
-        place += len(mine)
-    rows += [(len(made), made[-1][2], made[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
+    for _, part in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        of_part = list(part)
+        sizes = [end - first for _, first, end, _, _ in of_part]
+        rows.append((place, of_part[0][1], of_part[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
+        place += len(of_part)
+    rows += [(len(pieces), pieces[-1][2], pieces[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
     filled = np.array(rows, np.int32)
     return np.array(tuple(filled.T), SLICES)
 
@@ -81,11 +81,6 @@ def too_many_parts(spec: CodebookSpec) -> str | None:
     """Why kernels that take slices refuse a weight, or None."""
     count = len(spec.part_rows)
     return None if count <= MAX_PARTS else f"{count} concatenated parts: it takes up to {MAX_PARTS}"
-
-
-def workspace_bytes(splits: int, n: int, blocks: int) -> int:
-    """Counters and the partial sums of n rows of x and `blocks` blocks of rows, as splits.cuh says."""
-    return 0 if splits == 1 else COUNTER_BYTES + 4 * splits * n * LANES * blocks
 
 
 def join_trips(splits: int, n: int, blocks: int) -> int:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.devices import Device
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.extended import ExtendedWeight
 from codegemm.formats.hadamard import transform
 from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Kernel, Product
 
 
 def product(weight: Weight, x: npt.NDArray) -> npt.NDArray[np.float64]:
@@ -28,23 +29,19 @@ def product(weight: Weight, x: npt.NDArray) -> npt.NDArray[np.float64]:
         return x @ weight.dequantize(np.float64).T
 
 
-class Reference(Kernel):
+class Reference(Kernel[Spec, Weight]):
     """The truth of all tests: every format, any number of rows, no cleverness."""
 
     name = "reference"
     engine = "cpu"
-    extended = True
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        return None
-
-    def prepare(self, weight: Weight, device: str) -> Weight:
+    def prepare(self, weight: Weight, device: Device) -> Weight:
         return weight._with_arrays(weight.arrays)  # not the weight itself, which keeps this
 
     def run(self, prepared: Weight, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             out[...] = product(prepared, x)
 
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        m, k = spec.shape
-        return Cost(8 * m * k + n * k * dtype.itemsize, n * m * dtype.itemsize, 0, n * m * k)
+    def cost(self, product: Product[Spec], device: Device) -> Cost:
+        m, k = product.spec.shape
+        return Cost(8 * m * k + product.x_bytes, product.y_bytes)

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.devices import Device
 from codegemm.engines.cpu import library
+from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.formats.hadamard import hadamard, split_length, transform
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
-
-_SOURCE = Path(__file__).with_name("quip.cpp")
+from codegemm.kernel import Cost, Product
 
 
 class QuipArgs(ctypes.Structure):
@@ -64,18 +63,15 @@ def _order_matrix(n: int, transpose: bool) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(matrix.T if transpose else matrix)
 
 
-class Quip(Kernel):
+class Quip(CpuKernel[E8PSpec, E8PWeight]):
     """E8P decode by table, Hadamard transforms of every order, 2, 3 and 4 bit."""
 
     name = "quip"
-    engine = "cpu"
+    weights = E8PWeight
     automatic = True
+    source, entry, structure = Path(__file__).with_name("quip.cpp"), "quip", QuipArgs
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        return None if isinstance(spec, E8PSpec) else "it multiplies E8PWeights"
-
-    def prepare(self, weight: Weight, device: str) -> Prepared:
-        assert isinstance(weight, E8PWeight)
+    def prepare(self, weight: E8PWeight, device: Device) -> Prepared:
         spec, codes = weight.spec, weight.codes()
         m, k = spec.shape
         arrays: dict[str, npt.NDArray] = {
@@ -100,43 +96,20 @@ class Quip(Kernel):
         )
         return Prepared(spec, arguments, weight.resid_scale)
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
-        longest = max(spec.shape)
-        return 4 * n * (spec.in_features + spec.out_features + longest)
+    def workspace(self, product: Product[E8PSpec], device: Device) -> int:
+        return 4 * product.n * (sum(product.spec.shape) + max(product.spec.shape))
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        multiply = library.function(_SOURCE, "quip", QuipArgs)
-        if multiply is None:
-            return _run_numpy(prepared, x, out)
-        prepared.arguments.call(multiply, x, out, workspace)
+    def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+        m, k = prepared.spec.shape
+        arrays = prepared.arguments.arrays
+        with np.errstate(over="ignore", invalid="ignore"):
+            lattice = e8p_codebook.grid().astype(np.float32)[arrays["codes"]]
+            if prepared.spec.bits > 2:
+                points = e8p_codebook.grid() if prepared.spec.bits == 4 else e8p_codebook.residual_grid()
+                lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[arrays["residual"]]
+            rotated = transform(x.astype(np.float32) * arrays["SU"], transpose=True)
+            out[...] = transform(rotated @ lattice.reshape(m, k).T) * arrays["SV"]
 
-    def builds(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> tuple[library.Load, ...]:
-        return library.loads(_SOURCE)
-
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        assert isinstance(spec, E8PSpec)
-        m, k = spec.shape
-        vectors = m * k // 8
-        adds = sum(
-            length * (order + int(np.log2(power))) for length in (m, k) for order, power in [split_length(length)]
-        )
-        return Cost(
-            bytes_read=spec.bits * m * k // 8 + 4 * (m + k) + n * k * dtype.itemsize,
-            bytes_written=n * m * dtype.itemsize,
-            lookups=vectors * (1 if spec.bits == 2 else 2),
-            multiply_adds=m * k * n + n * adds,
-            launches=3,
-        )
-
-
-def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same where there is no compiler."""
-    m, k = prepared.spec.shape
-    arrays = prepared.arguments.arrays
-    with np.errstate(over="ignore", invalid="ignore"):
-        lattice = e8p_codebook.grid().astype(np.float32)[arrays["codes"]]
-        if prepared.spec.bits > 2:
-            points = e8p_codebook.grid() if prepared.spec.bits == 4 else e8p_codebook.residual_grid()
-            lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[arrays["residual"]]
-        rotated = transform(x.astype(np.float32) * arrays["SU"], transpose=True)
-        out[...] = transform(rotated @ lattice.reshape(m, k).T) * arrays["SV"]
+    def cost(self, product: Product[E8PSpec], device: Device) -> Cost:
+        m, k = product.spec.shape
+        return Cost(product.spec.bits * m * k // 8 + 4 * (m + k) + product.x_bytes, product.y_bytes)

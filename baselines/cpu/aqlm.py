@@ -9,6 +9,7 @@ multiplied. From 7 rows of x on it dequantises and multiplies dense.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_int32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.baselines.dequant_dense import DequantDense
+from codegemm.devices import Device
 from codegemm.engines.cpu import library
 from codegemm.engines.cpu.dequant import Prepared as Dequantiser
+from codegemm.engines.cpu.dequant_dense import DequantDense
+from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.weight import Spec, Weight
-from codegemm.kernel import Cost, Kernel
+from codegemm.kernel import Cost, Product
 
 MATVEC_ROWS = 6
-_SOURCE = Path(__file__).with_name("aqlm.cpp")
 
 
 class AqlmArgs(ctypes.Structure):
@@ -46,24 +47,23 @@ class Prepared:
     dequantiser: Dequantiser
 
 
-class Aqlm(Kernel):
+class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
     """AQLM 1x16, 2x8 and any number of codebooks and bits."""
 
     name = "aqlm"
-    engine = "cpu"
-    _large = DequantDense()
+    weights = CodebookWeight
+    source, entry, structure = Path(__file__).with_name("aqlm.cpp"), "aqlm", AqlmArgs
+    many_rows = DequantDense()
 
-    def supports(self, spec: Spec, n: int, dtype: np.dtype, device: str) -> str | None:
-        if not isinstance(spec, CodebookSpec):
-            return "it multiplies CodebookWeights"
+    def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
+        spec = product.spec
         if spec.config.g != -1:
             return f"g={spec.config.g}: AQLM has one scale a row, g=-1"
         if len(spec.part_rows) > 1:
             return f"{len(spec.part_rows)} concatenated parts: AQLM has one set of codebooks"
         return None
 
-    def prepare(self, weight: Weight, device: str) -> Prepared:
-        assert isinstance(weight, CodebookWeight)
+    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
         spec, config = weight.spec, weight.config
         codes, books = weight.codes, weight.part_codebooks[0]
         if config.b <= 8:
@@ -79,50 +79,43 @@ class Aqlm(Kernel):
             centroids=config.centroids,
             wide_codes=int(config.b > 8),
         )
-        return Prepared(spec, arguments, self._large.prepare(weight, device))
+        return Prepared(spec, arguments, self.many_rows.prepare(weight, device))
 
-    def workspace(self, spec: Spec, n: int, device: str) -> int:
-        assert isinstance(spec, CodebookSpec)
+    def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
+        spec = product.spec
         tables = spec.vectors * spec.config.m * spec.config.centroids if spec.config.b <= 8 else 0
         matvec = 4 * (spec.in_features + spec.out_features + tables)
-        # A plan for n rows also runs fewer, and those one at a time.
-        return max(matvec, self._large.workspace(spec, n, device)) if n > MATVEC_ROWS else matvec
+        # A plan for many rows also runs fewer, and those one at a time.
+        return max(matvec, self.many_rows.workspace(product, device)) if product.n > MATVEC_ROWS else matvec
+
+    def builds(self, product: Product[CodebookSpec], device: Device) -> Iterable[library.Load]:
+        more = self.many_rows.builds(product, device) if product.n > MATVEC_ROWS else ()
+        return (*super().builds(product, device), *more)
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         if len(x) > MATVEC_ROWS:
-            return self._large.run(prepared.dequantiser, x, out, workspace, stream)
-        multiply = library.function(_SOURCE, "aqlm", AqlmArgs)
-        if multiply is None:
-            return _run_numpy(prepared, x, out)
-        prepared.arguments.call(multiply, x, out, workspace)
+            self.many_rows.run(prepared.dequantiser, x, out, workspace, stream)
+        else:
+            super().run(prepared, x, out, workspace, stream)
 
-    def cost(self, spec: Spec, n: int, dtype: np.dtype) -> Cost:
-        assert isinstance(spec, CodebookSpec)
-        if n > MATVEC_ROWS:
-            return self._large.cost(spec, n, dtype)
-        config, (m_rows, k) = spec.config, spec.shape
+    def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+        spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
+        with np.errstate(over="ignore", invalid="ignore"):
+            x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
+            y = np.zeros((len(x), spec.out_features), np.float32)
+            for j in range(spec.vectors):
+                for c, book in enumerate(arrays["codebooks"]):
+                    codes = arrays["codes"][j, c] if config.b <= 8 else arrays["codes"][:, j, c]
+                    y += (x32[:, j] @ book.astype(np.float32).T)[:, codes]
+            out[...] = y * arrays["scales"][:, 0].astype(np.float32)
+
+    def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
+        if product.n > MATVEC_ROWS:
+            return self.many_rows.cost(product, device)
+        spec, config, n = product.spec, product.spec.config, product.n
         narrow = config.b <= 8
-        codes = m_rows * spec.vectors * config.m
-        tables = spec.vectors * config.m * config.centroids if narrow else 0
+        codes = spec.out_features * spec.vectors * config.m * (1 if narrow else 2)
+        tables = 4 * spec.vectors * config.m * config.centroids if narrow else 0
         books = config.m * config.centroids * config.v * (4 if narrow else 2)
-        once = codes * (1 if narrow else 2) + books + 4 * tables + 2 * m_rows
-        return Cost(
-            bytes_read=n * (once + k * dtype.itemsize),
-            bytes_written=n * (4 * tables + m_rows * dtype.itemsize),
-            lookups=n * codes,
-            multiply_adds=n * (tables * config.v if narrow else codes * config.v),
-            launches=n * (2 if narrow else 1),
-        )
-
-
-def _run_numpy(prepared: Prepared, x: Any, out: Any) -> None:
-    """The same where there is no compiler."""
-    spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
-    with np.errstate(over="ignore", invalid="ignore"):
-        x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
-        y = np.zeros((len(x), spec.out_features), np.float32)
-        for j in range(spec.vectors):
-            for c, book in enumerate(arrays["codebooks"]):
-                codes = arrays["codes"][j, c] if config.b <= 8 else arrays["codes"][:, j, c]
-                y += (x32[:, j] @ book.astype(np.float32).T)[:, codes]
-        out[...] = y * arrays["scales"][:, 0].astype(np.float32)
+        once = codes + books + tables + 2 * spec.out_features
+        return Cost(n * once + product.x_bytes, n * tables + product.y_bytes)

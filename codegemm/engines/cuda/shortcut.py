@@ -1,4 +1,4 @@
-"""The short way to a kernel: x and out that it takes as they are, nothing copied, nothing decided twice."""
+"""The short way of a product: x and out that a kernel takes as they are, nothing copied, nothing decided twice."""
 
 from __future__ import annotations
 
@@ -10,35 +10,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codegemm.arrays import FLOATS, float_dtype
-from codegemm.engines.cuda import tensors
-from codegemm.engines.cuda.device import number
-from codegemm.engines.cuda.library import Stream
+from codegemm.devices import Device, Stream, view
 
 _MAX_SEEN = 64
 
 
 class Entry(NamedTuple):
-    """What was found out about one combination of shapes and dtypes. made: what the owner made for it."""
+    """What is known of one combination of shapes and dtypes. run: what the owner runs for it."""
 
-    made: Any
+    run: Any
     columns: int
     flat: bool  # x has two axes
     x_bytes: int
     out_bytes: int
 
 
-class Direct:
-    """Finds in about a microsecond what an owner (a plan, a weight) made for arrays of these shapes and dtypes.
+class Shortcut:
+    """Finds in about a microsecond what an owner (a plan, a weight) runs for arrays of these shapes and dtypes.
 
-    make: called once for a number of rows, x's and out's dtype.
+    bind: called once for a number of rows, x's and out's dtype.
     n, dtype: the most rows of x and their dtype that it lets pass; by default any that kernels may take.
     """
 
     def __init__(
         self,
-        device: str,
+        device: Device,
         shape: tuple[int, int],
-        make: Callable[[int, np.dtype, np.dtype], Any],
+        bind: Callable[[int, np.dtype, np.dtype], Any],
         n: float = math.inf,
         dtype: np.dtype | None = None,
     ) -> None:
@@ -46,14 +44,14 @@ class Direct:
 
         self._ndarray = cupy.ndarray
         self._current = cupy.cuda.runtime.getDevice
-        self._number, self._shape, self._make, self._n = number(device), shape, make, n
+        self._number, self._shape, self._bind, self._n = device.number, shape, bind, n
         self._dtypes = tuple(float_dtype(name) for name in FLOATS) if dtype is None else (dtype,)
         self._entries: dict[Any, Entry] = {}
         self._views: dict[Any, Any] = {}
         self._streams: dict[int, Stream] = {}
 
     def find(self, x: Any, out: Any, stream: Any) -> tuple[Any, Any, Any, Any] | None:
-        """(what was made, x [rows, K], out, the stream), or None where the long way must be gone."""
+        """(what to run, x [rows, K], out, the stream), or None where the long way must be gone."""
         if type(x) is not self._ndarray or type(out) is not self._ndarray:
             torch = sys.modules.get("torch")
             if torch is None or type(x) is not torch.Tensor or type(out) is not torch.Tensor:
@@ -72,11 +70,11 @@ class Direct:
         # `_c_contiguous` costs an eighth of `flags.c_contiguous`.
         if entry is None or not x._c_contiguous or not out._c_contiguous:
             return None
-        made, columns, flat, x_bytes, out_bytes = entry
+        run, columns, flat, x_bytes, out_bytes = entry
         begin, out_begin = x_data.ptr, out_data.ptr
         if begin & 15 or (begin < out_begin + out_bytes and out_begin < begin + x_bytes):
             return None
-        return made, x if flat else x.reshape(-1, columns), out, stream
+        return run, x if flat else x.reshape(-1, columns), out, stream
 
     def _enter(self, shape: tuple[int, ...], out_shape: tuple[int, ...], dtype: Any, out_dtype: Any) -> Entry | None:
         rows = math.prod(shape[:-1])
@@ -91,18 +89,18 @@ class Direct:
             return None
         if len(self._entries) >= _MAX_SEEN:
             self._entries.clear()
-        made = self._make(rows, dtype, out_dtype)
+        run = self._bind(rows, dtype, out_dtype)
         out_bytes = rows * self._shape[0] * out_dtype.itemsize
-        entry = Entry(made, shape[-1], len(shape) == 2, math.prod(shape) * dtype.itemsize, out_bytes)
+        entry = Entry(run, shape[-1], len(shape) == 2, math.prod(shape) * dtype.itemsize, out_bytes)
         self._entries[shape, out_shape, dtype, out_dtype] = entry
         return entry
 
     def _view(self, tensor: Any) -> Any:
         """Serving uses the same buffers again and again; their views are kept."""
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        found = self._views.get(key)
-        if found is None:
+        array = self._views.get(key)
+        if array is None:
             if len(self._views) >= _MAX_SEEN:
                 self._views.clear()
-            found = self._views[key] = tensors.view(tensor)
-        return found
+            array = self._views[key] = view(tensor)
+        return array

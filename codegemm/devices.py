@@ -1,0 +1,244 @@
+"""Where arrays are: the processor or one of the GPUs that CuPy sees, copies between them, streams, views across
+libraries. Nothing here knows of weights or kernels, and CuPy and torch are imported only where they are there already
+or asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
+
+import numpy as np
+
+from codegemm.arrays import bfloat16, is_torch
+
+HERE: AbstractContextManager[Any] = nullcontext()
+_PROCESSOR_BANDWIDTH, _GPU_BANDWIDTH = 2e10, 1e12
+
+
+class Device(str):
+    """`cpu` or `cuda:<number>`: text that knows its parts."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Of `cpu`, `cuda` (which is cuda:0) or `cuda:<number>`; ValueError for anything else."""
+        match = re.fullmatch(r"cpu|cuda(?::(\d+))?", text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"device {text!r}: must be 'cpu', 'cuda' or 'cuda:<number>'")
+        return cls("cpu" if match[0] == "cpu" else f"cuda:{int(match[1] or 0)}")
+
+    @property
+    def engine(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.partition(":")[0]
+
+    @property
+    def number(self) -> int:
+        """1 of `cuda:1`."""
+        return int(self.partition(":")[2])
+
+
+CPU, FIRST_GPU = Device("cpu"), Device("cuda:0")
+
+
+def device_of(array: Any) -> Device:
+    """Where a NumPy array, a CuPy array or a torch tensor is."""
+    if is_torch(array):
+        return CPU if array.device.type == "cpu" else Device(f"{array.device.type}:{array.device.index or 0}")
+    return CPU if isinstance(array, np.ndarray) else Device(f"cuda:{array.device.id}")
+
+
+@cache
+def unavailable() -> str | None:
+    """Why no GPU can be used, in one sentence, or None."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed (pip install 'codegemm[cuda12]', or cuda13)"
+    try:
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount():
+            return None
+        return "CuPy finds no GPU"
+    except Exception as error:  # a missing driver or library: every version raises another type
+        try:
+            return f"CuPy finds no usable GPU: {driver_problem() or error}"
+        except Exception:
+            return f"CuPy finds no usable GPU: {error}"
+
+
+def driver_problem() -> str | None:
+    """What is wrong with NVIDIA's driver, or None."""
+    import cupy
+
+    driver, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    if not driver:
+        return "no NVIDIA driver is installed"
+    if driver // 1000 < needed // 1000:
+        return f"the NVIDIA driver is for CUDA {version_name(driver)}, CuPy for CUDA {needed // 1000}: renew the driver"
+    return None
+
+
+def version_name(number: int) -> str:
+    """12.4 of 12040."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def check(device: Device) -> None:
+    """RuntimeError unless it is there."""
+    if device == CPU:
+        return
+    reason = unavailable()
+    if reason:
+        raise RuntimeError(f"{device}: {reason}")
+    if device.number >= count():
+        raise RuntimeError(f"{device}: GPUs are numbered from 0, and this machine has {count()}")
+
+
+def count() -> int:
+    """How many GPUs there are."""
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+def name(device: Device = FIRST_GPU) -> str:
+    """A GPU's product name."""
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(device.number)["name"].decode())
+
+
+@cache
+def bandwidth(device: Device) -> float:
+    """Bytes a second of its memory: a GPU's by its data sheet, as far as CUDA tells; a processor's as most have."""
+    if device == CPU:
+        return _PROCESSOR_BANDWIDTH
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    # Memory moves data at both edges of its clock.
+    clock, bus_bits = (
+        runtime.deviceGetAttribute(attribute, device.number)
+        for attribute in (runtime.cudaDevAttrMemoryClockRate, runtime.cudaDevAttrGlobalMemoryBusWidth)
+    )
+    return 2e3 * clock * bus_bits / 8 or _GPU_BANDWIDTH
+
+
+def module(device: Device) -> Any:
+    """numpy or cupy, whichever makes arrays there."""
+    if device == CPU:
+        return np
+    import cupy
+
+    return cupy
+
+
+def move(array: Any, device: Device) -> Any:
+    """A NumPy or CuPy array with the same values on `device`; RuntimeError where there is no such GPU."""
+    return to_host(array) if device == CPU else to_device(array, device)
+
+
+def to_device(array: Any, device: Device) -> Any:
+    """A copy of a NumPy (or another GPU's) array on `cuda:<number>`; RuntimeError where there is no such GPU.
+
+    It is there when this returns: what reads it may run on any stream.
+    """
+    check(device)
+    import cupy
+
+    with using(device):
+        copy = cupy.asarray(array)
+        synchronize()
+    return copy
+
+
+def to_host(array: Any) -> np.ndarray:
+    """A NumPy array with the same values."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def using(device: Device) -> Any:
+    """A context in which that GPU is the current one."""
+    import cupy
+
+    return cupy.cuda.Device(device.number)
+
+
+def beside(array: Any) -> AbstractContextManager[Any]:
+    """A context in which CuPy computes and makes arrays where `array` is, and not on whichever GPU is current."""
+    return HERE if isinstance(array, np.ndarray) else array.device
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of another library. CuPy's launches read its pointer, `Stream.from_external` its protocol."""
+
+    ptr: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.ptr
+
+
+def synchronize() -> None:
+    """Wait for everything on the current stream."""
+    import cupy
+
+    cupy.cuda.get_current_stream().synchronize()
+
+
+def scope(device: Device, x: Any = None, stream: Any = None) -> AbstractContextManager[Any]:
+    """Within it CuPy works on `device` and on `stream` (with a `ptr`), for a tensor x torch's current one."""
+    if device == CPU:
+        return HERE
+    import cupy
+
+    if stream is None and is_torch(x) and x.device.type == "cuda":
+        stream = Stream(sys.modules["torch"].cuda.current_stream(x.device).cuda_stream)
+    if stream is None:
+        return HERE if cupy.cuda.runtime.getDevice() == device.number else using(device)
+    stack = ExitStack()
+    stack.enter_context(using(device))
+    stack.enter_context(cupy.cuda.Stream.from_external(Stream(stream.ptr)))
+    return stack
+
+
+def from_torch(tensor: Any) -> Any:
+    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included)."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.device.type == "cuda":
+        return view(tensor)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(bfloat16())
+    return tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> Any:
+    """The inverse of `from_torch`, on the same memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def view(tensor: Any) -> Any:
+    """A CuPy array on a CUDA tensor's memory, valid as long as the tensor is; nothing is copied or synchronised."""
+    import cupy
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = bfloat16() if name == "bfloat16" else np.dtype(name)
+    size = tensor.element_size()
+    extent = (
+        1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+    )
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), extent * size, None, tensor.device.index)
+    strides = tuple(step * size for step in tensor.stride())
+    return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)

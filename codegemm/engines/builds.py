@@ -1,0 +1,36 @@
+"""What the engines' compilers share: compiled code is kept in the user's cache, made once, and a long wait is told."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from codegemm import cache as store
+from codegemm.locks import ForkSafeLock
+
+_SLOW_BUILD = 1.0
+_locks: dict[str, ForkSafeLock] = {}
+
+
+class CompilerError(RuntimeError):
+    """A compiler is missing, or refused a source; the message says what to install or what it printed."""
+
+
+def cached(kind: str, key: str, suffix: str, what: str, compile_to: Callable[[Path], None]) -> Path:
+    """The cache's entry `key`, made by `compile_to(path)` unless it is there; threads that want the same wait.
+
+    what: is compiled, in the sentence that tells of a slow build. Raises what `compile_to` raises.
+    """
+    # A lock is kept for good, so that only one is made.
+    with _locks.get(key) or _locks.setdefault(key, ForkSafeLock()):
+        entry = store.lookup(kind, key, suffix)
+        if entry:
+            return entry
+        start = time.perf_counter()
+        entry = store.store(kind, key, suffix, compile_to)
+        seconds = time.perf_counter() - start
+        if seconds > _SLOW_BUILD:
+            print(f"codegemm: compiled {what} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
+        return entry

@@ -1,0 +1,53 @@
+"""What a CPU kernel says of itself, a C++ source, a function in it and the same in NumPy, and all that follows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from ctypes import Structure, c_int
+from pathlib import Path
+from typing import Any, ClassVar
+
+from codegemm.devices import Device
+from codegemm.engines.cpu import library
+from codegemm.kernel import Kernel, Product, S, W
+
+# Of a Psumbook's lookup for one row of x: estimates are in its multiples, as `codegemm compare` and `make cpu` measured
+# them, since only their order matters.
+LOOKUP_SECONDS = 5e-11
+
+
+class CpuKernel(Kernel[S, W]):
+    """A kernel compiled at first use.
+
+    source: its C++ file. entry: the function that multiplies. structure: of the function's arguments; what `prepare`
+    makes has them filled in as `arguments` (`library.Arguments`). numbers: the function's arguments behind those.
+    """
+
+    engine = "cpu"
+    source: ClassVar[Path]
+    entry: ClassVar[str]
+    structure: ClassVar[type[Structure]]
+    numbers: ClassVar[tuple[int, ...]] = ()
+
+    def function(self, n: int) -> Any:
+        """The compiled function for n rows of x; None without a compiler."""
+        return library.function(self.source, self.entry, self.structure, *(c_int,) * len(self.numbers))
+
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        function = self.function(len(x))
+        if function is None:
+            self.run_numpy(prepared, x, out, workspace)
+        else:
+            self.run_compiled(function, prepared, x, out, workspace)
+
+    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any) -> None:
+        """out = x @ W^T by the compiled function."""
+        prepared.arguments.call(function, x, out, workspace, *self.numbers)
+
+    @abstractmethod
+    def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:
+        """The same where there is no compiler."""
+
+    def builds(self, product: Product[S], device: Device) -> Iterable[library.Load]:
+        return library.loads(self.source)

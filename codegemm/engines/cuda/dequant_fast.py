@@ -1,0 +1,76 @@
+"""The dequantising kernel's fast form on a GPU: vectors of 4, 8 and 16 weights, groups of at least 16."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codegemm.engines.cuda import dequant_layout as layout
+from codegemm.engines.cuda import rows
+from codegemm.engines.cuda.dequant_cut import Cut, cut_for, work
+from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.launch import Prepared
+from codegemm.engines.cuda.steps import Launch, Scratch, Step, split_launch, structure
+from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+from codegemm.kernel import Product
+
+SOURCE = "dequant.cu"
+# `Dequant` in dequant_layout.cuh.
+ARGUMENTS = np.dtype(
+    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
+    + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "k_blocks")]
+    + [(name, np.int32) for name in ("split_blocks", "chunk_blocks", "group_blocks")]
+    + [(name, np.int32) for name in ("group_vectors", "padded_vectors")]
+    + [("slices", rows.SLICES)],
+    align=True,
+)
+
+
+def arrange(weight: CodebookWeight) -> Prepared:
+    """Codes and scales in the order of fragments, centroids as they are."""
+    arrays = {
+        "codes": layout.arrange_codes(weight),
+        "codebooks": weight.part_codebooks,
+        "scales": layout.arrange_scales(weight),
+    }
+    return Prepared(weight.spec, weight.device, arrays)
+
+
+def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+    """One launch, cut as it is estimated to be fastest."""
+    return [launch(product, cut_for(product.spec, product.n, gpu), gpu, scratch)]
+
+
+def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
+    """A product cut so."""
+    spec, group_steps = product.spec, layout.group_steps(product.spec)
+    arguments = structure(
+        ARGUMENTS,
+        spec,
+        cut,
+        row_blocks=rows.row_blocks(spec),
+        group_blocks=max(1, group_steps // layout.STEPS),
+        group_vectors=layout.group_vectors(spec),
+        padded_vectors=group_steps * layout.STEP,
+        slices=rows.slices_argument(cut.slices),
+    )
+    return split_launch(
+        product,
+        cut.splits,
+        scratch,
+        arguments,
+        source=SOURCE,
+        instance=instance(spec, product.dtype, cut),
+        grid=(len(cut.slices), cut.passes, cut.splits),
+        threads=rows.LANES * cut.warps,
+        shared_bytes=cut.shared_bytes,
+        work=work(cut, product, gpu),
+    )
+
+
+def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
+    """The name of the template's instance."""
+    config = spec.config
+    shared = "true" if cut.shared else "false"
+    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, X_TYPES[dtype.name], shared)
+    return f"DequantShape<{', '.join(map(str, values))}>"

@@ -1,0 +1,122 @@
+"""What a CUDA kernel says of itself, and all that follows from its steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from codegemm import devices
+from codegemm.devices import Device
+from codegemm.engines.cuda import compiler, gemm, library, model
+from codegemm.engines.cuda.gpu import Gpu, gpu_of
+from codegemm.engines.cuda.launch import Prepared, Run, bind
+from codegemm.engines.cuda.steps import Gemm, Scratch, Step, Steps
+from codegemm.kernel import Cost, Kernel, Product, S, W
+
+MIN_ARCH = 80
+X_TYPES = {"float16": "Half", "bfloat16": "Bfloat", "float32": "Float"}  # classes in floats.cuh
+FLOAT32 = np.dtype(np.float32)
+
+
+class CudaKernel(Kernel[S, W]):
+    """A kernel for x in fp16, bf16 or fp32 whose products are steps.
+
+    A subclass says what it refuses, how a weight is arranged, and which steps a product takes.
+    """
+
+    engine = "cuda"
+
+    def unfit_for(self, product: Product[S], gpu: Gpu) -> str | None:
+        """Why a product can't be on that GPU, or None; dtypes and GPUs that no kernel takes are refused before."""
+        return None
+
+    @abstractmethod
+    def arrange(self, weight: W) -> Prepared:
+        """The weight in the kernel's order, arranged where its arrays are: NumPy's or CuPy's."""
+
+    @abstractmethod
+    def steps(self, product: Product[S], gpu: Gpu, scratch: Scratch) -> list[Step]:
+        """What a product does, in order, with places taken from `scratch`."""
+
+    def batches(self, n: int) -> Iterable[int]:
+        """Numbers of rows up to n for which a plan binds beforehand, and that together need what any of them needs."""
+        return range(1, n + 1)
+
+    def representative(self, product: Product[S]) -> Product[S]:
+        """The product whose steps, once bound, serve this one too; itself unless the launches depend on less."""
+        return product
+
+    def decide(self, product: Product[S], gpu: Gpu) -> Steps:
+        """A product's steps, decided once."""
+        return _decide(self, product, gpu)
+
+    def unavailable(self) -> str | None:
+        return devices.unavailable() or library.unavailable()
+
+    def refuses(self, product: Product[S], device: Device) -> str | None:
+        gpu = gpu_of(device)
+        if product.dtype.name not in X_TYPES:
+            return f"x is {product.dtype}: it takes {', '.join(X_TYPES)}"
+        if gpu.arch < MIN_ARCH:
+            return f"{device} has compute capability {gpu.arch / 10}: it needs {MIN_ARCH / 10} or later"
+        reason = self.unfit_for(product, gpu)
+        if reason is None and any(isinstance(step, Gemm) for step in self.decide(product, gpu).each):
+            reason = gemm.unavailable()
+        return reason
+
+    def prepare(self, weight: W, device: Device) -> Prepared:
+        prepared = self.arrange(weight)
+        devices.synchronize()  # products may come on any stream
+        return prepared
+
+    def bind(self, prepared: Prepared, product: Product[S]) -> Run:
+        product = self.representative(product)
+        key = product.n, product.dtype, product.out_dtype
+        run = prepared.runs.get(key)
+        if run is None:
+            steps = self.decide(product, gpu_of(prepared.device))
+            run = prepared.runs.setdefault(key, bind(steps.each, prepared))
+        return run
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        product: Product[Any] = Product(prepared.spec, len(x), x.dtype, out.dtype)
+        self.bind(prepared, product)(x, out, workspace, stream)
+
+    def load(self, prepared: Prepared, product: Product[S]) -> None:
+        for smaller in self._all(product):
+            self.bind(prepared, smaller)
+
+    def builds(self, product: Product[S], device: Device) -> Iterable[compiler.Build]:
+        gpu = gpu_of(device)
+        launches = (launch for smaller in self._all(product) for launch in self.decide(smaller, gpu).launches)
+        return {compiler.Build(launch.source, launch.instance, gpu.arch) for launch in launches}
+
+    def workspace(self, product: Product[S], device: Device) -> int:
+        return max(self.decide(smaller, gpu_of(device)).workspace for smaller in self._all(product))
+
+    def cost(self, product: Product[S], device: Device) -> Cost:
+        works = self.decide(product, gpu_of(device)).works
+        return Cost(int(sum(work.bytes_read for work in works)), int(sum(work.bytes_written for work in works)))
+
+    def estimate(self, product: Product[S], device: Device) -> float:
+        gpu = gpu_of(device)
+        return model.seconds(self.decide(product, gpu).works, gpu)
+
+    def _all(self, product: Product[S]) -> list[Product[S]]:
+        """It, those of fewer rows, and both with y in x's dtype and in float32."""
+        return [
+            Product(product.spec, rows, product.dtype, out_dtype)
+            for rows in self.batches(product.n)
+            for out_dtype in {product.dtype, FLOAT32}
+        ]
+
+
+@lru_cache(maxsize=4096)
+def _decide(kernel: CudaKernel, product: Product, gpu: Gpu) -> Steps:
+    scratch = Scratch()
+    each = tuple(kernel.steps(product, gpu, scratch))
+    return Steps(each, scratch.end)

@@ -1,0 +1,133 @@
+"""safetensors files: memory-mapped when read; written beside their place, and renamed when they are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codegemm.arrays import bfloat16
+from codegemm.errors import CheckpointError
+
+# safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
+_DTYPES = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+_NAMES = {np.dtype(text): name for name, text in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as a safetensors file holds it: its dtype's name there, its shape, its bytes (memory-mapped)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> RawTensor:
+        """A NumPy array as such a tensor (bfloat16 included); TypeError for a dtype that the files don't have."""
+        if array.dtype.name != "bfloat16":
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        name = "BF16" if array.dtype.name == "bfloat16" else _NAMES.get(array.dtype)
+        if name is None:
+            raise TypeError(f"dtype {array.dtype}: must be bfloat16 or one of {', '.join(map(str, _NAMES))}")
+        return cls(name, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix of floats that NumPy (with ml_dtypes) can read."""
+        return len(self.shape) == 2 and self.dtype in ("F16", "BF16", "F32", "F64")
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    def numpy(self) -> np.ndarray:
+        """The tensor as a read-only array; bfloat16 through ml_dtypes. CheckpointError for a dtype without one."""
+        if self.dtype == "BF16":
+            return self.data.view(bfloat16()).reshape(self.shape)
+        if self.dtype not in _DTYPES:
+            raise CheckpointError(f"dtype {self.dtype}: can't be read as an array")
+        return self.data.view(_DTYPES[self.dtype]).reshape(self.shape)
+
+
+class File:
+    """A safetensors file, validated and memory-mapped: `tensors` by name and `metadata`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = Path(path)
+        try:
+            with safe_open(self.path, "numpy") as checked:
+                self.metadata: dict[str, str] = checked.metadata() or {}
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path}: no such file") from None
+        except (SafetensorError, OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.path}: not a whole safetensors file ({error})") from None
+        mapped = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
+        start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+        header = json.loads(mapped[8:start].tobytes())
+        self.tensors = {
+            name: RawTensor(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                mapped[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
+            )
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file tensor by tensor, beside its place, and rename it there."""
+    # Largest elements first, as the format's own writer does, so that every tensor is aligned; of bytes those of an
+    # even number, since 16-bit codes are stored as bytes.
+    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), tensors[name].data.nbytes % 2, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.data.nbytes],
+        }
+        offset += tensor.data.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    replace_file(path, (len(text).to_bytes(8, "little"), text, *(tensors[name].data.data for name in order)))
+
+
+def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
+    """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails."""
+    path = Path(os.path.realpath(path))  # a link stays one
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        with temporary.open("xb") as file:
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _item_size(tensor: RawTensor) -> int:
+    count = prod(tensor.shape)
+    return tensor.data.nbytes // count if count else 1

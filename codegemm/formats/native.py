@@ -1,0 +1,54 @@
+"""The package's own files: what a weight is there, and how weights are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codegemm.files import File, RawTensor, write
+
+FORMAT = "codegemm"
+VERSION = 2
+RESERVED = ("", "format", "version", "__metadata__")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as a file holds it: tensors by the end of their name, what JSON says of them, the format's version."""
+
+    tensors: dict[str, np.ndarray]
+    description: dict[str, Any]
+    version: int = 1
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, Stored],
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write weights, other tensors and metadata, whose names must not collide, to one file.
+
+    Its version is the least that has all of these weights. CheckpointError, and `path` as it was, if that fails.
+    """
+    out = {f"{name}.{end}": RawTensor.of(array) for name, one in weights.items() for end, array in one.tensors.items()}
+    version = max((one.version for one in weights.values()), default=1)
+    described = {name: json.dumps(one.description) for name, one in weights.items()}
+    write(path, {**out, **tensors}, {**metadata, "format": FORMAT, "version": str(version), **described})
+
+
+def is_native(file: File) -> bool:
+    """Whether the file is in this package's format (of any version)."""
+    return file.metadata.get("format") == FORMAT
+
+
+def check_name(kind: str, name: str) -> None:
+    """ValueError unless a weight, a tensor or an entry of metadata, as `kind` says, can have this name."""
+    reserved = RESERVED if kind != "tensor" else ("", "__metadata__")
+    if not isinstance(name, str) or not name.isprintable() or name in reserved:
+        raise ValueError(f"name {name!r}: can't be that of a {kind}")
