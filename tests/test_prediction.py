@@ -171,6 +171,22 @@ def test_every_gpu_without_cupy(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_memory_bounds_every_prediction():
+    """Whether a kernel's times were fitted on another GPU or not; of two that wait for it the order stays. `quip` and
+    `aqlm` read codes again, from L2 where they fit."""
+    shapes, configs = [(28672, 8192), (4096, 14336)], ["m1v4g128", "m2v8g128", "m1v4g16", "e8p", "m1v4g128+rotated"]
+    waiting = 0
+    for gpu in KNOWN.values():
+        for row in prediction.predict(gpu, shapes, configs, [1, 4, 16]):
+            assert 0 < row.bandwidth_share <= 1 or row.kernel in ("quip", "aqlm")
+            waiting += row.kernel in ("psumbook", "dequant") and row.bound == "memory"
+    assert waiting
+    slow, quick = (Work(0.9e6, terms={"lookups": clocks}) for clocks in (900.0, 800.0))
+    assert 1e-6 < model.seconds([quick], GPU) < model.seconds([slow], GPU) < 1.01e-6
+    assert model.parts(Work(0.9e6, terms={"lookups": 2000.0}), GPU)["lookups"] == pytest.approx(2e-6)
+    assert model.seconds([Work(0.9e6, terms={"lookups": 2000.0, "memory": 500.0})], GPU) == pytest.approx(2.5e-6)
+
+
 def test_auto_is_never_dense():
     for gpu in KNOWN.values():
         for row in prediction.predict(gpu, [(4096, 4096)], ["m1v4g128"], [1, 64, 1000]):

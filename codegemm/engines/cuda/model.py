@@ -16,6 +16,7 @@ MEMORY_SHARE = 0.9  # of the data sheet's bandwidth that a copy reaches
 L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
 ISSUED = 4.0  # warp instructions a clock and multiprocessor
 _ISSUE_SHARE = 0.85
+_OVERLAP = 0.99  # of what is done otherwise while memory moves; the rest tells two kernels apart that wait for memory
 # Clocks that a multiprocessor's tensor cores take for an m16n8k16 of fp16 with fp32 sums: from data sheets, on sm_90
 # and later for mma.sync, which does not reach the rate of wgmma. GeForce cards halve fp32 sums.
 _MMA_CLOCKS = {80: 2.0, 86: 8.0, 89: 8.0, 90: 1.65, 100: 1.65, 120: 8.0}
@@ -56,12 +57,16 @@ def seconds(works: Iterable[Work], gpu: Gpu) -> float:
 
 def parts(work: Work, gpu: Gpu) -> dict[str, float]:
     """The seconds whose sum a launch takes, by what they are spent on: its terms where it has them, else what nothing
-    hides, and the GPU's busiest part."""
+    hides, and the GPU's busiest part. Neither is less than its bytes take from and to memory.
+    """
+    memory = work.dram_bytes / (MEMORY_SHARE * gpu.bandwidth)
     if work.terms:
-        return {name: clocks / gpu.clock for name, clocks in work.terms.items()}
+        terms = {name: clocks / gpu.clock for name, clocks in work.terms.items()}
+        missing = max(0.0, memory - _OVERLAP * sum(terms.values()))
+        return terms | {"memory": terms.get("memory", 0.0) + missing}
     clocks = gpu.multiprocessors * gpu.clock * work.balance
     busy = {
-        "memory": work.dram_bytes / (MEMORY_SHARE * gpu.bandwidth),
+        "memory": memory,
         "L2": work.l2_bytes / (L2_BYTES * clocks),
         "wavefronts": work.wavefronts / clocks,
         "instructions": work.instructions / (ISSUED * _ISSUE_SHARE * clocks),
