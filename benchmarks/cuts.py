@@ -102,10 +102,10 @@ def run(seconds: float) -> dict[str, Any]:
                 "estimate": module.estimate(cut, weight.spec, gpu),
             })  # fmt: skip
         best = min(row["seconds"] for row in rows)
-        mine = next(row for row in rows if row["picked"])
+        pick = next(row for row in rows if row["picked"])
         print(
-            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {mine['seconds'] * 1e6:6.2f} us, "
-            f"estimated {mine['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
+            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {pick['seconds'] * 1e6:6.2f} us, "
+            f"estimated {pick['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
             flush=True,
         )
         timed += rows
@@ -116,11 +116,11 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
     """Clocks of each term, by kernel."""
     by_kernel = {}
     for name in dict.fromkeys(row["kernel"] for row in rows):
-        mine = [row for row in rows if row["kernel"] == name]
-        names = list(mine[0]["terms"])
-        clocks = np.array([row["seconds"] * clock for row in mine])
-        terms = np.array([[row["terms"][term] for term in names] for row in mine])
-        weights = least_squares(terms / clocks[:, None], np.ones(len(mine)))
+        kernel_rows = [row for row in rows if row["kernel"] == name]
+        names = list(kernel_rows[0]["terms"])
+        clocks = np.array([row["seconds"] * clock for row in kernel_rows])
+        terms = np.array([[row["terms"][term] for term in names] for row in kernel_rows])
+        weights = least_squares(terms / clocks[:, None], np.ones(len(kernel_rows)))
         by_kernel[name] = dict(zip(names, map(float, weights), strict=True))
         off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))
         print(f"{name}: {by_kernel[name]}; off by {off[0]:.1%} in the median, by up to {off[1]:.1%} in nine of ten")

@@ -31,9 +31,9 @@ def run(seconds: float) -> bool:
             if time.monotonic() > end:
                 print(f"{config:11} N={n:<4} {kernel.name:14} no time was left")
                 continue
-            out = devices.to_device(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
+            out = devices.move(np.full((n, SHAPE[0]), np.nan, np.float32), DEVICE)
             try:
-                plan(there, n, DTYPE, kernel.full_name)(devices.to_device(x[:n], DEVICE), out=out)
+                plan(there, n, DTYPE, kernel.full_name)(devices.move(x[:n], DEVICE), out=out)
                 error = truth.error(devices.to_host(out))
                 said = f"error {error:.0e}"
             except Exception as problem:

@@ -31,9 +31,9 @@ _KERNELS = ("psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_den
 def main() -> None:
     """Write them."""
     README.write_text(renewed(README.read_text()))
-    found = crossovers(reports())
-    if found:
-        tables.CROSSOVERS.write_text(json.dumps(found, indent=1) + "\n")
+    choices = crossovers(reports())
+    if choices:
+        tables.CROSSOVERS.write_text(json.dumps(choices, indent=1) + "\n")
 
 
 def renewed(document: str) -> str:
@@ -54,11 +54,11 @@ def cpu_table(result: dict[str, Any]) -> str:
     return _means([row for row in result["rows"] if row["case"].startswith("Llama-3-8B")])
 
 
-def gpu_tables(found: list[dict[str, Any]]) -> str:
+def gpu_tables(gpu_reports: list[dict[str, Any]]) -> str:
     """For each GPU the geometric means over all shapes, and what `auto` takes for one row of x, shape by shape."""
     text = ""
-    for device in dict.fromkeys(report["device"] for report in found):
-        parts = [report for report in found if report["device"] == device]
+    for device in dict.fromkeys(report["device"] for report in gpu_reports):
+        parts = [report for report in gpu_reports if report["device"] == device]
         rows = [row for report in parts for row in report["rows"]]
         copied = statistics.median(report["bandwidth"] for report in parts)
         shapes = len({tuple(row["shape"]) for row in rows})
@@ -93,11 +93,11 @@ def minilm_table(result: dict[str, Any]) -> str:
     return text
 
 
-def crossovers(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def crossovers(gpu_reports: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The fastest automatic kernel of each weight, for runs of measured batches, by architecture."""
     automatic = {kernel.name for kernel in registered("cuda") if kernel.automatic}
-    made: dict[str, list[dict[str, Any]]] = {}
-    for report in found:
+    choices: dict[str, list[dict[str, Any]]] = {}
+    for report in gpu_reports:
         fastest: dict[tuple[str, tuple[int, int]], dict[int, dict]] = {}
         for row in report["rows"]:
             if row["kernel"] in automatic:
@@ -106,10 +106,10 @@ def crossovers(found: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]
                 if row["batch"] not in best or row["seconds"] < best[row["batch"]]["seconds"]:
                     best[row["batch"]] = row
         for (weights, shape), best in fastest.items():
-            made.setdefault(str(report["arch"]), []).extend(
+            choices.setdefault(str(report["arch"]), []).extend(
                 asdict(Choice(weights, shape, batches, "float16", kernel)) for batches, kernel in _runs(best)
             )
-    return made
+    return choices
 
 
 def _runs(best: dict[int, dict]) -> Iterator[tuple[tuple[int, int], str]]:
@@ -131,11 +131,11 @@ def _means(rows: list[dict[str, Any]]) -> str:
     with_bits = all("bits_per_weight" in row for row in rows)
     lines = [["kernel", "weights", *["bits/weight"] * with_bits, *(f"batch {n}" for n in batches)]]
     for product in products:
-        mine = [row for row in rows if (row["kernel"], row["config"]) == product]
-        bits = sorted({f"{row['bits_per_weight']:.2f}".rstrip("0").rstrip(".") for row in mine} if with_bits else [])
+        group = [row for row in rows if (row["kernel"], row["config"]) == product]
+        bits = sorted({f"{row['bits_per_weight']:.2f}".rstrip("0").rstrip(".") for row in group} if with_bits else [])
         cells = []
         for n in batches:
-            ratios = [row["times_dense"] for row in mine if row["batch"] == n and row["times_dense"]]
+            ratios = [row["times_dense"] for row in group if row["batch"] == n and row["times_dense"]]
             cells.append(f"{statistics.geometric_mean(ratios):.2f}" if ratios else "")
         lines.append([f"`{product[0]}`", product[1], *[" to ".join(bits[:1] + bits[1:][-1:])] * with_bits, *cells])
     return _markdown(lines)

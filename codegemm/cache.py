@@ -75,15 +75,15 @@ def lookup(kind: str, entry_key: str, suffix: str) -> Path | None:
     return None
 
 
-def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], None]) -> Path:
+def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file, then move it into place; old entries go when the cache is over its limit."""
     home = folder(kind)
     with tempfile.TemporaryDirectory(dir=home, prefix="new-") as temporary:
-        made = Path(temporary) / f"entry{suffix}"
-        write(made)
-        made.chmod(0o600)
-        place = home / _name(entry_key, made, suffix)
-        os.replace(made, place)
+        entry = Path(temporary) / f"entry{suffix}"
+        write(entry)
+        entry.chmod(0o600)
+        place = home / _name(entry_key, entry, suffix)
+        os.replace(entry, place)
     prune(keep=place)
     return place
 

@@ -82,9 +82,9 @@ class Calibration:
             raise ValueError(f"H: {diagonal.min():.3g} on its diagonal, must be sums of squares")
         if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-3 * float(diagonal.max(initial=0))):
             raise ValueError("H: must be symmetric")
-        made = cls(len(matrix))
-        made._sum, made.rows = matrix, operator.index(rows)
-        return made
+        calibration = cls(len(matrix))
+        calibration._sum, calibration.rows = matrix, operator.index(rows)
+        return calibration
 
     def __repr__(self) -> str:
         return f"Calibration(in_features={self.in_features}, rows={self.rows})"
@@ -99,17 +99,17 @@ def save(path: str | os.PathLike[str], calibrations: Mapping[str, Calibration]) 
 def load(path: str | os.PathLike[str]) -> dict[str, Calibration]:
     """The calibrations of a file by name; CheckpointError for a file that has none or is broken."""
     file = File(path)
-    found = {}
+    calibrations = {}
     for tensor, held in file.tensors.items():
         name = tensor.removesuffix(_PART)
         if name != tensor:
             try:
-                found[name] = Calibration.of(held.numpy(), int(file.metadata[name]))
+                calibrations[name] = Calibration.of(held.numpy(), int(file.metadata[name]))
             except (KeyError, ValueError) as error:
                 raise CheckpointError(f"{file.path}: {name}: {error}") from None
-    if not found:
+    if not calibrations:
         raise CheckpointError(f"{file.path}: holds no calibration (codegemm.calibration.save writes such a file)")
-    return found
+    return calibrations
 
 
 def _gram(rows: Any) -> npt.NDArray[np.float64]:
@@ -119,5 +119,5 @@ def _gram(rows: Any) -> npt.NDArray[np.float64]:
         return (rows.T @ rows).double().cpu().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         rows = rows.astype(np.float32)
-        found = (rows.T @ rows).astype(np.float64)
-    return found.get() if hasattr(found, "get") else found
+        gram = (rows.T @ rows).astype(np.float64)
+    return gram.get() if hasattr(gram, "get") else gram

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -53,7 +52,9 @@ def select(product: Product, device: Device, name: str = "auto", precision: str 
     what a name or precision can't be, KernelError where the kernel can't run.
     """
     check(name, precision)
-    return _select(replace(product, out_dtype=product.dtype), device, name, precision, state(device))
+    if product.out_dtype != product.dtype:
+        product = replace(product, out_dtype=product.dtype)
+    return _select(product, device, name, precision, state(device))
 
 
 def check(name: object, precision: object) -> None:
@@ -64,9 +65,9 @@ def check(name: object, precision: object) -> None:
         raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
 
 
-def state(device: Device) -> tuple[int, str | None]:
+def state(device: Device) -> tuple[int, str]:
     """What choices were made under: other kernels, tables or instructions of the processor make others."""
-    return registry.version(), os.environ.get(isa.VARIABLE) if device == CPU else None
+    return registry.version(), isa.asked() if device == CPU else ""
 
 
 def choose_anew() -> None:
@@ -130,16 +131,13 @@ def _select(product: Product, device: Device, name: str, precision: str, state: 
     kernel = _choose(product, device)
     if precision == "full":
         return kernel
-    fast = [k for k in _candidates(product, device) if k.precision == precision and not refusal(k, product, device)]
-    return min([*fast, kernel], key=lambda k: k.estimate(product, device))
-
-
-def _candidates(product: Product, device: Device) -> list[Kernel]:
-    return [kernel_for(kernel, product.spec) for kernel in registered(device.engine)]
+    fast = (k for k in registered(device.engine, product.spec) if k.precision == precision)
+    usable = (k for k in fast if not refusal(k, product, device))
+    return min([*usable, kernel], key=lambda k: k.estimate(product, device))
 
 
 def _choose(product: Product, device: Device) -> Kernel:
-    candidates = _candidates(product, device)
+    candidates = registered(device.engine, product.spec)
     usable = {k.name: k for k in candidates if k.is_automatic(product) and not refusal(k, product, device)}
     if not usable:
         raise KernelError(

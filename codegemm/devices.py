@@ -140,15 +140,12 @@ def module(device: Device) -> Any:
 
 
 def move(array: Any, device: Device) -> Any:
-    """A NumPy or CuPy array with the same values on `device`; RuntimeError where there is no such GPU."""
-    return to_host(array) if device == CPU else to_device(array, device)
+    """The values of a NumPy or CuPy array on `device`, on a GPU always a copy; RuntimeError where there is no such GPU.
 
-
-def to_device(array: Any, device: Device) -> Any:
-    """A copy of a NumPy (or another GPU's) array on `cuda:<number>`; RuntimeError where there is no such GPU.
-
-    It is there when this returns: what reads it may run on any stream.
+    They are there when this returns: what reads them may run on any stream.
     """
+    if device == CPU:
+        return to_host(array)
     check(device)
     import cupy
 

@@ -70,8 +70,8 @@ class Kernel(ABC, Generic[S, W]):
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
     """
 
-    name: str
-    engine: str
+    name: str = ""
+    engine: str = ""
     weights: type[Weight] = Weight  # type: ignore[type-abstract]
     automatic: bool = False
     precision: str = "full"
@@ -82,8 +82,8 @@ class Kernel(ABC, Generic[S, W]):
         return f"{self.engine}:{self.name}"
 
     def unavailable(self) -> str | None:
-        """Why this kernel can't run on this machine at all, or None."""
-        return None
+        """Why this kernel can't run on this machine at all, or None; on a GPU why there is none."""
+        return devices.unavailable() if self.engine == "cuda" else None
 
     def refuses(self, product: Product[S], device: Device) -> str | None:
         """Why a product with one of its `weights` on `device` can't be, like "n=5: up to 4 rows"; None if it can."""
@@ -91,7 +91,10 @@ class Kernel(ABC, Generic[S, W]):
 
     @abstractmethod
     def prepare(self, weight: W, device: Device) -> Any:
-        """The weight in the form that `run` reads, on `device`; made once per weight and kept with it."""
+        """The weight in the form that `run` reads, on `device`; made once per weight and kept with it.
+
+        It must not hold the weight itself, which would never be freed, and `copy.deepcopy` must copy its arrays.
+        """
 
     @abstractmethod
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -117,11 +120,15 @@ class Kernel(ABC, Generic[S, W]):
         return self.automatic
 
     def workspace(self, product: Product[S], device: Device) -> int:
-        """Bytes of workspace that a product, and one of fewer rows, needs on `device`; none unless a kernel says so."""
+        """Bytes of workspace that a product needs on `device`, whatever y's dtype; none unless a kernel says so."""
         return 0
 
+    def batches(self, n: int) -> Iterable[int]:
+        """Numbers of rows up to n of which one needs as much workspace as any up to n: n itself unless it varies."""
+        return (n,)
+
     def load(self, prepared: Any, product: Product[S]) -> None:
-        """Do now what the first product like this, of fewer rows or with y in float32, would do beside multiplying."""
+        """Compile and load what this product needs, and those of fewer rows and with y in float32."""
 
     def builds(self, product: Product[S], device: Device) -> Iterable[Callable[[], object]]:
         """What a product, and one of fewer rows, compiles at its first use, as calls that do it beforehand.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -22,4 +23,5 @@ class ForkSafeLock:
         self._lock.acquire()
 
     def __exit__(self, *exception: Any) -> None:
-        self._lock.release()
+        with suppress(RuntimeError):  # forked within the lock: the child has a new one
+            self._lock.release()

@@ -36,7 +36,7 @@ def on_device(array: Any, device: Device) -> Any:
     if here == device:
         return array
     if here == devices.CPU:
-        return devices.to_device(array, device)
+        return devices.move(array, device)
     raise TypeError(f"x is on {here} and the weight is on {device}: move one of them, like w.to('{here}')")
 
 

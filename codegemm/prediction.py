@@ -15,7 +15,7 @@ from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.formats.names import spec_of
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Product
-from codegemm.registry import kernel_for, multiplies, registered
+from codegemm.registry import multiplies, registered
 
 DTYPE = np.dtype(np.float16)
 
@@ -53,10 +53,9 @@ def copy_bandwidth(gpu: Gpu) -> float:
 def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None) -> list[Prediction]:
     """Of all kernels, the dense one first."""
     product = Product.of(spec, n, DTYPE)
-    kernels = (kernel_for(kernel, spec) for kernel in registered("cuda"))
     works = {
         kernel: kernel.decide(product, gpu).works
-        for kernel in kernels
+        for kernel in registered("cuda", spec)
         if isinstance(kernel, CudaKernel) and multiplies(kernel, spec) and kernel.unfit_for(product, gpu) is None
     }
     times = {kernel: model.seconds(works[kernel], gpu) for kernel in works}

@@ -7,8 +7,10 @@ A product goes the long way of `_multiply`, or on a GPU the short way where x an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from codegemm import arrays, choice, devices, operands
 from codegemm.devices import CPU, from_torch, scope
 from codegemm.engines.cuda import library
 from codegemm.engines.cuda.shortcut import Shortcut
-from codegemm.formats.weight import Matrix, TransposedWeight, Weight
+from codegemm.formats.weight import Matrix, Spec, TransposedWeight, Weight
 from codegemm.kernel import Kernel, Product
 
 
@@ -89,7 +91,8 @@ class Plan:
         self.n, self.dtype = product.n, product.dtype
         with scope(weight.device):
             prepared = kernel.prepared(weight)
-            self._workspace = _new_workspace(weight, kernel.workspace(product, weight.device))
+            smaller = (Product.of(weight.spec, rows, self.dtype) for rows in kernel.batches(self.n))
+            self._workspace = _new_workspace(weight, max(kernel.workspace(each, weight.device) for each in smaller))
             xp = devices.module(weight.device)
             self._x = xp.empty((self.n, weight.shape[1]), self.dtype)
             # One buffer serves float32 and x's own dtype: it is as wide as the wider of them.
@@ -109,10 +112,9 @@ class Plan:
             self.kernel.load(prepared, self._product)
             if device != CPU:
                 devices.synchronize()  # the calls may come on any stream
-                self._shortcut = Shortcut(device, self.weight.shape, self._bind, self.n, self.dtype)
-
-    def _bind(self, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
-        return self.kernel.bind(self._prepared, Product(self.weight.spec, rows, dtype, out_dtype))
+                # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
+                bind = partial(_bind, self.kernel, prepared, self.weight.spec)
+                self._shortcut = Shortcut(device, self.weight.shape, bind, self.n, self.dtype)
 
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
@@ -140,6 +142,7 @@ class Plan:
 
 def plan(w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto", precision: str = "full") -> Plan:
     """Decide and prepare the product of up to n rows of `dtype` with `w`, so that calls cost no more than the work."""
+    choice.check(kernel, precision)
     if not isinstance(w, Weight):
         raise TypeError(f"plan: w is {_named(w)}, must be a quantised weight")
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
@@ -188,9 +191,9 @@ def _multiply(weight: Weight, x: Any, out: Any, call_for: Callable[[int, np.dtyp
         array = operands.incoming(x, weight.device)
         shape = operands.result_shape(array, weight.shape)
         rows = prod(shape[:-1])
-        call = call_for(rows, array.dtype)
         out = operands.output_like(x, shape) if out is None else out
         target = operands.target(out, shape, array.dtype, weight.device)
+        call = call_for(rows, array.dtype)
         if rows:
             y = target if operands.takes_kernels(target, array) else operands.staged(target, call.y)
             x_rows = operands.as_rows(array, rows, call.x)
@@ -205,11 +208,13 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) 
     key = ("shortcut", kernel, precision, choice.state(weight.device))
     shortcut = weight.memo.get(key)
     if shortcut is None:
+        itself = ref(weight)  # which keeps this
 
         def bind(rows: int, dtype: np.dtype, out_dtype: np.dtype) -> tuple[Any, int]:
+            weight = itself()
+            assert weight is not None
             chosen = _chosen(weight, rows, dtype, kernel, precision)
-            product = Product(weight.spec, rows, dtype, out_dtype)
-            return chosen.kernel.bind(chosen.prepared, product), chosen.workspace_bytes
+            return _bind(chosen.kernel, chosen.prepared, weight.spec, rows, dtype, out_dtype), chosen.workspace_bytes
 
         shortcut = weight.memo[key] = Shortcut(weight.device, weight.shape, bind)
     ready = shortcut.find(x, out, None)
@@ -221,6 +226,10 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) 
         return False
     run(rows, out_rows, workspace, stream)
     return True
+
+
+def _bind(kernel: Kernel, prepared: Any, spec: Spec, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
+    return kernel.bind(prepared, Product(spec, rows, dtype, out_dtype))
 
 
 class _Chosen(NamedTuple):

@@ -55,7 +55,9 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
         raise TypeError(f"kernel {kernel!r} {lacks}; subclass codegemm.Kernel")
     if hasattr(kernel, "supports"):
         raise TypeError(f"kernel {kernel.name!r} defines `supports`: write `refuses` in its place; {_REFUSES}")
-    if kernel.name == "auto" or not isinstance(kernel.name, str) or ":" in kernel.name:
+    if not (isinstance(kernel.weights, type) and issubclass(kernel.weights, Weight)):
+        raise TypeError(f"kernel {kernel.name!r}: weights {kernel.weights!r}, must be a class of weights")
+    if not isinstance(kernel.name, str) or kernel.name in ("", "auto") or ":" in kernel.name:
         raise ValueError(f"kernel name {kernel.name!r}: must be text without a colon, and not 'auto'")
     if kernel.engine not in ("cpu", "cuda"):
         raise ValueError(f"kernel {kernel.name!r}: engine {kernel.engine!r}, must be cpu or cuda")
@@ -78,11 +80,12 @@ def unregister_kernel(full_name: str) -> None:
         changed()
 
 
-def registered(engine: str | None = None) -> list[Kernel]:
-    """All kernels, or those of one engine, in the order of registration."""
+def registered(engine: str | None = None, spec: Spec | None = None) -> list[Kernel]:
+    """All kernels, or those of one engine, in the order of registration; with a spec what multiplies its weights."""
     with _lock:
         _load()
-        return [k for k in _kernels.values() if engine in (None, k.engine)]
+        kernels = [k for k in _kernels.values() if engine in (None, k.engine)]
+    return kernels if spec is None else [kernel_for(kernel, spec) for kernel in kernels]
 
 
 def version() -> int:
@@ -127,6 +130,8 @@ def refusal(kernel: Kernel, product: Product, device: Device) -> str | None:
     reason = kernel.unavailable()
     if reason is None and not multiplies(kernel, product.spec):
         reason = f"it multiplies {kernel.weights.__name__}s"
+        if isinstance(product.spec, ExtendedSpec) and kernel.weights is CodebookWeight:
+            reason += "; of an ExtendedWeight's core on a GPU CudaKernels do"
     return reason or _checked(kernel, kernel.refuses(product, device))
 
 

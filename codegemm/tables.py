@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from codegemm import cache as store
 from codegemm.devices import Device
+from codegemm.engines.cpu import machine as cpu_machine
+from codegemm.engines.cuda import machine as cuda_machine
 from codegemm.version import __version__
 
 FORMAT = "1"
 CROSSOVERS = Path(__file__).parent / "engines" / "cuda" / "crossovers.json"
+MACHINES = {"cpu": cpu_machine, "cuda": cuda_machine}
 _KIND, _SUFFIX = "tuned", ".json"
 
 
@@ -65,7 +66,7 @@ def save(device: Device, choices: Iterable[Choice]) -> Path:
     key = machine_key(device)
     kept = {(c.weights, c.shape, c.batches, c.dtype): c for c in (*_stored(key), *choices)}
     text = json.dumps([asdict(choice) for choice in kept.values()], indent=1)
-    place = store.store(_KIND, key, _SUFFIX, lambda path: _write(path, text))
+    place = store.store(_KIND, key, _SUFFIX, lambda path: path.write_text(text))
     for older in place.parent.glob(f"{key}-*{_SUFFIX}"):
         if older != place:
             older.unlink(missing_ok=True)
@@ -89,16 +90,7 @@ def forget() -> None:
 
 
 def _parse(records: list[dict]) -> tuple[Choice, ...]:
-    return tuple(
-        Choice(
-            weights=str(record["weights"]),
-            shape=_pair(record["shape"]),
-            batches=_pair(record["batches"]),
-            dtype=str(record["dtype"]),
-            kernel=str(record["kernel"]),
-        )
-        for record in records
-    )
+    return tuple(Choice(**record | {name: _pair(record[name]) for name in ("shape", "batches")}) for record in records)
 
 
 def _pair(values: list[int]) -> tuple[int, int]:
@@ -106,27 +98,12 @@ def _pair(values: list[int]) -> tuple[int, int]:
     return first, second
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def machine_key(device: Device) -> str:
     """The key of what was measured on `device`: of this package's version, and of what its engine says of the machine
     and of its own code."""
-    machine = _machine(device.engine)
-    return store.key(FORMAT, __version__, *machine.identity(device), _code(device.engine))
-
-
-def device_name(device: Device) -> str:
-    """What the makers call `cpu` or `cuda:<number>`."""
-    name: str = _machine(device.engine).identity(device)[0]
-    return name
+    return store.key(FORMAT, __version__, *MACHINES[device.engine].identity(device), _code(device.engine))
 
 
 @cache
 def _code(engine: str) -> str:
-    return store.key(*(path.read_bytes() for path in _machine(engine).files()))
-
-
-def _machine(engine: str) -> ModuleType:
-    return import_module(f"codegemm.engines.{engine}.machine")
+    return store.key(*(path.read_bytes() for path in MACHINES[engine].files()))

@@ -17,7 +17,7 @@ from codegemm.formats.names import name_of
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
 from codegemm.quantize.progress import Progress
-from codegemm.registry import kernel_for, refusal, registered
+from codegemm.registry import refusal, registered
 from codegemm.tables import Choice
 
 
@@ -56,7 +56,7 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
     seconds: dict[int, dict[str, float]] = {n: {} for n in batches}
     # One kernel after the other, so that only one holds copies of the weight.
     products = {n: Product.of(spec, n, dtype) for n in batches}
-    for kernel in (kernel_for(kernel, spec) for kernel in registered(device.engine)):
+    for kernel in registered(device.engine, spec):
         fitting = [n for n, p in products.items() if kernel.is_automatic(p) and not refusal(kernel, p, device)]
         if not fitting:
             continue

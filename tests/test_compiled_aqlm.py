@@ -9,7 +9,7 @@ from allpairspy import AllPairs
 
 from codegemm.baselines.cuda import aqlm
 from codegemm.engines.cuda import compiler
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.steps import X_TYPES
 
 PUBLISHED = ((8, 1, "u16"), (8, 2, "u8"), (16, 1, "u16"), (8, 1, "u8"))
 AXES = {

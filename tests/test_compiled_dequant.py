@@ -8,8 +8,9 @@ from emulator import cases
 from codegemm.config import CodebookConfig
 from codegemm.engines.cuda import compiler, dequant_cut, dequant_dense, dequant_fast, dequant_plain
 from codegemm.engines.cuda.gpu import KNOWN
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.steps import X_TYPES, Scratch
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Product
 
 FAST = {
     "v": (4, 8, 16),
@@ -101,8 +102,8 @@ def test_compiled_loop_is_a_permute_a_load_and_mma(config, n, lookups, most, arc
     spec = CodebookSpec(28672, 8192, CodebookConfig.parse(config), (28672,))
     cut = dequant_cut.cut_for(spec, n, KNOWN["h200"])
     path = tmp_path / "cubin"
-    name = dequant_fast.instance(spec, np.dtype(np.float16), cut)
-    path.write_bytes(compiler.compile_instance(dequant_fast.SOURCE, name, arch)[0])
+    launch = dequant_fast.launch(Product.of(spec, n, np.float16), cut, KNOWN["h200"], Scratch())
+    path.write_bytes(compiler.compile_instance(launch.source, launch.instance, arch)[0])
     loop = sass.smallest_loop(path, "HMMA", lookups)
     assert loop["PRMT"] == lookups
     assert loop["HMMA"] == lookups * spec.config.v // 4 * (n // 16)

@@ -6,7 +6,7 @@ import pytest
 import sass
 
 from codegemm.engines.cuda import compiler, extended
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.steps import X_TYPES
 
 PLAIN = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X_TYPES.values()]
 ROTATIONS = [f"rotate_x<{x}, {y}, {each}>" for x in X_TYPES.values() for y in ("Half", "Float") for each in (1, 2, 4)]

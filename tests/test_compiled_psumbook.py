@@ -13,9 +13,10 @@ from codegemm.config import CodebookConfig
 from codegemm.engines import builds
 from codegemm.engines.cuda import compiler, psumbook
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES
 from codegemm.engines.cuda.psumbook_cut import MAX_WARPS, cut_for
+from codegemm.engines.cuda.steps import X_TYPES, Scratch
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Product
 
 MORE_INSTANCES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
 AXES = {
@@ -66,9 +67,9 @@ def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp
     spec = CodebookSpec(28672, 8192, CodebookConfig(v=v, m=m, b=8, g=g), (28672,))
     h200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
     cut = cut_for(spec, 1, h200)
-    instance = psumbook.instance(spec, np.dtype(np.float16), cut)
+    launch = psumbook.launch(Product.of(spec, 1, np.float16), cut, h200, Scratch())
     path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(psumbook.SOURCE, instance, arch)[0])
+    path.write_bytes(compiler.compile_instance(launch.source, launch.instance, arch)[0])
     lookups = 32 * cut.rows
     loop = sass.smallest_loop(path, "LDS", lookups)
     assert loop["PRMT"] == lookups

@@ -7,7 +7,7 @@ import sass
 
 from codegemm.baselines.cuda import quip
 from codegemm.engines.cuda import compiler, rotation
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.steps import X_TYPES
 
 PRODUCTS = [(quip.SOURCE, f"quip<{bits}>") for bits in (2, 3, 4)]
 OTHERS = [(quip.SOURCE, f"dequantize_e8p<{bits}>") for bits in (2, 3, 4)] + [

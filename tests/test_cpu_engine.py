@@ -14,8 +14,8 @@ import codegemm
 from codegemm import cache
 from codegemm.config import CodebookConfig
 from codegemm.engines.cpu import compiler, dequant, device, isa, library
-from codegemm.engines.cpu.cut import row_slices, split
 from codegemm.engines.cpu.psumbook import BLOCK_ROWS, GROUP_ROWS, MAX_POSITIONS, TABLE_BYTES, cut_for, table_entries
+from codegemm.engines.cut import row_slices, split
 from codegemm.formats.codebook import CodebookSpec
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")

@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import gc
 import re
 import sys
 import threading
 import types
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -250,6 +252,28 @@ def test_emulated_plan_writes_to_out_and_allocates_nothing(emulated_gpu, emulate
         assert plan(x, out=out) is out
         array = getattr(x, "array", None)
         assert close(getattr(out, "array", out), truth(x if array is None else array, moved))
+
+
+def test_emulated_plans_and_weights_are_freed_at_once(emulated_gpu, make_weight, rng):
+    """What nobody holds leaves the GPU without the garbage collector, which knows nothing of its memory."""
+    weight = make_weight(64, 512, "m1v4g128").to("cuda")
+    x, out = (
+        emulated_gpu.asarray(rng.standard_normal((1, 512)).astype(np.float16)),
+        emulated_gpu.zeros((1, 64), np.float16),
+    )
+    plan = codegemm.plan(weight, 2, np.float16, "psumbook")
+    plan(x, out=out)
+    for _ in range(2):
+        codegemm.matmul(x, weight.T, out=out)
+    gone = weakref.ref(plan), weakref.ref(weight)
+    gc.disable()
+    try:
+        del plan
+        assert gone[0]() is None
+        del weight
+        assert gone[1]() is None
+    finally:
+        gc.enable()
 
 
 def test_emulated_plan_takes_what_needs_a_copy(emulated_gpu, emulated_torch, moved, rng):

@@ -177,6 +177,25 @@ def launched(kernel, product, gpu=KNOWN["h100"]):
     return [launch.instance for launch in launches if launch.source == extended.SOURCE]
 
 
+@pytest.mark.parametrize("name", ["dequant_dense", "aqlm"])
+def test_a_captured_plan_for_many_rows_allocates_nothing_for_fewer(name, emulated_gpu, make_weight, rng, monkeypatch):
+    """Other numbers of rows than the plan's are bound in the capture itself."""
+    weight, x, truth = operands(make_weight, rng, 40, 96, "m2v8g-1+rotated", "float16", 90)
+    plan = codegemm.plan(weight.to("cuda"), len(x), np.float16, name)
+    operand, out = gpu.aligned(x), gpu.aligned(np.full((len(x), 40), np.nan, np.float32))
+    stream = emulated_gpu.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        for failing in ("empty", "zeros"):
+            monkeypatch.setattr(emulated_gpu, failing, lambda *shape: pytest.fail("an allocation in a capture"))
+        plan(operand, out=out)
+        plan(operand[:70], out=out[:70])
+        plan(operand[:20], out=out[:20])
+        graph = stream.end_capture()
+    graph.launch()
+    assert error(out.host, truth) <= TOLERANCE
+
+
 def test_what_is_compiled_and_predicted():
     spec = spec_of((4096, 4096), "m2v8g128+rotated+offsets")
     kernel, dense = CudaExtended(Psumbook()), CudaExtended(DequantDense())

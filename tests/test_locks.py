@@ -40,6 +40,22 @@ def test_a_forked_child_takes_what_another_thread_holds():
     subprocess.run(command, check=True, timeout=60)
 
 
+def test_who_forks_within_a_lock_leaves_it_in_both():
+    script = """
+        import os
+        from codegemm.locks import ForkSafeLock
+        lock = ForkSafeLock()
+        with lock:
+            child = os.fork()
+        with lock:
+            pass
+        if child == 0:
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
 def test_products_are_decided_in_a_child_whatever_was_locked():
     """Each of the package's locks is held by another thread when it forks."""
     script = """

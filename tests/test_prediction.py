@@ -53,7 +53,7 @@ def kernels(monkeypatch):
     aqlm = Worked("aqlm", Work(0, instructions=8 * 3.4 * 50_000))
     aqlm.automatic = False
     made = [one, two, dense, aqlm]
-    monkeypatch.setattr(prediction, "registered", lambda engine: made)
+    monkeypatch.setattr(prediction, "registered", lambda engine, spec: made)
     return made
 
 

@@ -302,6 +302,14 @@ def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
             gc.enable()
 
 
+def test_a_wrong_out_is_told_before_anything_is_prepared(make_weight):
+    weight, x = make_weight(64, 64, "m1v4g32"), np.ones((1, 64), np.float32)
+    for out in (np.empty((1, 63), np.float32), np.empty((1, 64), np.float16)):
+        with pytest.raises((ValueError, TypeError), match="out: "):
+            codegemm.matmul(x, weight.T, out=out)
+    assert not weight.memo
+
+
 @pytest.mark.parametrize("kernel", [["psumbook"], 1, None])
 def test_kernel_must_be_a_name(kernel, make_weight):
     weight, x = make_weight(16, 64, "m1v4"), np.ones((1, 64), np.float32)

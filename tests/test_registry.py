@@ -118,10 +118,15 @@ def test_registration_is_checked():
         codegemm.register_kernel(alike)
     with pytest.raises(TypeError, match="register an instance"):
         codegemm.register_kernel(Twice)
-    for name in ("auto", "a:b", None):
+    for name in ("auto", "a:b", "", None):
         kernel = Twice()
         kernel.name = name
         with pytest.raises(ValueError, match=r"must be text without a colon, and not 'auto'"):
+            codegemm.register_kernel(kernel)
+    for weights in ({}, codegemm.CodebookSpec, "CodebookWeight"):
+        kernel = Twice()
+        kernel.weights = weights
+        with pytest.raises(TypeError, match="must be a class of weights"):
             codegemm.register_kernel(kernel)
     kernel = Twice()
     kernel.engine = "tpu"

@@ -13,18 +13,18 @@ import numpy as np
 
 from codegemm.arrays import array_module
 from codegemm.engines.cuda.dequant_dense import DequantDense
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import FLOAT32, X_TYPES, CudaKernel
+from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.kernel import FLOAT32, CudaKernel
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.model import Work, balance
-from codegemm.engines.cuda.steps import Launch, Scratch, Step, structure
+from codegemm.engines.cuda.model import START, Work, balance
+from codegemm.engines.cuda.rows import code_type
+from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
 MATVEC_ROWS = 6
 SOURCE = "aqlm.cu"
 MAX_ROWS = 16  # of W in a block, a warp each; must match `most_threads` in aqlm.cu
-LANES = 32
 COPIES = 8  # of a codebook in shared memory; must match `copies` there
 PIECE = 8  # fp16 in 16 bytes
 # `Aqlm` in aqlm.cu.
@@ -35,7 +35,7 @@ ARGUMENTS = np.dtype(
 )
 # Counted in the compiled loops, for 16 bytes of 32 centroids; clocks that nothing hides, as for the Psumbook's tiles.
 _INSTRUCTIONS = 13.0
-_START, _CHUNK_LATENCY = 1500.0, 700.0
+_CHUNK_LATENCY = 700.0
 _SECTOR = 32  # bytes that L2 gives for one centroid of 16
 
 
@@ -79,7 +79,7 @@ class Aqlm(CudaKernel[CodebookSpec, CodebookWeight]):
         few = range(1, min(n, MATVEC_ROWS) + 1)
         return few if n <= MATVEC_ROWS else (*few, n)
 
-    def representative(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
+    def alike(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
         if product.n <= MATVEC_ROWS:
             return product
         return Product.of(product.spec, MATVEC_ROWS + 1, product.dtype)
@@ -100,7 +100,7 @@ def _matvec(product: Product[CodebookSpec], gpu: Gpu) -> Launch:
     staged = blocks * (config.m * config.centroids * pieces * COPIES if shared else 0)
     return Launch(
         SOURCE,
-        instance(spec, product.dtype),
+        instance("aqlm", config.v, config.m, code_type(spec), product.dtype),
         grid=(-(-spec.out_features // rows), n),
         threads=LANES * rows,
         shared_bytes=shared_bytes(spec),
@@ -120,7 +120,7 @@ def _matvec(product: Product[CodebookSpec], gpu: Gpu) -> Launch:
             + (n * code_bytes(spec) + 2 * blocks * spec.in_features) / 128,
             instructions=fetched / LANES * _INSTRUCTIONS,
             balance=balance(blocks, gpu.multiprocessors),
-            latency=_START + -(-row_lanes(spec) // LANES) * _CHUNK_LATENCY,
+            latency=START + -(-row_lanes(spec) // LANES) * _CHUNK_LATENCY,
         ),
     )  # fmt: skip
 
@@ -163,12 +163,6 @@ def shared_bytes(spec: CodebookSpec) -> int:
     pieces = spec.config.v // PIECE
     codebooks = COPIES * 16 * spec.config.m * spec.config.centroids * pieces if in_shared_memory(spec) else 0
     return codebooks + LANES * (lane_vectors(spec) * pieces + 1) * 16
-
-
-def instance(spec: CodebookSpec, dtype: np.dtype) -> str:
-    """The name of the template's instance."""
-    code = "u8" if in_shared_memory(spec) else "u16"
-    return f"aqlm<{spec.config.v}, {spec.config.m}, {code}, {X_TYPES[dtype.name]}>"
 
 
 def arrange_codes(weight: CodebookWeight) -> Any:

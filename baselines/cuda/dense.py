@@ -32,7 +32,7 @@ class Dense(CudaKernel[Spec, Weight]):
     def batches(self, n: int) -> Iterable[int]:
         return (n,)
 
-    def representative(self, product: Product[Spec]) -> Product[Spec]:
+    def alike(self, product: Product[Spec]) -> Product[Spec]:
         return Product.of(product.spec, 1, product.dtype)
 
     def bind(self, prepared: Prepared, product: Product[Spec]) -> Run:

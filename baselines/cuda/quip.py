@@ -18,11 +18,12 @@ import numpy as np
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import gemm, rotation
 from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.model import Work, balance
-from codegemm.engines.cuda.steps import Gemm, Launch, Number, Place, Scratch, Step, Structure, structure
+from codegemm.engines.cuda.model import START, Work, balance
+from codegemm.engines.cuda.steps import Gemm, Launch, Number, Place, Scratch, Step, Structure, instance, structure
+from codegemm.engines.cut import split
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.kernel import Product
@@ -33,12 +34,11 @@ COLUMNS = 8  # of an operand: rows of x whose products read the codes once
 MATVEC_ROWS = 48
 PAIR_ROWS = 4  # of x at most, where a row is two columns
 TILE_ROWS, STEP = 16, 64  # of W, columns of W
-LANES = 32
 MAX_WARPS = 32
 _TABLE_BYTES = 4 * 256 * LANES
 _TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles; must match `together` in quip.cu
 _INSTRUCTIONS = {2: 103.0, 3: 173.0, 4: 200.0}  # for 16 x 64 weights, by bits, counted in the compiled loops
-_START, _PASS_LATENCY = 1500.0, 300.0  # clocks that nothing hides: a block's start, the sums of a few tiles
+_PASS_LATENCY = 300.0  # clocks that nothing hides: the sums of a few tiles
 # `Quip` in quip.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "residual", "tables")]
@@ -103,7 +103,7 @@ def _matvec(product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) ->
     again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
     return Launch(
         SOURCE,
-        f"quip<{spec.bits}>",
+        instance("quip", spec.bits),
         grid=(grid, turns),
         threads=LANES * count,
         shared_bytes=shared_bytes(spec, n, count),
@@ -116,7 +116,7 @@ def _matvec(product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) ->
             instructions=turns * steps * _INSTRUCTIONS[spec.bits],
             mma=turns * gathers,
             balance=balance(m // TILE_ROWS, gpu.multiprocessors),
-            latency=_START + passes * _PASS_LATENCY,
+            latency=START + passes * _PASS_LATENCY,
         ),
     )
 
@@ -128,7 +128,7 @@ def _dequantize(product: Product[E8PSpec], first: int, end: int, dense: Place, g
     codes, steps, gathers = (share * count for count in _counts(spec))
     return Launch(
         SOURCE,
-        f"dequantize_e8p<{spec.bits}>",
+        instance("dequantize_e8p", spec.bits),
         grid=(min(gpu.multiprocessors, -(-(end - first) * spec.in_features // (STEP * MAX_WARPS))),),
         threads=LANES * MAX_WARPS,
         shared_bytes=_table_bytes(spec),
@@ -153,7 +153,7 @@ def _arguments(product: Product[E8PSpec], first_tile: int, count: int, **places:
         batch=n,
         pairs=n <= PAIR_ROWS,
         residual_factor=Number("residual_factor"),
-        **dict.fromkeys(("rotated", "sums", "dense"), 0) | places,
+        **({} if spec.bits > 2 else {"residual": 0}) | dict.fromkeys(("rotated", "sums", "dense"), 0) | places,
     )
 
 
@@ -166,10 +166,8 @@ def _counts(spec: E8PSpec) -> tuple[int, int, int]:
 
 def slices(spec: E8PSpec, most_bytes: int) -> list[tuple[int, int]]:
     """(first, end) of near-equal slices of tiles of 16 rows, of at most so many bytes in float16."""
-    tiles = spec.out_features // TILE_ROWS
-    count = -(-tiles // max(1, most_bytes // (2 * TILE_ROWS * spec.in_features)))
-    bounds = [tiles * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(bounds))
+    most = max(1, most_bytes // (2 * TILE_ROWS * spec.in_features))
+    return list(itertools.pairwise(split(spec.out_features // TILE_ROWS, most).tolist()))
 
 
 def blocks(spec: E8PSpec, gpu: Gpu) -> int:

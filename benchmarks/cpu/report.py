@@ -81,16 +81,16 @@ def wrong(report: Report) -> list[str]:
     return [
         *(f"{_by(row.shape)} {row.config} {row.kernel} N={row.batch}: error {row.error:.1e}" for row in report.rows
           if row.chosen and not row.error <= FULL_ERROR),
-        *(f"{_by(found.shape)} {found.config} {found.precision}, x {found.x}: error {found.error:.1e}"
-          for found in report.accuracies if found.is_met is False),
+        *(f"{_by(accuracy.shape)} {accuracy.config} {accuracy.precision}, x {accuracy.x}: error {accuracy.error:.1e}"
+          for accuracy in report.accuracies if accuracy.is_met is False),
     ]  # fmt: skip
 
 
 def heading(report: Report, machine: Machine) -> list[str]:
     """Where and how."""
     read: dict[int, list[float]] = {}
-    for found in report.bandwidths:
-        read.setdefault(found.threads, []).extend(found.rounds)
+    for bandwidth in report.bandwidths:
+        read.setdefault(bandwidth.threads, []).extend(bandwidth.rounds)
     bandwidths = [f"{_threads(count)} {statistics.median(rounds) / 1e9:.1f} GB/s" for count, rounds in read.items()]
     return [
         f"{machine.device}, path {machine.path}; " + ", ".join(f"{k} {v}" for k, v in machine.versions.items()),
@@ -135,17 +135,17 @@ def _target_table(measured: Measured) -> Table:
 
 def _accuracy_table(report: Report) -> Table:
     table = _table("Errors, one row of x at a time, the largest: ||y - y_ref|| / ||y_ref||", "precision", "x")
-    columns = dict.fromkeys((found.shape, found.config) for found in report.accuracies)
+    columns = dict.fromkeys((accuracy.shape, accuracy.config) for accuracy in report.accuracies)
     for shape, config in columns:
         table.add_column(f"{_by(shape)}\n{config}", justify="right")
     for name in ("allowed", "met"):
         table.add_column(name, justify="right")
     kinds: dict[tuple[str, str], list[Accuracy]] = {}
-    for found in report.accuracies:
-        kinds.setdefault((found.precision, found.x), []).append(found)
+    for accuracy in report.accuracies:
+        kinds.setdefault((accuracy.precision, accuracy.x), []).append(accuracy)
     for (precision, x), group in kinds.items():
         limit = group[0].limit
-        met = "" if limit is None else _yes(all(found.is_met for found in group))
+        met = "" if limit is None else _yes(all(accuracy.is_met for accuracy in group))
         table.add_row(precision, x, *(f"{f.error:.1e}" for f in group), "" if limit is None else f"{limit:.1e}", met)
     chosen = [row for row in report.rows if row.chosen and row.config in MAIN]
     worst = {(row.shape, row.config): 0.0 for row in chosen}
@@ -168,10 +168,10 @@ def _product_table(measured: Measured, threads: int) -> Table:
     for batch in sorted({row.batch for row in rows}):
         for kernel, config in dict.fromkeys((row.kernel, row.config) for row in rows if row.batch == batch):
             cells = [measured.find(shape, threads, kernel, config, batch) for shape in measured.shapes]
-            found = [row for row in cells if row is not None]
-            name = kernel + "*" * any(row.chosen for row in found)
+            products = [row for row in cells if row is not None]
+            name = kernel + "*" * any(row.chosen for row in products)
             values = [value for row in cells for value in _product_cells(measured, row)]
-            table.add_row(name, config, str(batch), *values, f"{max(row.error for row in found):.1e}")
+            table.add_row(name, config, str(batch), *values, f"{max(row.error for row in products):.1e}")
         table.add_section()
     return table
 

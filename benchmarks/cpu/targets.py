@@ -115,7 +115,7 @@ class Measured:
         self.shapes = tuple(dict.fromkeys(row.shape for row in rows))
         self._rows = {(row.shape, row.threads, row.kernel, row.config, row.batch): row for row in rows}
         self._chosen = {(row.shape, row.threads, row.config, row.batch): row for row in rows if row.chosen}
-        self._bandwidths = {(found.shape, found.threads): found.rounds for found in bandwidths}
+        self._bandwidths = {(bandwidth.shape, bandwidth.threads): bandwidth.rounds for bandwidth in bandwidths}
 
     def find(self, shape: Shape, threads: int, kernel: str, config: str, batch: int) -> Timed | None:
         """The row of a kernel, or of the one that `auto` takes."""
@@ -148,14 +148,14 @@ class Measured:
     def outcome(self, target: Target) -> Outcome:
         """The geometric mean of all cells, where there is a number in each."""
         cells = list(self.cells(target).values())
-        found = [cell for cell in cells if cell is not None]
-        mean = statistics.geometric_mean(found) if found and len(found) == len(cells) else None
+        numbers = [cell for cell in cells if cell is not None]
+        mean = statistics.geometric_mean(numbers) if numbers and len(numbers) == len(cells) else None
         return Outcome(str(target), mean, target.least)
 
     def automatic(self) -> list[Timed]:
         """The products of `auto` that it is measured by."""
-        mine = [row for row in self.rows if row.chosen and row.threads == AUTO_THREADS and row.config in MAIN]
-        return sorted(mine, key=lambda row: row.batch)
+        rows = [row for row in self.rows if row.chosen and row.threads == AUTO_THREADS and row.config in MAIN]
+        return sorted(rows, key=lambda row: row.batch)
 
     def worst_automatic(self) -> list[Outcome]:
         """For each dense product the slowest of `auto`'s in its terms."""
@@ -163,11 +163,11 @@ class Measured:
 
     def _worst(self, against: str, least: float, most: int) -> Outcome:
         ratios = [(self.times(row, against), row) for row in self.automatic() if row.batch <= most]
-        found = [(ratio, row) for ratio, row in ratios if ratio is not None]
+        pairs = [(ratio, row) for ratio, row in ratios if ratio is not None]
         statement = f"auto, N up to {most}, {AUTO_THREADS} threads, the slowest: times {against}"
-        if not found:
+        if not pairs:
             return Outcome(statement, None, least)
-        ratio, row = min(found, key=lambda pair: pair[0])
+        ratio, row = min(pairs, key=lambda pair: pair[0])
         where = f"{row.kernel}, N = {row.batch}, {row.shape[0]} x {row.shape[1]}, {row.config}"
         return Outcome(f"{statement} ({where})", ratio, least)
 

@@ -42,7 +42,7 @@ def layers() -> list[Layer]:
     topics = importlib.import_module("pydoc_data.topics").topics
     texts = [topics[name] for name in sorted(topics)]
     linear = {name: part for name, part in model.encoder.named_modules() if isinstance(part, torch.nn.Linear)}
-    found = [
+    encoder_layers = [
         Layer(
             name,
             part.weight.detach().numpy(),
@@ -52,13 +52,13 @@ def layers() -> list[Layer]:
         for name, part in linear.items()
     ]
     for side, chosen in (("seen", texts[::2]), ("unseen", texts[1::2])):
-        sums = {layer.name: getattr(layer, side) for layer in found}
+        sums = {layer.name: getattr(layer, side) for layer in encoder_layers}
         for ids in _batches(tokenizer, chosen):
             with ExitStack() as hooks, torch.no_grad():
                 for name, part in linear.items():
                     hooks.enter_context(part.register_forward_pre_hook(partial(_add, sums[name])))
                 model(input_ids=ids)
-    return found
+    return encoder_layers
 
 
 def _add(calibration: codegemm.Calibration, _: Any, inputs: tuple) -> None:

@@ -63,9 +63,9 @@ class Row:
 
     def misses(self, case: Case) -> list[str]:
         """The targets that are not reached."""
-        found = {"relative MSE": (self.relative_mse, case.mse), "seconds": (self.seconds, case.seconds)}
-        found["GiB"] = (self.gib, case.gib)
-        return [f"{what} {value:.4g}, at most {limit:.4g}" for what, (value, limit) in found.items() if value > limit]
+        checks = {"relative MSE": (self.relative_mse, case.mse), "seconds": (self.seconds, case.seconds)}
+        checks["GiB"] = (self.gib, case.gib)
+        return [f"{what} {value:.4g}, at most {limit:.4g}" for what, (value, limit) in checks.items() if value > limit]
 
 
 def main() -> int:

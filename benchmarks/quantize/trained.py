@@ -120,11 +120,11 @@ def maxima(matrix: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float6
 def without_search(of: Callable[..., Schedule]) -> Callable[..., Schedule]:
     """Schedules that try no other scales."""
 
-    def made(*arguments: Any) -> Schedule:
+    def schedule(*arguments: Any) -> Schedule:
         plan = of(*arguments)
         return replace(plan, passes=tuple(Pass(one.beam) for one in plan.passes))
 
-    return made
+    return schedule
 
 
 def kept(

@@ -88,8 +88,8 @@ def _compiler() -> str:
     from codegemm.engines.cpu import compiler
 
     command = compiler.find_compiler()
-    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    return f"{' '.join(command)}: {told.splitlines()[0]}"
+    output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return f"{' '.join(command)}: {output.splitlines()[0]}"
 
 
 def _compiled() -> str:
@@ -111,7 +111,7 @@ def _cache() -> str:
 
 
 def _cupy() -> str:
-    names = [name for name in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _is_installed(name)]
+    names = sorted(set(importlib.metadata.packages_distributions().get("cupy", ())))
     if not names:
         raise importlib.metadata.PackageNotFoundError("cupy")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
@@ -153,11 +153,3 @@ def _gpus() -> str:
         raise RuntimeError(reason)
     gpus = [Device(f"cuda:{number}") for number in range(devices.count())]
     return ", ".join(f"{devices.name(gpu)} (sm_{gpu_of(gpu).arch})" for gpu in gpus)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -37,15 +37,15 @@ def predict(name: str, shapes: tuple[str, ...], configs: list[str] | None, batch
     known = predict(gpu, {shape for shape, _ in aims}, sources.RANDOM_CONFIGS, sorted({n for _, n in aims} | {64, 128}))
     waits = {(row.shape, row.config, row.batch): row.bound for row in known if row.chosen}
     for target, outcome in zip_longest(targets.TARGETS, targets.outcomes(known, copy_bandwidth(gpu))):
-        found = "unknown" if outcome.found is None else f"{outcome.found:.2f}"
+        value = "unknown" if outcome.found is None else f"{outcome.found:.2f}"
         verdict = {None: "no such kernel", True: "met", False: "missed"}[outcome.is_met]
         cause = waits.get((target.shape, target.config, target.batch)) if target and outcome.is_met is False else None
-        told = f"{outcome.statement}; the largest part is {cause}" if cause else outcome.statement
-        click.echo(f"{label}  {found:>8}  {verdict:14}  {told}")
+        statement = f"{outcome.statement}; the largest part is {cause}" if cause else outcome.statement
+        click.echo(f"{label}  {value:>8}  {verdict:14}  {statement}")
     click.echo()
     lines: list[tuple[str, ...]] = [_COLUMNS]
     for shape in listed:
-        rows = predict(gpu, [shape], _fitting(shape, configs or sources.RANDOM_CONFIGS, configs is None), batches)
+        rows = predict(gpu, [shape], sources.shape_case(shape, configs).configs, batches)
         times = {(row.kernel, row.config, row.batch): row.seconds for row in rows}
         for row in rows:
             if row.chosen or every or row.kernel == "dense":
@@ -58,19 +58,3 @@ def predict(name: str, shapes: tuple[str, ...], configs: list[str] | None, batch
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         click.echo("  ".join([label, *(cell.ljust(width) for cell, width in zip(line, widths))]).rstrip())
-
-
-def _fitting(shape: tuple[int, int], configs: tuple[str, ...] | list[str], lenient: bool) -> list[str]:
-    """The configurations that the shape can hold, where they weren't asked for by name."""
-    from codegemm.quantize import check_config
-
-    if not lenient:
-        return list(configs)
-    found = []
-    for config in configs:
-        try:
-            check_config(config, shape)
-        except ValueError:
-            continue
-        found.append(config)
-    return found

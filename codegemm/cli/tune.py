@@ -53,16 +53,16 @@ def tune(
     cases = cases or [sources.shape_case(shape, configs) for shape in sources.LLAMA_3_8B]
     device = Device.parse(engine)
     with measure.threads(threads), Progress("tuning", sys.stderr.isatty()) as progress:
-        found, place = tuning.tune(cases, batches, device, chosen, seconds, progress)
+        measurements, place = tuning.tune(cases, batches, device, chosen, seconds, progress)
     console = report.open_console()
-    console.print(_table(found))
+    console.print(_table(measurements))
     for case in cases:
         for config, reason in case.skipped.items():
             console.print(f"left out: {case.title}: {config}: {reason}", highlight=False, markup=False)
     click.echo(f"stored in {place}")
 
 
-def _table(found: list[Measured]) -> Table:
+def _table(measurements: list[Measured]) -> Table:
     """A row for every product: what is taken now, how much slower the next and what was taken before are."""
     from rich.table import Table
 
@@ -71,7 +71,7 @@ def _table(found: list[Measured]) -> Table:
     table = Table()
     for heading in ("shape", "weights", "batch", "kernel", "time", "before", "next"):
         table.add_column(heading, justify="right" if heading in ("batch", "time") else "left")
-    for measured in found:
+    for measured in measurements:
         choice = measured.choice
         fastest, *rest = measured.seconds
         table.add_row(

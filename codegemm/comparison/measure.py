@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm import devices
-from codegemm.devices import CPU, to_device, to_host
+from codegemm.devices import CPU, move, to_host
 from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
 from codegemm.engines.cuda import library as cuda_library
 from codegemm.engines.cuda import timing
 from codegemm.engines.cuda.gpu import cache_and_memory
-from codegemm.engines.reference.reference import product
+from codegemm.engines.reference import product
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.products import Plan
@@ -67,8 +67,8 @@ class Machine:
 
     def with_bandwidth(self, measured: float) -> Machine:
         """The same, its bandwidth measured once more."""
-        found = (*(self.bandwidths or (self.bandwidth,)), measured)
-        return replace(self, bandwidth=max(found), bandwidths=found)
+        bandwidths = (*(self.bandwidths or (self.bandwidth,)), measured)
+        return replace(self, bandwidth=max(bandwidths), bandwidths=bandwidths)
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,8 @@ def path(name: str) -> Iterator[None]:
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """The same number of threads for the kernels, NumPy's BLAS and torch."""
-    if count is None:
-        count = get_num_threads()
     before = get_num_threads()
+    count = before if count is None else count
     with ExitStack() as stack:
         set_num_threads(count)
         stack.callback(set_num_threads, before)
@@ -256,7 +255,7 @@ class Candidate:
         out = np.full((len(x), bound.weight.shape[0]), np.nan, dtype)
         if self._device == CPU:
             return bound, x, out
-        return bound, to_device(x, self._device), to_device(out, self._device)
+        return bound, move(x, self._device), move(out, self._device)
 
     def _time_call(self, bound: Plan, turn: int, x: Any, out: Any) -> float:
         bound.prepared = self._copies[turn % len(self._copies)]

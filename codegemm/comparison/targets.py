@@ -118,7 +118,7 @@ def _reached(
     return None if other is None else other / row.seconds
 
 
-def _worst(found: Iterable[tuple[float, str]], statement: str) -> Outcome:
+def _worst(ratios: Iterable[tuple[float, str]], statement: str) -> Outcome:
     """How many times faster it is at least, and where."""
-    ratio, product = min(found, default=(None, ""))
+    ratio, product = min(ratios, default=(None, ""))
     return Outcome(f"{statement} ({product})" if product else statement, ratio, 1)

@@ -1,4 +1,5 @@
-"""Where products run. Each engine is a folder with the same file names and a list KERNELS."""
+"""Where products run: cpu/ and cuda/, whose files have the same names for the same things, and reference.py, the truth
+in float64. Each has a list KERNELS."""
 
 from pathlib import Path
 

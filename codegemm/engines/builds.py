@@ -18,7 +18,7 @@ class CompilerError(RuntimeError):
     """A compiler is missing, or refused a source; the message says what to install or what it printed."""
 
 
-def cached(kind: str, key: str, suffix: str, what: str, compile_to: Callable[[Path], None]) -> Path:
+def cached(kind: str, key: str, suffix: str, what: str, compile_to: Callable[[Path], object]) -> Path:
     """The cache's entry `key`, made by `compile_to(path)` unless it is there; threads that want the same wait.
 
     what: is compiled, in the sentence that tells of a slow build. Raises what `compile_to` raises.

@@ -45,8 +45,8 @@ def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookCo
 def check_bits(bits: Sequence[float]) -> None:
     """ValueError unless there are budgets, and sensible ones."""
     if not bits or not all(LOWEST <= budget <= HIGHEST for budget in bits):
-        told = ",".join(f"{budget:g}" for budget in bits)
-        raise ValueError(f"bits {told!r}: must be numbers from {LOWEST:g} to {HIGHEST:g}, separated by commas")
+        text = ",".join(f"{budget:g}" for budget in bits)
+        raise ValueError(f"bits {text!r}: must be numbers from {LOWEST:g} to {HIGHEST:g}, separated by commas")
 
 
 def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
@@ -72,12 +72,12 @@ def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
 
 def _largest_codebooks(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:
     """What the shape can hold within the budget; of those that differ in b alone the one that errs least."""
-    found: dict[tuple[int, int, int], CodebookConfig] = {}
+    largest: dict[tuple[int, int, int], CodebookConfig] = {}
     for v, m, g in product(_VECTORS, _CODEBOOKS, _GROUPS):
         if shape[1] % v or (g != -1 and (shape[1] % g or g >= shape[1])):  # a group of the whole row is g=-1
             continue
         for b in _BITS + (_BITS_ALONE if m == 1 else ()):
             config = CodebookConfig(v=v, m=m, b=b, g=g)
             if budget - _BELOW <= config.bits_per_weight(*shape) <= budget + _ABOVE:
-                found[v, m, g] = config
-    return list(found.values())
+                largest[v, m, g] = config
+    return list(largest.values())

@@ -14,4 +14,4 @@ def pareto(points: Sequence[tuple[float, ...]]) -> list[bool]:
 
 
 def _beats(other: tuple[float, ...], point: tuple[float, ...]) -> bool:
-    return other != point and all(theirs <= mine for theirs, mine in zip(other, point))
+    return other != point and all(other_cost <= cost for other_cost, cost in zip(other, point))

@@ -43,7 +43,7 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
     names = list(dict.fromkeys(tensors)) or [typical(file)]
     calibrations = None if calibration is None else load(calibration)
-    found = []
+    matrices = []
     for name in names:
         try:
             values = as_matrix(read_matrix(file, name))
@@ -52,8 +52,8 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
         if not values.any():
             raise ValueError(f"{path}: {name}: all its elements are zero, and no error is relative to that")
         its = None if calibrations is None else _calibration_of(name, values, calibrations)
-        found.append(Matrix(name, values, its))
-    return found
+        matrices.append(Matrix(name, values, its))
+    return matrices
 
 
 def typical(file: File) -> str:
@@ -74,7 +74,7 @@ def _calibration_of(tensor: str, values: npt.NDArray, calibrations: Mapping[str,
     if name not in calibrations:
         known = ", ".join(list(calibrations)[:5]) + ", ..." * (len(calibrations) > 5)
         raise ValueError(f"calibration: has no {name!r}; it has {known or 'nothing'}")
-    found = calibrations[name]
-    if found.in_features != values.shape[1]:
-        raise ValueError(f"calibration: {name!r} is for in_features={found.in_features}, not {values.shape[1]}")
-    return found
+    calibration = calibrations[name]
+    if calibration.in_features != values.shape[1]:
+        raise ValueError(f"calibration: {name!r} is for in_features={calibration.in_features}, not {values.shape[1]}")
+    return calibration

@@ -6,7 +6,6 @@ import json
 import statistics
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -89,15 +88,11 @@ class Bench:
         Raises ValueError where the matrix can't be quantised so.
         """
         key = cache.key(self._key, str(candidate))
-        found = cache.lookup("measured", key, ".json")
-        if found is not None:
-            return Measured(**json.loads(found.read_text()))
+        entry = cache.lookup("measured", key, ".json")
+        if entry is not None:
+            return Measured(**json.loads(entry.read_text()))
         measured = self._measure(candidate)
-
-        def write(path: Path) -> None:
-            path.write_text(json.dumps(asdict(measured)))
-
-        cache.store("measured", key, ".json", write)
+        cache.store("measured", key, ".json", lambda path: path.write_text(json.dumps(asdict(measured))))
         return measured
 
     def _measure(self, candidate: Candidate) -> Measured:

@@ -68,7 +68,7 @@ def run(
 ) -> Exploration:
     """Measure `chosen` candidates of every matrix. What is finished is in the cache, whatever comes after."""
     threads = get_num_threads() if settings.engine == "cpu" else 1
-    result = Exploration(settings, tables.device_name(settings.device), threads)
+    result = Exploration(settings, tables.MACHINES[settings.engine].identity(settings.device)[0], threads)
     result.unfinished = sum(map(len, chosen.values()))
     progress.total(result.unfinished)
     try:

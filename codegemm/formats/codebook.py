@@ -44,6 +44,11 @@ class CodebookSpec(Spec):
         """Scales of a row, K / g."""
         return self.in_features // self.config.group_size(self.in_features)
 
+    @property
+    def group_vectors(self) -> int:
+        """k-vectors that share a scale."""
+        return self.vectors // self.groups
+
 
 class CodebookWeight(Weight):
     """W[r, j*v:(j+1)*v] = scales[r, j*v//g] * sum over c of codebooks[c, codes[r, j, c]].

@@ -124,8 +124,8 @@ class ExtendedWeight(Weight):
         self.core = core
         self._spec = extended_spec(core.spec, 0, kind, terms)
         if signs is not None:
-            made = default_block(self._spec.in_features) if block is None else block
-            self._spec = extended_spec(core.spec, check_block(made, self._spec.in_features), kind, terms)
+            block_size = default_block(self._spec.in_features) if block is None else block
+            self._spec = extended_spec(core.spec, check_block(block_size, self._spec.in_features), kind, terms)
         self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs), self._spec.in_features))
         self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
         check_one_device({"scales": core.scales} | self._around)
@@ -212,11 +212,11 @@ class ExtendedWeight(Weight):
 
     def _around_core(self, core: CodebookWeight, signs: Any, offsets: Any) -> Self:
         """The same extensions, with arrays that fit."""
-        made = object.__new__(type(self))
-        Weight.__init__(made)
-        made.core, made._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
-        made.signs, made.offsets = (None if array is None else frozen(array) for array in (signs, offsets))
-        return made
+        weight = object.__new__(type(self))
+        Weight.__init__(weight)
+        weight.core, weight._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
+        weight.signs, weight.offsets = (None if array is None else frozen(array) for array in (signs, offsets))
+        return weight
 
     def __reduce__(self) -> Any:
         return _rebuild, (type(self), self.core, self._around, _described(self.spec))

@@ -49,18 +49,18 @@ def spec_of(shape: tuple[int, int], config: str | CodebookConfig) -> Spec:
 
 def _extended(shape: tuple[int, int], config: str) -> ExtendedSpec:
     plain, plus, rest = config.partition("+")
-    found = _EXTENSIONS.fullmatch(plus + rest)
-    if found is None:
+    match = _EXTENSIONS.fullmatch(plus + rest)
+    if match is None:
         raise ValueError(
             f"configuration {config!r}: behind {plain} may come +rotated[<block>], +offsets or +added, +terms<number>"
         )
     rows, columns = shape
-    parsed, terms = CodebookConfig.parse(plain), int(found["terms"] or 1)
+    parsed, terms = CodebookConfig.parse(plain), int(match["terms"] or 1)
     parsed.check_shape(rows, columns)
     if terms > 1:
         parsed = replace(parsed, g=parsed.group_size(columns))
     core = spec_of((rows, terms * columns), parsed)
     assert isinstance(core, CodebookSpec)
-    block = 0 if found["block"] is None else int(found["block"] or default_block(columns))
-    offsets = {None: "", "offsets": "scaled", "added": "added"}[found["offsets"]]
+    block = 0 if match["block"] is None else int(match["block"] or default_block(columns))
+    offsets = {None: "", "offsets": "scaled", "added": "added"}[match["offsets"]]
     return extended_spec(core, block, offsets, terms)

@@ -149,8 +149,8 @@ class Weight(Matrix, ABC):
             return NotImplemented
         if self.spec != other.spec:
             return False
-        mine, theirs = self.to("cpu").arrays, other.to("cpu").arrays
-        return all(mine[k].dtype == theirs[k].dtype and np.array_equal(mine[k], theirs[k]) for k in mine)
+        left, right = self.to("cpu").arrays, other.to("cpu").arrays
+        return all(left[k].dtype == right[k].dtype and np.array_equal(left[k], right[k]) for k in left)
 
 
 class TransposedWeight(Matrix):

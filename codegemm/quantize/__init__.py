@@ -115,8 +115,8 @@ def quantize(
 
     matrix = as_matrix(W)
     if isinstance(config, str) and config != E8P:
-        config, told = _parse(config)
-        rotate |= told
+        config, rotated = _parse(config)
+        rotate |= rotated
     if not isinstance(config, (str, CodebookConfig)):
         raise TypeError(f"config {config!r}: must be a CodebookConfig, its text or 'e8p'")
     if config == E8P and (calibration is not None or rotate):

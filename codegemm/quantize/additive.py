@@ -64,11 +64,11 @@ def quantize(
     coded.round_codebooks()
     for number, one in enumerate(plan.passes):
         last = number == len(plan.passes) - 1
-        found = _improve(matrix, coded, one, number == 0, not last, arithmetic, stop, progress)
-        if found is None:
+        totals = _improve(matrix, coded, one, number == 0, not last, arithmetic, stop, progress)
+        if totals is None:
             break
         if not last:
-            coded.codebooks = solve(found, coded.codebooks)
+            coded.codebooks = solve(totals, coded.codebooks)
             coded.round_codebooks()
     return CodebookWeight(
         coded.codes,
@@ -95,11 +95,11 @@ def _fit(
             break
         vectors, weights = draw()
         beam = plan.beams[number * len(plan.beams) // plan.rounds]
-        found = sums(vectors, encode(vectors, codebooks, beam, arithmetic), weights, config.centroids)
+        totals = sums(vectors, encode(vectors, codebooks, beam, arithmetic), weights, config.centroids)
         # All vectors of a small matrix are in every sample: older codes of the same vectors say nothing new.
         if older is not None and not draw.draws_all:
-            found = found.plus(older, plan.kept)
-        codebooks, older = solve(found, codebooks), found
+            totals = totals.plus(older, plan.kept)
+        codebooks, older = solve(totals, codebooks), totals
         progress.advance()
     return codebooks
 
@@ -131,8 +131,8 @@ def _improve(
         if collect:
             scaled = scales * np.float32(coded.level)
             weights = np.repeat(scaled.ravel().astype(np.float64) ** 2, block.size // v // scales.size)
-            found = sums(normalised(block, scaled, v), codes, weights, centroids)
-            total = found if total is None else found.plus(total, 1)
+            part = sums(normalised(block, scaled, v), codes, weights, centroids)
+            total = part if total is None else part.plus(total, 1)
         progress.advance(one.cost * len(block) / len(matrix))
     return total
 
@@ -152,16 +152,16 @@ def _encode_rows(
         scales, error = _fit_scales(groups, decoded, present)
     for factor in one.factors:
         trial = halves(present * np.float32(factor))
-        found = encode(normalised(block, trial * unit, v), coded.codebooks, one.beam, arithmetic)
-        decoded = decode(found, coded.codebooks).reshape(groups.shape) * unit
+        trial_codes = encode(normalised(block, trial * unit, v), coded.codebooks, one.beam, arithmetic)
+        decoded = decode(trial_codes, coded.codebooks).reshape(groups.shape) * unit
         fitted, gap = _fit_scales(groups, decoded, trial)
         if error is None:
-            codes, scales, error = found, fitted, gap
+            codes, scales, error = trial_codes, fitted, gap
             continue
         better = gap < error
         scales, error = np.where(better, fitted, scales), np.where(better, gap, error)
         per_group = len(codes) // better.size
-        codes = np.where(np.repeat(better.ravel(), per_group)[:, None], found, codes)
+        codes = np.where(np.repeat(better.ravel(), per_group)[:, None], trial_codes, codes)
     return codes, scales
 
 

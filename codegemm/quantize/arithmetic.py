@@ -204,8 +204,8 @@ def smallest(scores: npt.NDArray, count: int) -> npt.NDArray[np.intp]:
         return scores.argmin(1)[:, None]
     left = scores.copy()
     rows = np.arange(len(left))
-    found = np.empty((len(left), count), np.intp)
+    indices = np.empty((len(left), count), np.intp)
     for i in range(count):
-        found[:, i] = left.argmin(1)
-        left[rows, found[:, i]] = np.inf
-    return found
+        indices[:, i] = left.argmin(1)
+        left[rows, indices[:, i]] = np.inf
+    return indices

@@ -29,10 +29,10 @@ def kmeans(
     centroids = start(vectors, weights, count, rng)
     for _ in range(iterations):
         nearest = encode(vectors, centroids[None], 1, arithmetic)
-        found = sums(vectors, nearest, weights, count)
-        centroids = solve(found, centroids[None])[0]
+        totals = sums(vectors, nearest, weights, count)
+        centroids = solve(totals, centroids[None])[0]
         # A centroid nobody chose starts again at a vector.
-        unused = found.counts[0] == 0
+        unused = totals.counts[0] == 0
         centroids[unused] = vectors[rng.integers(0, len(vectors), int(unused.sum()))]
     return centroids
 

@@ -59,7 +59,7 @@ def collected(values: npt.NDArray, codes: npt.NDArray, centroids: int) -> npt.ND
     return np.stack(sums)
 
 
-def solve(found: Sums, codebooks: Vectors) -> Vectors:
+def solve(totals: Sums, codebooks: Vectors) -> Vectors:
     """Codebooks [m, 2**b, v] nearer to the least squares of the sums; centroids without vectors stay as they are.
 
     One codebook after the other, given the others, some times around: each is a division, and where codes say little
@@ -67,14 +67,14 @@ def solve(found: Sums, codebooks: Vectors) -> Vectors:
     """
     m = len(codebooks)
     result = codebooks.astype(np.float64)
-    used = found.counts > 0
+    used = totals.counts > 0
     for _ in range(_SWEEPS if m > 1 else 1):
         for c in range(m):
-            target = found.right[c].copy()
+            target = totals.right[c].copy()
             for d in range(m):
                 if d > c:
-                    target -= found.together[c, d] @ result[d]
+                    target -= totals.together[c, d] @ result[d]
                 elif d < c:
-                    target -= found.together[d, c].T @ result[d]
-            result[c][used[c]] = target[used[c]] / found.counts[c][used[c], None]
+                    target -= totals.together[d, c].T @ result[d]
+            result[c][used[c]] = target[used[c]] / totals.counts[c][used[c], None]
     return result.astype(np.float32)

@@ -82,11 +82,11 @@ def fit_scales(
         normal[:, g] = np.einsum("rgk,rgk->rg", pulled, plain, dtype=np.float64)
     trace = np.trace(normal, axis1=1, axis2=2) / groups
     ridge = np.where(trace > 0, _RIDGE * trace, 1.0)
-    found = np.linalg.solve(normal + ridge[:, None, None] * np.eye(groups), right[..., None])[..., 0]
+    solution = np.linalg.solve(normal + ridge[:, None, None] * np.eye(groups), right[..., None])[..., 0]
     with np.errstate(over="ignore"):
-        stored = found.astype(np.float16)
+        stored = solution.astype(np.float16)
     fits = np.logical_and(stored > 0, np.isfinite(stored)).all(1, keepdims=True)
-    rounded = halves(np.where(fits, found, scales))
+    rounded = halves(np.where(fits, solution, scales))
 
     def error(s: npt.NDArray) -> npt.NDArray[np.float64]:
         s = s.astype(np.float64)

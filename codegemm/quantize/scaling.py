@@ -30,11 +30,11 @@ def level(matrix: Vectors) -> float:
 
 def root_mean_squares(matrix: Vectors, group: int) -> npt.NDArray[np.float64]:
     """Of each group of matrix [M, K], [M, K/group]."""
-    found = np.empty((len(matrix), matrix.shape[1] // group))
+    rms = np.empty((len(matrix), matrix.shape[1] // group))
     for rows in row_blocks(matrix):
-        groups = matrix[rows].reshape(-1, found.shape[1], group)
-        found[rows] = np.sqrt((groups.astype(np.float64) ** 2).mean(-1))
-    return found
+        groups = matrix[rows].reshape(-1, rms.shape[1], group)
+        rms[rows] = np.sqrt((groups.astype(np.float64) ** 2).mean(-1))
+    return rms
 
 
 def halves(values: npt.NDArray) -> Vectors:

@@ -28,11 +28,11 @@ def quantized(
 ) -> Weight:
     """`codegemm.quantize` of matrix [out_features, in_features], kept in the cache."""
     key = cache.key(*key_parts(matrix, calibration), str(config), str(rotate), str(seed))
-    found = cache.lookup("weights", key, ".safetensors")
-    if found is None:
+    entry = cache.lookup("weights", key, ".safetensors")
+    if entry is None:
         weight = quantize(matrix, config, seed=seed, rotate=rotate, calibration=calibration)
-        found = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
-    return load(found)
+        entry = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
+    return load(entry)
 
 
 def key_parts(matrix: npt.NDArray, calibration: Calibration | None) -> tuple[str, ...]:

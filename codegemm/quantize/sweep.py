@@ -62,14 +62,14 @@ def _sweep(
             scale = rows.scales[:, j // per_group, None]
             vectors = (target * inverse_scales[:, j // per_group, None]) @ metric
             codes = Search(codebooks @ metric, beam, ops)(vectors)
-            found = rows.weights[:, here] - decode(codes, codebooks) * scale
+            new_error = rows.weights[:, here] - decode(codes, codebooks) * scale
             if only_better:
                 gap = target - rows.weights[:, here]
-                better = _squares((gap + found) @ metric) < _squares((gap + error) @ metric)
+                better = _squares((gap + new_error) @ metric) < _squares((gap + error) @ metric)
                 codes = np.where(better[:, None], codes, rows.codes[:, j])
-                found = np.where(better[:, None], found, error)
-            change = found - error
-            rows.codes[:, j], rows.errors[:, here] = codes, found
+                new_error = np.where(better[:, None], new_error, error)
+            change = new_error - error
+            rows.codes[:, j], rows.errors[:, here] = codes, new_error
             pull[:, begin + v : end] += change @ tie.matrix[here, begin + v : end]
             changes[:, begin - first : begin - first + v] = change
         pull[:, end:] += changes[:, : end - first] @ tie.matrix[first:end, end:]

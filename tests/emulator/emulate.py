@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from codegemm import kernels_cu
-from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.launch import filled
-from codegemm.engines.cuda.steps import Array, Gemm, Scratch, Steps
+from codegemm.engines.cuda.steps import COUNTER_BYTES, Array, Gemm, Scratch, Steps
 from codegemm.kernel import Product
 
 HERE = Path(__file__).parent
@@ -44,6 +43,10 @@ template <class... A>
 void call(void (*kernel)(A...), void** arguments) {
     call(kernel, arguments, std::index_sequence_for<A...>());
 }
+template <class... A>
+int arguments_of(void (*)(A...)) {
+    return sizeof...(A);
+}
 extern "C" const char* report() { return emulator::report(); }
 """
 _LAUNCHER = """
@@ -51,6 +54,7 @@ ENTRY(entry_{index}, {instance})
 extern "C" const char* launch_{index}(const emulator::Launch* launch, void** arguments) {{
     return emulator::run(*launch, [=] {{ call(entry_{index}, arguments); }});
 }}
+extern "C" int arguments_{index}() {{ return arguments_of(entry_{index}); }}
 """
 _TOGETHER = 8  # instances in a library: most of the compiler's time goes into what they share
 
@@ -92,6 +96,8 @@ class _Launch(ctypes.Structure):
 def multiply(kernel, weight, x, out_dtype=np.float32, gpu=SMALL_GPU, steps=None, **options):
     """x @ W^T by a kernel's emulated steps for `gpu`, and the reports of its launches. steps: in place of its own."""
     product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    if reason := kernel.unfit_for(product, gpu):
+        raise ValueError(reason)
     out = aligned(np.full((len(x), weight.shape[0]), np.nan, product.out_dtype))
     return out, run(steps or kernel.decide(product, gpu), arranged(kernel, weight), x, out, **options)
 
@@ -112,7 +118,7 @@ def arranged(kernel, weight):
 def new_workspace(size):
     """Poisoned but for its counters."""
     workspace = aligned(np.full(size, 0xFF, np.uint8))
-    workspace[: rows.COUNTER_BYTES] = 0
+    workspace[:COUNTER_BYTES] = 0
     return workspace
 
 
@@ -130,7 +136,7 @@ def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder
         arguments = [here, there, workspace, *(filled(argument, prepared) for argument in step.arguments)]
         shape = step.grid, (step.threads,), step.shared_bytes
         reports.append(launch(step.source, step.instance, *shape, arguments, order, seed, folder))
-    if workspace[: rows.COUNTER_BYTES].any():
+    if workspace[:COUNTER_BYTES].any():
         raise EmulatorError("the kernel left counters that are not zero")
     return reports
 
@@ -142,7 +148,9 @@ def launch(source, instance, grid, block, shared_bytes, arguments, order="forwar
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
     if (source, instance, folder) not in _compiled:
         _build(source, [instance], folder)
-    run, report_of = _compiled[source, instance, folder]
+    run, report_of, count = _compiled[source, instance, folder]
+    if len(held) != count:
+        raise EmulatorError(f"{instance} takes {count} arguments, {len(held)} came")
     complaint = run(ctypes.byref(shape), pointers)
     report = _read(report_of().decode())
     if complaint:
@@ -199,8 +207,8 @@ def _read(text: str) -> Report:
 
 
 _lock = threading.Lock()
-# Launch and report of every instance that was compiled, by source, instance and the sources' folder.
-_compiled: dict[tuple[str, str, Path], tuple[Any, Any]] = {}
+# Launch, report and number of arguments of every instance that was compiled, by source, instance and the folder.
+_compiled: dict[tuple[str, str, Path], tuple[Any, Any, int]] = {}
 
 
 @cache
@@ -231,7 +239,7 @@ def _build(source: str, instances: list[str], folder: Path) -> None:
     for index, instance in enumerate(instances):
         launcher = library[f"launch_{index}"]
         launcher.restype = ctypes.c_char_p
-        _compiled[source, instance, folder] = launcher, library.report
+        _compiled[source, instance, folder] = launcher, library.report, library[f"arguments_{index}"]()
 
 
 def _compile(arguments: list[str]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import Device
-from codegemm.engines.cpu import compiler, cut, library
+from codegemm.engines import cut
+from codegemm.engines.cpu import compiler, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
@@ -50,7 +51,7 @@ class Prepared:
 
 
 def prepare(weight: CodebookWeight) -> Prepared:
-    """The form that `run` and `dequantize_into` read."""
+    """The form that this kernel and `dequant_dense` read."""
     spec, config = weight.spec, weight.config
     books = weight.part_codebooks
     blocks = cut.row_slices(spec.part_rows, MAX_BLOCK_ROWS)
@@ -69,7 +70,7 @@ def prepare(weight: CodebookWeight) -> Prepared:
         m=config.m,
         centroids=config.centroids,
         wide_codes=int(config.b > 8),
-        group_vectors=spec.vectors // spec.groups,
+        group_vectors=spec.group_vectors,
         tile_vectors=tile_vectors(config.v),
     )
     # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.

@@ -62,9 +62,9 @@ def multiply_float32(dense: npt.NDArray, x: npt.NDArray, out: npt.NDArray, works
         if x.dtype != np.float32:
             x32[...] = x
             x = x32
-        direct = out.dtype == np.float32
-        np.matmul(x, dense.T, out=out if direct else y32)
-        if not direct:
+        is_float = out.dtype == np.float32
+        np.matmul(x, dense.T, out=out if is_float else y32)
+        if not is_float:
             out[...] = y32
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from ctypes import c_int, c_long, c_void_p
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ _PIECES = 64
 _SMALLEST_CACHE = 32 << 20
 
 
+@cache
 def name() -> str:
     """The processor's model name."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from ctypes import Structure, c_int
+from ctypes import Structure
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,19 +20,19 @@ LOOKUP_SECONDS = 5e-11
 class CpuKernel(Kernel[S, W]):
     """A kernel compiled at first use.
 
-    source: its C++ file. entry: the function that multiplies. structure: of the function's arguments; what `prepare`
-    makes has them filled in as `arguments` (`library.Arguments`). numbers: the function's arguments behind those.
+    source: its C++ file. entry: the function in it that multiplies, `extern "C"`, of the parallel loop and a pointer to
+    its arguments. structure: of those arguments; what `prepare` makes has them filled in as `arguments`
+    (`library.Arguments`). A kernel with several functions says by `function` which.
     """
 
     engine = "cpu"
     source: ClassVar[Path]
     entry: ClassVar[str]
     structure: ClassVar[type[Structure]]
-    numbers: ClassVar[tuple[int, ...]] = ()
 
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
-        return library.function(self.source, self.entry, self.structure, *(c_int,) * len(self.numbers))
+        return library.function(self.source, self.entry, self.structure)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         function = self.function(len(x))
@@ -43,7 +43,7 @@ class CpuKernel(Kernel[S, W]):
 
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any) -> None:
         """out = x @ W^T by the compiled function."""
-        prepared.arguments.call(function, x, out, workspace, *self.numbers)
+        prepared.arguments.call(function, x, out, workspace)
 
     @abstractmethod
     def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:

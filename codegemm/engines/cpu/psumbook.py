@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.devices import Device
-from codegemm.engines.cpu import compiler, cut, isa, library
+from codegemm.engines import cut
+from codegemm.engines.cpu import compiler, isa, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
@@ -106,7 +107,7 @@ def cut_for(spec: CodebookSpec) -> Cut:
     config = spec.config
     positions = min(TABLE_BYTES // (4 * table_entries(config.b)), MAX_POSITIONS)
     most = max(1, positions // config.m)
-    group = spec.vectors // spec.groups
+    group = spec.group_vectors
     if group <= most:
         tiles = group * cut.split(spec.groups, most // group)
     else:
@@ -148,9 +149,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     weights = CodebookWeight
     automatic = True
     source = compiler.SOURCES / "psumbook.cpp"
-    structure = PsumbookArgs
     planes = 2  # bytes of an entry
-    numbers = (planes,)
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
@@ -180,7 +179,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
             v=spec.config.v,
             m=spec.config.m,
             entries=padded.shape[-1],
-            group_vectors=spec.vectors // spec.groups,
+            group_vectors=spec.group_vectors,
         )
         return Prepared(spec, plan, arguments)
 
@@ -192,11 +191,14 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
         return library.function(self.source, entry, PsumbookArgs, c_int)
 
+    def run_compiled(self, function: Any, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+        prepared.arguments.call(function, x, out, workspace, self.planes)
+
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
         spec, config, plan, arrays = prepared.spec, prepared.spec.config, prepared.cut, prepared.arguments.arrays
         x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
-        group = spec.vectors // spec.groups
+        group = spec.group_vectors
         row_at = place_in_group()
         sums, offset = np.zeros((len(x), plan.padded_rows), np.float32), 0
         part_of = {first: part for part, _, _, begin, stop in plan.slices for first in range(begin, stop, BLOCK_ROWS)}
@@ -212,8 +214,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
                     offset += codes.size
                     by_row = np.empty_like(codes)
                     by_row[:, :, row_at] = codes
-                    found = tables[part_of[begin]][:, np.arange(width), by_row.reshape(width, -1).T]
-                    by_group = found.reshape(len(x), stop - begin, -1, step).sum(-1)
+                    entries = tables[part_of[begin]][:, np.arange(width), by_row.reshape(width, -1).T]
+                    by_group = entries.reshape(len(x), stop - begin, -1, step).sum(-1)
                     scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
                     sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
             for _, row, end_row, begin, _ in plan.slices:
@@ -248,7 +250,6 @@ class PsumbookFast(Psumbook):
     automatic = False
     precision = "fast"
     planes = 1
-    numbers = (planes,)
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         if product.n > self._bytes_up_to():

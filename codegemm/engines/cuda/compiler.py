@@ -7,6 +7,7 @@ here needs a GPU or a driver.
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def adopt(folder: Path) -> int:
     """
     cubins = [path for path in sorted(folder.iterdir()) if path.suffix == ".cubin"]
     for path in cubins:
-        store.store("cuda", path.stem, ".cubin", partial(_write, content=path.read_bytes()))
+        store.store("cuda", path.stem, ".cubin", partial(shutil.copyfile, path))
     return len(cubins)
 
 
@@ -102,10 +103,6 @@ def compile_instance(
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.cu*"))}
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 @cache

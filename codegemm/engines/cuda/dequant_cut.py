@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.model import L2_BYTES, Work
-from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,10 +11,12 @@ import numpy as np
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import gemm
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES, CudaKernel
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import START, Work
-from codegemm.engines.cuda.steps import Array, Gemm, Launch, Place, Scratch, Step, structure
+from codegemm.engines.cuda.rows import code_type
+from codegemm.engines.cuda.steps import Array, Gemm, Launch, Place, Scratch, Step, instance, structure
+from codegemm.engines.cut import row_slices
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
@@ -58,7 +59,7 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
     def batches(self, n: int) -> Iterable[int]:
         return (n,)
 
-    def representative(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
+    def alike(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
         return Product.of(product.spec, 1, product.dtype)  # the launches depend on neither n nor y
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
@@ -74,16 +75,10 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
         return steps
 
 
-def slices(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> list[tuple[int, int, int]]:
+def slices(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> list[list[int]]:
     """(part, first row, end row) of near-equal slices of at most so many bytes in `dtype`, none across parts."""
     most = max(1, most_bytes // (dtype.itemsize * spec.in_features))
-    pieces, start = [], 0
-    for part, rows in enumerate(spec.part_rows):
-        count = -(-rows // most)
-        bounds = [start + rows * i // count for i in range(count + 1)]
-        pieces += [(part, first, end) for first, end in itertools.pairwise(bounds)]
-        start += rows
-    return pieces
+    return row_slices(spec.part_rows, most).tolist()
 
 
 def codebook_bytes(spec: CodebookSpec) -> int:
@@ -99,11 +94,11 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 def _dequantize(product: Product[CodebookSpec], part: int, first: int, dense: Place, gpu: Gpu) -> Launch:
     """Rebuilds rows of a part, from `first` on."""
     spec, config, (rows, k) = product.spec, product.spec.config, dense.shape
-    (code, code_bytes), shared = ("u8", 1) if config.b <= 8 else ("u16", 2), in_shared_memory(spec, gpu)
+    code_bytes, shared = (1 if config.b <= 8 else 2), in_shared_memory(spec, gpu)
     lookups = rows * spec.vectors * config.m
     return Launch(
         SOURCE,
-        f"dequantize<{config.v}, {code}, {X_TYPES[product.dtype.name]}, {'true' if shared else 'false'}>",
+        instance("dequantize", config.v, code_type(spec), product.dtype, shared),
         grid=(min(rows, BLOCKS * gpu.multiprocessors),),
         threads=THREADS,
         shared_bytes=codebook_bytes(spec) if shared else 0,
@@ -118,7 +113,6 @@ def _dequantize(product: Product[CodebookSpec], part: int, first: int, dense: Pl
                 scales=Array("scales", first),
                 rows=rows,
                 codebooks_count=config.m,
-                group_vectors=spec.vectors // spec.groups,
             ),
         ),
         work=Work(

@@ -7,10 +7,9 @@ import numpy as np
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_cut import Cut, cut_for, work
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.steps import Launch, Scratch, Step, split_launch, structure
+from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
@@ -43,34 +42,26 @@ def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[St
 
 def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
     """A product cut so."""
-    spec, group_steps = product.spec, layout.group_steps(product.spec)
+    spec, config, group_steps = product.spec, product.spec.config, layout.group_steps(product.spec)
+    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.shared)
     arguments = structure(
         ARGUMENTS,
         spec,
         cut,
         row_blocks=rows.row_blocks(spec),
         group_blocks=max(1, group_steps // layout.STEPS),
-        group_vectors=layout.group_vectors(spec),
         padded_vectors=group_steps * layout.STEP,
         slices=rows.slices_argument(cut.slices),
     )
-    return split_launch(
+    return rows.split_launch(
         product,
         cut.splits,
         scratch,
         arguments,
         source=SOURCE,
-        instance=instance(spec, product.dtype, cut),
+        instance=instance("DequantShape", *values),
         grid=(len(cut.slices), cut.passes, cut.splits),
-        threads=rows.LANES * cut.warps,
+        threads=LANES * cut.warps,
         shared_bytes=cut.shared_bytes,
         work=work(cut, product, gpu),
     )
-
-
-def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
-    """The name of the template's instance."""
-    config = spec.config
-    shared = "true" if cut.shared else "false"
-    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, X_TYPES[dtype.name], shared)
-    return f"DequantShape<{', '.join(map(str, values))}>"

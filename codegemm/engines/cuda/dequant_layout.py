@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import array_module
-from codegemm.engines.cuda.rows import LANES, pad_rows, row_blocks
+from codegemm.engines.cuda.gpu import LANES
+from codegemm.engines.cuda.rows import container_bits, pad_rows, row_blocks
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 V = (4, 8, 16)  # vector lengths that fill fragments of mma
@@ -20,19 +21,9 @@ BLOCK = STEP * STEPS  # k-vectors of a k block
 TILES = 4  # of eight rows in a block of 32
 
 
-def container_bits(b: int) -> int:
-    """Bits that hold a code: 2, 4, 8 or 16."""
-    return 2 if b <= 2 else 4 if b <= 4 else 8 if b <= 8 else 16
-
-
-def group_vectors(spec: CodebookSpec) -> int:
-    """k-vectors that share a scale."""
-    return spec.vectors // spec.groups
-
-
 def group_steps(spec: CodebookSpec) -> int:
     """Steps of a group, filled up to one, two or a multiple of four."""
-    steps = -(-group_vectors(spec) // STEP)
+    steps = -(-spec.group_vectors // STEP)
     return steps if steps <= 2 else -(-steps // STEPS) * STEPS
 
 
@@ -56,8 +47,8 @@ def columns(spec: CodebookSpec) -> np.ndarray:
     padded = STEP * group_steps(spec)
     place = np.arange(BLOCK * k_blocks(spec))
     group, inside = place // padded, place % padded
-    vector = group * group_vectors(spec) + inside
-    return np.where((inside < group_vectors(spec)) & (group < spec.groups), vector, -1)
+    vector = group * spec.group_vectors + inside
+    return np.where((inside < spec.group_vectors) & (group < spec.groups), vector, -1)
 
 
 def arrange_codes(weight: CodebookWeight) -> Any:

@@ -10,11 +10,10 @@ import numpy as np
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_cut import book_and_scale_bytes
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES
+from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import Work, balance
-from codegemm.engines.cuda.steps import Scratch, Step, split_launch, structure
+from codegemm.engines.cuda.steps import Scratch, Step, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
@@ -77,29 +76,22 @@ def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[St
         config,
         cut,
         row_blocks=rows.row_blocks(spec),
-        group_vectors=spec.vectors // spec.groups,
         codebooks_count=config.m,
         slices=rows.slices_argument(pieces),
     )
-    launch = split_launch(
+    launch = rows.split_launch(
         product,
         cut.splits,
         scratch,
         arguments,
         source=SOURCE,
-        instance=instance(spec, product.dtype, cut),
+        instance=instance("dequant_plain", config.v, rows.code_type(spec), cut.batch, product.dtype),
         grid=(len(pieces), cut.splits),
-        threads=rows.LANES * WARPS,
-        shared_bytes=4 * WARPS * cut.batch * rows.LANES,
+        threads=LANES * WARPS,
+        shared_bytes=4 * WARPS * cut.batch * LANES,
         work=work(cut, product, gpu),
     )
     return [launch]
-
-
-def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
-    """The name of the template's instance."""
-    code = "u8" if spec.config.b <= 8 else "u16"
-    return f"dequant_plain<{spec.config.v}, {code}, {cut.batch}, {X_TYPES[dtype.name]}>"
 
 
 def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
@@ -108,7 +100,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     v, m = spec.config.v, spec.config.m
     decoded = blocks * spec.vectors  # of 32 k-vectors
     return Work(
-        bytes_read=decoded * m * rows.LANES * (1 if spec.config.b <= 8 else 2) + book_and_scale_bytes(spec)
+        bytes_read=decoded * m * LANES * (1 if spec.config.b <= 8 else 2) + book_and_scale_bytes(spec)
         + product.x_bytes,
         bytes_written=product.y_bytes,
         l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(cut.splits, n, blocks),

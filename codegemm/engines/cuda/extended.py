@@ -9,17 +9,16 @@ import numpy as np
 
 from codegemm import devices
 from codegemm.arrays import array_module
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES, CudaKernel
+from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import START, Work, balance
-from codegemm.engines.cuda.steps import Launch, Place, Scratch, Step, structure
+from codegemm.engines.cuda.steps import Array, Launch, Place, Scratch, Step, instance, structure
 from codegemm.engines.extended import FLOAT32, ExtendedKernel, changes_x, finishes, inner_product
 from codegemm.formats.extended import ExtendedSpec, ExtendedWeight
 from codegemm.kernel import Product
 
 SOURCE = "extended.cu"
-LANES = 32
 MAX_THREADS = 1024  # must match `most_threads` in extended.cu
 FINISH_ROWS = 8  # of x, and warps of a thread block: must match `finish_rows` there
 # Rows of x beyond which x' is fp16: a library's product takes the same time for float32 as for eight times the rows.
@@ -136,9 +135,8 @@ class Around:
             balance=balance(n * cut.row_blocks(k), gpu.multiprocessors),
             latency=START + stages * _STEP_LATENCY,
         )
-        types = f"{X_TYPES[self.product.dtype.name]}, {X_TYPES[self.inner_dtype.name]}"
-        grid = (n * cut.row_blocks(k),)
-        return self._launch(f"rotate_x<{types}, {cut.each}>", grid, cut.threads, cut.shared_bytes, work)
+        name = instance("rotate_x", self.product.dtype, self.inner_dtype, cut.each)
+        return self._launch(name, (n * cut.row_blocks(k),), cut.threads, cut.shared_bytes, work)
 
     def sum_groups(self) -> Launch:
         """Of x'."""
@@ -146,7 +144,7 @@ class Around:
         size = n * spec.in_features
         work = Work(l2_bytes=self.inner_dtype.itemsize * size, instructions=size / LANES * 4, latency=START)
         grid = (-(-n * spec.groups * LANES // _LEAST_THREADS),)
-        return self._launch(f"sum_groups<{X_TYPES[self.inner_dtype.name]}>", grid, _LEAST_THREADS, 0, work)
+        return self._launch(instance("sum_groups", self.inner_dtype), grid, _LEAST_THREADS, 0, work)
 
     def finish(self) -> Launch:
         """y of y' and the offsets' part."""
@@ -161,15 +159,16 @@ class Around:
             latency=START,
         )
         grid, shared = (-(-m // LANES), passes), 4 * LANES * FINISH_ROWS**2
-        return self._launch(f"finish<{X_TYPES[self.product.dtype.name]}>", grid, LANES * FINISH_ROWS, shared, work)
+        return self._launch(instance("finish", self.product.dtype), grid, LANES * FINISH_ROWS, shared, work)
 
     @property
     def _groups(self) -> int:
         return self.product.spec.groups if self.sums else 0
 
-    def _launch(self, instance: str, grid: tuple[int, ...], threads: int, shared_bytes: int, work: Work) -> Launch:
+    def _launch(self, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, work: Work) -> Launch:
         spec, product = self.product.spec, self.product
         places = {name: getattr(self, name) or 0 for name in ("x", "y", "sums", "scales")}
+        arrays = {"factors": Array("factors") if spec.block else 0, "addends": Array("addends") if spec.offsets else 0}
         arguments = structure(
             ARGUMENTS,
             batch=product.n,
@@ -181,6 +180,6 @@ class Around:
             changed=self.x is not None,
             scaled=self.scales is not None,
             y_is_float=product.out_dtype == FLOAT32,
-            **places,
+            **places | arrays,
         )
-        return Launch(SOURCE, instance, grid, threads, shared_bytes, (arguments,), work)
+        return Launch(SOURCE, name, grid, threads, shared_bytes, (arguments,), work)

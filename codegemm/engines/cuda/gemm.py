@@ -54,7 +54,8 @@ def load() -> None:
 
     _cublas()
     _handle()
-    _keep_spare((threading.get_ident(), cupy.cuda.runtime.getDevice()))
+    if not cupy.cuda.runtime.streamIsCapturing(cupy.cuda.get_current_stream().ptr):
+        _keep_spare((threading.get_ident(), cupy.cuda.runtime.getDevice()))
 
 
 def multiply(x: Any, dense: Any, out: Any, first: int = 0, stream: Any = None) -> None:

@@ -8,6 +8,8 @@ from functools import cache
 from codegemm import devices
 from codegemm.devices import Device
 
+LANES = 32  # threads of a warp
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -14,11 +14,10 @@ from codegemm.devices import Device
 from codegemm.engines.cuda import compiler, gemm, library, model
 from codegemm.engines.cuda.gpu import Gpu, gpu_of
 from codegemm.engines.cuda.launch import Prepared, Run, bind
-from codegemm.engines.cuda.steps import Gemm, Scratch, Step, Steps
+from codegemm.engines.cuda.steps import X_TYPES, Gemm, Scratch, Step, Steps
 from codegemm.kernel import Cost, Kernel, Product, S, W
 
 MIN_ARCH = 80
-X_TYPES = {"float16": "Half", "bfloat16": "Bfloat", "float32": "Float"}  # classes in floats.cuh
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -43,11 +42,12 @@ class CudaKernel(Kernel[S, W]):
         """What a product does, in order, with places taken from `scratch`."""
 
     def batches(self, n: int) -> Iterable[int]:
-        """Numbers of rows up to n for which a plan binds beforehand, and that together need what any of them needs."""
+        """Also what a plan for n compiles and binds beforehand: all up to n, or those of which the others' launches and
+        workspace are no more."""
         return range(1, n + 1)
 
-    def representative(self, product: Product[S]) -> Product[S]:
-        """The product whose steps, once bound, serve this one too; itself unless the launches depend on less."""
+    def alike(self, product: Product[S]) -> Product[S]:
+        """The product that is bound in place of this one: itself, or one for all whose launches are the same."""
         return product
 
     def decide(self, product: Product[S], gpu: Gpu) -> Steps:
@@ -74,7 +74,7 @@ class CudaKernel(Kernel[S, W]):
         return prepared
 
     def bind(self, prepared: Prepared, product: Product[S]) -> Run:
-        product = self.representative(product)
+        product = self.alike(product)
         key = product.n, product.dtype, product.out_dtype
         run = prepared.runs.get(key)
         if run is None:
@@ -96,7 +96,7 @@ class CudaKernel(Kernel[S, W]):
         return {compiler.Build(launch.source, launch.instance, gpu.arch) for launch in launches}
 
     def workspace(self, product: Product[S], device: Device) -> int:
-        return max(self.decide(smaller, gpu_of(device)).workspace for smaller in self._all(product))
+        return max(self.decide(either, gpu_of(device)).workspace for either in self._both(product, product.n))
 
     def cost(self, product: Product[S], device: Device) -> Cost:
         works = self.decide(product, gpu_of(device)).works
@@ -107,12 +107,12 @@ class CudaKernel(Kernel[S, W]):
         return model.seconds(self.decide(product, gpu).works, gpu)
 
     def _all(self, product: Product[S]) -> list[Product[S]]:
-        """It, those of fewer rows, and both with y in x's dtype and in float32."""
-        return [
-            Product(product.spec, rows, product.dtype, out_dtype)
-            for rows in self.batches(product.n)
-            for out_dtype in {product.dtype, FLOAT32}
-        ]
+        """It and those of fewer rows, with y in x's dtype and in float32."""
+        return [each for rows in self.batches(product.n) for each in self._both(product, rows)]
+
+    @staticmethod
+    def _both(product: Product[S], rows: int) -> list[Product[S]]:
+        return [Product(product.spec, rows, product.dtype, y) for y in {product.dtype, FLOAT32}]
 
 
 @lru_cache(maxsize=4096)

@@ -48,8 +48,7 @@ def filled(argument: Any, prepared: Prepared) -> Any:
     if isinstance(argument, Structure):
         return np.array(tuple(filled(value, prepared) for value in argument.values), argument.dtype)
     if isinstance(argument, Array):
-        array = prepared.arrays.get(argument.name)
-        return np.uint64(0 if array is None else address(array[argument.row :]))
+        return np.uint64(address(prepared.arrays[argument.name][argument.row :]))
     if isinstance(argument, Number):
         return prepared.numbers[argument.name]
     if isinstance(argument, Table):
@@ -131,7 +130,7 @@ class BoundGemm:
 
 def _launch(step: Launch, prepared: Prepared) -> BoundLaunch:
     constants = tuple(library.constant(filled(argument, prepared)) for argument in step.arguments)
-    function = library.function(step.source, step.instance, prepared.device)
+    function = library.function(step.source, step.instance, prepared.device, step.dependent)
     held = tuple(prepared.arrays.values())
     return BoundLaunch(function, step.grid, (step.threads,), step.shared_bytes, constants, step.x, step.y, held)
 

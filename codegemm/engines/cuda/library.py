@@ -10,13 +10,14 @@ import numpy as np
 from codegemm import devices
 from codegemm.devices import Device
 from codegemm.engines.builds import CompilerError
-from codegemm.engines.cuda import compiler, dependent, rows
+from codegemm.engines.cuda import compiler
+from codegemm.engines.cuda import dependent as launches
 from codegemm.engines.cuda.gpu import gpu_of
+from codegemm.engines.cuda.steps import COUNTER_BYTES
 from codegemm.locks import ForkSafeLock
 
-_ALONE = ("spin.cu",)  # what times others must not overlap them
 _lock = ForkSafeLock()
-_functions: dict[tuple[str, str, Device], Any] = {}
+_functions: dict[tuple[str, str, Device, bool], Any] = {}
 
 
 class _Workspaces(threading.local):
@@ -39,9 +40,12 @@ def unavailable() -> str | None:
     return None
 
 
-def function(source: str, instance: str, where: Device) -> Any:
-    """The kernel of a template's instance, loaded on the GPU `where`; compiled at its first use."""
-    key = (source, instance, where)
+def function(source: str, instance: str, where: Device, dependent: bool = True) -> Any:
+    """The kernel of a template's instance, loaded on the GPU `where`; compiled at its first use.
+
+    dependent: it may start before the one before it has ended, where the GPU can do that.
+    """
+    key = (source, instance, where, dependent)
     loaded = _functions.get(key)
     if loaded is None:
         with _lock:
@@ -86,7 +90,7 @@ def new_workspace(size: int) -> Any:
     """uint8 array on the current GPU, zeros."""
     import cupy
 
-    return cupy.zeros(max(size, rows.COUNTER_BYTES), np.uint8)
+    return cupy.zeros(max(size, COUNTER_BYTES), np.uint8)
 
 
 def forget() -> None:
@@ -96,7 +100,7 @@ def forget() -> None:
     _workspaces.by_place.clear()
 
 
-def _load(source: str, instance: str, where: Device) -> Any:
+def _load(source: str, instance: str, where: Device, dependent: bool) -> Any:
     import cupy
 
     gpu = gpu_of(where)
@@ -105,4 +109,4 @@ def _load(source: str, instance: str, where: Device) -> Any:
         kernel = cupy.RawModule(path=str(path)).get_function(compiler.entry_name(instance))
         # Only what a launch asks for counts; this lifts the limit of 48 KiB.
         kernel.max_dynamic_shared_size_bytes = gpu.shared_per_block
-        return kernel if source in _ALONE else dependent.dependent(kernel, gpu)
+        return launches.dependent(kernel, gpu) if dependent else kernel

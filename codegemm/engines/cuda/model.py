@@ -16,7 +16,7 @@ MEMORY_SHARE = 0.9  # of the data sheet's bandwidth that a copy reaches
 L2_BYTES = 24.0  # a clock and multiprocessor, all of them at once
 ISSUED = 4.0  # warp instructions a clock and multiprocessor
 _ISSUE_SHARE = 0.85
-_OVERLAP = 0.99  # of what is done otherwise while memory moves; the rest tells two kernels apart that wait for memory
+_OVERLAP = 0.99  # of fitted terms that hide behind memory: what is left ranks two kernels that both wait for it
 # Clocks that a multiprocessor's tensor cores take for an m16n8k16 of fp16 with fp32 sums: from data sheets, on sm_90
 # and later for mma.sync, which does not reach the rate of wgmma. GeForce cards halve fp32 sums.
 _MMA_CLOCKS = {80: 2.0, 86: 8.0, 89: 8.0, 90: 1.65, 100: 1.65, 120: 8.0}
@@ -24,13 +24,13 @@ _MMA_CLOCKS = {80: 2.0, 86: 8.0, 89: 8.0, 90: 1.65, 100: 1.65, 120: 8.0}
 
 @dataclass(frozen=True)
 class Work:
-    """One launch, summed over the whole GPU.
+    """One launch or library's product, summed over the whole GPU.
 
     bytes_read, bytes_written: of memory, if every byte moves once. cached_bytes: how many of those L2 holds by then.
     l2_bytes: moved between L2 and multiprocessors beside those: gathers, partial sums. wavefronts: of shared memory.
     instructions: of whole warps. mma: m16n8k16. balance: share of the multiprocessors' time in which they have work,
     thread blocks coming in waves. latency: clocks that nothing hides. terms: clocks by what they are spent on, of a
-    kernel whose times were measured and fitted: then their sum counts alone.
+    kernel whose times were measured and fitted: then their sum and the bytes of memory count.
     """
 
     bytes_read: float = 0
@@ -62,8 +62,8 @@ def parts(work: Work, gpu: Gpu) -> dict[str, float]:
     memory = work.dram_bytes / (MEMORY_SHARE * gpu.bandwidth)
     if work.terms:
         terms = {name: clocks / gpu.clock for name, clocks in work.terms.items()}
-        missing = max(0.0, memory - _OVERLAP * sum(terms.values()))
-        return terms | {"memory": terms.get("memory", 0.0) + missing}
+        missing = memory - _OVERLAP * sum(terms.values())
+        return terms | {"memory": terms.get("memory", 0.0) + missing} if missing > 0 else terms
     clocks = gpu.multiprocessors * gpu.clock * work.balance
     busy = {
         "memory": memory,

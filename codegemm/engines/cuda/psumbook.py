@@ -6,11 +6,11 @@ import numpy as np
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import X_TYPES, CudaKernel
+from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.psumbook_cut import BATCHES, Cut, cut_for, work
-from codegemm.engines.cuda.steps import Launch, Number, Scratch, Step, split_launch, structure
+from codegemm.engines.cuda.steps import Launch, Number, Scratch, Step, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
@@ -56,7 +56,8 @@ class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):
 
 def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
     """A product cut so."""
-    spec = product.spec
+    spec, config = product.spec, product.spec.config
+    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.rows)
     arguments = structure(
         ARGUMENTS,
         spec,
@@ -66,22 +67,15 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
         table_scale=Number("table_scale"),
         slices=rows.slices_argument(cut.slices),
     )
-    return split_launch(
+    return rows.split_launch(
         product,
         cut.splits,
         scratch,
         arguments,
         source=SOURCE,
-        instance=instance(spec, product.dtype, cut),
+        instance=instance("psumbook", *values),
         grid=(len(cut.slices), cut.splits),
-        threads=rows.LANES * cut.warps,
+        threads=LANES * cut.warps,
         shared_bytes=cut.shared_bytes,
         work=work(cut, product, gpu),
     )
-
-
-def instance(spec: CodebookSpec, dtype: np.dtype, cut: Cut) -> str:
-    """The name of the template's instance."""
-    config = spec.config
-    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, X_TYPES[dtype.name], cut.rows)
-    return f"psumbook<{', '.join(map(str, values))}>"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.model import MEMORY_SHARE, Work
-from codegemm.engines.cuda.rows import LANES, MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -65,9 +65,13 @@ def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int,
     return tables + unscale + 4 * batch * LANES * blocks
 
 
-@lru_cache(maxsize=1024)
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
+    return _fastest(spec, kernel_batch(n), gpu)  # the same for all n that tables of a batch are made for
+
+
+@lru_cache(maxsize=1024)
+def _fastest(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
 
 

@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import array_module
-from codegemm.engines.cuda.rows import LANES, pad_rows
+from codegemm.engines.cuda.gpu import LANES
+from codegemm.engines.cuda.rows import container_bits, pad_rows
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 POSITIONS = 32  # k-vectors in a position row
 MAX_PHASE_CHUNK = 8  # scales that a lane loads at once
 _QUARTER = 4  # components that a lane holds for the tensor cores
-
-
-def container_bits(b: int) -> int:
-    """Bits that hold a code: 2, 4 or 8."""
-    return 2 if b <= 2 else 4 if b <= 4 else 8
 
 
 def block_bytes(b: int) -> int:
@@ -39,21 +35,16 @@ def position_rows(spec: CodebookSpec) -> int:
     return k_blocks(spec) * spec.config.m + k_blocks(spec) * spec.config.m % 2
 
 
-def group_vectors(spec: CodebookSpec) -> int:
-    """k-vectors that share a scale."""
-    return spec.vectors // spec.groups
-
-
 def phases(spec: CodebookSpec) -> int:
     """Scales of a row in a block of 32 k-vectors; 0 where the whole row has one."""
-    return 0 if spec.groups == 1 else POSITIONS // math.gcd(POSITIONS, group_vectors(spec))
+    return 0 if spec.groups == 1 else POSITIONS // math.gcd(POSITIONS, spec.group_vectors)
 
 
 def scale_shift(spec: CodebookSpec) -> int:
     """log2 of the k blocks for which a scale is stored once."""
     if phases(spec) != 1:
         return 0
-    blocks = group_vectors(spec) // POSITIONS
+    blocks = spec.group_vectors // POSITIONS
     return (blocks & -blocks).bit_length() - 1
 
 
@@ -102,7 +93,7 @@ def arrange_scales(weight: CodebookWeight) -> Any:
     length, stride = POSITIONS // count, POSITIONS << scale_shift(spec)
     stored = stored_scales(spec) // count
     vectors = np.arange(stored)[:, None, None] * stride + positions(count)[None, :, ::length] // length * length
-    groups = np.minimum(vectors, spec.vectors - 1) // group_vectors(spec)  # [stored, lane, phase]
+    groups = np.minimum(vectors, spec.vectors - 1) // spec.group_vectors  # [stored, lane, phase]
     by_lane = scales.reshape(blocks, LANES, -1)[:, xp.asarray(np.arange(LANES)[None, :, None]), xp.asarray(groups)]
     chunk = min(count, MAX_PHASE_CHUNK)
     chunks = by_lane.transpose(1, 0, 2, 3).reshape(stored, blocks, LANES, count // chunk, chunk)

@@ -11,21 +11,20 @@ import numpy.typing as npt
 
 from codegemm.arrays import array_module
 from codegemm.devices import to_host
-from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.kernel import FLOAT32, X_TYPES
-from codegemm.engines.cuda.model import Work, balance
-from codegemm.engines.cuda.steps import Array, Launch, Place, Table, structure
+from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.kernel import FLOAT32
+from codegemm.engines.cuda.model import START, Work, balance
+from codegemm.engines.cuda.steps import Array, Launch, Place, Table, instance, structure
 from codegemm.formats.hadamard import hadamard, split_length
 from codegemm.kernel import Product
 
 SOURCE = "rotate.cu"
-LANES = 32
 MAX_THREADS = 1024  # must match `most_threads` in rotate.cu
 _ENOUGH = 32  # thread blocks, where length and rows allow it
 _GROUP_SEGMENTS = 8  # that a group of threads mixes at least
 # Clocks that nothing hides, at a start and until loads arrive that travel together, and instructions of a warp for an
 # element of each of its threads.
-_START, _LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 1500.0, 600.0, 8, 6.0
+_LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 600.0, 8, 6.0
 # `Rotation` in rotate.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("signs", "factors")]
@@ -96,12 +95,12 @@ def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Pla
     array of the side's name has the `factors`.
     """
     inwards = side == "in"
-    n, (m, k), dtype = product.n, product.spec.shape, product.dtype
+    n, (m, k) = product.n, product.spec.shape
     length = k if inwards else m
     cut = cut_for(length, n)
     return Launch(
         SOURCE,
-        f"rotate_{side}<{X_TYPES[dtype.name]}>",
+        instance(f"rotate_{side}", product.dtype),
         grid=(cut.order * n,),
         threads=cut.threads,
         shared_bytes=cut.shared_bytes,
@@ -135,5 +134,5 @@ def work(length: int, cut: Cut, product: Product, inwards: bool, gpu: Gpu) -> Wo
         wavefronts=n * length / LANES * (cut.groups + 2 * max(0, cut.segment.bit_length() - 6)) + mixed / LANES,
         instructions=mixed / LANES * _INSTRUCTIONS,
         balance=balance(cut.order * n, gpu.multiprocessors),
-        latency=_START + -(-cut.order // (cut.groups * _LOADS)) * _LOADS_LATENCY,
+        latency=START + -(-cut.order // (cut.groups * _LOADS)) * _LOADS_LATENCY,
     )

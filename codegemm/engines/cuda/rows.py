@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.arrays import array_module
+from codegemm.engines.cuda.gpu import LANES
+from codegemm.engines.cuda.steps import COUNTER_BYTES, Launch, Scratch, Structure
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.kernel import Product
 
-LANES = 32  # rows of a block: must match `lanes` in splits.cuh
-MAX_ROW_BLOCKS = 1 << 14  # counters in a workspace; must match `most_row_blocks` there
-COUNTER_BYTES = 4 * MAX_ROW_BLOCKS  # at a workspace's start: zero before and after every kernel
+MAX_ROW_BLOCKS = COUNTER_BYTES // 4  # of splits: a counter each; must match `most_row_blocks` in splits.cuh
 
 _IN_FLIGHT, _JOIN_GROUPS = 16, 4  # loads of a lane, and eight lanes of a warp, when it adds splits: `Splits` there
 MAX_PARTS = 16  # concatenated weights; must match `most_parts` there
@@ -95,3 +96,27 @@ def join_trips(splits: int, n: int, blocks: int) -> int:
 def partial_bytes(splits: int, n: int, blocks: int) -> int:
     """Of partial sums, written and read."""
     return 0 if splits == 1 else 8 * splits * n * LANES * blocks
+
+
+def container_bits(b: int) -> int:
+    """Bits that hold a code: 2, 4, 8 or 16."""
+    return 2 if b <= 2 else 4 if b <= 4 else 8 if b <= 8 else 16
+
+
+def code_type(spec: CodebookSpec) -> str:
+    """The kernels' name of a code's type as formats have it."""
+    return "u8" if spec.config.b <= 8 else "u16"
+
+
+def split_launch(
+    product: Product[CodebookSpec], splits: int, scratch: Scratch, arguments: Structure, **launch: Any
+) -> Launch:
+    """A launch whose splits of K meet in the workspace as splits.cuh has it: partial sums right behind the counters, so
+    that they must be taken first (ValueError). Before the kernel's structure come x's rows and whether y is float32.
+    """
+    if splits > 1:
+        place = scratch.take("partial sums", (splits, product.n, LANES * row_blocks(product.spec)), np.float32)
+        if place.start != COUNTER_BYTES:
+            raise ValueError(f"partial sums at {place.start}: they must be the first that is taken of a workspace")
+    numbers = np.int32(product.n), np.int32(product.out_dtype == np.float32)
+    return Launch(arguments=(*numbers, arguments), **launch)

@@ -15,11 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.engines.cuda.model import Work
-from codegemm.engines.cuda.rows import COUNTER_BYTES, LANES, row_blocks
-from codegemm.formats.codebook import CodebookSpec
-from codegemm.kernel import Product
 
+X_TYPES = {"float16": "Half", "bfloat16": "Bfloat", "float32": "Float"}  # classes in floats.cuh
+COUNTER_BYTES = 1 << 16  # at a workspace's start: zero before and after every kernel; `most_row_blocks` in splits.cuh
 _ALIGNED = 256
+
+
+def instance(template: str, *arguments: Any) -> str:
+    """A template's instance, like psumbook<4, Half, true>: dtypes are x's classes, all else as C++ writes it."""
+
+    def text(argument: Any) -> str:
+        if isinstance(argument, np.dtype):
+            return X_TYPES[argument.name]
+        return str(argument).lower() if isinstance(argument, bool) else str(argument)
+
+    return f"{template}<{', '.join(map(text, arguments))}>"
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Array:
-    """An argument: the address of an array of the prepared weight, from a row of it on; null if there is none."""
+    """An argument: the address of an array of the prepared weight, from a row of it on."""
 
     name: str
     row: int = 0
@@ -94,8 +104,11 @@ def structure(dtype: np.dtype, *owners: Any, **values: Any) -> Structure:
     """A structure by its fields. One that isn't named is what the first owner (a spec, a cut) has of its name; a
     pointer is the array of its name."""
     names = dtype.names or ()
-    fields = {name: getattr(owner, name) for owner in reversed(owners) for name in names if hasattr(owner, name)}
-    fields |= {name: Array(name) for name in names if dtype[name] == np.uint64} | values
+    if unknown := values.keys() - set(names):
+        raise TypeError(f"a structure has no {', '.join(unknown)}; it has {', '.join(names)}")
+    pointers = {name: Array(name) for name in names if dtype[name] == np.uint64}
+    owned = {name: getattr(owner, name) for owner in reversed(owners) for name in names if hasattr(owner, name)}
+    fields = owned | pointers | values
     return Structure(dtype, tuple(fields[name] for name in names))
 
 
@@ -104,7 +117,8 @@ class Launch:
     """One start of a kernel: a template's instance in a source of kernels_cu.
 
     arguments: behind x, y and the workspace: NumPy's numbers, places, and what stands for the weight's arrays and
-    numbers. x, y: where it has those; None for the product's own.
+    numbers. x, y: where it has those; None for the product's own. dependent: whether it may start before the one before
+    it has ended, and waits for that itself (`engines/cuda/dependent.py`).
     """
 
     source: str
@@ -116,6 +130,7 @@ class Launch:
     work: Work
     x: Place | None = None
     y: Place | None = None
+    dependent: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,18 +145,6 @@ class Gemm:
 
 
 Step = Launch | Gemm
-
-
-def split_launch(
-    product: Product[CodebookSpec], splits: int, scratch: Scratch, arguments: Structure, **shape: Any
-) -> Launch:
-    """A launch whose splits of K meet in the workspace, as splits.cuh has it: partial sums behind the counters; before
-    the kernel's own structure the rows of x, and whether y is in float32."""
-    if splits > 1:
-        place = scratch.take("partial sums", (splits, product.n, LANES * row_blocks(product.spec)), np.float32)
-        assert place.start == COUNTER_BYTES, "partial sums are to be taken first"
-    numbers = np.int32(product.n), np.int32(product.out_dtype == np.float32)
-    return Launch(arguments=(*numbers, arguments), **shape)
 
 
 @dataclass(frozen=True)
