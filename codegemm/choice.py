@@ -93,9 +93,9 @@ def choose(
     kernels that aren't among the candidates are passed over.
     """
     wanted = (product,) if product.core is None else (product, product.core)
-    found = [(each, each.choices(tuned, crossovers)) for each in wanted]
+    recorded = [(each, each.choices(tuned, crossovers)) for each in wanted]
     for step in (0, 1):
-        for each, choices in found:
+        for each, choices in recorded:
             known = [c for c in choices[step] if c.kernel in estimates]
             if known:
                 return min(known, key=lambda c: _unlike(c, each)).kernel

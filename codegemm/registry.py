@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.devices import CPU, Device
+from codegemm.devices import CPU, FIRST_GPU, Device
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.extended import ExtendedSpec
 from codegemm.formats.names import spec_of
@@ -168,7 +168,7 @@ def _try(kernel: Kernel) -> None:
         product = Product.of(spec_of((256, 512), config), 1, np.float32)
         if multiplies(kernel, product.spec):
             try:
-                reason = kernel.refuses(product, CPU if kernel.engine == "cpu" else Device("cuda:0"))
+                reason = kernel.refuses(product, CPU if kernel.engine == "cpu" else FIRST_GPU)
             except Exception:
                 continue
             _checked(kernel, reason)

@@ -114,7 +114,7 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
             return self.many_rows.cost(product, device)
         spec, config, n = product.spec, product.spec.config, product.n
         narrow = config.b <= 8
-        codes = spec.out_features * spec.vectors * config.m * (1 if narrow else 2)
+        codes = spec.out_features * spec.vectors * config.m * spec.code_bytes
         tables = 4 * spec.vectors * config.m * config.centroids if narrow else 0
         books = config.m * config.centroids * config.v * (4 if narrow else 2)
         once = codes + books + tables + 2 * spec.out_features

@@ -141,7 +141,7 @@ def in_shared_memory(spec: CodebookSpec) -> bool:
 
 def lane_vectors(spec: CodebookSpec) -> int:
     """k-vectors of a lane in a chunk: their codes are whole loads of 16 bytes. Must match `Shape` in aqlm.cu."""
-    return 16 if spec.config.m * _code_bytes(spec) % 2 else 8
+    return 16 if spec.config.m * spec.code_bytes % 2 else 8
 
 
 def row_lanes(spec: CodebookSpec) -> int:
@@ -151,11 +151,7 @@ def row_lanes(spec: CodebookSpec) -> int:
 
 def code_bytes(spec: CodebookSpec) -> int:
     """Of all codes as they are stored."""
-    return spec.out_features * row_lanes(spec) * lane_vectors(spec) * spec.config.m * _code_bytes(spec)
-
-
-def _code_bytes(spec: CodebookSpec) -> int:
-    return 1 if spec.config.b <= 8 else 2
+    return spec.out_features * row_lanes(spec) * lane_vectors(spec) * spec.config.m * spec.code_bytes
 
 
 def shared_bytes(spec: CodebookSpec) -> int:

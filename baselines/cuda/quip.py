@@ -22,7 +22,18 @@ from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import START, Work, balance
-from codegemm.engines.cuda.steps import Gemm, Launch, Number, Place, Scratch, Step, Structure, instance, structure
+from codegemm.engines.cuda.steps import (
+    Array,
+    Gemm,
+    Launch,
+    Number,
+    Place,
+    Scratch,
+    Step,
+    Structure,
+    instance,
+    structure,
+)
 from codegemm.engines.cut import split
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
@@ -143,7 +154,7 @@ def _dequantize(product: Product[E8PSpec], first: int, end: int, dense: Place, g
 
 
 def _arguments(product: Product[E8PSpec], first_tile: int, count: int, **places: Place) -> Structure:
-    """A launch's structure for tiles of 16 rows."""
+    """A launch's structure for tiles of 16 rows, null for places that it doesn't use."""
     spec, n = product.spec, product.n
     return structure(
         ARGUMENTS,
@@ -153,7 +164,8 @@ def _arguments(product: Product[E8PSpec], first_tile: int, count: int, **places:
         batch=n,
         pairs=n <= PAIR_ROWS,
         residual_factor=Number("residual_factor"),
-        **({} if spec.bits > 2 else {"residual": 0}) | dict.fromkeys(("rotated", "sums", "dense"), 0) | places,
+        residual=Array("residual") if spec.bits > 2 else 0,
+        **{"rotated": 0, "sums": 0, "dense": 0} | places,
     )
 
 

@@ -49,6 +49,11 @@ class CodebookSpec(Spec):
         """k-vectors that share a scale."""
         return self.vectors // self.groups
 
+    @property
+    def code_bytes(self) -> int:
+        """Of an unpacked code, 1 or 2."""
+        return bits.code_dtype(self.config.b).itemsize
+
 
 class CodebookWeight(Weight):
     """W[r, j*v:(j+1)*v] = scales[r, j*v//g] * sum over c of codebooks[c, codes[r, j, c]].

@@ -129,7 +129,7 @@ def weight_bytes(spec: CodebookSpec) -> int:
     """Of codes, codebooks and scales as they are decoded."""
     config = spec.config
     books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
-    codes = spec.out_features * spec.vectors * config.m * (1 if config.b <= 8 else 2)
+    codes = spec.out_features * spec.vectors * config.m * spec.code_bytes
     return codes + books + 2 * spec.out_features * spec.groups
 
 

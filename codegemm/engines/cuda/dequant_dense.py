@@ -94,7 +94,7 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 def _dequantize(product: Product[CodebookSpec], part: int, first: int, dense: Place, gpu: Gpu) -> Launch:
     """Rebuilds rows of a part, from `first` on."""
     spec, config, (rows, k) = product.spec, product.spec.config, dense.shape
-    code_bytes, shared = (1 if config.b <= 8 else 2), in_shared_memory(spec, gpu)
+    shared = in_shared_memory(spec, gpu)
     lookups = rows * spec.vectors * config.m
     return Launch(
         SOURCE,
@@ -116,7 +116,7 @@ def _dequantize(product: Product[CodebookSpec], part: int, first: int, dense: Pl
             ),
         ),
         work=Work(
-            bytes_read=lookups * code_bytes + 2 * rows * spec.groups + codebook_bytes(spec),
+            bytes_read=lookups * spec.code_bytes + 2 * rows * spec.groups + codebook_bytes(spec),
             bytes_written=dense.nbytes,
             l2_bytes=0 if shared else 2 * lookups * config.v,
             # Random centroids meet in banks: about three wavefronts where one would do.

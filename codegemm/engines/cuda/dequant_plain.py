@@ -100,7 +100,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     v, m = spec.config.v, spec.config.m
     decoded = blocks * spec.vectors  # of 32 k-vectors
     return Work(
-        bytes_read=decoded * m * LANES * (1 if spec.config.b <= 8 else 2) + book_and_scale_bytes(spec)
+        bytes_read=decoded * m * LANES * spec.code_bytes + book_and_scale_bytes(spec)
         + product.x_bytes,
         bytes_written=product.y_bytes,
         l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(cut.splits, n, blocks),

@@ -105,7 +105,7 @@ def container_bits(b: int) -> int:
 
 def code_type(spec: CodebookSpec) -> str:
     """The kernels' name of a code's type as formats have it."""
-    return "u8" if spec.config.b <= 8 else "u16"
+    return f"u{8 * spec.code_bytes}"
 
 
 def split_launch(

@@ -34,7 +34,7 @@ def instance(template: str, *arguments: Any) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """An array in the workspace; as an argument, its first byte."""
+    """An array in the workspace; in a structure, its first byte."""
 
     start: int
     shape: tuple[int, ...]
@@ -116,7 +116,7 @@ def structure(dtype: np.dtype, *owners: Any, **values: Any) -> Structure:
 class Launch:
     """One start of a kernel: a template's instance in a source of kernels_cu.
 
-    arguments: behind x, y and the workspace: NumPy's numbers, places, and what stands for the weight's arrays and
+    arguments: behind x, y and the workspace: NumPy's numbers, structures, and what stands for the weight's arrays and
     numbers. x, y: where it has those; None for the product's own. dependent: whether it may start before the one before
     it has ended, and waits for that itself (`engines/cuda/dependent.py`).
     """
