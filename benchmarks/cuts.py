@@ -38,8 +38,8 @@ KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch]]] = {
 }
 PRODUCTS = [
     *(("psumbook", shape, config, n)
-      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (28672, 8192)) for config in ("m1v4g128", "m2v8g128")
-      for n in (1, 4)),
+      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096), (28672, 8192), (8192, 28672))
+      for config in ("m1v4g128", "m2v8g128") for n in (1, 4)),
     *(("dequant", shape, config, n)
       for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096)) for config in ("m1v4g128", "m2v8g128")
       for n in (16, 64)),

@@ -13,7 +13,8 @@
 //              +---+---+---+---+---+---+
 // More rows of x than registers hold sums of (N) are several passes over W, by thread blocks beside each other.
 //
-// Shared memory: tables, fragments of x of a chunk, powers of two of x; in the end a stage for y [warp][n][row].
+// Shared memory: tables, fragments of x of a chunk, powers of two of x; in the end a stage for y [warp][n][row]; what
+// the other blocks of a cluster send.
 #include "dequant_x.cuh"
 
 // A lane's codes of a k block for one block of 32 rows and one codebook: of rows 8 * tile + r and steps 0 .. 3.
@@ -252,17 +253,73 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
     }
 }
 
-// A warp's sums into y, or those of a split into the workspace. Where its rows are is worked out anew: registers don't
-// hold it through the loop.
+// What a warp's sums are written with. Where its rows are is worked out anew: registers don't hold it through the loop.
+template <class S>
+struct Written {
+    Slice slice;
+    int warp = ptx::warp(), stride = ptx::warps();
+    int first_n = blockIdx.y * S::n;
+
+    DEVICE explicit Written(const Dequant& w) {
+        u32 index = blockIdx.x;
+        ptx::keep(index);
+        slice = w.slices.at(index);
+    }
+
+    DEVICE int blocks() const { return slice.end_block - slice.first_block; }
+};
+
+// to(half, tile, even, odd), for what a lane has of a block of 32 rows and a tile of x: sums of row 8 * half + r of x
+// and rows 8 * tile + 2q and the next of W.
+template <class S, class To>
+DEVICE void for_each_piece(const Sums<S>& total, const RowScales& scales, int i, int t, To to) {
+#pragma unroll
+    for (int tile = 0; tile < 4; tile++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            to(half, tile, total.d[i][tile][t][2 * half] * (S::phases ? 1.0f : scales.even(tile)),
+               total.d[i][tile][t][2 * half + 1] * (S::phases ? 1.0f : scales.odd(tile)));
+}
+
+// A warp's sums into y, by the blocks of a cluster together. A piece is what `for_each_piece` has at a time.
+template <class S>
+DEVICE void add_in_cluster(const Sums<S>& total, void* y, int batch, int y_is_float, const Dequant& w) {
+    const Written<S> written(w);
+    const Output<typename S::x_type> out{y, batch, y_is_float, w.out_features, nullptr, written.slice};
+    const int rows = min(batch - written.first_n, S::n), sent = (rows + 7) / 8 * 4;
+    Cluster<float2> cluster{ptx::shared_memory() + w.received, S::n / 2};
+    cluster.wait_for_begin(written.warp);
+#pragma unroll
+    for (int i = 0; i < S::row_blocks; i++) {
+        const int block = written.warp + i * written.stride;
+        if (block >= written.blocks()) break;
+        RowScales scales;
+        if (!S::phases) scales.load_scales(w, written.slice.first_block + block);
+#pragma unroll
+        for (int t = 0; t < S::x_tiles; t++)
+            for_each_piece<S>(total, scales, i, t, [&](int half, int tile, float even, float odd) {
+                if (16 * t + 8 * half < rows) cluster.send((2 * t + half) * 4 + tile, make_float2(even, odd));
+            });
+        cluster.advance(written.stride);
+    }
+    cluster.wait(sent, written.blocks());
+    int owned = 0;
+    for (int block = cluster.rank; block < written.blocks(); block += cluster.size, owned++)
+        for (int piece = written.warp; piece < sent; piece += written.stride) {
+            const int n = piece / 4 * 8 + (ptx::lane() >> 2), row = piece % 4 * 8 + 2 * (ptx::lane() & 3);
+            const float2 sum = cluster.sum(piece, owned);
+            if (n >= rows) continue;
+            out.write(written.first_n + n, block, row, sum.x);
+            out.write(written.first_n + n, block, row + 1, sum.y);
+        }
+}
+
+// A warp's sums into y, or those of a split into the workspace.
 template <class S>
 DEVICE void write_sums(const Sums<S>& total, void* y, u8* workspace, int batch, int y_is_float, const Dequant& w) {
-    u32 index = blockIdx.x;
-    ptx::keep(index);
-    const Slice slice = w.slices.at(index);
-    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
-    const int warp = ptx::warp(), stride = ptx::warps();
-    const int blocks = slice.end_block - slice.first_block;
-    const int first_n = blockIdx.y * S::n, split = blockIdx.z;
+    const Written<S> written(w);
+    const int lane = ptx::lane(), warp = written.warp, stride = written.stride, first_n = written.first_n;
+    const Slice& slice = written.slice;
     const Output<typename S::x_type> out{y, batch, y_is_float, w.out_features, nullptr, slice};
     const Splits splits{workspace, int(gridDim.z), int(gridDim.z * gridDim.y), batch, w.row_blocks * lanes};
     const ptx::Shared stage = ptx::shared_memory() + warp * stage_bytes;
@@ -270,25 +327,20 @@ DEVICE void write_sums(const Sums<S>& total, void* y, u8* workspace, int batch, 
 #pragma unroll
     for (int i = 0; i < S::row_blocks; i++) {
         const int block = warp + i * stride;
-        if (block >= blocks) break;
+        if (block >= written.blocks()) break;
         RowScales scales;
         if (!S::phases) scales.load_scales(w, slice.first_block + block);
 #pragma unroll
         for (int t = 0; t < S::x_tiles; t++) {
-#pragma unroll
-            for (int tile = 0; tile < 4; tile++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int n = 8 * half + r, row = 8 * tile + 2 * q;
-                    const float even = total.d[i][tile][t][2 * half] * (S::phases ? 1.0f : scales.even(tile));
-                    const float odd = total.d[i][tile][t][2 * half + 1] * (S::phases ? 1.0f : scales.odd(tile));
-                    if (splits.count == 1) {
-                        ptx::shared_store(stage + 4 * (n * stage_words + row), make_float2(even, odd));
-                    } else if (first_n + 16 * t + n < batch) {
-                        float* to = splits.place(split, first_n + 16 * t + n, slice.first_block + block, row);
-                        ptx::store(reinterpret_cast<float2*>(to), make_float2(even, odd));
-                    }
+            for_each_piece<S>(total, scales, i, t, [&](int half, int tile, float even, float odd) {
+                const int n = 8 * half + (lane >> 2), row = 8 * tile + 2 * (lane & 3);
+                if (splits.count == 1) {
+                    ptx::shared_store(stage + 4 * (n * stage_words + row), make_float2(even, odd));
+                } else if (first_n + 16 * t + n < batch) {
+                    float* to = splits.place(blockIdx.z, first_n + 16 * t + n, slice.first_block + block, row);
+                    ptx::store(reinterpret_cast<float2*>(to), make_float2(even, odd));
                 }
+            });
             if (splits.count > 1) continue;
             // Lane = row, so that a row of y is written as a whole.
             ptx::sync_warp();
@@ -325,7 +377,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     const u16* books = w.codebooks + size_t(slice.part) * (S::m * S::centroids * S::v);
     const Centroids<S> centroids{tables, u32(S::v == 4 ? lane % 16 * 8 : lane % 8 * 16), books};
 
-    // What the tables are made of comes first, then the first codes, then all others: memory serves in turn.
+    // What the tables are made of comes first, then the first codes, then a few more: memory serves in turn.
     Copies<S> copied;
     if constexpr (S::shared) copied.load(books, threadIdx.x);
     constexpr int code_bytes = lanes * S::code_words * 4;  // of 32 rows in a k block, for each codebook
@@ -342,8 +394,9 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         turn_codes += S::books * row_bytes;
     };
     if (S::ahead) load_turn(next);
-    for (int i = threadIdx.x; i < (end - first) * S::m; i += blockDim.x)
+    for (int i = threadIdx.x; i < min(end - first, prefetched_blocks) * S::m; i += blockDim.x)
         ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
+    Cluster<float2>{ptx::shared_memory() + w.received, S::n / 2}.begin();
     if constexpr (S::shared) copied.finish(books, tables);
     // Scales of the group under way, and of the next, which are asked for before that one begins where registers allow.
     RowScales scales[S::row_blocks], next_scales[S::row_blocks];
@@ -425,7 +478,10 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         }
     }
 
-    write_sums<S>(total, y, workspace, batch, y_is_float, w);
+    if (ptx::cluster_size() > 1)
+        add_in_cluster<S>(total, y, batch, y_is_float, w);
+    else
+        write_sums<S>(total, y, workspace, batch, y_is_float, w);
 }
 
 #define ENTRY(name, ...)                                                                    \

@@ -19,6 +19,7 @@
 constexpr int line_bytes = 256;
 constexpr int steps = 4;                           // of a k block
 constexpr int block_vectors = 4 * steps;           // k-vectors of a k block
+constexpr int prefetched_blocks = 4;               // k blocks, of a split: more would stand in the way of all else
 constexpr int most_prefetched = 64 << 10;          // bytes of each k block and codebook
 constexpr int stage_words = 40;                    // of a row of x: with 32, all would meet in the same banks
 constexpr int stage_bytes = 16 * stage_words * 4;  // of a warp
@@ -37,6 +38,7 @@ struct Dequant {
     int group_blocks;    // k blocks that share a scale, where a k block has one
     int group_vectors;   // k-vectors of a group
     int padded_vectors;  // the same, filled up
+    int received;        // where in shared memory a cluster's blocks send their sums
     Slices slices;       // gridDim.x of them, by gridDim.y passes of N rows of x, by gridDim.z splits
 };
 

@@ -12,7 +12,7 @@
 //              +---+---+---+---+---+---+
 //
 // Shared memory: tables [unit of a tile][centroid][256 bytes], unscale [unit][position row][n] (n > 1),
-// sums [block of 32 rows][n][lane].
+// sums [block of 32 rows][n][lane], and what the other blocks of a cluster send.
 #include "psumbook_build.cuh"
 #include "psumbook_gather.cuh"
 #include "splits.cuh"
@@ -31,13 +31,15 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
 
     const ptx::Shared tables = ptx::shared_memory();
     const ptx::Shared unscale = tables + w.units_per_tile * S::table_bytes;
-    const ptx::Shared sums = unscale + (N > 1 ? w.units_per_tile * ROWS * N * 4 : 0) + ptx::lane() * 4;
+    const ptx::Shared first_sum = unscale + (N > 1 ? w.units_per_tile * ROWS * N * 4 : 0);
+    const ptx::Shared sums = first_sum + ptx::lane() * 4;
+    Cluster<float> cluster{first_sum + blocks * (N * lanes * 4), N};
 
-    // What the first tables are made of comes first, then the first codes, then all others: memory serves in turn.
+    // What the first tables are made of comes first, then the first codes: memory serves in turn.
     const auto* rows = static_cast<const typename X::storage*>(x);
-    const bool has_item = warp < min(w.units_per_tile, end_unit - first_unit) * ROWS * Item<S>::row_tiles;
-    Item<S> item;
-    if (Item<S>::fits && has_item) item.load_centroids(w, slice.part, first_unit, warp);
+    const int first_units = min(w.units_per_tile, end_unit - first_unit);
+    Items<S> items{warp};
+    items.load_centroids(w, slice.part, first_unit, first_units);
     const Offsets offsets = Offsets::of<S>(ptx::lane());
     Codes<S> codes;
     Scales<S> scales;
@@ -46,23 +48,22 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
         codes.load_codes(w, cursor.codes);
         if (S::scales_ahead) scales.load_scales(w, cursor.scales);
     }
-    const size_t row_bytes = size_t(w.row_blocks) * S::block_bytes;
-    if (threadIdx.x < (end_unit - first_unit) * ROWS)
-        ptx::prefetch(
-            w.codes + (first_unit * ROWS + int(threadIdx.x)) * row_bytes + size_t(slice.first_block) * S::block_bytes,
-            min(blocks * S::block_bytes, most_prefetched));
+    cluster.begin();  // a branch, over which the compiler moves no load: else it would behind the wait
     ptx::wait_for_previous();
-    if (Item<S>::fits && has_item) item.load_x(w, rows, batch, first_unit, warp);
+    items.load_x(w, rows, batch, first_unit, first_units);
 
+    const Output<X> out{y, batch, y_is_float, w.out_features, PHASES ? nullptr : w.scales, slice};
+    const Splits splits{workspace, w.partials, w.partials, batch, w.row_blocks * lanes};
     for (int tile = first_unit; tile < end_unit; tile += w.units_per_tile) {
         const int tile_end = min(tile + w.units_per_tile, end_unit);
         if (tile > first_unit) ptx::sync_block();
-        build<S>(tables, unscale, w, rows, batch, slice.part, tile, tile_end - tile, item,
-                 Item<S>::fits && tile == first_unit);
+        items.build(tables, unscale, w, rows, batch, slice.part, tile, tile_end - tile, tile == first_unit);
         ptx::sync_block();
         for (int unit = tile; unit < tile_end; unit++) {
             const u32 unit_bits = u32(unit - tile) * (0x01010101u << B);
             const Cursor<S> next_unit = Cursor<S>::at(w, unit + 1, slice.first_block + warp);
+            const bool sends = unit + 1 == end_unit && cluster.size > 1;
+            if (sends) cluster.wait_for_begin(warp);
             for (int block = warp; block < blocks; block += stride) {
                 // The next codes travel while these are looked up.
                 if (!S::scales_ahead) scales.load_scales(w, cursor.scales);
@@ -83,25 +84,39 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
                     for (int n = 0; n < N; n++) total[n] = ptx::shared_load<float>(sum + n * (lanes * 4));
                 }
                 gather<S>(total, tables, unit_bits, unscale + (unit - tile) * (ROWS * N * 4), offsets, codes, scales);
+                if (sends) {
 #pragma unroll
-                for (int n = 0; n < N; n++) ptx::shared_store(sum + n * (lanes * 4), total[n]);
+                    for (int n = 0; n < N; n++)
+                        if (n < batch) cluster.send(n, total[n]);
+                    cluster.advance(stride);
+                } else {
+#pragma unroll
+                    for (int n = 0; n < N; n++) ptx::shared_store(sum + n * (lanes * 4), total[n]);
+                }
                 codes = next_codes;
                 if (S::scales_ahead) scales = next_scales;
             }
         }
     }
 
-    const Output<X> out{y, batch, y_is_float, w.out_features, PHASES ? nullptr : w.scales, slice};
-    const Splits splits{workspace, int(gridDim.y), int(gridDim.y), batch, w.row_blocks * lanes};
-    for (int block = warp; block < blocks; block += stride)
+    // Of blocks of rows, those whose sums end up in this thread block.
+    const int first = cluster.rank + warp * cluster.size, step = stride * cluster.size;
+    float scale = 1;
+    if (first < blocks) scale = out.scale(first, ptx::lane());
+    if (cluster.size > 1) cluster.wait(batch, blocks);
+    int owned = warp;
+    for (int block = first; block < blocks; block += step, owned += stride) {
+        if (block > first) scale = out.scale(block, ptx::lane());
         for (int n = 0; n < batch; n++) {
-            const float total = ptx::shared_load<float>(sums + (block * N + n) * (lanes * 4));
+            const float total = cluster.size > 1 ? cluster.sum(n, owned)
+                                                 : ptx::shared_load<float>(sums + (block * N + n) * (lanes * 4));
             if (splits.count == 1)
-                out.write(n, block, ptx::lane(), total);
+                out.write(n, block, ptx::lane(), total * scale);
             else
-                ptx::store(splits.place(blockIdx.y, n, slice.first_block + block, ptx::lane()), total);
+                ptx::store(splits.place(ptx::cluster_index(), n, slice.first_block + block, ptx::lane()), total);
         }
-    if (splits.count > 1) splits.finish(out, warp, stride);
+    }
+    if (splits.count > 1) splits.finish(out, first, step);
 }
 
 constexpr int most_threads = 16 * lanes;  // 128 registers each

@@ -72,6 +72,12 @@ struct Operand {
     float unscale;
 
     DEVICE void convert(const Quarter<S> (&x)[S::quarters]) {
+        if constexpr (exact && S::v % 4 == 0) {
+            unscale = 1;
+#pragma unroll
+            for (int h = 0; h < S::quarters; h++) pairs[0][h] = x[h].four.pairs;
+            return;
+        }
         float4 f[S::quarters];
 #pragma unroll
         for (int h = 0; h < S::quarters; h++) f[h] = x[h].widen();
@@ -119,20 +125,22 @@ DEVICE void store_entries(ptx::Shared address, const float (&d)[S::n][4], int fr
 template <class S>
 struct Item {
     static constexpr int row_tiles = S::centroids < 16 ? 1 : S::centroids / 16;  // of 16 centroids, in a position row
-    static constexpr bool fits = S::n * S::quarters <= 4;  // registers, beside codes that are under way
+    // Of a warp, that registers hold beside codes that are under way.
+    static constexpr int ahead = S::n * S::quarters <= 2 ? 2 : S::n * S::quarters <= 4 ? 1 : 0;
 
     uint2 upper[S::quarters], lower[S::quarters];  // centroids r and r + 8
     Quarter<S> x[S::n][S::quarters];
 
     DEVICE void load_centroids(const Psumbook& w, int part, int first_unit, int item) {
-        const int centroid = item % row_tiles * 16 + (ptx::lane() >> 2), last = S::centroids - 1;
-        const int position_row = first_unit * S::rows + item / row_tiles;
+        constexpr int last = S::centroids - 1;  // of tables of fewer than 16 centroids
+        const int centroid = u32(item) % row_tiles * 16 + (ptx::lane() >> 2);
+        const int position_row = first_unit * S::rows + int(u32(item) / row_tiles);
         const u16* book = w.codebooks + size_t(part * S::m + position_row % S::m) * S::centroids * S::quarters * 4;
 #pragma unroll
         for (int h = 0; h < S::quarters; h++) {
             const auto* from = reinterpret_cast<const uint2*>(book) + h;
-            upper[h] = ptx::load_in_order(from + (centroid < last ? centroid : last) * S::quarters);
-            lower[h] = ptx::load_in_order(from + (centroid + 8 < last ? centroid + 8 : last) * S::quarters);
+            upper[h] = ptx::load_in_order(from + (last >= 15 ? centroid : min(centroid, last)) * S::quarters);
+            lower[h] = ptx::load_in_order(from + (last >= 15 ? centroid + 8 : min(centroid + 8, last)) * S::quarters);
         }
     }
 
@@ -144,7 +152,7 @@ struct Item {
 
     DEVICE void load_row(const Psumbook& w, const typename S::x_type::storage* rows, int batch, int first_unit,
                          int item, int n) {
-        const int position_row = first_unit * S::rows + item / row_tiles;
+        const int position_row = first_unit * S::rows + int(u32(item) / row_tiles);
         const int vector = position_row / S::m * 32 + 8 * (ptx::lane() & 3) + (ptx::lane() >> 2);
 #pragma unroll
         for (int h = 0; h < S::quarters; h++)
@@ -153,48 +161,90 @@ struct Item {
     }
 };
 
-// The tables of `units` units from `first_unit` on, at `tables`; `unscale` [unit][position row][n] behind them for n
-// > 1. All threads of the block take part; who reads the tables synchronises first. ahead: the warp's first item, if it
-// is loaded.
+// The entries of an item into the tables; lines of `unscale` [unit][position row][n] for n > 1.
 template <class S>
-DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, const typename S::x_type::storage* x,
-                  int batch, int part, int first_unit, int units, const Item<S>& ahead, bool is_loaded) {
+DEVICE void store_item(ptx::Shared tables, ptx::Shared unscale, const Item<S>& item, const Operand<S> (&operands)[S::n],
+                       int place, float table_scale) {
     constexpr int row_tiles = Item<S>::row_tiles;
     const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
-
-    for (int place = ptx::warp(); place < units * S::rows * row_tiles; place += ptx::warps()) {
-        const int row = place / row_tiles, centroid = place % row_tiles * 16 + r;
-        Item<S> item = ahead;
-        if (!is_loaded) item.load_centroids(w, part, first_unit, place);
-        Operand<S> operands[S::n];
+    const int row = u32(place) / row_tiles, centroid = u32(place) % row_tiles * 16 + r;
+    if (S::n > 1 && place % row_tiles == 0 && lane == 0)
 #pragma unroll
-        for (int n = 0; n < S::n; n++) {
-            if (!is_loaded) item.load_row(w, x, batch, first_unit, place, n);
-            operands[n].convert(item.x[n]);
-            if (S::n > 1 && place % row_tiles == 0 && lane == 0)
-                ptx::shared_store(unscale + 4 * (row * S::n + n), operands[n].unscale / w.table_scale);
-        }
-        is_loaded = false;
-        const float factor = S::n == 1 ? operands[0].unscale : w.table_scale;
-        const ptx::Shared to = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
+        for (int n = 0; n < S::n; n++)
+            ptx::shared_store(unscale + 4 * (row * S::n + n), operands[n].unscale / table_scale);
+    const float factor = S::n == 1 ? operands[0].unscale : table_scale;
+    const ptx::Shared to = tables + row / S::rows * S::table_bytes + row % S::rows * 128 + centroid * line_bytes;
 #pragma unroll(S::n* S::quarters* Operand<S>::parts > 2 ? 1 : 4)  // enough of them are in flight; registers are not
-        for (int s = 0; s < 4; s++) {
-            const int octet = (s + r) & 3;
-            const bool kept = q == octet;
-            float d[S::n][4] = {};
+    for (int s = 0; s < 4; s++) {
+        const int octet = (s + r) & 3;
+        const bool kept = q == octet;
+        float d[S::n][4] = {};
 #pragma unroll
-            for (int h = 0; h < S::quarters; h++) {
-                const u32 a0 = kept ? item.upper[h].x : 0, a1 = kept ? item.lower[h].x : 0;
-                const u32 a2 = kept ? item.upper[h].y : 0, a3 = kept ? item.lower[h].y : 0;
+        for (int h = 0; h < S::quarters; h++) {
+            const u32 a0 = kept ? item.upper[h].x : 0, a1 = kept ? item.lower[h].x : 0;
+            const u32 a2 = kept ? item.upper[h].y : 0, a3 = kept ? item.lower[h].y : 0;
 #pragma unroll
-                for (int n = 0; n < S::n; n++)
+            for (int n = 0; n < S::n; n++)
 #pragma unroll
-                    for (int p = 0; p < Operand<S>::parts; p++)
-                        ptx::mma(d[n], a0, a1, a2, a3, operands[n].pairs[p][h].x, operands[n].pairs[p][h].y);
-            }
-            const ptx::Shared entries = to + (8 * octet + 2 * q) * S::entry_bytes;
-            if (S::centroids >= 8 || centroid < S::centroids) store_entries<S>(entries, d, 0, factor);
-            if (S::centroids >= 16) store_entries<S>(entries + 8 * line_bytes, d, 2, factor);
+                for (int p = 0; p < Operand<S>::parts; p++)
+                    ptx::mma(d[n], a0, a1, a2, a3, operands[n].pairs[p][h].x, operands[n].pairs[p][h].y);
         }
+        const ptx::Shared entries = to + (8 * octet + 2 * q) * S::entry_bytes;
+        if (S::centroids >= 8 || centroid < S::centroids) store_entries<S>(entries, d, 0, factor);
+        if (S::centroids >= 16) store_entries<S>(entries + 8 * line_bytes, d, 2, factor);
     }
 }
+
+// A warp's items of a tile. Of the block's first tile some are loaded long before they are wanted: their centroids
+// when the kernel starts, their x when it may be read.
+template <class S>
+struct Items {
+    static constexpr int ahead = Item<S>::ahead;
+
+    int warp;
+    Item<S> item[ahead ? ahead : 1];
+
+    DEVICE int place(int i) const { return warp + i * ptx::warps(); }
+    DEVICE bool exists(int i, int units) const { return place(i) < units * S::rows * Item<S>::row_tiles; }
+
+    DEVICE void load_centroids(const Psumbook& w, int part, int first_unit, int units) {
+#pragma unroll
+        for (int i = 0; i < ahead; i++)
+            if (exists(i, units)) item[i].load_centroids(w, part, first_unit, place(i));
+    }
+
+    DEVICE void load_x(const Psumbook& w, const typename S::x_type::storage* x, int batch, int first_unit, int units) {
+#pragma unroll
+        for (int i = 0; i < ahead; i++)
+            if (exists(i, units)) item[i].load_x(w, x, batch, first_unit, place(i));
+    }
+
+    // The tables of `units` units from `first_unit` on, at `tables`, and `unscale` behind them. All threads of the
+    // block take part; who reads the tables synchronises first. are_loaded: what is ahead.
+    DEVICE void build(ptx::Shared tables, ptx::Shared unscale, const Psumbook& w, const typename S::x_type::storage* x,
+                      int batch, int part, int first_unit, int units, bool are_loaded) {
+        if (!are_loaded) {
+            load_centroids(w, part, first_unit, units);
+            load_x(w, x, batch, first_unit, units);
+        }
+#pragma unroll
+        for (int i = 0; i < ahead; i++) {
+            if (!exists(i, units)) return;
+            Operand<S> operands[S::n];
+#pragma unroll
+            for (int n = 0; n < S::n; n++) operands[n].convert(item[i].x[n]);
+            store_item<S>(tables, unscale, item[i], operands, place(i), w.table_scale);
+        }
+        for (int i = ahead; exists(i, units); i++) {
+            Item<S> next;
+            next.load_centroids(w, part, first_unit, place(i));
+            Operand<S> operands[S::n];
+#pragma unroll
+            for (int n = 0; n < S::n; n++) {
+                next.load_row(w, x, batch, first_unit, place(i), n);
+                operands[n].convert(next.x[n]);
+            }
+            store_item<S>(tables, unscale, next, operands, place(i), w.table_scale);
+        }
+    }
+};

@@ -8,14 +8,22 @@
 struct Offsets {
     u32 word[11];
 
+    // Three bytes at once: positions are below 32, so that their sums don't carry.
     template <class S>
     DEVICE static Offsets of(int lane) {
+        constexpr u32 each = 0x010101, inside = S::phase_steps - 1, turns = 31 & ~inside;
+        const u32 low = (u32(lane) & inside) * each, high = (u32(lane) & turns) * each;
         Offsets offsets;
 #pragma unroll
-        for (int i = 0; i < 11; i++) offsets.word[i] = 0;
+        for (int i = 0; i < 11; i++) {
+            u32 steps = 0;
 #pragma unroll
-        for (int step = 0; step < 32; step++)
-            offsets.word[step / 3] |= u32(S::position(lane, step) * S::entry_bytes) << step % 3 * 8;
+            for (int k = 0; k < 3; k++) steps |= u32(3 * i + k) << 8 * k;
+            const u32 position =
+                ((low + (steps & inside * each)) & inside * each) | ((high + (steps & turns * each)) & turns * each);
+            offsets.word[i] = (i < 10 ? position : position & 0xffff) * S::entry_bytes;
+            ptx::keep(offsets.word[i]);  // the loop must not compute it anew
+        }
         return offsets;
     }
 

@@ -19,7 +19,6 @@
 #include "splits.cuh"
 
 constexpr int line_bytes = 256;
-constexpr int most_prefetched = 64 << 10;  // bytes of each position row
 
 // Everything about a product but x and y.
 struct Psumbook {
@@ -33,6 +32,7 @@ struct Psumbook {
     int units;            // of the whole of K
     int units_per_tile;   // whose tables are in shared memory together, at most 256 >> b
     int units_per_split;  // that one thread block sums up
+    int partials;         // sums that meet in the workspace, of each row: one of every cluster of splits
     float table_scale;    // a power of two that brings fp16 entries into range
     Slices slices;        // gridDim.x of them
 };

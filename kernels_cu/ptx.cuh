@@ -56,6 +56,10 @@ DEVICE void shared_load(Shared address, u32& value) {
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
 }
 
+DEVICE void shared_load(Shared address, float2& value) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "r"(address));
+}
+
 DEVICE void shared_load(Shared address, uint2& value) {
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
 }
@@ -211,6 +215,97 @@ DEVICE void sync_block() {
 }
 DEVICE void sync_warp() {
     __syncwarp();
+}
+
+// ---- between the thread blocks of a cluster, where there are clusters; else a block is one of its own
+
+DEVICE int cluster_size() {
+    u32 size = 1;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+    return int(size);
+}
+
+DEVICE int cluster_rank() {
+    u32 rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return int(rank);
+}
+
+// Of the clusters that share a slice: along the grid's last axis, on which they lie.
+DEVICE int cluster_index() {
+    u32 y = blockIdx.y, z = blockIdx.z;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%clusterid.y;" : "=r"(y));
+    asm("mov.u32 %0, %%clusterid.z;" : "=r"(z));
+#endif
+    return int(gridDim.z > 1 ? z : y);
+}
+
+// Every thread of every block arrives and, before it touches the others' shared memory, waits until all have.
+DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+// One thread, before it arrives: eight bytes that count what is sent to this block.
+DEVICE void make_counter(Shared counter) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(counter) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+// One thread: how many bytes there will be.
+DEVICE void expect(Shared counter, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(counter), "r"(bytes) : "memory");
+#endif
+}
+
+// To the block of that rank, at the address and the counter that are its own for these.
+DEVICE void send(Shared address, Shared counter, int rank, float value) {
+#if __CUDA_ARCH__ >= 900
+    u32 there, counted;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(counter), "r"(rank));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(there), "f"(value),
+                 "r"(counted)
+                 : "memory");
+#endif
+}
+
+DEVICE void send(Shared address, Shared counter, int rank, float2 value) {
+#if __CUDA_ARCH__ >= 900
+    u32 there, counted;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(counter), "r"(rank));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(there),
+                 "f"(value.x), "f"(value.y), "r"(counted)
+                 : "memory");
+#endif
+}
+
+// Until all that was expected there has come.
+DEVICE void wait_for_sent(Shared counter) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n"
+        "@!done bra again;\n"
+        "}" ::"r"(counter)
+        : "memory");
+#endif
 }
 
 template <class T>

@@ -45,6 +45,8 @@ def test_kernels_let_the_next_start_and_wait_before_they_end(kernel, arch, tmp_p
         return next(place for place, line in enumerate(listing) if re.search(rf"\b{opcode}\b", line))
 
     assert first("PREEXIT") < first("ACQBULK") < first("EXIT")
+    if kernel[0] == "psumbook.cu":  # two centroids of two items, codes of two position rows, and their scales
+        assert sum("LDG" in line for line in listing[: first("ACQBULK")]) == 4 + 4 + 2
     # Loads, or a prefetch, of what no other kernel writes.
     asked = first("(LDG|UBLKPF)")
     assert first("PREEXIT") < asked

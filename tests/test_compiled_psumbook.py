@@ -72,8 +72,10 @@ def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp
     path.write_bytes(compiler.compile_instance(launch.source, launch.instance, arch)[0])
     lookups = 32 * cut.rows
     loop = sass.smallest_loop(path, "LDS", lookups)
-    assert loop["PRMT"] == lookups
-    assert loop.total() <= 4 * lookups, loop
+    # Where there are clusters, what the last unit does is in the loop, too: it sends sums in place of storing them.
+    sends = arch >= 90
+    assert lookups <= loop["PRMT"] <= lookups + 2 * sends
+    assert loop.total() <= 4 * lookups + 28 * sends, loop
 
 
 def test_entry_names():

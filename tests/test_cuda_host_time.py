@@ -50,6 +50,7 @@ class Driver:
         subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", library_file, folder / "driver.cpp"], check=True)
         made = ctypes.CDLL(str(library_file))
         self.cuLaunchKernelEx = made.cuLaunchKernelEx
+        self.cuFuncSetAttribute = lambda *_: 0
         self.buffer = ctypes.create_string_buffer(1 << 20)
         length = ctypes.c_int.in_dll(made, "length")
         per_byte = []

@@ -3,7 +3,6 @@
 import ctypes
 import threading
 import types
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from codegemm.engines.cuda import dependent, library
 
 cupy = pytest.importorskip("cupy")
 
-GPU = replace(emulate.SMALL_GPU, arch=90)
+ARCH = 90
 
 
 class Driver:
@@ -23,13 +22,14 @@ class Driver:
     status = 0
 
     def __init__(self):
-        self.launches = []
+        self.launches, self.allowed = [], []
 
     def cuLaunchKernelEx(self, config, function, arguments, extra):
         data = ctypes.string_at(ctypes.addressof(config._obj), 56)
         numbers = np.frombuffer(data[:28], np.uint32)
         stream, attributes = np.frombuffer(data[32:48], np.uint64)
-        attribute = np.frombuffer(ctypes.string_at(int(attributes), 72), np.int32)
+        count = np.frombuffer(data[48:52], np.uint32)[0]
+        listed = np.frombuffer(ctypes.string_at(int(attributes), 72 * count), np.int32).reshape(count, 18)
         values = [ctypes.c_uint64.from_address(pointer).value for pointer in arguments[:3]]
         constants = [ctypes.c_int32.from_address(pointer).value for pointer in arguments[3:]]
         self.launches.append(
@@ -38,8 +38,7 @@ class Driver:
                 "block": tuple(numbers[3:6]),
                 "shared": numbers[6],
                 "stream": stream,
-                "count": np.frombuffer(data[48:52], np.uint32)[0],
-                "attribute": (attribute[0], attribute[2]),
+                "attributes": {attribute[0]: tuple(attribute[2:5]) for attribute in listed},
                 "function": function.value,
                 "arrays": values,
                 "constants": constants,
@@ -47,6 +46,10 @@ class Driver:
             }
         )
         return self.status
+
+    def cuFuncSetAttribute(self, function, attribute, value):
+        self.allowed.append((function.value, attribute, value))
+        return 0
 
 
 @pytest.fixture
@@ -75,23 +78,32 @@ def on_gpu(array):
 
 def launch_one(stream=None):
     arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
-    launch = dependent.dependent(kernel(), GPU).bound((1,), (32,), 0, ())
+    launch = dependent.dependent(kernel(), ARCH).bound((1,), (32,), 0, 1, ())
     launch(*arrays, stream)
     return launch, arrays
 
 
 def test_what_the_driver_is_given(driver):
-    made = dependent.dependent(kernel(), GPU)
+    made = dependent.dependent(kernel(), ARCH)
     arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
     constants = (library.constant(np.int32(5)), library.constant(np.int32(-7)))
-    made.bound((8, 16), (512,), 72704, constants)(*arrays, Stream(99))
+    made.bound((8, 16), (512,), 72704, 1, constants)(*arrays, Stream(99))
     [launch] = driver.launches
     assert (launch["grid"], launch["block"]) == ((8, 16, 1), (512, 1, 1))
     assert (launch["shared"], launch["stream"], launch["function"], launch["extra"]) == (72704, 99, 0x1234, None)
-    assert (launch["count"], launch["attribute"]) == (1, (6, 1))  # programmatic stream serialization, allowed
+    assert launch["attributes"] == {6: (1, 0, 0)}  # programmatic stream serialization, allowed
     assert launch["arrays"] == [array.data.ptr for array in arrays]
     assert launch["constants"] == [5, -7]
     assert made.num_regs == 77  # as CuPy's kernel has it
+
+
+@pytest.mark.parametrize(("grid", "shape"), [((7, 32), (1, 16, 1)), ((7, 1, 32), (1, 1, 16)), ((32,), (16, 1, 1))])
+def test_clusters_lie_along_the_last_axis(driver, grid, shape):
+    arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
+    dependent.dependent(kernel(), ARCH).bound(grid, (512,), 0, 16, ())(*arrays, Stream(1))
+    [launch] = driver.launches
+    assert launch["attributes"] == {6: (1, 0, 0), 4: shape}  # cluster dimension
+    assert driver.allowed == [(0x1234, 14, 1)]  # of any size
 
 
 def test_layouts_are_the_drivers():
@@ -135,13 +147,13 @@ def test_a_refusal_names_the_kernel(driver):
 
 def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):
     plain = kernel()
-    assert dependent.dependent(plain, replace(GPU, arch=89)) is plain
+    assert dependent.dependent(plain, 89) is plain
     dependent.unavailable.cache_clear()
     monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12020)
-    assert dependent.dependent(plain, GPU) is plain
+    assert dependent.dependent(plain, ARCH) is plain
     dependent.unavailable.cache_clear()
     monkeypatch.setattr(dependent, "_driver", lambda: types.SimpleNamespace())
-    assert dependent.dependent(plain, GPU) is plain
+    assert dependent.dependent(plain, ARCH) is plain
     assert "too old" in dependent.unavailable()
 
     def missing():
@@ -149,4 +161,4 @@ def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):
 
     dependent.unavailable.cache_clear()
     monkeypatch.setattr(dependent, "_driver", missing)
-    assert dependent.dependent(plain, GPU) is plain
+    assert dependent.dependent(plain, ARCH) is plain

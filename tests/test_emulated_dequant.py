@@ -220,6 +220,28 @@ def test_emulated_joins_add_splits_in_their_order(n, make_weight, rng):
     assert np.array_equal(out, total)
 
 
+@pytest.mark.parametrize("cluster", [2, 5, 8])
+@pytest.mark.parametrize(("config", "n"), [("m1v4g128", 5), ("m2v8g-1", 20), ("m1v4g128", 40)])
+def test_emulated_clusters(config, n, cluster, make_weight, rng):
+    """All splits of a slice, with several rows of x and passes over W, parts, and rows that fill no block."""
+    weight = make_weight(70, 64 * 8 * cluster, config, 2)
+    gpu = dataclasses.replace(emulate.SMALL_GPU, multiprocessors=64, clusters=4)
+    product = Product.of(weight.spec, n, np.float16, np.float32)
+    cut = next(c for c in candidates(weight.spec, n, gpu) if c.cluster == cluster)
+    # More blocks of rows than a warp has, and fewer than the cluster.
+    cut = dataclasses.replace(cut, warps=4, slices=rows.slices(weight.spec, 3))
+    x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+    results = []
+    for order in emulate.ORDERS:
+        y, report = multiply(weight, x, steps=emulate.cut_steps(dequant_fast, product, cut, gpu), order=order)
+        assert error(y, Truth(x, weight)) <= TOLERANCE["float16"]
+        eights = sum(-(-min(cut.batch, n - first) // 8) for first in range(0, n, cut.batch))  # of rows of x
+        assert report.events["sent"] == cut.splits * 32 * sum(rows.part_blocks(weight.spec)) * 8 * eights
+        assert "atomic" not in report.events
+        results.append(y)
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
 def test_joins_of_many_splits_and_rows_of_x_wait_sixteen_times():
     """4096 x 14336: 32 splits, 16 rows of x, two blocks of rows a warp; one row of x at a time it would be 128."""
     assert rows.join_trips(32, 16, 2) == 16

@@ -1,7 +1,9 @@
 """The CUDA Psumbook kernel in the emulator: results, counters, barriers."""
 
 import random
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from codegemm import arrays, kernels_cu
 from codegemm.engines.cuda import compiler, psumbook, rows
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
-from codegemm.engines.cuda.psumbook_cut import candidates, cut_for
+from codegemm.engines.cuda.psumbook_cut import candidates, cut_for, shared_bytes
 from codegemm.kernel import Product
 
 KERNEL = psumbook.Psumbook()
@@ -58,12 +60,27 @@ def tolerance(cut, outputs):
     return TOLERANCE[cut.batch] * (2 if outputs < 64 and cut.batch > 1 else 1)
 
 
-def multiply(weight, x, cut=None, out_dtype=np.float32, **options):
+def multiply(weight, x, cut=None, out_dtype=np.float32, gpu=emulate.SMALL_GPU, **options):
     """The emulated product, cut so or as the kernel does, and the report."""
     product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
-    steps = None if cut is None else emulate.cut_steps(psumbook, product, cut)
-    y, [report] = emulate.multiply(KERNEL, weight, x, out_dtype, steps=steps, **options)
+    steps = None if cut is None else emulate.cut_steps(psumbook, product, cut, gpu)
+    y, [report] = emulate.multiply(KERNEL, weight, x, out_dtype, gpu, steps, **options)
     return y, report
+
+
+def cluster_cut(spec, n, cluster, partials):
+    """All rows in a slice, and K in clusters of that size, so many of them."""
+    cut, blocks = cut_for(spec, n, emulate.SMALL_GPU), sum(rows.part_blocks(spec))
+    assert cut.units % (cluster * partials) == 0
+    return replace(
+        cut,
+        units_per_tile=1,
+        units_per_split=cut.units // (cluster * partials),
+        slices=rows.slices(spec, blocks),
+        warps=2,
+        shared_bytes=shared_bytes(spec, cut.batch, cut.rows, 1, blocks, cluster),
+        cluster=cluster,
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=cases.name_of)
@@ -133,6 +150,56 @@ def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
         narrow, _ = multiply(weight, x, out_dtype=x.dtype)
         assert narrow.dtype == x.dtype
         assert np.array_equal(narrow, wide.astype(x.dtype))
+
+
+@pytest.mark.parametrize(("cluster", "partials"), [(2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2)])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_emulated_clusters(n, cluster, partials, make_weight, rng):
+    """More and fewer blocks of rows than thread blocks in a cluster; parts; rows that fill no block; scales of rows."""
+    for rows_of_w, config, parts in ((32 * 9, "m1v4b4g128", 1), (70, "m1v4b4g-1", 2)):
+        weight = make_weight(rows_of_w, 4 * 32 * 2 * 2 * cluster * partials, config, parts)
+        cut = cluster_cut(weight.spec, n, cluster, partials)
+        x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+        truth, blocks, results = Truth(x, weight), sum(rows.part_blocks(weight.spec)), []
+        for order in emulate.ORDERS:
+            y, report = multiply(weight, x, cut, order=order)
+            assert error(y, truth) <= tolerance(cut, y.size)
+            assert report.events["sent"] == 32 * blocks * n * cut.splits
+            assert report.events.get("atomic", 0) == (blocks * partials if partials > 1 else 0)
+            results.append(y)
+        assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "instead", "complaint"),
+    [
+        ("splits.cuh", "ptx::cluster_wait();", "", "sent to a block that may not have begun"),
+        ("splits.cuh", "ptx::cluster_arrive();", "", "waited for a cluster and did not arrive"),
+        ("splits.cuh", "ptx::wait_for_sent(counter);", "", "touched before all that other blocks send has come"),
+        ("splits.cuh", "if (threadIdx.x == 0) ptx::make_counter(counter);", "", "at what is no counter|nobody counts"),
+        ("splits.cuh", "u32(sent * size * piece_bytes)", "u32(sent * size * piece_bytes + 4)", "wait for each other"),
+        ("psumbook.cu", "cluster.advance(stride);", "", "in use"),
+    ],
+)
+def test_emulated_cluster_that_does_not_meet_fails(file, call, instead, complaint, tmp_path, make_weight, rng):
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (folder / file).read_text()
+    assert source.count(call) == 1
+    (folder / file).write_text(source.replace(call, instead))
+    weight = make_weight(32 * 9, 4 * 32 * 2 * 4, "m1v4b4g128")
+    cut = cluster_cut(weight.spec, 1, 4, 1)
+    x = rng.standard_normal((1, weight.shape[1])).astype(np.float16)
+    multiply(weight, x, cut)
+
+    def complaint_of(order):
+        try:
+            multiply(weight, x, cut, order=order, folder=folder)
+        except emulate.EmulatorError as complaint:
+            return str(complaint)
+        return ""
+
+    assert re.search(complaint, " ".join(map(complaint_of, emulate.ORDERS)))
 
 
 @pytest.mark.parametrize("n", [1, 4])

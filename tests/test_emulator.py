@@ -115,8 +115,14 @@ def test_emulated_barrier_of_a_warp(order, rng):
     [
         ("warps_without_barrier", "with no barrier between them|before it was written"),
         ("mirror_without_barrier", "with no barrier between them|before it was written"),
-        ("half_a_barrier", "threads wait for each other: 32 at a barrier, 0 for their warp, 32 have finished"),
-        ("one_lane_asks", "threads wait for each other: 62 at a barrier, 2 for their warp, 0 have finished"),
+        (
+            "half_a_barrier",
+            "threads wait for each other: 32 at a barrier, 0 for their cluster, 0 for their warp, 32 have finished",
+        ),
+        (
+            "one_lane_asks",
+            "threads wait for each other: 62 at a barrier, 0 for their cluster, 2 for their warp, 0 have finished",
+        ),
         ("different_instructions", "lanes of a warp meet at (ballot and shuffle|shuffle and ballot)"),
         ("beyond_shared_memory", "shared memory of 256 bytes accessed at byte 256"),
         ("unwritten_shared_memory", "shared memory read at byte 0 before it was written"),

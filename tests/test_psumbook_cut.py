@@ -9,7 +9,7 @@ from codegemm.config import CodebookConfig
 from codegemm.engines.cuda import psumbook_cut
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows as rows_of_w
-from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, KNOWN, Gpu
 from codegemm.formats.codebook import CodebookSpec
 
 H200 = KNOWN["h200"]
@@ -97,6 +97,10 @@ def test_cuts_cover_the_product_and_fit_the_gpu(n, config, gpu):
         assert cut.units * cut.rows <= layout.position_rows(spec)
         assert (cut.splits - 1) * cut.units_per_split < cut.units <= cut.splits * cut.units_per_split
         assert cut.rows == 1 or (cut.batch < 4 and layout.phases(spec) <= 8)
+        assert cut.partials * cut.cluster == cut.splits
+        if cut.cluster > 1:
+            assert cut.cluster <= CLUSTER
+            assert len(cut.slices) * cut.partials <= gpu.clusters * (CLUSTER // cut.cluster)
         blocks = [block for _, first, end, _, _ in cut.slices for block in range(first, end)]
         assert blocks == list(range(-(-shape[0] // 32)))
 
@@ -123,11 +127,24 @@ def test_large_products_fill_the_gpu_once(config):
         assert psumbook_cut.estimate(cut, spec, H200) * H200.clock < 3.25 * lookups + 13_000
 
 
-def test_more_blocks_of_rows_than_counters_are_not_split():
-    spec = spec_of(32 * (rows_of_w.MAX_ROW_BLOCKS + 1), 64, "m1v4g-1")
-    cut = psumbook_cut.cut_for(spec, 1, H200)
-    assert cut.splits == 1
-    assert cut.shared_bytes <= H200.shared_per_block
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: f"sm_{gpu.arch}")
+def test_more_blocks_of_rows_than_counters_have_no_partial_sums(gpu):
+    spec = spec_of(32 * (rows_of_w.MAX_ROW_BLOCKS + 1), 1024, "m1v4g-1")
+    for cut in psumbook_cut.candidates(spec, 1, gpu):
+        assert cut.partials == 1
+        assert cut.shared_bytes <= gpu.shared_per_block
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[:4], SHAPES[5]])
+def test_clusters_run_at_once_where_there_are_any(shape):
+    for n in (1, 2, 4):
+        spec = spec_of(*shape, "m1v4g128")
+        cuts = psumbook_cut.candidates(spec, n, H200)
+        assert psumbook_cut.cut_for(spec, n, H200).cluster > 1
+        assert {cut.cluster for cut in cuts} > {1, 4, 8}
+        for cut in cuts:
+            assert len(cut.slices) * cut.partials <= H200.clusters * (CLUSTER // cut.cluster) or cut.cluster == 1
+    assert {cut.cluster for cut in psumbook_cut.candidates(spec, 1, A100)} == {1}
 
 
 def test_constants_match_the_sources():

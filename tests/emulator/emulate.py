@@ -89,7 +89,8 @@ class Report:
 
 
 class _Launch(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in ("grid_x", "grid_y", "grid_z", "threads", "shared_bytes", "order")]
+    _numbers = ("grid_x", "grid_y", "grid_z", "threads", "shared_bytes", "cluster", "order")
+    _fields_ = [(name, ctypes.c_int) for name in _numbers]
     _fields_ += [("seed", ctypes.c_uint32), ("awaited", ctypes.c_uint64 * 6)]
 
 
@@ -135,15 +136,17 @@ def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder
             continue
         arguments = [here, there, workspace, *(filled(argument, prepared) for argument in step.arguments)]
         shape = step.grid, (step.threads,), step.shared_bytes
-        reports.append(launch(step.source, step.instance, *shape, arguments, order, seed, folder))
+        reports.append(launch(step.source, step.instance, *shape, arguments, order, seed, folder, step.cluster))
     if workspace[:COUNTER_BYTES].any():
         raise EmulatorError("the kernel left counters that are not zero")
     return reports
 
 
-def launch(source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER):
+def launch(
+    source, instance, grid, block, shared_bytes, arguments, order="forward", seed=0, folder=kernels_cu.FOLDER, cluster=1
+):
     """Run one instance; arguments as CuPy takes them: arrays, NumPy scalars, structures (arrays without axes)."""
-    shape = _Launch(*(*grid, 1, 1)[:3], *block, shared_bytes, ORDERS.index(order), seed, _awaited(arguments))
+    shape = _Launch(*(*grid, 1, 1)[:3], *block, shared_bytes, cluster, ORDERS.index(order), seed, _awaited(arguments))
     held = [_argument(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
     if (source, instance, folder) not in _compiled:

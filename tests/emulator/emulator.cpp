@@ -38,7 +38,7 @@ void learn(Known& known, const Known& more) {
     for (const auto& [warp, syncs] : more) known[warp] = std::max(known[warp], syncs);
 }
 
-enum class State { ready, at_block_barrier, at_warp, done };
+enum class State { ready, at_block_barrier, at_cluster_barrier, at_counter, at_warp, done };
 
 struct Thread {
     ucontext_t context;
@@ -52,6 +52,9 @@ struct Thread {
     bool lets_next = false;  // kernel start
     bool waited = false;     // for the kernel before
     Known known;
+    int cluster_arrivals = 0, cluster_waits = 0;
+    const u8* counter = nullptr;     // that it waits at
+    std::set<const u8*> waited_for;  // counters
 };
 
 // The last to write or to read a word of shared memory, and after how many barriers: of the block and of its warp.
@@ -64,6 +67,13 @@ struct Touch {
 
 struct Word {
     Touch write, read;
+    const u8* counter = nullptr;  // of what another block sent here
+};
+
+// Of what is sent to a block.
+struct Counter {
+    u64 expected = 0, sent = 0;
+    bool is_known = false;  // how much is expected
 };
 
 struct Free {
@@ -110,6 +120,7 @@ std::vector<Block> blocks;
 std::vector<std::map<SiteKey, std::pair<Site, Pending>>> pending;  // by warp
 std::unordered_map<const void*, std::pair<int, int>> written;      // global: thread, its warp's synchronisations then
 std::unordered_map<const void*, Known> released;                   // by whoever counted there
+std::unordered_map<const u8*, Counter> counters;                   // by their places in shared memory
 std::map<Key, Counts> counts;
 std::map<std::string, u64> events;
 const std::function<void()>* kernel;
@@ -237,6 +248,8 @@ void check_shared(Kind kind, const void* address, int bytes) {
         return complain("misaligned access of %d bytes at byte %d of shared memory", bytes, int(offset));
     for (auto at = offset / 4; at < (offset + bytes + 3) / 4; at++) {
         Word& word = block.words[at];
+        if (word.counter && !current->waited_for.count(word.counter))
+            return complain("byte %d of shared memory touched before all that other blocks send has come", int(offset));
         const bool fresh_write = word.write.concurrent(block.interval);
         const bool fresh_read = word.read.concurrent(block.interval);
         if (kind == Kind::load) {
@@ -288,15 +301,48 @@ void release_blocks() {
     }
 }
 
+// Blocks of a cluster lie along the grid's last axis.
+int cluster_stride() {
+    return launch.grid_x * (launch.grid_z > 1 ? launch.grid_y : 1);
+}
+
+int rank_of(int block) {
+    return block / cluster_stride() % launch.cluster;
+}
+
+int peer_of(int block, int rank) {
+    return block + (rank - rank_of(block)) * cluster_stride();
+}
+
+void release_clusters() {
+    if (launch.cluster == 1) return;
+    std::vector<int> arrivals(blocks.size(), 1 << 30);  // of each block's thread that is last
+    for (const Thread& thread : threads)
+        arrivals[thread.block] = std::min(arrivals[thread.block], thread.cluster_arrivals);
+    for (Thread& thread : threads) {
+        if (thread.state == State::at_counter) {
+            const Counter& counter = counters[thread.counter];
+            if (counter.is_known && counter.sent == counter.expected) thread.state = State::ready;
+        }
+        if (thread.state != State::at_cluster_barrier) continue;
+        bool all = true;
+        for (int rank = 0; rank < launch.cluster; rank++)
+            all = all && arrivals[peer_of(thread.block, rank)] >= thread.cluster_waits;
+        if (all) thread.state = State::ready;
+    }
+}
+
 std::string stuck() {
-    int done = 0, barrier = 0, warp = 0;
+    int done = 0, barrier = 0, cluster = 0, warp = 0;
     for (const Thread& thread : threads) {
         done += thread.state == State::done;
         barrier += thread.state == State::at_block_barrier;
+        cluster += thread.state == State::at_cluster_barrier || thread.state == State::at_counter;
         warp += thread.state == State::at_warp;
     }
-    return "threads wait for each other: " + std::to_string(barrier) + " at a barrier, " + std::to_string(warp) +
-           " for their warp, " + std::to_string(done) + " have finished";
+    return "threads wait for each other: " + std::to_string(barrier) + " at a barrier, " + std::to_string(cluster) +
+           " for their cluster, " + std::to_string(warp) + " for their warp, " + std::to_string(done) +
+           " have finished";
 }
 
 }  // namespace
@@ -318,6 +364,7 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
     complaint.clear();
     written.clear();
     released.clear();
+    counters.clear();
     gridDim = {u32(launch.grid_x), u32(launch.grid_y), u32(launch.grid_z)};
     blockDim = {u32(launch.threads), 1, 1};
     const int block_count = launch.grid_x * launch.grid_y * launch.grid_z;
@@ -364,6 +411,7 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
         }
         if (done) break;
         release_blocks();
+        release_clusters();
         if (!ran && stalled) {
             bool any = false;
             for (const Thread& thread : threads) any = any || thread.state == State::ready;
@@ -463,6 +511,68 @@ int warps() {
 long long clock() {
     static long long now = 0;
     return now += 10000;
+}
+
+int cluster_size() {
+    return launch.cluster;
+}
+int cluster_rank() {
+    return rank_of(current->block);
+}
+int cluster_index() {
+    return int(gridDim.z > 1 ? blockIdx.z : blockIdx.y) / launch.cluster;
+}
+
+void cluster_arrive() {
+    if (++current->cluster_arrivals > current->cluster_waits + 1) complain("arrived at a cluster's barrier twice");
+}
+
+void cluster_wait() {
+    if (++current->cluster_waits > current->cluster_arrivals)
+        complain("waited for a cluster and did not arrive before");
+    current->state = State::at_cluster_barrier;
+    yield();
+}
+
+void make_counter(Shared counter) {
+    if (current->cluster_arrivals) complain("a counter made after its block has arrived");
+    if (u64(counter) % 8) complain("a counter's address is not a multiple of 8");
+    counters[counter];
+}
+
+void expect(Shared counter, u32 bytes) {
+    if (!counters.count(counter)) return complain("bytes expected at what is no counter");
+    counters[counter].expected = bytes;
+    counters[counter].is_known = true;
+}
+
+// To where other blocks read only behind their counter.
+void send(Shared address, Shared counter, int rank, float value) {
+    if (!current->cluster_waits) return complain("sent to a block that may not have begun");
+    const int there = peer_of(current->block, rank);
+    Block& block = blocks[there];
+    const auto offset = address - blocks[current->block].shared.get();
+    if (rank < 0 || rank >= launch.cluster || offset < 0 || offset + 4 > launch.shared_bytes)
+        return complain("sent to byte %d of %d of rank %d", int(offset), launch.shared_bytes, rank);
+    u8* counted = block.shared.get() + (counter - blocks[current->block].shared.get());
+    if (!counters.count(counted)) return complain("sent to where nobody counts");
+    bool ended = true;
+    for (int t = 0; t < launch.threads; t++) ended = ended && threads[there * launch.threads + t].state == State::done;
+    if (ended) return complain("sent to a block that has ended");
+    Word& word = block.words[offset / 4];
+    if (word.write.thread != nobody || word.counter) return complain("sent to byte %d, which is in use", int(offset));
+    memcpy(block.shared.get() + offset, &value, 4);
+    word.write = {several, several, -1, 0};
+    word.counter = counted;
+    counters[counted].sent += 4;
+    events["sent"]++;
+}
+
+void wait_for_sent(Shared counter) {
+    current->counter = counter;
+    current->state = State::at_counter;
+    yield();
+    current->waited_for.insert(counter);
 }
 
 // What the warp stored before it last synchronised, and what it knows itself, is released; what others released there

@@ -52,7 +52,7 @@ namespace emulator {
 enum class Order { forward, reversed, shuffled };
 
 struct Launch {
-    int grid_x, grid_y, grid_z, threads, shared_bytes, order;
+    int grid_x, grid_y, grid_z, threads, shared_bytes, cluster, order;
     u32 seed;
     u64 awaited[3][2];  // x, y and the workspace, from where to where: not to be touched before the kernel has waited
 };
@@ -154,6 +154,20 @@ inline void keep(u32&) {}
 void let_next_start();
 void wait_for_previous();
 long long clock();
+
+int cluster_size();
+int cluster_rank();
+int cluster_index();
+void cluster_arrive();
+void cluster_wait();
+void make_counter(Shared counter);
+void expect(Shared counter, u32 bytes);
+void send(Shared address, Shared counter, int rank, float value);
+inline void send(Shared address, Shared counter, int rank, float2 value) {
+    send(address, counter, rank, value.x);
+    send(address + 4, counter, rank, value.y);
+}
+void wait_for_sent(Shared counter);
 
 u32 arrive(u32* counter);
 void sync_block();

@@ -1,8 +1,9 @@
-"""Launches of kernels that may start before the one before them on their stream has ended.
+"""Launches of kernels that may start before the one before them on their stream has ended, and of clusters.
 
 Programmatic dependent launch: such a kernel loads what no other kernel writes, its codes and codebooks, and waits
 before it touches x, y or the workspace (`ptx::wait_for_previous`); what comes before lets it start
-(`ptx::let_next_start`). CuPy has no call for it, so that of the driver is called through ctypes.
+(`ptx::let_next_start`). Thread blocks of a cluster run at once and send each other what they have. CuPy has no call for
+either, so that of the driver is called through ctypes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import threading
 from functools import cache, partial
 from typing import Any
 
-from codegemm.engines.cuda.gpu import Gpu
-
 MIN_ARCH = 90
 _MIN_DRIVER = 12030  # whose graphs hold such launches
-_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_SERIALIZATION, _CLUSTER = 6, 4  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, _CLUSTER_DIMENSION
+_ANY_CLUSTER, _SHARED_BYTES = (
+    14,
+    8,
+)  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, _MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 class _Config(ctypes.Structure):
@@ -33,12 +36,19 @@ class _Config(ctypes.Structure):
 
 
 class _Attribute(ctypes.Structure):
-    """CUlaunchAttribute with a value of type int."""
+    """CUlaunchAttribute with a value of up to three numbers."""
 
-    _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+    _fields_ = [("id", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_uint * 16)]
 
 
-_attribute = _Attribute(_SERIALIZATION, 0, 1)
+@cache
+def _attributes(grid: tuple[int, ...], cluster: int) -> Any:
+    """Of a dependent launch, in clusters along its grid's last axis."""
+    shape = (1,) * (len(grid) - 1) + (cluster, 1, 1)
+    attributes = (_Attribute * 2)()
+    attributes[0].id, attributes[0].value[0] = _SERIALIZATION, 1
+    attributes[1].id, attributes[1].value[:3] = _CLUSTER, shape[:3]
+    return attributes
 
 
 class _Thread(threading.local):
@@ -66,9 +76,10 @@ def unavailable() -> str | None:
     return None
 
 
-def dependent(kernel: Any, gpu: Gpu) -> Any:
-    """CuPy's kernel, loaded on the current GPU, as one that may start early where GPU and driver let it."""
-    return DependentKernel(kernel) if gpu.arch >= MIN_ARCH and unavailable() is None else kernel
+def dependent(kernel: Any, arch: int) -> Any:
+    """CuPy's kernel, loaded on the current GPU of that architecture, as one that may start early where GPU and driver
+    let it."""
+    return DependentKernel(kernel) if arch >= MIN_ARCH and unavailable() is None else kernel
 
 
 class DependentKernel:
@@ -77,15 +88,18 @@ class DependentKernel:
     def __init__(self, kernel: Any) -> None:
         self.cupys = kernel
         self._function = int(kernel.kernel.ptr)  # on the current GPU, whichever is current later
+        _check(
+            _driver().cuFuncSetAttribute(ctypes.c_void_p(self._function), _ANY_CLUSTER, 1), "let a kernel have clusters"
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cupys, name)
 
     def bound(
-        self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, constants: tuple[Any, ...]
+        self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, cluster: int, constants: tuple[Any, ...]
     ) -> DependentLaunch:
         """A launch of so many thread blocks and threads, with its last arguments as CuPy's pointers to them."""
-        slots = _Slots(self._function, (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, constants)
+        slots = _Slots(self._function, grid, (*block, 1, 1)[:3], shared_bytes, cluster, constants)
         return DependentLaunch(self.cupys.name, slots)
 
 
@@ -110,7 +124,7 @@ class DependentLaunch:
         slots.arrays[:] = [x.data.ptr, out.data.ptr, workspace.data.ptr]
         status = slots.start()
         if status:
-            raise RuntimeError(f"the NVIDIA driver refused to launch {self._name}: error {status}")
+            _check(status, f"launch {self._name}")
 
 
 class _Slots(threading.local):
@@ -123,13 +137,15 @@ class _Slots(threading.local):
         grid: tuple[int, ...],
         block: tuple[int, ...],
         shared_bytes: int,
+        cluster: int,
         constants: tuple[Any, ...],
     ) -> None:
         _make_context_current()
         self.arrays = (ctypes.c_void_p * 3)()
         first = ctypes.addressof(self.arrays)
         places = (first, first + 8, first + 16, *(constant.ptr for constant in constants))
-        self.config = _Config(grid, block, shared_bytes, None, ctypes.addressof(_attribute), 1)
+        attributes = ctypes.addressof(_attributes(grid, cluster)), 1 if cluster == 1 else 2
+        self.config = _Config((*grid, 1, 1)[:3], block, shared_bytes, None, *attributes)
         self.start = partial(
             _driver().cuLaunchKernelEx,
             ctypes.byref(self.config), ctypes.c_void_p(function), (ctypes.c_void_p * len(places))(*places), None,
@@ -144,6 +160,43 @@ def _make_context_current() -> None:
     if number not in _threads.gpus:
         cupy.cuda.runtime.memGetInfo()
         _threads.gpus.add(number)
+
+
+# A kernel that does nothing.
+_NOTHING = b".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry nothing() { ret; }\0"
+
+
+def most_clusters(gpu: int, size: int, shared_bytes: int) -> int:
+    """How many clusters of so many thread blocks run at once on a GPU, where each block has a multiprocessor's shared
+    memory for itself; 0 where there are none."""
+    import cupy
+
+    if unavailable():
+        return 0
+    with cupy.cuda.Device(gpu):
+        _make_context_current()
+        driver, module, function, count = _driver(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+        _check(driver.cuModuleLoadData(ctypes.byref(module), _NOTHING), "load a kernel")
+        try:
+            _check(driver.cuModuleGetFunction(ctypes.byref(function), module, b"nothing"), "find a kernel")
+            for attribute, value in ((_ANY_CLUSTER, 1), (_SHARED_BYTES, shared_bytes)):
+                _check(driver.cuFuncSetAttribute(function, attribute, value), "let a kernel have clusters")
+            grid = (1, size)
+            attributes = _attributes(grid, size)
+            config = _Config((*grid, 1), (32, 1, 1), shared_bytes, None, ctypes.addressof(attributes), 2)
+            _check(
+                driver.cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config)),
+                "count clusters",
+            )
+        finally:
+            driver.cuModuleUnload(module)
+    return count.value
+
+
+def _check(status: int, what: str) -> None:
+    """RuntimeError for a status that is none of success."""
+    if status:
+        raise RuntimeError(f"the NVIDIA driver refused to {what}: error {status}")
 
 
 @cache

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
 from codegemm.engines.cuda.model import L2_BYTES, Work
-from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
+from codegemm.engines.cuda.rows import (
+    MAX_ROW_BLOCKS,
+    Slice,
+    join_trips,
+    partial_bytes,
+    received_bytes,
+    row_blocks,
+    slices,
+)
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -33,10 +41,10 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class Cut:
-    """A launch: `slices` x `passes` x `splits` thread blocks.
+    """A launch: `slices` x `passes` x `splits` thread blocks, all splits of a slice a cluster or none.
 
     batch: rows of x that a pass over W multiplies. shared: whether codebooks are in shared memory. chunk_blocks: k
-    blocks whose x is in shared memory together.
+    blocks whose x is in shared memory together. received: where there is what a cluster's blocks send.
     """
 
     batch: int
@@ -47,12 +55,19 @@ class Cut:
     split_blocks: int
     chunk_blocks: int
     slices: tuple[Slice, ...]
+    received: int
     shared_bytes: int
+    cluster: int = 1
 
     @property
     def splits(self) -> int:
         """Parts of K whose sums are added at the end."""
         return -(-self.k_blocks // self.split_blocks)
+
+    @property
+    def partials(self) -> int:
+        """Sums that meet in the workspace, of each row: those of a cluster do not."""
+        return 1 if self.cluster > 1 else self.splits
 
 
 def fits(spec: CodebookSpec) -> bool:
@@ -108,25 +123,39 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     """Every cut worth an estimate; at least one, whatever the shape."""
     shared = in_shared_memory(spec, gpu)
     batch = kernel_batch(spec, n, shared)
+    passes = -(-n // batch)
     each, blocks = x_bytes(spec, batch), layout.k_blocks(spec)
     tables = table_bytes(spec) if shared else 0
-    most_chunk = (gpu.shared_per_block - tables) // each
     splittable = row_blocks(spec) <= MAX_ROW_BLOCKS
     total, per_warp = row_blocks(spec), warp_blocks(spec, batch)
     found = []
-    for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}) if splittable else [1]:
+    for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
         per_split = -(-blocks // splits)
-        chunks = {min(per_split, most_chunk), min(per_split, max(1, min(most_chunk, _CHUNK_BYTES // each)))}
-        for turns in range(1, 4):
-            wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
-            for warps in (4, 8, 16):
-                if warps <= most_warps(spec, batch, shared):
-                    found += [(warps, min(wanted, warps * per_warp), per_split, chunk) for chunk in chunks]
-    return [
-        Cut(batch, -(-n // batch), shared, warps, blocks, per_split, chunk, slices(spec, rows),
-            max(tables + chunk * each, warps * STAGE_BYTES))
-        for warps, rows, per_split, chunk in dict.fromkeys(found)
-    ]  # fmt: skip
+        for warps in (4, 8, 16):
+            if warps > most_warps(spec, batch, shared):
+                continue
+            wanted = [(-(-total // max(1, gpu.multiprocessors * turns // splits)), 1) for turns in range(1, 4)]
+            if splits > 1 and not splittable:
+                wanted = []
+            if 1 < splits <= CLUSTER and (at_once := gpu.clusters * (CLUSTER // splits) // passes):
+                wanted.append((-(-total // at_once), splits))
+            for rows, cluster in wanted:
+                rows = min(rows, warps * per_warp)
+                if cluster > 1 and rows * at_once < total:
+                    continue
+                received = received_bytes(batch, rows, cluster)
+                most_chunk = (gpu.shared_per_block - tables - received) // each
+                for chunk in {min(per_split, most_chunk), min(per_split, most_chunk, max(1, _CHUNK_BYTES // each))}:
+                    if chunk > 0:
+                        found.append((warps, rows, per_split, chunk, cluster))
+    cuts = []
+    for warps, rows, per_split, chunk, cluster in dict.fromkeys(found):
+        before = max(tables + chunk * each, warps * STAGE_BYTES)
+        cuts.append(
+            Cut(batch, passes, shared, warps, blocks, per_split, chunk, slices(spec, rows), before,
+                before + received_bytes(batch, rows, cluster), cluster)
+        )  # fmt: skip
+    return cuts
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
@@ -156,8 +185,8 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "wavefronts": each * cut.split_blocks * (wavefronts + l2_bytes / L2_BYTES),
         "k blocks": waves * cut.split_blocks,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
-        "partial bytes": partial_bytes(cut.splits, rows, row_blocks(spec)) / gpu.multiprocessors,
-        "trips": join_trips(cut.splits, cut.batch, -(-blocks // cut.warps)) * gpu.round_trip,
+        "partial bytes": partial_bytes(cut.partials, rows, row_blocks(spec)) / gpu.multiprocessors,
+        "trips": join_trips(cut.partials, cut.batch, -(-blocks // cut.warps)) * gpu.round_trip,
     }
 
 

@@ -19,7 +19,7 @@ ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "k_blocks")]
     + [(name, np.int32) for name in ("split_blocks", "chunk_blocks", "group_blocks")]
-    + [(name, np.int32) for name in ("group_vectors", "padded_vectors")]
+    + [(name, np.int32) for name in ("group_vectors", "padded_vectors", "received")]
     + [("slices", rows.SLICES)],
     align=True,
 )
@@ -55,7 +55,7 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
     )
     return rows.split_launch(
         product,
-        cut.splits,
+        cut.partials,
         scratch,
         arguments,
         source=SOURCE,
@@ -63,5 +63,6 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
         grid=(len(cut.slices), cut.passes, cut.splits),
         threads=LANES * cut.warps,
         shared_bytes=cut.shared_bytes,
+        cluster=cut.cluster,
         work=work(cut, product, gpu),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from codegemm import devices
 from codegemm.devices import Device
+from codegemm.engines.cuda.dependent import MIN_ARCH, most_clusters
 
 LANES = 32  # threads of a warp
+CLUSTER = 16  # thread blocks, at most
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Gpu:
 
     arch: compute capability times ten. shared_per_block, shared_per_multiprocessor: bytes that a block may ask for,
     and that there are. clock: Hz. bandwidth: bytes a second of its memory by its data sheet. l2_bytes: its cache.
-    round_trip: clocks until what was stored in L2, and counted there, is read by another multiprocessor.
+    round_trip: clocks until what was stored in L2, and counted there, is read by another multiprocessor. clusters: of
+    `CLUSTER` thread blocks that run at once, each block with a multiprocessor for itself; 0 without clusters.
     """
 
     arch: int
@@ -29,12 +33,13 @@ class Gpu:
     bandwidth: float = 1e12
     l2_bytes: int = 32 << 20
     round_trip: float = 1400.0  # as fitted on an H200 (`WEIGHTS` of the cuts are near one)
+    clusters: int = 0
 
 
 # By data sheet and compute capability, for predictions.
 KNOWN = {
-    "h200": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 4.8e12, 60 << 20),
-    "h100": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 3.35e12, 50 << 20),
+    "h200": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 4.8e12, 60 << 20, clusters=7),
+    "h100": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 3.35e12, 50 << 20, clusters=7),
     "a100": Gpu(80, 108, 166912, 167936, 2048, 1.41e9, 2.039e12, 40 << 20),
     "rtx4090": Gpu(89, 128, 101376, 102400, 1536, 2.52e9, 1.008e12, 72 << 20),
     "rtx3090": Gpu(86, 82, 101376, 102400, 1536, 1.7e9, 0.936e12, 6 << 20),
@@ -61,7 +66,14 @@ def gpu_of(device: Device) -> Gpu:
         clock=1e3 * clock or Gpu.clock,
         bandwidth=devices.bandwidth(device),
         l2_bytes=properties["l2CacheSize"],
+        clusters=_clusters(device.number, properties),
     )
+
+
+def _clusters(number: int, properties: dict[str, Any]) -> int:
+    if 10 * properties["major"] < MIN_ARCH:
+        return 0
+    return most_clusters(number, CLUSTER, properties["sharedMemPerBlockOptin"])
 
 
 def cache_and_memory(device: Device) -> tuple[int, int]:

@@ -87,6 +87,7 @@ class BoundLaunch:
     grid: tuple[int, ...]
     block: tuple[int]
     shared_bytes: int
+    cluster: int
     constants: tuple[Any, ...]
     x: Place | None
     y: Place | None
@@ -94,8 +95,9 @@ class BoundLaunch:
     dependent: Run | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        depends = isinstance(self.function, DependentKernel)
-        bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.constants) if depends else None
+        bound = None
+        if isinstance(self.function, DependentKernel):
+            bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.cluster, self.constants)
         object.__setattr__(self, "dependent", bound)
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
@@ -131,8 +133,8 @@ class BoundGemm:
 def _launch(step: Launch, prepared: Prepared) -> BoundLaunch:
     constants = tuple(library.constant(filled(argument, prepared)) for argument in step.arguments)
     function = library.function(step.source, step.instance, prepared.device, step.dependent)
-    held = tuple(prepared.arrays.values())
-    return BoundLaunch(function, step.grid, (step.threads,), step.shared_bytes, constants, step.x, step.y, held)
+    shape = step.grid, (step.threads,), step.shared_bytes, step.cluster
+    return BoundLaunch(function, *shape, constants, step.x, step.y, held=tuple(prepared.arrays.values()))
 
 
 def _gemm(step: Gemm, prepared: Prepared) -> BoundGemm:

@@ -109,4 +109,4 @@ def _load(source: str, instance: str, where: Device, dependent: bool) -> Any:
         kernel = cupy.RawModule(path=str(path)).get_function(compiler.entry_name(instance))
         # Only what a launch asks for counts; this lifts the limit of 48 KiB.
         kernel.max_dynamic_shared_size_bytes = gpu.shared_per_block
-        return launches.dependent(kernel, gpu) if dependent else kernel
+        return launches.dependent(kernel, gpu.arch) if dependent else kernel

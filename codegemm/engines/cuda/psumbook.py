@@ -21,7 +21,7 @@ MAX_B = 8
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
     + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "scale_shift")]
-    + [(name, np.int32) for name in ("units", "units_per_tile", "units_per_split")]
+    + [(name, np.int32) for name in ("units", "units_per_tile", "units_per_split", "partials")]
     + [("table_scale", np.float32), ("slices", rows.SLICES)],
     align=True,
 )
@@ -69,7 +69,7 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
     )
     return rows.split_launch(
         product,
-        cut.splits,
+        cut.partials,
         scratch,
         arguments,
         source=SOURCE,
@@ -77,5 +77,6 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
         grid=(len(cut.slices), cut.splits),
         threads=LANES * cut.warps,
         shared_bytes=cut.shared_bytes,
+        cluster=cut.cluster,
         work=work(cut, product, gpu),
     )

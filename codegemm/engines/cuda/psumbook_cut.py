@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
-from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
 from codegemm.engines.cuda.model import MEMORY_SHARE, Work
-from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, partial_bytes, row_blocks, slices
+from codegemm.engines.cuda.rows import (
+    MAX_ROW_BLOCKS,
+    Slice,
+    join_trips,
+    partial_bytes,
+    received_bytes,
+    row_blocks,
+    slices,
+)
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -18,22 +26,22 @@ LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 2800.0,
-    "waves": 1940.0,
-    "wavefronts of a warp": 18.3,
-    "turns of a warp": 428.0,
-    "tiles": 111.0,
-    "rows of tables": 767.0,
-    "stores": 2.7,
-    "partial bytes": 0.07,
-    "trips": 0.954,
-    "memory": 0.126,
+    "launch": 2573.0,
+    "waves": 1121.0,
+    "wavefronts of a warp": 8.29,
+    "turns of a warp": 640.0,
+    "tiles": 570.0,
+    "rows of tables": 885.0,
+    "stores": 0.758,
+    "partial bytes": 0.1375,
+    "trips": 1.547,
+    "memory": 0.30,
 }
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A launch: `slices` x `splits` thread blocks.
+    """A launch: `slices` x `splits` thread blocks, of which `cluster` neighbouring splits are a cluster.
 
     rows: position rows of a unit, 1 or 2 (psumbook_layout.cuh).
     """
@@ -46,11 +54,17 @@ class Cut:
     slices: tuple[Slice, ...]
     warps: int
     shared_bytes: int
+    cluster: int = 1
 
     @property
     def splits(self) -> int:
         """Parts of K whose sums are added at the end."""
         return -(-self.units // self.units_per_split)
+
+    @property
+    def partials(self) -> int:
+        """Sums that meet in the workspace, of each row: a cluster's splits have met before."""
+        return self.splits // self.cluster
 
 
 def kernel_batch(n: int) -> int:
@@ -58,11 +72,11 @@ def kernel_batch(n: int) -> int:
     return next(batch for batch in BATCHES if batch >= n)
 
 
-def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int, blocks: int) -> int:
-    """Tables, powers of two of x, and the sums of a slice of `blocks` blocks of rows."""
+def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int, blocks: int, cluster: int = 1) -> int:
+    """Tables, powers of two of x, the sums of a slice of `blocks` blocks of rows, and what a cluster sends."""
     tables = units_per_tile * (LINE_BYTES << spec.config.b)
     unscale = 4 * units_per_tile * rows * batch if batch > 1 else 0
-    return tables + unscale + 4 * batch * LANES * blocks
+    return tables + unscale + 4 * batch * LANES * blocks + received_bytes(batch, blocks, cluster)
 
 
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
@@ -106,8 +120,8 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "tiles": tiles,
         "rows of tables": tiles * cut.units_per_tile * cut.rows * cut.batch,
         "stores": each * cut.units_per_split * _stores(cut, spec),
-        "partial bytes": partial_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
-        "trips": join_trips(cut.splits, cut.batch, turns) * gpu.round_trip,
+        "partial bytes": partial_bytes(cut.partials, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
+        "trips": join_trips(cut.partials, cut.batch, -(-blocks // cut.cluster // cut.warps)) * gpu.round_trip,
         "memory": spec.packed_bits / 8 / (MEMORY_SHARE * gpu.bandwidth) * gpu.clock,
     }
 
@@ -145,21 +159,36 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     for rows in _unit_rows(spec, batch):
         units = -(-layout.k_blocks(spec) * spec.config.m // rows)
         most_tile = min(units, _TILE_LINES >> spec.config.b)
-        for splits in sorted({-(-units // per) for per in range(1, units + 1)}) if total <= MAX_ROW_BLOCKS else [1]:
+        for splits in sorted({-(-units // per) for per in range(1, units + 1)}):
             per_split = -(-units // splits)
             tile = min(most_tile, per_split)
             fixed = shared_bytes(spec, batch, rows, tile, 0)
-            fit = (gpu.shared_per_block - fixed) // (4 * batch * LANES)
-            for turns in range(1, 5):
-                wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
-                blocks = max(1, min(fit, wanted))
-                for warps in (8, MAX_WARPS):
-                    found.append((rows, units, tile, per_split, blocks, warps))
+            room = (gpu.shared_per_block - fixed) // (4 * batch * LANES)  # for blocks of rows
+            shape = batch, rows, units, tile, per_split
+            if splits == 1 or total <= MAX_ROW_BLOCKS:
+                for turns in range(1, 5):
+                    wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
+                    found += [(*shape, max(1, min(room, wanted)), warps, 1) for warps in (8, MAX_WARPS)]
+            found += [(*shape, blocks, MAX_WARPS, cluster) for cluster, blocks in _clusters(splits, total, room, gpu)]
     return [
         Cut(batch, rows, units, tile, per_split, slices(spec, blocks), warps,
-            shared_bytes(spec, batch, rows, tile, blocks))
-        for rows, units, tile, per_split, blocks, warps in dict.fromkeys(found)
+            shared_bytes(spec, batch, rows, tile, blocks, cluster), cluster)
+        for batch, rows, units, tile, per_split, blocks, warps, cluster in dict.fromkeys(found)
     ]  # fmt: skip
+
+
+def _clusters(splits: int, total: int, room: int, gpu: Gpu) -> list[tuple[int, int]]:
+    """Sizes of clusters that so many splits can be, with the blocks of 32 rows of a slice: all clusters run at once."""
+    found = []
+    for cluster in range(2, CLUSTER + 1):
+        groups = splits // cluster
+        most_slices = gpu.clusters * (CLUSTER // cluster) // max(1, groups)
+        if splits % cluster or not most_slices or (groups > 1 and total > MAX_ROW_BLOCKS):
+            continue
+        blocks = -(-total // most_slices)
+        if 2 * blocks + cluster <= room:  # their sums, and what is received of them
+            found.append((cluster, blocks))
+    return found
 
 
 def _unit_rows(spec: CodebookSpec, batch: int) -> tuple[int, ...]:

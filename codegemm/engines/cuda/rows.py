@@ -17,6 +17,7 @@ from codegemm.kernel import Product
 MAX_ROW_BLOCKS = COUNTER_BYTES // 4  # of splits: a counter each; must match `most_row_blocks` in splits.cuh
 
 _IN_FLIGHT, _JOIN_GROUPS = 16, 4  # loads of a lane, and eight lanes of a warp, when it adds splits: `Splits` there
+_SENT_COUNTER = 128  # `counter_bytes` there
 MAX_PARTS = 16  # concatenated weights; must match `most_parts` there
 
 # (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
@@ -60,9 +61,8 @@ def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
 
 
 # `Slices` in splits.cuh.
-SLICES = np.dtype(
-    [(name, np.int32, MAX_PARTS + 1) for name in ("first_slice", "first_block", "first_row", "blocks", "larger")]
-)
+_PART = np.dtype([(name, np.int32) for name in ("first_slice", "first_block", "first_row", "blocks", "larger")])
+SLICES = np.dtype([("parts", _PART, MAX_PARTS + 1)])
 
 
 def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
@@ -74,8 +74,7 @@ def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
         rows.append((place, of_part[0][1], of_part[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
         place += len(of_part)
     rows += [(len(pieces), pieces[-1][2], pieces[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
-    filled = np.array(rows, np.int32)
-    return np.array(tuple(filled.T), SLICES)
+    return np.array((np.array(rows, _PART),), SLICES)
 
 
 def too_many_parts(spec: CodebookSpec) -> str | None:
@@ -86,16 +85,24 @@ def too_many_parts(spec: CodebookSpec) -> str | None:
 
 def join_trips(splits: int, n: int, blocks: int) -> int:
     """Round trips to L2, one after the other, of the warp that adds the splits of `blocks` blocks of rows and n rows of
-    x: `Splits::add` in splits.cuh."""
+    x: `Splits::finish` and `add` in splits.cuh."""
     if splits == 1:
         return 0
     items = 1 if splits > _IN_FLIGHT // 2 else 2 if splits > _IN_FLIGHT // 4 else 4
-    return -(-blocks * n // (_JOIN_GROUPS * items)) * -(-splits // (_IN_FLIGHT // items))
+    together = min(_JOIN_GROUPS, 1 << (blocks - 1).bit_length())  # blocks of rows
+    rows = _JOIN_GROUPS // together * items  # of x
+    return -(-blocks // together) * -(-n // rows) * -(-splits // (_IN_FLIGHT // items))
 
 
 def partial_bytes(splits: int, n: int, blocks: int) -> int:
     """Of partial sums, written and read."""
     return 0 if splits == 1 else 8 * splits * n * LANES * blocks
+
+
+def received_bytes(batch: int, blocks: int, cluster: int) -> int:
+    """Of shared memory, for what the thread blocks of a cluster send to one of them: sums of up to `batch` rows of x
+    and of a slice of `blocks` blocks of 32 rows, and their counter (`Cluster` in splits.cuh)."""
+    return _SENT_COUNTER + 4 * batch * LANES * -(-blocks // cluster) * cluster if cluster > 1 else 0
 
 
 def container_bits(b: int) -> int:
@@ -111,8 +118,9 @@ def code_type(spec: CodebookSpec) -> str:
 def split_launch(
     product: Product[CodebookSpec], splits: int, scratch: Scratch, arguments: Structure, **launch: Any
 ) -> Launch:
-    """A launch whose splits of K meet in the workspace as splits.cuh has it: partial sums right behind the counters, so
-    that they must be taken first (ValueError). Before the kernel's structure come x's rows and whether y is float32.
+    """A launch whose splits of K, or clusters of them, meet in the workspace as splits.cuh has it: partial sums right
+    behind the counters, so that they must be taken first (ValueError). Before the kernel's structure come x's rows and
+    whether y is float32.
     """
     if splits > 1:
         place = scratch.take("partial sums", (splits, product.n, LANES * row_blocks(product.spec)), np.float32)

@@ -118,7 +118,8 @@ class Launch:
 
     arguments: behind x, y and the workspace: NumPy's numbers, structures, and what stands for the weight's arrays and
     numbers. x, y: where it has those; None for the product's own. dependent: whether it may start before the one before
-    it has ended, and waits for that itself (`engines/cuda/dependent.py`).
+    it has ended, and waits for that itself; cluster: how many neighbours along the grid's last axis are a cluster
+    (`engines/cuda/dependent.py` does both).
     """
 
     source: str
@@ -131,6 +132,7 @@ class Launch:
     x: Place | None = None
     y: Place | None = None
     dependent: bool = True
+    cluster: int = 1
 
 
 @dataclass(frozen=True)
