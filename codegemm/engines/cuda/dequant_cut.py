@@ -29,13 +29,13 @@ STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "waves": 278.0,
-    "loads of tables": 2435.0,
-    "wavefronts": 1.02,
+    "waves": 461.0,
+    "loads of tables": 2464.0,
+    "wavefronts": 1.018,
     "k blocks": 791.0,
-    "chunks": 2681.0,
-    "partial bytes": 0.067,
-    "trips": 1.021,
+    "chunks": 2369.0,
+    "partial bytes": 0.0416,
+    "trips": 0.737,
 }
 
 
