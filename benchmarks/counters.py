@@ -34,9 +34,10 @@ PRODUCTS = [
     ("psumbook", "m1v4g128", 1), ("psumbook", "m2v8g128", 1), ("psumbook", "m1v4g128", 4),
     ("dequant", "m1v4g128", 1), ("dequant", "m1v4g128", 16), ("dequant", "m2v8g128", 16),
 ]  # fmt: skip
-WAVEFRONTS = "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum"
+# Of loads and stores of shared memory, and of all that the same pipe serves beside them.
+WAVEFRONTS, PIPE = "memory_l1_wavefronts_shared", "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum"
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
-METRICS = (WAVEFRONTS, READ, WRITTEN)
+METRICS = (WAVEFRONTS, PIPE, READ, WRITTEN)
 _NCU_SECONDS = 90
 
 
@@ -50,6 +51,7 @@ class Counted:
     batch: int
     wavefronts: float
     emulated_wavefronts: int
+    pipe_wavefronts: float
     dram_read: float
     dram_written: float
     bytes_read: int
@@ -134,6 +136,7 @@ def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float], gpu: Gp
         batch=n,
         wavefronts=seen[WAVEFRONTS],
         emulated_wavefronts=sum(counts.wavefronts for space, _, counts in moved if space == "shared"),
+        pipe_wavefronts=seen[PIPE],
         dram_read=seen[READ],
         dram_written=seen[WRITTEN],
         bytes_read=kernel.cost(Product.of(weight.spec, n, DTYPE), DEVICE).bytes_read,

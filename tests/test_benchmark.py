@@ -202,16 +202,16 @@ def test_commands_leave_what_they_said(quick, monkeypatch, capsys):
 
 
 NCU = f"""==PROF== Connected to process 1
-"ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum","{counters.WAVEFRONTS}"
-"","","byte","byte",""
-"0","codegemm_psumbook_4","1,024","32","50"
-"1","codegemm_dequant","2048","0","7"
+"ID","Kernel Name","dram__bytes_read.sum","dram__bytes_write.sum","{counters.PIPE}","{counters.WAVEFRONTS}"
+"","","byte","byte","",""
+"0","codegemm_psumbook_4","1,024","32","60","50"
+"1","codegemm_dequant","2048","0","9","7"
 """
 
 
 def test_ncu_is_understood():
     first, second = counters.parse(NCU)
-    assert first == {counters.WAVEFRONTS: 50.0, counters.READ: 1024.0, counters.WRITTEN: 32.0}
+    assert first == {counters.WAVEFRONTS: 50, counters.PIPE: 60, counters.READ: 1024, counters.WRITTEN: 32}
     assert second[counters.WAVEFRONTS] == 7
     assert counters.parse("==ERROR== ERR_NVGPUCTRPERM") == []
 
@@ -235,7 +235,8 @@ def test_counters_beside_the_emulators(small_products, monkeypatch):
     assert [command[0] for command in commands] == ["/usr/bin/ncu"] * 2
     assert [command[-3:] for command in commands] == [["-m", "benchmarks.counters", place] for place in "01"]
     assert (first["batch"], second["batch"]) == (1, 2)
-    assert (first["wavefronts"], first["dram_read"], first["dram_written"]) == (57, 3072, 32)  # of both launches
+    assert (first["wavefronts"], first["pipe_wavefronts"]) == (57, 69)  # of both launches
+    assert (first["dram_read"], first["dram_written"]) == (3072, 32)
     [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
     weight, x = random_weight((64, 512), "m1v4g128"), measure.inputs(512, 1, HALF)
     _, [report] = emulate.multiply(psumbook, weight, x, gpu=gpu_of(FIRST_GPU))
