@@ -1,17 +1,22 @@
-// E8P code words of QuIP# (Tseng et al., 2024) as fp16 operands of tensor cores.
+// E8P code words of QuIP# (Tseng et al., 2024) as operands of tensor cores.
 //
-// A word of a table is eight nibbles n; its coordinate c stands in nibble (0, 4, 1, 5, 2, 6, 3, 7)[c], so that the two
-// halves of a register hold neighbours. Base vectors have n = 2v + 8, odd: a sign is ^ 14, and bit 0 is free to say
-// that the vector moves by -1/4 in place of +1/4. The ball of the 3-bit form has the same, even, and nothing is
-// flipped.
+// A word of a table is eight nibbles n; its coordinate c stands in nibble (0, 2, 4, 6, 1, 3, 5, 7)[c], so that the low
+// nibbles of its bytes are four neighbours, and the high ones. Base vectors have n = 2v + 8, odd: a sign is ^ 14, and
+// bit 0 is free to say that the vector moves by -1/4 in place of +1/4. So a weight is (2n - 15) / 4, and what a sign
+// byte turns over in a base vector is a word of another table. The ball of the 3-bit form has n = 2v + 8 too, even, and
+// nothing is flipped.
 #pragma once
 
 #include "ptx.cuh"
 
 constexpr int table_words = 256;
-constexpr u32 nibbles = 0x11111111;
+constexpr int row_bytes = 128;      // a word for each bank
+constexpr int ball_row_bytes = 64;  // a word for every second: a third table of the first kind would not fit all GPUs
+constexpr int entry_bytes = 2 * row_bytes;
+constexpr int tables_bytes = table_words * entry_bytes;
+constexpr int ball_bytes = table_words * ball_row_bytes;
 
-// Eight weights twice as large as they are, two in a register.
+// Eight weights twice as large as they are, two in a register: coordinates 0, 2, 4, 6, 1, 3, 5, 7.
 struct Weights {
     u32 pairs[4];
 };
@@ -28,29 +33,43 @@ DEVICE Weights unpack(u32 word) {
              ptx::add_half2(ptx::and_or(high, nibble_6, at_6), minus_24)}};
 }
 
-// Signs and moves of a lane's four code words: bit 4j + i of `signs` is bit j of word i's sign byte.
-struct Flips {
-    u32 signs;   // bit 0 of each byte turned over where its parity is odd
-    u32 parity;  // of word i in bit i of every nibble
+// Words of a table, each ROW_BYTES / 4 times. Neighbours begin with other banks.
+template <int ROW_BYTES>
+DEVICE void stage_table(const u32* table, int words, ptx::Shared to) {
+    constexpr int pieces = ROW_BYTES / 16;
+    for (int i = threadIdx.x; i < words; i += blockDim.x) {
+        const u32 word = ptx::load(table + i);
+#pragma unroll
+        for (int piece = 0; piece < pieces; piece++)
+            ptx::shared_store(to + i * ROW_BYTES + (piece + i * pieces / 8) % pieces * 16,
+                              make_uint4(word, word, word, word));
+    }
+}
 
-    DEVICE explicit Flips(u32 packed) {
-        parity = packed ^ ptx::permute_bytes(packed, packed, 0x1032);
-        parity ^= ptx::permute_bytes(parity, parity, 0x2301);
-        parity ^= parity >> 4 | parity << 28;
-        signs = packed ^ (parity & 15);
+// Tables in shared memory, made by all threads of a block: entries of a base vector's copies and those of a sign byte;
+// then the ball's.
+struct Tables {
+    ptx::Shared memory;
+    u32 copy;  // of this lane in a row
+
+    DEVICE Tables(ptx::Shared memory, const u32* tables, bool has_ball) : memory(memory), copy(ptx::lane() * 4) {
+        stage_table<row_bytes>(tables, 2 * table_words, memory);
+        if (has_ball) stage_table<ball_row_bytes>(tables + 2 * table_words, table_words, memory + tables_bytes);
+        ptx::sync_block();
     }
 
-    // What is flipped in the base vector of word i.
-    DEVICE u32 of(int i) const { return (signs >> i & nibbles) * 14 + (parity >> i & nibbles); }
+    // The base vector that byte i of `indices` names, and what byte i of `signs` turns over in it.
+    DEVICE u32 gather_base(u32 indices, int i) const { return gather(memory, indices, i); }
+    DEVICE u32 gather_flips(u32 signs, int i) const { return gather(memory + row_bytes, signs, i); }
+
+    DEVICE u32 gather_ball(u32 indices, int i) const {
+        const u32 row = ptx::permute_bytes(indices, 0, 0x4440 + i) * ball_row_bytes;
+        return ptx::shared_load<u32>(memory + tables_bytes + row + copy % ball_row_bytes);
+    }
+
+ private:
+    // An entry's number is the second byte of where it is.
+    DEVICE u32 gather(ptx::Shared tables, u32 bytes, int i) const {
+        return ptx::shared_load<u32>(tables + ptx::permute_bytes(bytes, copy, 0x7604 | i << 4));
+    }
 };
-
-// A table [word][lane]: a copy in each bank. All threads of a block.
-DEVICE void stage_table(const u32* table, ptx::Shared to) {
-    for (int i = threadIdx.x; i < table_words * 32; i += blockDim.x)
-        ptx::shared_store(to + i * 4, ptx::load(table + i / 32));
-}
-
-// A word of this lane's copy. indices: four, a byte each.
-DEVICE u32 gather(ptx::Shared copy, u32 indices, int i) {
-    return ptx::shared_load<u32>(copy + ptx::permute_bytes(indices, 0, 0x4440 + i) * 128);
-}

@@ -33,6 +33,9 @@ struct Four {
     DEVICE static Four load_in_order(const u16* address) {
         return {ptx::load_in_order(reinterpret_cast<const uint2*>(address))};
     }
+    DEVICE static Four load_early(const u16* address) {
+        return {ptx::load_early(reinterpret_cast<const uint2*>(address))};
+    }
     DEVICE static Four zeros() { return {make_uint2(0, 0)}; }
     DEVICE float4 widen() const {
         return make_float4(X::widen(u16(pairs.x)), X::widen(u16(pairs.x >> 16)), X::widen(u16(pairs.y)),
@@ -47,6 +50,9 @@ struct Four<Float> {
     DEVICE static Four load(const float* address) { return {ptx::load(reinterpret_cast<const float4*>(address))}; }
     DEVICE static Four load_in_order(const float* address) {
         return {ptx::load_in_order(reinterpret_cast<const float4*>(address))};
+    }
+    DEVICE static Four load_early(const float* address) {
+        return {ptx::load_early(reinterpret_cast<const float4*>(address))};
     }
     DEVICE static Four zeros() { return {make_float4(0, 0, 0, 0)}; }
     DEVICE float4 widen() const { return floats; }

@@ -57,3 +57,17 @@ DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
     }
     return value;
 }
+
+// What the threads of a block hold, added: first a word a warp in shared memory, then, behind a barrier, those.
+DEVICE void store_sum_of_warp(float value, ptx::Shared shared) {
+#pragma unroll
+    for (int mask = lanes / 2; mask; mask /= 2) value += ptx::shuffle_xor(value, mask);
+    if (ptx::lane() == 0) ptx::shared_store(shared + threadIdx.x / lanes * 4, value);
+}
+
+DEVICE float add_warps(ptx::Shared shared) {
+    float sum = 0;
+#pragma unroll 4
+    for (int warp = 0; warp < ptx::warps(); warp++) sum += ptx::shared_load<float>(shared + warp * 4);
+    return sum;
+}

@@ -70,6 +70,12 @@ DEVICE void shared_load(Shared address, uint4& value) {
                  : "r"(address));
 }
 
+DEVICE void shared_load(Shared address, float4& value) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address));
+}
+
 DEVICE void shared_store(Shared address, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
@@ -80,6 +86,12 @@ DEVICE void shared_store(Shared address, u32 value) {
 
 DEVICE void shared_store(Shared address, float2 value) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(value.x), "f"(value.y) : "memory");
+}
+
+DEVICE void shared_store(Shared address, float4 value) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(value.x), "f"(value.y), "f"(value.z),
+                 "f"(value.w)
+                 : "memory");
 }
 
 DEVICE void shared_store(Shared address, uint2 value) {
@@ -147,6 +159,27 @@ DEVICE uint4 load_in_order(const uint4* address) {
 DEVICE float4 load_in_order(const float4* address) {
     float4 v;
     asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+// The same before `wait_for_previous`, behind which the compiler's last stage would put any other load.
+DEVICE u32 load_early(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+DEVICE uint2 load_early(const uint2* address) {
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
+DEVICE float4 load_early(const float4* address) {
+    float4 v;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "l"(address));
     return v;
@@ -344,6 +377,13 @@ DEVICE u32 and_or(u32 value, u32 mask, u32 bits) {
     return result;
 }
 
+// (a ^ b) & mask in one instruction, even where a ^ b serves twice.
+DEVICE u32 xor_and(u32 a, u32 b, u32 mask) {
+    u32 result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x28;" : "=r"(result) : "r"(a), "r"(b), "r"(mask));
+    return result;
+}
+
 // d += A B with fp16 A [16 x 16], B [16 x 8] and fp32 d [16 x 8]. Lane 4r + q holds
 //   a0: A[r][2q..], a1: A[r+8][2q..], a2: A[r][2q+8..], a3: A[r+8][2q+8..], b0: B[2q..][r], b1: B[2q+8..][r],
 //   d0, d1: D[r][2q..], d2, d3: D[r+8][2q..], two neighbours each.
@@ -352,6 +392,17 @@ DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// d += A B with unsigned bytes A [16 x 32], signed bytes B [32 x 8] and int32 d [16 x 8]. Lane 4r + q holds
+//   a0: A[r][4q..], a1: A[r+8][4q..], a2: A[r][4q+16..], a3: A[r+8][4q+16..], b0: B[4q..][r], b1: B[4q+16..][r], four
+//   neighbours each, d as above.
+DEVICE void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
@@ -390,6 +441,11 @@ DEVICE u16 float_to_bfloat(float value) {
     u16 narrow;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow) : "f"(value));
     return narrow;
+}
+
+// The nearest integer, even of two; 0 for NaN and the last one there is beyond them.
+DEVICE int round_to_int(float value) {
+    return __float2int_rn(value);
 }
 
 // A value as one that the compiler knows nothing of: it keeps what it has, in place of computing it anew in a loop, or

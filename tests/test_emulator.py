@@ -64,6 +64,26 @@ def test_emulated_permute_picks_bytes_as_prmt_does(rng):
         assert np.array_equal(out[row], words(picked).ravel())
 
 
+@pytest.mark.parametrize("order", emulate.ORDERS)
+def test_emulated_integer_mma_has_the_manuals_fragments(order, rng):
+    data = rng.integers(0, 1 << 32, (10, 32), np.uint32)
+    out, _ = launch("integer_mma", data, (4, 32), order=order)
+    a, b = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64)
+    c, d = np.zeros((16, 8), np.int64), np.zeros((16, 8), np.int64)
+    for lane in range(32):
+        r, q = divmod(lane, 4)
+        for i in range(4):
+            row, k = r + 8 * (i % 2), 4 * q + 16 * (i // 2)
+            a[row, k : k + 4] = data[i, lane : lane + 1].view(np.uint8)
+        for i in range(2):
+            b[4 * q + 16 * i : 4 * q + 16 * i + 4, r] = data[4 + i, lane : lane + 1].view(np.int8)
+        for i in range(4):
+            place = r + 8 * (i // 2), 2 * q + i % 2
+            c[place] = data[6 + i, lane : lane + 1].view(np.int32)[0] >> 4
+            d[place] = out[i, lane : lane + 1].view(np.int32)[0]
+    assert np.array_equal(d, a @ b + c)
+
+
 def test_emulated_conversions(rng):
     pairs = halves(rng, 2, 32, 2)
     floats = (rng.standard_normal((2, 32)) * 10.0 ** rng.integers(-8, 6, (2, 32))).astype(np.float32)
@@ -90,8 +110,15 @@ def test_emulated_multiply_add_rounds_once(rng):
 
 def test_emulated_bits_are_merged(rng):
     value, mask, bits = data = rng.integers(0, 1 << 32, (3, 32), np.uint32)
-    out, _ = launch("merge_bits", data, 32)
-    assert np.array_equal(out, value & mask | bits)
+    out, _ = launch("merge_bits", data, (2, 32))
+    assert np.array_equal(out, [value & mask | bits, (value ^ mask) & bits])
+
+
+def test_emulated_rounding_to_integers():
+    values = np.array([0.5, 1.5, -2.5, 2.49, 3e9, -3e9, np.inf, -np.inf, np.nan, -7.6, *range(22)], np.float32)
+    out, _ = launch("round", words(values), 32)
+    last = [2**31 - 1, -(2**31)]
+    assert np.array_equal(out.view(np.int32), [0, 2, -2, 2, *last, *last, 0, -8, *range(22)])
 
 
 @pytest.mark.parametrize("order", emulate.ORDERS)

@@ -204,7 +204,7 @@ def test_prepared_copies(make_weight, rng, cupy):
     assert cupy.array_equal(plan(x), first)
 
 
-@pytest.mark.parametrize("instance", ["mma", "exchange", "permute", "convert", "multiply_add"])
+@pytest.mark.parametrize("instance", ["mma", "integer_mma", "exchange", "permute", "convert", "multiply_add", "round"])
 def test_instructions_are_as_emulated(instance, rng, cupy, tmp_path):
     shutil.copy(emulate.HERE / "semantics.cu", tmp_path)
     shutil.copy(kernels_cu.FOLDER / "ptx.cuh", tmp_path)

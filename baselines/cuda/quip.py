@@ -1,9 +1,10 @@
 """QuIP#'s GPU kernels (Tseng et al., 2024): rotate x, decode E8P words into tensor cores, rotate the result.
 
-Facts of the original kept here: the grid of one thread block a multiprocessor, the split of K over its warps, the
-arithmetic of a code word. Better than there: sums are added in a fixed order and not by atomics; up to 8 rows of x fill
-the columns of the tensor cores' operand, which the original gives to a single row; and more rows go eight at a time
-until rebuilding the matrix is faster, which the original does from two rows on.
+Facts of the original kept here: the grid of one thread block a multiprocessor, the split of K over its warps, a table
+of base vectors in shared memory and tensor cores. Better than there: sums are added in a fixed order and not by
+atomics; codes become integers, their signs looked up as well, in less than half the instructions of fp16; up to 8 rows
+of x are multiplied together, where the original has a single row; and more rows go eight at a time until rebuilding the
+matrix is faster, which the original does from two rows on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.model import START, Work, balance
+from codegemm.engines.cuda.model import Work, balance
 from codegemm.engines.cuda.steps import (
     Array,
     Gemm,
@@ -40,20 +41,29 @@ from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.kernel import Product
 
 SOURCE = "quip.cu"
-COLUMNS = 8  # of an operand: rows of x whose products read the codes once
+ROWS = 8  # of x, whose products read the codes once
+EXACT_ROWS = 4  # of x at most, whose numbers have a digit more
 # Rows of x beyond which What is rebuilt: writing and reading it takes as long as so many rows' codes, eight at a time.
 MATVEC_ROWS = 48
-PAIR_ROWS = 4  # of x at most, where a row is two columns
 TILE_ROWS, STEP = 16, 64  # of W, columns of W
-MAX_WARPS = 32
-_TABLE_BYTES = 4 * 256 * LANES
+MAX_WARPS = 16
+_TABLE_BYTES, _BALL_BYTES = 2 * 256 * 128, 256 * 64  # as e8p.cuh has them
 _TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles; must match `together` in quip.cu
-_INSTRUCTIONS = {2: 103.0, 3: 173.0, 4: 200.0}  # for 16 x 64 weights, by bits, counted in the compiled loops
-_PASS_LATENCY = 300.0  # clocks that nothing hides: the sums of a few tiles
+_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)  # of a coordinate in a table's word
+# For 16 x 64 weights, by bits and groups of rows of x, counted in the compiled loops.
+_INSTRUCTIONS = {
+    (2, 1): 37.0, (2, 2): 43.0, (2, 3): 45.0,
+    (3, 1): 70.0, (3, 2): 78.0, (3, 3): 94.0,
+    (4, 1): 73.0, (4, 2): 85.0, (4, 3): 98.0,
+}  # fmt: skip
+_DENSE_INSTRUCTIONS = {2: 110.0, 3: 230.0, 4: 250.0}
+# Clocks of a round, a step of all warps of a block, that nothing hides, by groups: fitted to whole products on an H200
+# with one and three groups, when a warp had the codes of one step on their way and not of two.
+_ROUND_LATENCY = {1: 350.0, 2: 700.0, 3: 1000.0}
 # `Quip` in quip.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("codes", "residual", "tables")]
-    + [(name, np.int32) for name in ("first_tile", "tiles", "steps", "batch", "pairs")]
+    + [(name, np.int32) for name in ("first_tile", "tiles", "steps", "batch")]
     + [("residual_factor", np.float32)]
     + [(name, np.uint64) for name in ("rotated", "sums", "dense")],
     align=True,
@@ -63,8 +73,9 @@ ARGUMENTS = np.dtype(
 class Quip(CudaKernel[E8PSpec, E8PWeight]):
     """E8P weights of 2, 3 and 4 bit and every Hadamard matrix; many rows of x by slices of What and cuBLAS.
 
-    Rotated x is fp16 times a power of two, for up to 4 rows of x in two numbers each: their error is that of float32,
-    of more rows about 2e-4 of the result's norm. Beyond 48 rows the weights of 3 and 4 bit are rounded to fp16 too.
+    Up to 4 rows of rotated x are four digits of base 256 times a power of two for each row: the error is that of
+    float32. More have three digits, about 1e-5 of the result's norm; beyond 48 rows they are fp16, as the weights of 3
+    and 4 bit are then: about 2e-4.
     """
 
     name = "quip"
@@ -75,9 +86,8 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
         self.slice_bytes = slice_bytes
 
     def arrange(self, weight: E8PWeight) -> Prepared:
-        vectors = {"in": rotation.factors(weight.SU), "out": rotation.factors(weight.SV)}
-        # Both kinds of words are decoded twice as large as they are.
-        numbers = {"residual_factor": 0.5 / weight.resid_scale}
+        vectors = {"in": weight.SU, "out": weight.SV}
+        numbers = {"residual_factor": 1.0 / weight.resid_scale}
         return Prepared(weight.spec, weight.device, arrange_codes(weight) | vectors, numbers)
 
     def batches(self, n: int) -> Iterable[int]:
@@ -87,10 +97,11 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
     def steps(self, product: Product[E8PSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         n, (m, k) = product.n, product.spec.shape
         scales = scratch.take("scales", (n,), np.float32)
-        rotated = scratch.take("rotated", (n, 2 if n <= PAIR_ROWS else 1, k), np.float16)
+        few = n <= MATVEC_ROWS
+        rotated = scratch.take("rotated", (n, digits(n), k) if few else (n, k), np.int8 if few else np.float16)
         sums = scratch.take("sums", (n, m), np.float32)
         rotate_in, rotate_out = (rotation.launch(side, product, scales, rotated, sums, gpu) for side in ("in", "out"))
-        if n <= MATVEC_ROWS:
+        if few:
             return [rotate_in, _matvec(product, rotated, sums, gpu), rotate_out]
         tiles = slices(product.spec, self.slice_bytes)
         most = TILE_ROWS * max(end - first for first, end in tiles)
@@ -99,22 +110,21 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
         for first, end in tiles:
             dense = replace(place, shape=(TILE_ROWS * (end - first), k))
             work = gemm.work(dense.shape, n, dense.dtype)
-            x = replace(rotated, shape=(n, k))
-            steps += [_dequantize(product, first, end, dense, gpu), Gemm(dense, work, TILE_ROWS * first, x, sums)]
+            steps += [_dequantize(product, first, end, dense, gpu), Gemm(dense, work, TILE_ROWS * first, rotated, sums)]
         return [rotate_in, *steps, rotate_out]
 
 
 def _matvec(product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
     spec, n, (m, k) = product.spec, product.n, product.spec.shape
-    turns, grid, count = -(-n // COLUMNS), blocks(spec, gpu), warps(spec, n, gpu)
+    turns, grid, count = -(-n // ROWS), blocks(spec, gpu), warps(spec, n, gpu)
     passes = -(-m // TILE_ROWS // grid // _TOGETHER[spec.bits])
-    columns = n * (2 if n <= PAIR_ROWS else 1)
-    x_bytes = 2 * columns * k * -(-m // TILE_ROWS // _TOGETHER[spec.bits])
+    x_bytes = digits(n) * n * k * -(-m // TILE_ROWS // _TOGETHER[spec.bits])
     codes, steps, gathers = _counts(spec)
     again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
+    residuals = 1 if spec.bits == 2 else 2
     return Launch(
         SOURCE,
-        instance("quip", spec.bits),
+        instance("quip", spec.bits, groups(n)),
         grid=(grid, turns),
         threads=LANES * count,
         shared_bytes=shared_bytes(spec, n, count),
@@ -124,10 +134,10 @@ def _matvec(product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) ->
             cached_bytes=again,
             l2_bytes=x_bytes + again,
             wavefronts=turns * (gathers + codes / 128) + x_bytes / 128,
-            instructions=turns * steps * _INSTRUCTIONS[spec.bits],
-            mma=turns * gathers,
+            instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
+            mma=turns * steps * 2 * groups(n) * (residuals + 1 / _TOGETHER[spec.bits]),
             balance=balance(m // TILE_ROWS, gpu.multiprocessors),
-            latency=START + passes * _PASS_LATENCY,
+            latency=turns * passes * -(-k // STEP // count) * _ROUND_LATENCY[groups(n)],
         ),
     )
 
@@ -148,21 +158,20 @@ def _dequantize(product: Product[E8PSpec], first: int, end: int, dense: Place, g
             bytes_read=codes,
             bytes_written=dense.nbytes,
             wavefronts=gathers + (codes + dense.nbytes) / 128,
-            instructions=steps * (_INSTRUCTIONS[spec.bits] + (0 if spec.bits == 2 else 60)),
+            instructions=steps * _DENSE_INSTRUCTIONS[spec.bits],
         ),
     )
 
 
 def _arguments(product: Product[E8PSpec], first_tile: int, count: int, **places: Place) -> Structure:
     """A launch's structure for tiles of 16 rows, null for places that it doesn't use."""
-    spec, n = product.spec, product.n
+    spec = product.spec
     return structure(
         ARGUMENTS,
         first_tile=first_tile,
         tiles=count,
         steps=spec.in_features // STEP,
-        batch=n,
-        pairs=n <= PAIR_ROWS,
+        batch=product.n,
         residual_factor=Number("residual_factor"),
         residual=Array("residual") if spec.bits > 2 else 0,
         **{"rotated": 0, "sums": 0, "dense": 0} | places,
@@ -173,7 +182,8 @@ def _counts(spec: E8PSpec) -> tuple[int, int, int]:
     """Bytes of the codes, steps of 16 x 64 weights, wavefronts of their gathers."""
     m, k = spec.shape
     steps = m // TILE_ROWS * k // STEP
-    return spec.bits * m * k // 8, steps, 4 * steps * (1 if spec.bits == 2 else 2)
+    # A base vector and its signs take a wavefront each, a point of the ball two: its copies are fewer.
+    return spec.bits * m * k // 8, steps, steps * (8 if spec.bits == 2 else 16)
 
 
 def slices(spec: E8PSpec, most_bytes: int) -> list[tuple[int, int]]:
@@ -187,6 +197,16 @@ def blocks(spec: E8PSpec, gpu: Gpu) -> int:
     return min(gpu.multiprocessors, spec.out_features // TILE_ROWS)
 
 
+def digits(n: int) -> int:
+    """Of base 256, that a number of x becomes."""
+    return 4 if n <= EXACT_ROWS else 3
+
+
+def groups(n: int) -> int:
+    """Of eight columns, that x takes: all digits of two rows, or one of eight."""
+    return -(-n // 2) if n <= EXACT_ROWS else 3
+
+
 def warps(spec: E8PSpec, n: int, gpu: Gpu) -> int:
     """Of a block: one a step of K, as many as there are and have room for their partial sums."""
     most = min(MAX_WARPS, spec.in_features // STEP)
@@ -194,28 +214,30 @@ def warps(spec: E8PSpec, n: int, gpu: Gpu) -> int:
 
 
 def shared_bytes(spec: E8PSpec, n: int, count: int) -> int:
-    """Tables and, twice, the partial sums of `count` warps."""
-    width = n if n <= PAIR_ROWS else COLUMNS
-    return _table_bytes(spec) + 2 * 4 * count * _TOGETHER[spec.bits] * TILE_ROWS * width
+    """Tables and the partial sums of `count` warps."""
+    return _table_bytes(spec) + 4 * count * _TOGETHER[spec.bits] * TILE_ROWS * min(n, ROWS)
 
 
 def _table_bytes(spec: E8PSpec) -> int:
-    return (2 if spec.bits == 3 else 1) * _TABLE_BYTES
+    return _TABLE_BYTES + (_BALL_BYTES if spec.bits == 3 else 0)
 
 
 def tables(bits: int) -> np.ndarray:
-    """uint32 words of eight nibbles 2v + 8: the base vectors [256] and, for 3 bit, the ball [256] behind them."""
-    base = e8p_codebook.packed_abs_words()
-    if bits != 3:
-        return base
-    order = np.argsort(e8p_codebook.SIGN_BIT)  # coordinate of each nibble
-    nibbles = (2 * e8p_codebook.residual_grid()[:, order] + 8).astype(np.uint32)
-    ball = (nibbles << np.arange(0, 32, 4, dtype=np.uint32)).sum(1, dtype=np.uint32)
-    return np.concatenate([base, ball])
+    """uint32 words of eight nibbles: [256][2v + 8 of a base vector, what a sign byte turns over in one] and, for 3 bit,
+    2v + 8 of the ball's points [256] behind them."""
+    flips = 14 * (e8p_codebook.sign_vectors() < 0) + e8p_codebook.parity(np.arange(256))[:, None]
+    pairs = np.stack([_packed(2 * e8p_codebook.abs_vectors() + 8), _packed(flips)], 1).ravel()
+    return pairs if bits != 3 else np.concatenate([pairs, _packed(2 * e8p_codebook.residual_grid() + 8)])
+
+
+def _packed(nibbles: np.ndarray) -> np.ndarray:
+    """uint32 words of nibbles [256, coordinate]."""
+    return (nibbles.astype(np.uint32) << 4 * np.array(_NIBBLE, np.uint32)).sum(1, dtype=np.uint32)
 
 
 def arrange_codes(weight: E8PWeight) -> dict[str, Any]:
-    """Codes int64 [M/16, K/64, 32] as the format has them, the residual's by themselves, and the tables.
+    """Codes uint32 [M/16, K/64, 32, 2], a byte of each word's base vector and one of its signs, the residual's by
+    themselves, and the tables.
 
     The ball's indices, eight of a row together in the format, take the order of the codes: uint32 [M/16, K/64, 32].
     """
@@ -223,10 +245,25 @@ def arrange_codes(weight: E8PWeight) -> dict[str, Any]:
     words = k // 32
     arrays = {"tables": xp.asarray(tables(weight.bits))}
     if weight.bits == 2:
-        return arrays | {"codes": weight.qidxs}
+        return arrays | {"codes": with_sign_bytes(weight.qidxs)}
     rest = xp.ascontiguousarray(weight.qidxs[:, words:])
     if weight.bits == 3:
         # row 16 I + 2 g + a, column 8 J + 2 t + b -> byte a + 2 b of word [I, J, g, t]
         indices = rest.view(np.uint8).reshape(m // 16, 8, 2, k // 64, 4, 2)
         rest = xp.ascontiguousarray(indices.transpose(0, 3, 1, 4, 5, 2)).reshape(-1, 4).view(np.uint32)
-    return arrays | {"codes": xp.ascontiguousarray(weight.qidxs[:, :words]), "residual": rest}
+    else:
+        rest = with_sign_bytes(rest)
+    return arrays | {"codes": with_sign_bytes(xp.ascontiguousarray(weight.qidxs[:, :words])), "residual": rest}
+
+
+def with_sign_bytes(codes: Any) -> Any:
+    """Codes int64 as the format has them, with bit j of word i's signs in bit 8i + j and not in bit 4j + i of the upper
+    half: uint32 [..., 2]."""
+    halves = codes.view(np.uint32).reshape(*codes.shape, 2).copy()
+    scattered, signs = halves[..., 1].copy(), 0
+    for j in range(8):
+        nibble = scattered >> np.uint32(4 * j) & np.uint32(15)
+        spread = nibble * np.uint32(0x00204081) & np.uint32(0x01010101)  # bit i to bit 8i
+        signs = (spread << np.uint32(j)) | signs
+    halves[..., 1] = signs
+    return halves

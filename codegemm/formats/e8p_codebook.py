@@ -95,13 +95,6 @@ def grid() -> npt.NDArray[np.float16]:
 
 
 @cache
-def packed_abs_words() -> npt.NDArray[np.uint32]:
-    """The 256 base vectors as 8 nibbles of a word, nibble p = 2*v[perm[p]] + 8: QuIP#'s own table."""
-    nibbles = (2 * abs_vectors()[:, [0, 2, 4, 6, 1, 3, 5, 7]] + 8).astype(np.uint32)
-    return (nibbles << np.arange(0, 32, 4, dtype=np.uint32)).sum(1, dtype=np.uint32)
-
-
-@cache
 def residual_grid() -> npt.NDArray[np.float32]:
     """The 256-point ball of E8 that codes the residual of the 3-bit form, float32 [256, 8]."""
     whole = np.array(list(product((-1, 0, 1), repeat=DIM)), np.float32)

@@ -674,6 +674,30 @@ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     });
 }
 
+void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    struct Operand {
+        u32 a[4], b[2];
+        int* d;
+    } operand{{a0, a1, a2, a3}, {b0, b1}, d};
+    together("integer mma", operand, [](Operand** all) {
+        int a[16][32], b[32][8];
+        for (int lane = 0; lane < lanes; lane++) {
+            const int r = lane / 4, q = lane % 4;
+            for (int i = 0; i < 16; i++)
+                a[r + i / 4 % 2 * 8][4 * q + i % 4 + i / 8 * 16] = u8(all[lane]->a[i / 4] >> 8 * (i % 4));
+            for (int i = 0; i < 8; i++) b[4 * q + i % 4 + i / 4 * 16][r] = int8_t(all[lane]->b[i / 4] >> 8 * (i % 4));
+        }
+        for (int lane = 0; lane < lanes; lane++)
+            for (int i = 0; i < 4; i++) {
+                const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+                int64_t sum = all[lane]->d[i];
+                for (int k = 0; k < 32; k++) sum += a[row][k] * b[k][column];
+                if (sum != int(sum)) complain("an integer mma left 32 bits");
+                all[lane]->d[i] = int(sum);
+            }
+    });
+}
+
 float half_to_float(u16 value) {
     _Float16 half;
     memcpy(&half, &value, 2);
@@ -707,6 +731,11 @@ u32 fma_half2(u32 a, u32 b, u32 c) {
         result |= u32(bits) << 16 * i;
     }
     return result;
+}
+
+int round_to_int(float value) {
+    if (std::isnan(value)) return 0;
+    return int(std::min(std::max(std::nearbyint(double(value)), -2147483648.0), 2147483647.0));
 }
 
 u16 float_to_bfloat(float value) {

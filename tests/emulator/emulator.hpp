@@ -125,6 +125,11 @@ T load_in_order(const T* address, CODEGEMM_SITE) {
     return load(address, file, function, line);
 }
 
+template <class T>
+T load_early(const T* address, CODEGEMM_SITE) {
+    return load(address, file, function, line);
+}
+
 inline uint4 load_l2(const uint4* address, CODEGEMM_SITE) {
     return load(address, file, function, line);
 }
@@ -201,7 +206,11 @@ inline int count_bits(u32 bits) {
 inline u32 and_or(u32 value, u32 mask, u32 bits) {
     return (value & mask) | bits;
 }
+inline u32 xor_and(u32 a, u32 b, u32 mask) {
+    return (a ^ b) & mask;
+}
 u32 permute_bytes(u32 low, u32 high, u32 selector);
+void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 u32 add_half2(u32 a, u32 b);
 u32 fma_half2(u32 a, u32 b, u32 c);
@@ -209,6 +218,7 @@ u32 pack_half2(float low, float high);
 float half_to_float(u16 value);
 u16 float_to_half(float value);
 u16 float_to_bfloat(float value);
+int round_to_int(float value);
 float bits_to_float(u32 bits);
 u32 float_to_bits(float value);
 

@@ -80,8 +80,14 @@ class Array:
     def __or__(self, other):
         return wrap(self.host | host(other))
 
+    def __and__(self, other):
+        return wrap(self.host & host(other))
+
     def __lshift__(self, other):
         return wrap(self.host << host(other))
+
+    def __rshift__(self, other):
+        return wrap(self.host >> host(other))
 
     def __abs__(self):
         return wrap(abs(self.host))

@@ -10,6 +10,15 @@ DEVICE void mma(const u32* in, u32* out) {
     for (int i = 0; i < 4; i++) out[i * 32 + lane] = ptx::float_to_bits(d[i]);
 }
 
+// in: a [4][32 lanes], b [2][32], c [4][32] as registers; out: d [4][32].
+DEVICE void integer_mma(const u32* in, u32* out) {
+    const int lane = ptx::lane();
+    int d[4];
+    for (int i = 0; i < 4; i++) d[i] = int(in[(6 + i) * 32 + lane]) >> 4;
+    ptx::mma(d, in[lane], in[32 + lane], in[64 + lane], in[96 + lane], in[128 + lane], in[160 + lane]);
+    for (int i = 0; i < 4; i++) out[i * 32 + lane] = u32(d[i]);
+}
+
 // in: values [32], sources [32]; out: shuffle, shuffle_xor by 5, ballot of odd values, [3][32].
 DEVICE void exchange(const u32* in, u32* out) {
     const int lane = ptx::lane();
@@ -42,16 +51,22 @@ DEVICE void convert(const u32* in, u32* out) {
     out[128 + lane] = ptx::float_to_bits(ptx::half_to_float(u16(in[lane])));
 }
 
+// in: fp32 [32]; out: the nearest integers [32].
+DEVICE void round(const u32* in, u32* out) {
+    out[ptx::lane()] = u32(ptx::round_to_int(ptx::bits_to_float(in[ptx::lane()])));
+}
+
 // in: three registers of two fp16 [3][32]; out: a * b + c [32].
 DEVICE void multiply_add(const u32* in, u32* out) {
     const int lane = ptx::lane();
     out[lane] = ptx::fma_half2(in[lane], in[32 + lane], in[64 + lane]);
 }
 
-// in: three registers [3][32]; out: (a & b) | c [32].
+// in: three registers [3][32]; out: (a & b) | c, (a ^ b) & c [2][32].
 DEVICE void merge_bits(const u32* in, u32* out) {
     const int lane = ptx::lane();
     out[lane] = ptx::and_or(in[lane], in[32 + lane], in[64 + lane]);
+    out[32 + lane] = ptx::xor_and(in[lane], in[32 + lane], in[64 + lane]);
 }
 
 // Every thread of a block writes, all synchronise, every thread reads its mirror image; then a count by atomics.

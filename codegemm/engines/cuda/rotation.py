@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.arrays import array_module
-from codegemm.devices import to_host
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import FLOAT32
 from codegemm.engines.cuda.model import START, Work, balance
@@ -19,16 +16,21 @@ from codegemm.formats.hadamard import hadamard, split_length
 from codegemm.kernel import Product
 
 SOURCE = "rotate.cu"
-MAX_THREADS = 1024  # must match `most_threads` in rotate.cu
+MAX_THREADS = 512  # must match `most_threads` in rotate.cu
+EACH = 4  # numbers of a thread
+DIGIT_UNIT = {3: 2.0**-21, 4: 2.0**-29}  # of a row's scale, where a number becomes so many digits of base 256
+FP16_UNIT = 2.0**-14  # where it becomes one of fp16
 _ENOUGH = 32  # thread blocks, where length and rows allow it
-_GROUP_SEGMENTS = 8  # that a group of threads mixes at least
+_MAX_SEGMENT = 1024
+_GROUP_SEGMENTS = 4  # that a group of threads mixes at least
 # Clocks that nothing hides, at a start and until loads arrive that travel together, and instructions of a warp for an
 # element of each of its threads.
-_LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 600.0, 8, 6.0
+_LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 600.0, 4, 10.0
 # `Rotation` in rotate.cu.
 ARGUMENTS = np.dtype(
     [(name, np.uint64) for name in ("signs", "factors")]
-    + [(name, np.int32) for name in ("segments", "segment", "groups", "log_length", "columns", "y_is_float")]
+    + [(name, np.int32) for name in ("segments", "segment", "groups", "digits", "y_is_float")]
+    + [("root", np.float32)]
     + [(name, np.uint64) for name in ("scales", "rotated", "sums")],
     align=True,
 )
@@ -45,12 +47,12 @@ class Cut:
     @property
     def threads(self) -> int:
         """Of a block, whole warps."""
-        return max(LANES, self.groups * self.segment)
+        return max(LANES, self.groups * self.segment // EACH)
 
     @property
     def shared_bytes(self) -> int:
-        """Three words a thread and one a warp."""
-        return 12 * self.threads + 4 * LANES
+        """Three words a number and one a warp."""
+        return 12 * EACH * self.threads + 4 * LANES
 
 
 @cache
@@ -61,9 +63,9 @@ def cut_for(length: int, n: int) -> Cut:
     Every block reads its whole row, so more blocks than fill the GPU are no gain.
     """
     order, segment = split_length(length)
-    while segment > MAX_THREADS or (order * n < _ENOUGH and segment > LANES):
+    while segment > _MAX_SEGMENT or (order * n < _ENOUGH and segment > LANES):
         order, segment = 2 * order, segment // 2
-    most = max(1, min(MAX_THREADS // segment, order // _GROUP_SEGMENTS))
+    most = max(1, min(MAX_THREADS * EACH // segment, order // _GROUP_SEGMENTS))
     return Cut(order, segment, 1 << most.bit_length() - 1)
 
 
@@ -82,25 +84,21 @@ def signs(length: int, cut: Cut, transpose: bool) -> npt.NDArray[np.uint32]:
     return np.packbits(np.ascontiguousarray(bits), axis=2, bitorder="little").view(np.uint32)
 
 
-def factors(vector: Any) -> Any:
-    """SU or SV as a transform takes it, where it is (NumPy's or CuPy's): over the root of its length, float32."""
-    scaled = to_host(vector).astype(np.float64) / np.sqrt(len(vector))
-    return array_module(vector).asarray(scaled.astype(np.float32))
-
-
 def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Place, gpu: Gpu) -> Launch:
     """The launch that rotates x into the workspace (side `in`), or the sums there into y (`out`).
 
-    scales: float32 [n], powers of two of x's rows. rotated: float16 [n, columns, K]. sums: float32 [n, M]. The weight's
-    array of the side's name has the `factors`.
+    scales: float32 [n], powers of two of x's rows. rotated: int8 [n, digits, K] or float16 [n, K]. sums: float32
+    [n, M]. The weight's array of the side's name is SU or SV.
     """
     inwards = side == "in"
     n, (m, k) = product.n, product.spec.shape
     length = k if inwards else m
+    digits = rotated.shape[1] if rotated.dtype == np.int8 else 0
+    bits = product.spec.vector_bits[0 if inwards else 1]
     cut = cut_for(length, n)
     return Launch(
         SOURCE,
-        instance(f"rotate_{side}", product.dtype),
+        instance(f"rotate_{side}", product.dtype, np.dtype(f"float{bits}")),
         grid=(cut.order * n,),
         threads=cut.threads,
         shared_bytes=cut.shared_bytes,
@@ -111,8 +109,8 @@ def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Pla
                 signs=Table(signs, (length, cut, inwards)),
                 factors=Array(side),
                 segments=cut.order,
-                log_length=(length - 1).bit_length(),
-                columns=rotated.shape[1],
+                digits=digits,
+                root=length**-0.5 * (1 if inwards or digits else FP16_UNIT),
                 y_is_float=product.out_dtype == FLOAT32,
                 scales=scales,
                 rotated=rotated,
@@ -127,11 +125,12 @@ def work(length: int, cut: Cut, product: Product, inwards: bool, gpu: Gpu) -> Wo
     """What the launch has to do."""
     n = product.n
     mixed = n * cut.order * length
+    vector = product.spec.vector_bits[0 if inwards else 1] // 8
     return Work(
-        bytes_read=4 * length + (product.x_bytes if inwards else 0),
+        bytes_read=vector * length + (product.x_bytes if inwards else 0),
         bytes_written=0 if inwards else product.y_bytes,
-        l2_bytes=mixed * (4 + product.dtype.itemsize if inwards else 4),
-        wavefronts=n * length / LANES * (cut.groups + 2 * max(0, cut.segment.bit_length() - 6)) + mixed / LANES,
+        l2_bytes=mixed * (vector + product.dtype.itemsize if inwards else 4),
+        wavefronts=n * length / LANES * (2 * cut.groups + 2 * max(0, cut.segment.bit_length() - 8)) + mixed / LANES,
         instructions=mixed / LANES * _INSTRUCTIONS,
         balance=balance(cut.order * n, gpu.multiprocessors),
         latency=START + -(-cut.order // (cut.groups * _LOADS)) * _LOADS_LATENCY,
