@@ -1,13 +1,14 @@
 """What many cuts of the main kernels take on this machine's GPU, beside what `auto` cuts and what it estimates.
 
-Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py and dequant_cut.py):
-least squares of the relative error, none below zero, in clocks.
+Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py, dequant_cut.py and
+dequant_wide_cut.py): least squares of the relative error, none below zero, in clocks.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from types import ModuleType
@@ -20,29 +21,44 @@ from codegemm import devices
 from codegemm.comparison import measure
 from codegemm.comparison.sources import random_weight
 from codegemm.devices import FIRST_GPU, Device
-from codegemm.engines.cuda import Dequant, Psumbook, dequant_cut, dequant_fast, model, psumbook, psumbook_cut
+from codegemm.engines.cuda import (
+    Dequant,
+    Psumbook,
+    dequant_cut,
+    dequant_fast,
+    dequant_wide,
+    dequant_wide_cut,
+    model,
+    psumbook,
+    psumbook_cut,
+)
 from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.steps import Launch, Scratch
+from codegemm.engines.cuda.steps import Launch, Scratch, Step
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.names import spec_of
 from codegemm.kernel import Product
 
 DEVICE, DTYPE = FIRST_GPU, np.dtype(np.float16)
-MODULES: dict[str, ModuleType] = {"psumbook": psumbook_cut, "dequant": dequant_cut}
-# The kernels, and what launches a product of theirs that is cut in another way.
-KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch]]] = {
+MODULES: dict[str, ModuleType] = {
+    "psumbook": psumbook_cut,
+    "dequant": dequant_cut,
+    "dequant_wide": dequant_wide_cut,
+}
+# The kernels, and what makes the launch or the launches of a product of theirs that is cut in another way.
+KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch | list[Step]]]] = {
     "psumbook": (Psumbook(), psumbook.launch),
     "dequant": (Dequant(), dequant_fast.launch),
+    "dequant_wide": (Dequant(), dequant_wide.launches),  # its form for Hopper
 }
 PRODUCTS = [
     *(("psumbook", shape, config, n)
       for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096), (28672, 8192), (8192, 28672))
       for config in ("m1v4g128", "m2v8g128") for n in (1, 4)),
-    *(("dequant", shape, config, n)
+    *((name, shape, config, n) for name, batches in (("dequant", (16, 64)), ("dequant_wide", (64, 128)))
       for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096)) for config in ("m1v4g128", "m2v8g128")
-      for n in (16, 64)),
+      for n in batches),
 ]  # fmt: skip
 _LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
 
@@ -69,13 +85,19 @@ class Recut(CudaKernel[CodebookSpec, CodebookWeight]):
     def batches(self, n: int) -> Iterable[int]:
         return (n,)  # fewer rows are cut in another way
 
-    def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Launch]:
-        return [self._launch(product, self.cut, gpu, scratch)]
+    def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+        steps = self._launch(product, self.cut, gpu, scratch)
+        return [steps] if isinstance(steps, Launch) else steps
+
+
+def products(gpu: Gpu) -> list[tuple[str, tuple[int, int], str, int]]:
+    """Those that a GPU has a kernel for."""
+    return [product for product in PRODUCTS if product[0] != "dequant_wide" or gpu.arch == dequant_wide_cut.ARCH]
 
 
 def builds() -> Iterator[Callable[[], object]]:
     """What it compiles."""
-    for name, shape, config, n in PRODUCTS:
+    for name, shape, config, n in products(gpu_of(DEVICE)):
         product = Product.of(spec_of(shape, config), n, DTYPE)
         for cut in _chosen(MODULES[name], product.spec, n, gpu_of(DEVICE)):
             yield from Recut(name, cut).builds(product, DEVICE)
@@ -85,7 +107,7 @@ def run(seconds: float) -> dict[str, Any]:
     """Times by product and cut, and the fitted weights."""
     gpu, end = gpu_of(DEVICE), time.monotonic() + seconds
     timed: list[dict[str, Any]] = []
-    for name, shape, config, n in PRODUCTS:
+    for name, shape, config, n in products(gpu):
         if time.monotonic() > end:
             print("no time was left for more")
             break
@@ -104,7 +126,7 @@ def run(seconds: float) -> dict[str, Any]:
         best = min(row["seconds"] for row in rows)
         pick = next(row for row in rows if row["picked"])
         print(
-            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:9} picked {pick['seconds'] * 1e6:6.2f} us, "
+            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:12} picked {pick['seconds'] * 1e6:6.2f} us, "
             f"estimated {pick['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
             flush=True,
         )
@@ -151,10 +173,13 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
 
 def explain(kernel: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> str:
     """What a product's estimated time is made of, in microseconds, the largest part first."""
-    [work] = KERNELS[kernel][0].decide(Product.of(spec_of(shape, config), n, DTYPE), gpu).works
-    parts = model.parts(work, gpu)
+    product = Product.of(spec_of(shape, config), n, DTYPE)
+    cut = MODULES[kernel].cut_for(product.spec, n, gpu)
+    parts: Counter[str] = Counter()
+    for work in Recut(kernel, cut).decide(product, gpu).works:
+        parts.update(model.parts(work, gpu))
     listed = ", ".join(f"{name} {1e6 * parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
-    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:9} {1e6 * sum(parts.values()):6.1f} us: {listed}"
+    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:12} {1e6 * sum(parts.values()):6.1f} us: {listed}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -162,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("gpu", nargs="?", default="h200", choices=list(KNOWN))
     gpu = KNOWN[parser.parse_args(arguments).gpu]
-    for product in PRODUCTS:
+    for product in products(gpu):
         print(explain(*product, gpu))
 
 

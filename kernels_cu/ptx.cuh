@@ -217,6 +217,25 @@ DEVICE void prefetch(const void* address, u32 bytes) {
 #endif
 }
 
+// Begins to copy 16, 8 or 4 bytes into shared memory. What was begun since the last end is a group: it is there once
+// this thread has waited until at most COUNT later ones are under way.
+DEVICE void copy_async(Shared to, const uint4* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+DEVICE void copy_async(Shared to, const uint2* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
+DEVICE void copy_async(Shared to, const u32* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+DEVICE void end_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int COUNT>
+DEVICE void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
+}
+
 // Counts one more and says how many were there before. Releases what this thread has stored or seen so far, acquires
 // what those released that counted before.
 DEVICE u32 arrive(u32* counter) {
@@ -290,7 +309,7 @@ DEVICE void cluster_wait() {
 #endif
 }
 
-// One thread, before it arrives: eight bytes that count what is sent to this block.
+// One thread, before it arrives: eight bytes that count what is sent to this block, in phases of so many bytes each.
 DEVICE void make_counter(Shared counter) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(counter) : "memory");
@@ -298,7 +317,7 @@ DEVICE void make_counter(Shared counter) {
 #endif
 }
 
-// One thread: how many bytes there will be.
+// One thread: how many bytes there will be in this phase.
 DEVICE void expect(Shared counter, u32 bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(counter), "r"(bytes) : "memory");
@@ -328,15 +347,26 @@ DEVICE void send(Shared address, Shared counter, int rank, float2 value) {
 #endif
 }
 
-// Until all that was expected there has come.
-DEVICE void wait_for_sent(Shared counter) {
+// Begins to send bytes of global memory there, 16-byte aligned and whole pieces of 16. One thread.
+DEVICE void send_bulk(Shared address, Shared counter, const u8* from, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address),
+        "l"(from), "r"(bytes), "r"(counter)
+        : "memory");
+#endif
+}
+
+// Until all that was expected there has come. parity: of the phase's number, from 0.
+DEVICE void wait_for_sent(Shared counter, u32 parity = 0) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
-        "}" ::"r"(counter)
+        "}" ::"r"(counter),
+        "r"(parity)
         : "memory");
 #endif
 }
@@ -406,6 +436,69 @@ DEVICE void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// ---- products of a warpgroup, four warps of a block side by side, on sm_90 alone. They are asynchronous: until a wait
+// has seen them done, nobody may touch their registers, nor overwrite B. All threads of the warpgroup go together.
+
+// Before products whose registers have been written since the last one.
+DEVICE void begin_wgmma() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// The products since the last end are a group, to be waited for together.
+DEVICE void end_wgmma() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until at most COUNT groups are under way.
+template <int COUNT>
+DEVICE void wait_wgmma() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
+}
+
+// B in shared memory as wgmma has it described, fp16 [N / 8][two halves of k][eight columns][eight k]: neighbours in k
+// are 128 bytes apart, those in N 256, and all that is told in units of 16 bytes.
+struct WgmmaB {
+    u32 place;
+
+    DEVICE static WgmmaB at(Shared address) { return {(address >> 4) + (128 >> 4 << 16)}; }
+    DEVICE WgmmaB behind(int bytes) const { return {place + (bytes >> 4)}; }
+    DEVICE u64 bits() const { return u64(256 >> 4) << 32 | place; }
+};
+
+// d += A B with fp16 A [64 x 16], B [16 x N] and fp32 d [64 x N]. Warp w of the warpgroup has rows 16w .. of A and d:
+// lane 4r + q as in mma, with d[4j ..] for the columns 8j ...
+DEVICE void wgmma(float (&d)[32], const u32 (&a)[4], WgmmaB b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()));
+}
+
+DEVICE void wgmma(float (&d)[64], const u32 (&a)[4], WgmmaB b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "
+        "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "
+        "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "
+        "%59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits()));
+}
+
 // Two fp16 in a register, the first in the lower half.
 DEVICE u32 add_half2(u32 a, u32 b) {
     u32 sum;
@@ -452,6 +545,9 @@ DEVICE int round_to_int(float value) {
 // computes anew what it would else keep through one.
 DEVICE void keep(u32& value) {
     asm volatile("" : "+r"(value));
+}
+DEVICE void keep(float& value) {
+    asm volatile("" : "+f"(value));
 }
 
 DEVICE float bits_to_float(u32 bits) {

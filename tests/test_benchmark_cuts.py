@@ -10,7 +10,7 @@ from emulator import emulate
 from benchmarks import cubins, cuts, gpu, smoke
 from codegemm.comparison import measure
 from codegemm.engines import cuda
-from codegemm.engines.cuda import compiler, dequant_cut, psumbook_cut
+from codegemm.engines.cuda import compiler, dequant_cut, dequant_wide_cut, psumbook_cut
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.formats.names import spec_of
@@ -26,7 +26,7 @@ def test_weights_are_fitted(rng):
     assert np.all(weights >= 0)
 
 
-@pytest.mark.parametrize("module", [psumbook_cut, dequant_cut])
+@pytest.mark.parametrize("module", [psumbook_cut, dequant_cut, dequant_wide_cut])
 def test_every_term_has_a_weight(module):
     spec = spec_of((4096, 4096), "m1v4g128")
     cut = module.cut_for(spec, 4, KNOWN["h200"])
@@ -42,9 +42,11 @@ def test_estimates_explained(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(cuts.PRODUCTS)
     assert all(" us: " in line for line in lines)
+    cuts.main(["a100"])
+    assert "dequant_wide" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "n"), [("psumbook", 2), ("dequant", 16)])
+@pytest.mark.parametrize(("name", "n"), [("psumbook", 2), ("dequant", 16), ("dequant_wide", 40)])
 def test_a_product_is_cut_as_asked(name, n, make_weight, rng):
     """By every cut that is tried the same product, with the arrays of the kernel itself."""
     weight, x = make_weight(64, 512, "m1v4g128"), rng.standard_normal((n, 512)).astype(np.float16)
@@ -53,7 +55,7 @@ def test_a_product_is_cut_as_asked(name, n, make_weight, rng):
     grids = set()
     for cut in cuts._chosen(module, weight.spec, n, emulate.SMALL_GPU)[::3]:
         kernel = cuts.Recut(name, cut)
-        [launch] = kernel.decide(product, emulate.SMALL_GPU).launches
+        *_, launch = kernel.decide(product, emulate.SMALL_GPU).launches
         assert (launch.grid[0], launch.grid[-1]) == (len(cut.slices), cut.splits)
         assert (launch.threads, launch.shared_bytes) == (32 * cut.warps, cut.shared_bytes)
         assert measure.relative_error(emulate.multiply(kernel, weight, x)[0], truth) < 1e-3
@@ -148,11 +150,13 @@ def test_what_a_gpu_loads_is_known_without_one():
         "psumbook<8, 2, 8, 2, 1, Bfloat, 2>",
         "rotate_x<Half, Float, 1>",
         "DequantShape<4, 1, 8, 1, 16, Float, true>",
+        "WideShape<4, 1, 8, 1, 64, Half, 1>",
     } <= {build.instance for build in builds}
     assert {
         "psumbook.cu",
         "dequant.cu",
         "dequant_plain.cu",
+        "dequant_wide.cu",
         "dequantize.cu",
         "aqlm.cu",
         "quip.cu",

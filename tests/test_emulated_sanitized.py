@@ -12,7 +12,7 @@ from emulator import cases, emulate
 
 HERE = Path(__file__).parent
 # Tests of each file; those of missing barriers are meant to misbehave.
-SAMPLES = {"psumbook": 2, "dequant": 2, "dense": 1, "aqlm": 1, "quip": 1}
+SAMPLES = {"psumbook": 2, "dequant": 2, "wide": 1, "dense": 1, "aqlm": 1, "quip": 1}
 MORE = 4 if cases.ALL else 1  # times as many
 LEFT_OUT = "without_a_barrier"
 

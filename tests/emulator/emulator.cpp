@@ -9,6 +9,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -38,7 +39,23 @@ void learn(Known& known, const Known& more) {
     for (const auto& [warp, syncs] : more) known[warp] = std::max(known[warp], syncs);
 }
 
+// A copy into shared memory that is under way.
+struct Copy {
+    u8* to;
+    u8 value[16];
+    int bytes;
+    Site site;
+};
+
 enum class State { ready, at_block_barrier, at_cluster_barrier, at_counter, at_warp, done };
+
+// A product of wgmma that is under way, as one lane has it.
+struct Wgmma {
+    float* d;
+    const u32* a;
+    const u8* b;
+    int columns;
+};
 
 struct Thread {
     ucontext_t context;
@@ -48,13 +65,17 @@ struct Thread {
     int block, index;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
-    int syncs = 0;           // of its warp
-    bool lets_next = false;  // kernel start
-    bool waited = false;     // for the kernel before
+    int syncs = 0;                             // of its warp
+    bool lets_next = false;                    // kernel start
+    bool waited = false;                       // for the kernel before
+    bool multiplies = false;                   // between a beginning and an end of wgmma
+    std::deque<std::vector<Copy>> copies{1};   // in groups, the last of them open
+    std::deque<std::vector<Wgmma>> under_way;  // in groups, the last of them open
     Known known;
     int cluster_arrivals = 0, cluster_waits = 0;
-    const u8* counter = nullptr;     // that it waits at
-    std::set<const u8*> waited_for;  // counters
+    const u8* counter = nullptr;          // that it waits at
+    u32 parity = 0;                       // of the phase that it waits for there
+    std::map<const u8*, int> waited_for;  // phases of counters
 };
 
 // The last to write or to read a word of shared memory, and after how many barriers: of the block and of its warp.
@@ -67,13 +88,24 @@ struct Touch {
 
 struct Word {
     Touch write, read;
-    const u8* counter = nullptr;  // of what another block sent here
+    bool is_bulk = false;         // what threads store, wgmma doesn't see without a fence, which no kernel has
+    const u8* counter = nullptr;  // of what was sent here
+    int phase = 0;                // of the counter
 };
 
 // Of what is sent to a block.
 struct Counter {
     u64 expected = 0, sent = 0;
     bool is_known = false;  // how much is expected
+    int phase = 0;
+
+    void count(u64 bytes) {
+        sent += bytes;
+        if (!is_known || sent < expected) return;
+        expected = sent = 0;
+        is_known = false;
+        phase++;
+    }
 };
 
 struct Free {
@@ -153,6 +185,9 @@ void body() {
 #endif
     (*kernel)();
     if (launch.awaited[0][1] && !current->waited) complain("a thread ended before it waited for the kernel before");
+    if (!current->under_way.empty()) complain("a thread ended before it waited for its products");
+    for (const auto& group : current->copies)
+        if (!group.empty()) complain("a thread ended before it waited for its copies");
     current->state = State::done;
     yield();
 }
@@ -248,7 +283,7 @@ void check_shared(Kind kind, const void* address, int bytes) {
         return complain("misaligned access of %d bytes at byte %d of shared memory", bytes, int(offset));
     for (auto at = offset / 4; at < (offset + bytes + 3) / 4; at++) {
         Word& word = block.words[at];
-        if (word.counter && !current->waited_for.count(word.counter))
+        if (word.counter && current->waited_for[word.counter] <= word.phase)
             return complain("byte %d of shared memory touched before all that other blocks send has come", int(offset));
         const bool fresh_write = word.write.concurrent(block.interval);
         const bool fresh_read = word.read.concurrent(block.interval);
@@ -261,6 +296,7 @@ void check_shared(Kind kind, const void* address, int bytes) {
             if (fresh_write) return race("two writes", address, word.write.thread);
             if (fresh_read) return race("read and write", address, word.read.thread);
             word.write.update(block.interval, false);
+            word.is_bulk = false;
         }
     }
 }
@@ -315,14 +351,13 @@ int peer_of(int block, int rank) {
 }
 
 void release_clusters() {
-    if (launch.cluster == 1) return;
     std::vector<int> arrivals(blocks.size(), 1 << 30);  // of each block's thread that is last
     for (const Thread& thread : threads)
         arrivals[thread.block] = std::min(arrivals[thread.block], thread.cluster_arrivals);
     for (Thread& thread : threads) {
         if (thread.state == State::at_counter) {
             const Counter& counter = counters[thread.counter];
-            if (counter.is_known && counter.sent == counter.expected) thread.state = State::ready;
+            if ((counter.phase & 1) != int(thread.parity)) thread.state = State::ready;
         }
         if (thread.state != State::at_cluster_barrier) continue;
         bool all = true;
@@ -542,8 +577,11 @@ void make_counter(Shared counter) {
 
 void expect(Shared counter, u32 bytes) {
     if (!counters.count(counter)) return complain("bytes expected at what is no counter");
-    counters[counter].expected = bytes;
-    counters[counter].is_known = true;
+    Counter& there = counters[counter];
+    if (there.is_known) return complain("bytes expected before those of the phase before have come");
+    there.expected = bytes;
+    there.is_known = true;
+    there.count(0);
 }
 
 // To where other blocks read only behind their counter.
@@ -564,15 +602,45 @@ void send(Shared address, Shared counter, int rank, float value) {
     memcpy(block.shared.get() + offset, &value, 4);
     word.write = {several, several, -1, 0};
     word.counter = counted;
-    counters[counted].sent += 4;
+    word.phase = counters[counted].phase;
+    counters[counted].count(4);
     events["sent"]++;
 }
 
-void wait_for_sent(Shared counter) {
+// It is there at once, but nobody may know.
+void send_bulk(Shared address, Shared counter, const u8* from, u32 bytes, const char* file, const char* function,
+               int line) {
+    if (!counters.count(counter)) return complain("sent to where nobody counts");
+    if (u64(address) % 16 || u64(from) % 16 || bytes % 16)
+        return complain("%u bytes sent that are not pieces of 16", bytes);
+    Block& block = blocks[current->block];
+    Counter& there = counters[counter];
+    for (u32 at = 0; at < bytes; at += 16) {
+        const auto first = (address + at - block.shared.get()) / 4;
+        for (int i = 0; i < 4; i++)
+            block.words[first + i].counter = nullptr;  // others may not have waited for the last
+        access(Space::global, Kind::load, from + at, 16, {file, function, line});
+        check_shared(Kind::store, address + at, 16);
+        for (int i = 0; i < 4; i++) {
+            Word& word = block.words[first + i];
+            word.write = {several, several, -1, 0};
+            word.is_bulk = true;
+            word.counter = counter;
+            word.phase = there.phase;
+        }
+    }
+    memcpy(address, from, bytes);
+    events["bytes sent in bulk"] += bytes;
+    there.count(bytes);
+}
+
+void wait_for_sent(Shared counter, u32 parity) {
+    if (!counters.count(counter)) return complain("waited at what is no counter");
     current->counter = counter;
+    current->parity = parity;
     current->state = State::at_counter;
     yield();
-    current->waited_for.insert(counter);
+    current->waited_for[counter] = counters[counter].phase;
 }
 
 // What the warp stored before it last synchronised, and what it knows itself, is released; what others released there
@@ -585,6 +653,27 @@ u32 arrive(u32* counter) {
     learn(there, {{warp_of(*current), current->syncs}});
     current->known = there;
     return (*counter)++;
+}
+
+void begin_copy(Shared to, const void* from, int bytes, Site site) {
+    access(Space::global, Kind::load, from, bytes, site);
+    Copy copy{to, {}, bytes, site};
+    memcpy(copy.value, from, bytes);
+    current->copies.back().push_back(copy);
+}
+
+void end_copies() {
+    current->copies.emplace_back();
+}
+
+void await_copies(int count) {
+    while (int(current->copies.size()) > count + 1) {
+        for (const Copy& copy : current->copies.front()) {
+            access(Space::shared, Kind::store, copy.to, copy.bytes, copy.site);
+            memcpy(copy.to, copy.value, copy.bytes);
+        }
+        current->copies.pop_front();
+    }
 }
 
 // As a bulk prefetch must have it.
@@ -696,6 +785,60 @@ void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
                 all[lane]->d[i] = int(sum);
             }
     });
+}
+
+void begin_wgmma() {
+    current->multiplies = true;
+    if (current->under_way.empty() || !current->under_way.back().empty()) current->under_way.emplace_back();
+}
+
+void end_wgmma() {
+    if (!current->multiplies) complain("a group of wgmma ends that has not begun");
+    current->multiplies = false;
+}
+
+void multiply_wgmma(float* d, const u32* a, Shared b, int columns) {
+    if (!current->multiplies) complain("a wgmma outside of a group");
+    current->under_way.back().push_back({d, a, b, columns});
+}
+
+// The warp's rows of the product: B [columns / 8][two halves of k][eight columns][eight k].
+void finish(Wgmma** all) {
+    const auto half = [](u32 pair, int i) { return double(half_to_float(u16(pair >> 16 * i))); };
+    const u8* b = all[0]->b;
+    const int columns = all[0]->columns;
+    const Block& block = blocks[current->block];
+    double a[16][16];
+    for (int lane = 0; lane < lanes; lane++) {
+        if (all[lane]->b != b || all[lane]->columns != columns) complain("lanes of a warp ask for different products");
+        for (int i = 0; i < 8; i++)
+            a[lane / 4 + i / 2 % 2 * 8][2 * (lane % 4) + i % 2 + i / 4 * 8] = half(all[lane]->a[i / 2], i % 2);
+    }
+    std::vector<double> x(16 * columns);  // [column][k]
+    for (int column = 0; column < columns; column++)
+        for (int k = 0; k < 16; k += 2) {
+            const u8* from = b + column / 8 * 256 + k / 8 * 128 + column % 8 * 16 + k % 8 * 2;
+            check_shared(Kind::load, from, 4);
+            if (!block.words[(from - block.shared.get()) / 4].is_bulk) complain("wgmma reads what a thread stored");
+            u32 pair;
+            memcpy(&pair, from, 4);
+            for (int i = 0; i < 2; i++) x[column * 16 + k + i] = half(pair, i);
+        }
+    for (int lane = 0; lane < lanes; lane++)
+        for (int i = 0; i < columns / 2; i++) {
+            const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            double sum = all[lane]->d[i];
+            for (int k = 0; k < 16; k++) sum += a[row][k] * x[column * 16 + k];
+            all[lane]->d[i] = float(sum);
+        }
+}
+
+void await_wgmma(int count) {
+    if (current->multiplies) complain("a wait for products amidst a group");
+    while (int(current->under_way.size()) > count) {
+        for (Wgmma& product : current->under_way.front()) together("wgmma", product, finish);
+        current->under_way.pop_front();
+    }
 }
 
 float half_to_float(u16 value) {

@@ -154,8 +154,22 @@ void load_foreign(float4 (&value)[ITEMS][COUNT], const float* const (&from)[ITEM
         }
 }
 
+// Copies are made when they are waited for.
+void begin_copy(Shared to, const void* from, int bytes, emulator::Site site);
+void end_copies();
+void await_copies(int count);
+template <class T>
+void copy_async(Shared to, const T* from, CODEGEMM_SITE) {
+    begin_copy(to, from, sizeof(T), {file, function, line});
+}
+template <int COUNT>
+void wait_copies() {
+    await_copies(COUNT);
+}
+
 void prefetch(const void* address, u32 bytes);
 inline void keep(u32&) {}
+inline void keep(float&) {}
 void let_next_start();
 void wait_for_previous();
 long long clock();
@@ -172,7 +186,8 @@ inline void send(Shared address, Shared counter, int rank, float2 value) {
     send(address, counter, rank, value.x);
     send(address + 4, counter, rank, value.y);
 }
-void wait_for_sent(Shared counter);
+void send_bulk(Shared address, Shared counter, const u8* from, u32 bytes, CODEGEMM_SITE);
+void wait_for_sent(Shared counter, u32 parity = 0);
 
 u32 arrive(u32* counter);
 void sync_block();
@@ -212,6 +227,28 @@ inline u32 xor_and(u32 a, u32 b, u32 mask) {
 u32 permute_bytes(u32 low, u32 high, u32 selector);
 void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+
+// Asynchronous products of a warp's 16 rows: they are done when they are waited for, with what registers and shared
+// memory hold by then.
+struct WgmmaB {
+    Shared address;
+
+    static WgmmaB at(Shared address) { return {address}; }
+    WgmmaB behind(int bytes) const { return {address + bytes}; }
+};
+void begin_wgmma();
+void end_wgmma();
+void await_wgmma(int count);
+void multiply_wgmma(float* d, const u32* a, Shared b, int columns);
+template <int COUNT>
+void wait_wgmma() {
+    await_wgmma(COUNT);
+}
+template <int COUNT>
+void wgmma(float (&d)[COUNT], const u32 (&a)[4], WgmmaB b) {
+    multiply_wgmma(d, a, b.address, 2 * COUNT);
+}
+
 u32 add_half2(u32 a, u32 b);
 u32 fma_half2(u32 a, u32 b, u32 c);
 u32 pack_half2(float low, float high);

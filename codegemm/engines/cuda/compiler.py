@@ -32,6 +32,11 @@ def entry_name(instance: str) -> str:
     return "codegemm_" + re.sub(r"\W+", "_", instance).strip("_")
 
 
+def target(arch: int) -> str:
+    """What an architecture is called by the compiler: Hopper with what only Hopper has, which is wgmma."""
+    return f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+
+
 def build(source: str, instance: str, arch: int, folder: Path = FOLDER) -> Path:
     """The cubin of one instance of a kernel in `source`, whose entry is `entry_name(instance)`, compiled unless cached.
 
@@ -89,7 +94,7 @@ def compile_instance(
     code = f"{files[source].decode()}\nENTRY({entry_name(instance)}, {instance})\n"
     program = nvrtc.createProgram(code, source, [files[name] for name in headers], [name.encode() for name in headers])
     try:
-        nvrtc.compileProgram(program, (*OPTIONS, f"--gpu-architecture=sm_{arch}", *options))
+        nvrtc.compileProgram(program, (*OPTIONS, f"--gpu-architecture={target(arch)}", *options))
         return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)  # CuPy drops the last byte
     except nvrtc.NVRTCError as error:
         said = nvrtc.getProgramLog(program).strip() or str(error)

@@ -1,13 +1,14 @@
 """The dequantising kernel on a GPU: centroids gathered straight into the tensor cores' operands.
 
-A fast form for vectors of 4, 8 and 16 weights and groups of at least 16, and a plain form for all else.
+A fast form for vectors of 4, 8 and 16 weights and groups of at least 16, and a plain form for all else. Weights of the
+fast form are also those of Hopper's form for many rows of x, unless of W there are few.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from codegemm.engines.cuda import dequant_fast, dequant_plain, rows
+from codegemm.engines.cuda import dequant_cut, dequant_fast, dequant_plain, dequant_wide, dequant_wide_cut, rows
 from codegemm.engines.cuda.dequant_cut import MAX_N, fits
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
@@ -16,16 +17,18 @@ from codegemm.engines.cuda.steps import Scratch, Step
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
+_FAST = 1.1  # times as long as estimated the fast form takes where the two forms' times are near each other
+
 
 class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
-    """Gathers centroids by the codes into mma's operand: any codebook weight, up to 64 rows of x."""
+    """Gathers centroids by the codes into mma's operand: any codebook weight, up to 64 rows of x, 128 on Hopper."""
 
     name = "dequant"
     weights = CodebookWeight
     automatic = True
 
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
-        if product.n > MAX_N:
+        if product.n > MAX_N and not dequant_wide_cut.fits(product, gpu):
             return f"n={product.n}: it multiplies up to {MAX_N} rows of x; dequant_dense is for more"
         return rows.too_many_parts(product.spec)
 
@@ -33,9 +36,22 @@ class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
         return form(weight.spec).arrange(weight)
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
-        return form(product.spec).steps(product, gpu, scratch)
+        module = dequant_wide if _goes_wide(product, gpu) else form(product.spec)
+        return module.steps(product, gpu, scratch)
 
 
 def form(spec: CodebookSpec) -> ModuleType:
-    """What multiplies such weights."""
+    """What arranges such weights, and multiplies by them on any GPU."""
     return dequant_fast if fits(spec) else dequant_plain
+
+
+def _goes_wide(product: Product[CodebookSpec], gpu: Gpu) -> bool:
+    """Whether Hopper's form multiplies so: where it can, and of few rows of W only if the fast form is not sooner."""
+    if not dequant_wide_cut.fits(product, gpu):
+        return False
+    return product.n > MAX_N or _seconds(dequant_wide_cut, product, gpu) < _FAST * _seconds(dequant_cut, product, gpu)
+
+
+def _seconds(module: ModuleType, product: Product[CodebookSpec], gpu: Gpu) -> float:
+    """Of a form, by its estimates."""
+    return module.estimate(module.cut_for(product.spec, product.n, gpu), product.spec, gpu)

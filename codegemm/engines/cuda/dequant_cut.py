@@ -23,7 +23,7 @@ from codegemm.kernel import Product
 BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
 MAX_N = 64
 LINE_BYTES = 256
-_LOADS = 8  # of a thread at once: `Copies` in dequant.cu
+_COPIED = 8  # pieces of centroids of a thread, that are counted as one load of tables
 MIN_GROUP = 16  # weights
 STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
@@ -181,7 +181,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     rows = cut.batch * cut.passes
     return {
         "waves": waves,
-        "loads of tables": waves * -(-_copied(cut, spec) // (_LOADS * LANES * cut.warps)),
+        "loads of tables": waves * -(-_copied(cut, spec) // (_COPIED * LANES * cut.warps)),
         "wavefronts": each * cut.split_blocks * (wavefronts + l2_bytes / L2_BYTES),
         "k blocks": waves * cut.split_blocks,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
