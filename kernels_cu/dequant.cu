@@ -261,7 +261,9 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         turn_codes += S::books * row_bytes;
     };
     if (S::ahead) load_turn(next);
-    for (int i = threadIdx.x; i < min(end - first, prefetched_blocks) * S::m; i += blockDim.x)
+    // Where centroids come from L2 as well, all codes: behind those they would each be waited for.
+    const int prefetched = S::shared ? min(end - first, prefetched_blocks) : end - first;
+    for (int i = threadIdx.x; i < prefetched * S::m; i += blockDim.x)
         ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
     Cluster<float2>{ptx::shared_memory() + w.received, S::n / 2}.begin();
     if constexpr (S::shared) copied.finish(books, tables);
