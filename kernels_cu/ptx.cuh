@@ -387,14 +387,6 @@ DEVICE u32 ballot(bool predicate) {
 
 // ---- arithmetic
 
-DEVICE int lowest_bit(u32 bits) {
-    return __ffs(bits) - 1;
-}
-
-DEVICE int count_bits(u32 bits) {
-    return __popc(bits);
-}
-
 // Bytes of (low, high), numbered 0..3 and 4..7, picked by the four nibbles of the selector.
 DEVICE u32 permute_bytes(u32 low, u32 high, u32 selector) {
     return __byte_perm(low, high, selector);

@@ -94,15 +94,10 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("size", ["large", "tiny", "mixed"])
+@pytest.mark.parametrize("size", cases.SIZES)
 def test_emulated_range_of_x(dtype, size, make_weight, rng):
     weight = make_weight(40, 512, "m2v4g64")
-    limits = np.finfo(np.float16) if dtype == "float16" else np.finfo(np.float32)
-    large, tiny = float(limits.max) / 1e3, float(limits.tiny) * (64 if dtype == "float16" else 2**10)
-    x = rng.uniform(-1, 1, (34, 512)) * {"large": large, "tiny": tiny, "mixed": 1.0}[size]
-    if size == "mixed":
-        x *= 10.0 ** rng.integers(-3, 3, x.shape)
-    x = x.astype(arrays.float_dtype(dtype))
+    x = cases.x_of_size(size, 34, 512, dtype, rng)
     y, _ = multiply(weight, x)
     assert error(y, Truth(x, weight)) <= TOLERANCE[dtype]
 

@@ -78,6 +78,19 @@ def operands(case, make_weight, rng):
     return weight, x
 
 
+SIZES = ("large", "tiny", "mixed")
+
+
+def x_of_size(size, n, in_features, dtype, rng):
+    """x [n, in_features] near the largest or the smallest numbers of its type, or of many magnitudes."""
+    limits = np.finfo(np.float16) if dtype == "float16" else np.finfo(np.float32)
+    large, tiny = float(limits.max) / 1e3, float(limits.tiny) * (64 if dtype == "float16" else 2**10)
+    x = rng.uniform(-1, 1, (n, in_features)) * {"large": large, "tiny": tiny, "mixed": 1.0}[size]
+    if size == "mixed":
+        x *= 10.0 ** rng.integers(-3, 3, x.shape)
+    return x.astype(arrays.float_dtype(dtype))
+
+
 def uncancelled_norm(x, *matrices):
     """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
 

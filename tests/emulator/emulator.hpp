@@ -210,14 +210,6 @@ T shuffle_xor(T value, int mask) {
     return shuffle(value, lane() ^ mask);
 }
 
-inline int lowest_bit(u32 bits) {
-    return __builtin_ffs(int(bits)) - 1;
-}
-
-inline int count_bits(u32 bits) {
-    return __builtin_popcount(bits);
-}
-
 inline u32 and_or(u32 value, u32 mask, u32 bits) {
     return (value & mask) | bits;
 }

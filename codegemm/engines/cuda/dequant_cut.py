@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
-from codegemm.engines.cuda.model import L2_BYTES, Work
+from codegemm.engines.cuda.model import L2_BYTES, Work, weighted
 from codegemm.engines.cuda.rows import (
     MAX_ROW_BLOCKS,
     Slice,
@@ -160,7 +160,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     """Seconds of a product."""
-    return sum(WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items())
+    return sum(weighted(terms(cut, spec, gpu), WEIGHTS).values()) / gpu.clock
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
@@ -170,11 +170,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     fragments. partial bytes: by multiprocessor. trips: of the join, clocks, for a pass's rows of x, by which the
     times of several passes are told best.
     """
-    resident = max(1, min(
-        gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
-        gpu.threads_per_multiprocessor // (LANES * cut.warps),
-        most_warps(spec, cut.batch, cut.shared) // cut.warps,
-    ))  # fmt: skip
+    resident = gpu.resident(cut.warps, cut.shared_bytes, most_warps(spec, cut.batch, cut.shared))
     each = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
     waves, blocks = -(-each // resident), max(end - first for _, first, end, _, _ in cut.slices)
     wavefronts, l2_bytes = _wavefronts(cut, spec, blocks)
@@ -197,7 +193,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     return Work(
         bytes_read=codes + book_and_scale_bytes(spec) + product.x_bytes,
         bytes_written=product.y_bytes,
-        terms={name: WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items()},
+        terms=weighted(terms(cut, spec, gpu), WEIGHTS),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from codegemm.engines.cuda import dequant_layout as layout
@@ -9,7 +11,7 @@ from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_cut import Cut, cut_for, work
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.launch import Prepared
-from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance, structure
+from codegemm.engines.cuda.steps import Launch, Scratch, Step, Structure, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
@@ -35,16 +37,10 @@ def arrange(weight: CodebookWeight) -> Prepared:
     return Prepared(weight.spec, weight.device, arrays)
 
 
-def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
-    """One launch, cut as it is estimated to be fastest."""
-    return [launch(product, cut_for(product.spec, product.n, gpu), gpu, scratch)]
-
-
-def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
-    """A product cut so."""
-    spec, config, group_steps = product.spec, product.spec.config, layout.group_steps(product.spec)
-    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.shared)
-    arguments = structure(
+def arguments(spec: CodebookSpec, cut: Any, **others: int) -> Structure:
+    """`ARGUMENTS` of a product cut so: what a cut of this form has, or else `others`."""
+    group_steps = layout.group_steps(spec)
+    return structure(
         ARGUMENTS,
         spec,
         cut,
@@ -52,12 +48,24 @@ def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch)
         group_blocks=max(1, group_steps // layout.STEPS),
         padded_vectors=group_steps * layout.STEP,
         slices=rows.slices_argument(cut.slices),
+        **others,
     )
+
+
+def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+    """One launch, cut as it is estimated to be fastest."""
+    return [launch(product, cut_for(product.spec, product.n, gpu), gpu, scratch)]
+
+
+def launch(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> Launch:
+    """A product cut so."""
+    spec, config = product.spec, product.spec.config
+    values = (config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.shared)
     return rows.split_launch(
         product,
         cut.partials,
         scratch,
-        arguments,
+        arguments(spec, cut),
         source=SOURCE,
         instance=instance("DequantShape", *values),
         grid=(len(cut.slices), cut.passes, cut.splits),

@@ -8,10 +8,10 @@ import numpy as np
 
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import rows
-from codegemm.engines.cuda.dequant_fast import ARGUMENTS
+from codegemm.engines.cuda.dequant_fast import arguments
 from codegemm.engines.cuda.dequant_wide_cut import Cut, cut_for, works, x_bytes
 from codegemm.engines.cuda.gpu import LANES, Gpu
-from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance, structure
+from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -27,23 +27,13 @@ def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[St
 def launches(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratch) -> list[Step]:
     """A product cut so, of a weight that `dequant_fast` has arranged: a launch that arranges x, and one that
     multiplies."""
-    spec, config, group_steps = product.spec, product.spec.config, layout.group_steps(product.spec)
+    spec, config = product.spec, product.spec.config
     work_on_x, work = works(cut, product, gpu)
-    arguments = structure(
-        ARGUMENTS,
-        spec,
-        cut,
-        row_blocks=rows.row_blocks(spec),
-        group_blocks=max(1, group_steps // layout.STEPS),
-        padded_vectors=group_steps * layout.STEP,
-        received=0,
-        slices=rows.slices_argument(cut.slices),
-    )
     multiplying = rows.split_launch(
         product,
         cut.splits,
         scratch,
-        arguments,
+        arguments(spec, cut, received=0),  # it has no clusters
         source=SOURCE,
         instance=instance(
             "WideShape", config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.chains

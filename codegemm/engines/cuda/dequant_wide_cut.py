@@ -10,8 +10,8 @@ import numpy as np
 
 from codegemm.engines.cuda import dequant_cut
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import LANES, Gpu
-from codegemm.engines.cuda.model import L2_BYTES, Work
+from codegemm.engines.cuda.gpu import LANES, RESERVED, Gpu
+from codegemm.engines.cuda.model import L2_BYTES, Work, weighted
 from codegemm.engines.cuda.rows import (
     MAX_ROW_BLOCKS,
     Slice,
@@ -33,7 +33,6 @@ _GROUP_WARPS = 4  # of a warpgroup
 _STAGE_BYTES = 8 * 36 * 4  # of a warp; `wide_stage_words` in dequant_wide.cu
 _COUNTER_BYTES = 16  # of x as it comes
 _SOON = 16 << 10  # bytes of x of a chunk
-_RESERVED = 1024  # bytes of shared memory that the system takes of each thread block
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
     "launches": 7220.0,
@@ -139,7 +138,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     """Seconds of a product."""
-    return sum(WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items())
+    return sum(weighted(terms(cut, spec, gpu), WEIGHTS).values()) / gpu.clock
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
@@ -150,10 +149,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     clocks.
     """
     config = spec.config
-    resident = max(1, min(
-        gpu.shared_per_multiprocessor // (cut.shared_bytes + _RESERVED),
-        most_warps(spec, cut.chains) // cut.warps,
-    ))  # fmt: skip
+    resident = gpu.resident(cut.warps, cut.shared_bytes, most_warps(spec, cut.chains))
     each = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
     waves = -(-each // resident)
     return {
@@ -171,7 +167,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
 def works(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> tuple[Work, Work]:
     """What the launch that arranges x has to do, with what both take whatever they do, and the one that multiplies."""
     spec = product.spec
-    clocks = {name: WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items()}
+    clocks = weighted(terms(cut, spec, gpu), WEIGHTS)
     launches = {"launches": clocks.pop("launches")}
     codes = layout.k_blocks(spec) * spec.config.m * row_blocks(spec) * layout.block_bytes(spec)
     return Work(bytes_read=product.x_bytes, terms=launches), Work(
@@ -191,7 +187,7 @@ def _chunks(split_blocks: int, fixed: int, each: int, gpu: Gpu) -> list[int]:
     """K blocks of a chunk of x: as many as fit; as many as let two thread blocks share a multiprocessor; or few, so
     that the first is soon there."""
     alone = (gpu.shared_per_block - fixed) // each
-    shared = (gpu.shared_per_multiprocessor // 2 - _RESERVED - fixed) // each
+    shared = (gpu.shared_per_multiprocessor // 2 - RESERVED - fixed) // each
     found = {split_blocks} if split_blocks <= alone else set()
     for most in (alone // 2, shared // 2, _SOON // each):
         if 1 <= most <= alone // 2:

@@ -12,6 +12,7 @@ from codegemm.engines.cuda.dependent import MIN_ARCH, most_clusters
 
 LANES = 32  # threads of a warp
 CLUSTER = 16  # thread blocks, at most
+RESERVED = 1024  # bytes of shared memory that the system takes of each thread block
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Gpu:
     l2_bytes: int = 32 << 20
     round_trip: float = 1400.0  # as fitted on an H200 (`WEIGHTS` of the cuts are near one)
     clusters: int = 0
+
+    def resident(self, warps: int, shared_bytes: int, most_warps: int) -> int:
+        """Thread blocks of so many warps that a multiprocessor holds at once, at least one: by shared memory, by
+        threads, and by registers that hold `most_warps`."""
+        by_shared = self.shared_per_multiprocessor // (shared_bytes + RESERVED)
+        return max(1, min(by_shared, self.threads_per_multiprocessor // (LANES * warps), most_warps // warps))
 
 
 # By data sheet and compute capability, for predictions.

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
-from codegemm.engines.cuda.model import MEMORY_SHARE, Work
+from codegemm.engines.cuda.model import MEMORY_SHARE, Work, weighted
 from codegemm.engines.cuda.rows import (
     MAX_ROW_BLOCKS,
     Slice,
@@ -91,7 +91,7 @@ def _fastest(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
     """Seconds of a product."""
-    return sum(WEIGHTS[name] * value / gpu.clock for name, value in terms(cut, spec, gpu).items())
+    return sum(weighted(terms(cut, spec, gpu), WEIGHTS).values()) / gpu.clock
 
 
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
@@ -102,11 +102,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     by multiprocessor. trips: of the join, clocks. memory: clocks in which the codes could come.
     """
     blocks = max(end - first for _, first, end, _, _ in cut.slices)
-    resident = max(1, min(
-        gpu.shared_per_multiprocessor // (cut.shared_bytes + 1024),
-        gpu.threads_per_multiprocessor // (32 * cut.warps),
-        MAX_WARPS // cut.warps,
-    ))  # fmt: skip
+    resident = gpu.resident(cut.warps, cut.shared_bytes, MAX_WARPS)
     each = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
     waves = -(-each // resident)
     tiles = waves * -(-cut.units_per_split // cut.units_per_tile)
@@ -136,7 +132,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     return Work(
         bytes_read=codes + books + scales + product.x_bytes,
         bytes_written=product.y_bytes,
-        terms={name: WEIGHTS[name] * value for name, value in terms(cut, spec, gpu).items()},
+        terms=weighted(terms(cut, spec, gpu), WEIGHTS),
     )
 
 
