@@ -148,12 +148,17 @@ DEVICE void for_each_piece(const Sums<S>& total, const RowScales& scales, int i,
                total.d[i][tile][t][2 * half + 1] * (S::phases ? 1.0f : scales.odd(tile)));
 }
 
+// Pieces of a block of 32 rows that have so many rows of x: every eight of those have four.
+DEVICE int sent_pieces(int rows) {
+    return (rows + 7) / 8 * 4;
+}
+
 // A warp's sums into y, by the blocks of a cluster together. A piece is what `for_each_piece` has at a time.
 template <class S>
 DEVICE void add_in_cluster(const Sums<S>& total, void* y, int batch, int y_is_float, const Dequant& w) {
     const Written<S> written(w);
     const Output<typename S::x_type> out{y, batch, y_is_float, w.out_features, nullptr, written.slice};
-    const int rows = min(batch - written.first_n, S::n), sent = (rows + 7) / 8 * 4;
+    const int rows = min(batch - written.first_n, S::n), sent = sent_pieces(rows);
     Cluster<float2> cluster{ptx::shared_memory() + w.received, S::n / 2};
     cluster.wait_for_begin(written.warp);
 #pragma unroll
@@ -169,16 +174,21 @@ DEVICE void add_in_cluster(const Sums<S>& total, void* y, int batch, int y_is_fl
             });
         cluster.advance(written.stride);
     }
-    cluster.wait(sent, written.blocks());
-    int owned = 0;
-    for (int block = cluster.rank; block < written.blocks(); block += cluster.size, owned++)
-        for (int piece = written.warp; piece < sent; piece += written.stride) {
-            const int n = piece / 4 * 8 + (ptx::lane() >> 2), row = piece % 4 * 8 + 2 * (ptx::lane() & 3);
-            const float2 sum = cluster.sum(piece, owned);
-            if (n >= rows) continue;
-            out.write(written.first_n + n, block, row, sum.x);
-            out.write(written.first_n + n, block, row + 1, sum.y);
-        }
+    // The pieces of all blocks that are this thread block's, a piece a warp.
+    int piece = written.warp, owned = 0;
+    const auto skip_blocks = [&] {
+        for (; piece >= sent; piece -= sent) owned++;
+        return cluster.rank + owned * cluster.size;
+    };
+    int block = skip_blocks();
+    cluster.wait();
+    for (; block < written.blocks(); piece += written.stride, block = skip_blocks()) {
+        const int n = piece / 4 * 8 + (ptx::lane() >> 2), row = piece % 4 * 8 + 2 * (ptx::lane() & 3);
+        const float2 sum = cluster.sum(piece, owned);
+        if (n >= rows) continue;
+        out.write(written.first_n + n, block, row, sum.x);
+        out.write(written.first_n + n, block, row + 1, sum.y);
+    }
 }
 
 // A warp's sums into y, or those of a split into the workspace.
@@ -265,8 +275,8 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     const int prefetched = S::shared ? min(end - first, prefetched_blocks) : end - first;
     for (int i = threadIdx.x; i < prefetched * S::m; i += blockDim.x)
         ptx::prefetch(slice_codes + (first * S::m + i) * row_bytes, min(blocks * code_bytes, most_prefetched));
-    Cluster<float2>{ptx::shared_memory() + w.received, S::n / 2}.begin();
-    if constexpr (S::shared) copied.finish(books, tables);
+    const Cluster<float2> cluster{ptx::shared_memory() + w.received, S::n / 2};
+    cluster.begin();
     // Scales of the group under way, and of the next, which are asked for before that one begins where registers allow.
     RowScales scales[S::row_blocks], next_scales[S::row_blocks];
     const auto load_scales = [&](RowScales(&to)[S::row_blocks], u32 place) {
@@ -284,7 +294,18 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         group_place = group * w.row_blocks + rows_place;
         load_scales(scales, group_place);
     }
+    // A cluster's launches end at once, so that x is there before the codebooks: the tables are filled while its first
+    // part comes. Where the last of them still add up sums in memory, they are filled until x may be read.
+    ItemOfX<S> first_x;
+    const bool x_first = ItemOfX<S>::ahead && cluster.size > 1;
+    const bool is_ahead = x_first && ItemOfX<S>::exists(warp, min(w.chunk_blocks, end - first));
+    if (is_ahead) first_x.find_item(w, first, warp);
+    if (S::shared && !x_first) copied.finish(books, tables);
     ptx::wait_for_previous();
+    if (is_ahead) first_x.load_item(w, rows, batch - first_n, warp);
+    cluster.expect(sent_pieces(min(batch - first_n, S::n)), blocks);
+    if (S::shared && x_first) copied.finish(books, tables);
+    if (is_ahead) first_x.store_item(fragments, unscale, warp);
 
     Sums<S> total;
     total.clear();
@@ -312,7 +333,8 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     for (int chunk = first; chunk < end; chunk += w.chunk_blocks) {
         const int chunk_end = min(chunk + w.chunk_blocks, end);
         if (chunk > first) ptx::sync_block();
-        build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk);
+        build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk,
+                   x_first && chunk == first ? warp + stride : warp);
         ptx::sync_block();
         if (count == 0) continue;
         for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {

@@ -56,9 +56,10 @@ struct DequantShape {
     static constexpr int quarters = V == 4 ? 1 : 2;           // mma that a piece feeds
     static constexpr int tables = V == 16 ? M : (M + 1) / 2;  // of 256 bytes a centroid
     static constexpr int code_bits = B <= 2 ? 2 : B <= 4 ? 4 : B <= 8 ? 8 : 16;
-    static constexpr int code_words = code_bits / 2;                        // a lane's codes of a k block: 16
-    static constexpr int row_blocks = V == 4 && M == 1 && N == 16 ? 2 : 1;  // blocks of 32 rows that a warp multiplies
-    static constexpr int x_tiles = N / 16;                                  // of 16 rows of x
+    static constexpr int code_words = code_bits / 2;  // a lane's codes of a k block: 16
+    static constexpr int row_blocks =  // of 32 rows, that a warp multiplies: x is read once for all of them
+        M == 1 && (V == 4 && N == 16 || V <= 8 && N == 32 && SHARED) ? 2 : 1;
+    static constexpr int x_tiles = N / 16;                                            // of 16 rows of x
     static constexpr int x_bytes = steps * pieces * quarters * x_tiles * lanes * 16;  // of a k block
     static constexpr bool scaled = !X::is_half;  // x comes under a power of two for each row and k block
     // Codebooks at once: registers don't hold what more bring from L2, or in vectors of 16.

@@ -95,26 +95,38 @@ struct RowOfX {
     }
 };
 
-// The fragments of `blocks` k blocks from `first_block` on. All threads take part; who reads synchronises first.
+// What a warp makes at a time, as it comes from memory: a k block of one x tile. Items of a chunk are numbered k block
+// by k block.
 template <class S>
-DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w, const typename S::x_type::storage* x,
-                    int batch, int first_block, int blocks) {
-    const int lane = ptx::lane(), r = lane >> 2, q = lane & 3;
-    for (int item = ptx::warp(); item < blocks * S::x_tiles; item += ptx::warps()) {
-        const int block = item / S::x_tiles, tile = item % S::x_tiles;
-        const int n[2] = {tile * 16 + r, tile * 16 + r + 8};
-        int columns[steps];
-        find_columns<S>(columns, w, first_block + block);
-        RowOfX<S> rows[2];
+struct ItemOfX {
+    // Little enough to be held while tables are filled.
+    static constexpr bool ahead = sizeof(typename S::x_type::storage) == 2 && S::v == 4;
+
+    int columns[steps];
+    RowOfX<S> rows[2];  // r and r + 8 of the tile
+
+    DEVICE static bool exists(int item, int blocks) { return item < blocks * S::x_tiles; }
+    DEVICE static int row(int item, int i) { return item % S::x_tiles * 16 + 8 * i + (ptx::lane() >> 2); }
+
+    DEVICE void find_item(const Dequant& w, int first_block, int item) {
+        find_columns<S>(columns, w, first_block + item / S::x_tiles);
+    }
+
+    DEVICE void load_item(const Dequant& w, const typename S::x_type::storage* x, int batch, int item) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) rows[i].load_row(x + size_t(n[i]) * w.in_features, columns, n[i] < batch);
+        for (int i = 0; i < 2; i++)
+            rows[i].load_row(x + size_t(row(item, i)) * w.in_features, columns, row(item, i) < batch);
+    }
+
+    DEVICE void store_item(ptx::Shared fragments, ptx::Shared unscale, int item) const {
+        const int block = item / S::x_tiles, tile = item % S::x_tiles, lane = ptx::lane();
         float scale[2] = {1, 1};
         if constexpr (S::scaled) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const PowerOfTwo power = rows[i].power();
                 scale[i] = power.value();
-                if (q == 0) ptx::shared_store(unscale + 4 * (block * S::n + n[i]), power.inverse());
+                if ((lane & 3) == 0) ptx::shared_store(unscale + 4 * (block * S::n + row(item, i)), power.inverse());
             }
         }
 #pragma unroll
@@ -126,5 +138,18 @@ DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w
                 const uint2 upper = rows[0].pairs(step, h, scale[0]), lower = rows[1].pairs(step, h, scale[1]);
                 ptx::shared_store(to, make_uint4(upper.x, lower.x, upper.y, lower.y));
             }
+    }
+};
+
+// The fragments of `blocks` k blocks from `first_block` on. All threads take part; who reads synchronises first.
+// number: the warp's first item, of those that are not there yet.
+template <class S>
+DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w, const typename S::x_type::storage* x,
+                    int batch, int first_block, int blocks, int number) {
+    for (; ItemOfX<S>::exists(number, blocks); number += ptx::warps()) {
+        ItemOfX<S> item;
+        item.find_item(w, first_block, number);
+        item.load_item(w, x, batch, number);
+        item.store_item(fragments, unscale, number);
     }
 }

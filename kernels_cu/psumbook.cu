@@ -51,6 +51,7 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
     cluster.begin();  // a branch, over which the compiler moves no load: else it would behind the wait
     ptx::wait_for_previous();
     items.load_x(w, rows, batch, first_unit, first_units);
+    cluster.expect(batch, blocks);
 
     const Output<X> out{y, batch, y_is_float, w.out_features, PHASES ? nullptr : w.scales, slice};
     const Splits splits{workspace, w.partials, w.partials, batch, w.row_blocks * lanes};
@@ -103,17 +104,19 @@ DEVICE void psumbook(const void* x, void* y, u8* workspace, int batch, int y_is_
     const int first = cluster.rank + warp * cluster.size, step = stride * cluster.size;
     float scale = 1;
     if (first < blocks) scale = out.scale(first, ptx::lane());
-    if (cluster.size > 1) cluster.wait(batch, blocks);
+    u32 partial = ptx::cluster_index();
+    ptx::keep(partial);  // it takes long, and else would after the wait
+    if (cluster.size > 1) cluster.wait();
     int owned = warp;
     for (int block = first; block < blocks; block += step, owned += stride) {
         if (block > first) scale = out.scale(block, ptx::lane());
-        for (int n = 0; n < batch; n++) {
+        for (int n = 0; n < N && n < batch; n++) {
             const float total = cluster.size > 1 ? cluster.sum(n, owned)
                                                  : ptx::shared_load<float>(sums + (block * N + n) * (lanes * 4));
             if (splits.count == 1)
                 out.write(n, block, ptx::lane(), total * scale);
             else
-                ptx::store(splits.place(ptx::cluster_index(), n, slice.first_block + block, ptx::lane()), total);
+                ptx::store(splits.place(partial, n, slice.first_block + block, ptx::lane()), total);
         }
     }
     if (splits.count > 1) splits.finish(out, first, step);

@@ -105,6 +105,13 @@ struct Cluster {
         ptx::cluster_arrive();
     }
 
+    // Says how much will be sent here, in good time: so many pieces of each of the slice's blocks.
+    DEVICE void expect(int sent, int blocks) const {
+        if (size == 1 || threadIdx.x != 0) return;
+        const u32 owned = u32(blocks - rank + size - 1) / u32(size);
+        ptx::expect(counter, owned * u32(sent * size * piece_bytes));
+    }
+
     // Until all thread blocks have begun: then they can be sent to. first: the warp's first block.
     DEVICE void wait_for_begin(int first) {
         ptx::cluster_wait();
@@ -119,14 +126,8 @@ struct Cluster {
         for (owner += blocks; owner >= size; owner -= size) to += pieces * size * piece_bytes;
     }
 
-    // Until all has come that is sent here: so many pieces of each of the slice's blocks.
-    DEVICE void wait(int sent, int blocks) const {
-        if (threadIdx.x == 0) {
-            const u32 owned = u32(blocks - rank + size - 1) / u32(size);
-            ptx::expect(counter, owned * u32(sent * size * piece_bytes));
-        }
-        ptx::wait_for_sent(counter);
-    }
+    // Until all has come that is sent here.
+    DEVICE void wait() const { ptx::wait_for_sent(counter); }
 
     // Over all ranks, in their order.
     DEVICE T sum(int piece, int owned) const {

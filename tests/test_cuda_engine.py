@@ -181,7 +181,7 @@ def test_a_gpus_numbers(name):
     with emulated(KNOWN[name]) as cupy:
         small = cupy.cuda.runtime.getDeviceProperties(0)["l2CacheSize"]
         found = gpu_of(GPU)
-        assert found == replace(KNOWN[name], l2_bytes=small, clock=found.clock, bandwidth=found.bandwidth, clusters=0)
+        assert found == replace(KNOWN[name], l2_bytes=small, clock=found.clock, bandwidth=found.bandwidth, clusters=())
         assert found.clock == pytest.approx(KNOWN[name].clock)
         assert found.bandwidth == pytest.approx(KNOWN[name].bandwidth)
         gpu_of.cache_clear()

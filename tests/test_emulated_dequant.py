@@ -127,7 +127,7 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     assert codes.bytes == cut.k_blocks * spec.config.m * blocks * layout.block_bytes(spec) * cut.passes
     scales = report.of("load_scales", space="global")
     assert scales.sectors == scales.least_sectors
-    stores = report.of("build_x", "store")
+    stores = report.of("store_item", "store")
     assert stores.wavefronts == stores.least_wavefronts
 
 
@@ -220,7 +220,9 @@ def test_emulated_joins_add_splits_in_their_order(n, make_weight, rng):
 def test_emulated_clusters(config, n, cluster, make_weight, rng):
     """All splits of a slice, with several rows of x and passes over W, parts, and rows that fill no block."""
     weight = make_weight(70, 64 * 8 * cluster, config, 2)
-    gpu = dataclasses.replace(emulate.SMALL_GPU, multiprocessors=64, clusters=4)
+    gpu = dataclasses.replace(
+        emulate.SMALL_GPU, multiprocessors=64, clusters=tuple(64 // size for size in range(1, 17))
+    )
     product = Product.of(weight.spec, n, np.float16, np.float32)
     cut = next(c for c in candidates(weight.spec, n, gpu) if c.cluster == cluster)
     # More blocks of rows than a warp has, and fewer than the cluster.

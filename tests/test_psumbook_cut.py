@@ -100,7 +100,7 @@ def test_cuts_cover_the_product_and_fit_the_gpu(n, config, gpu):
         assert cut.partials * cut.cluster == cut.splits
         if cut.cluster > 1:
             assert cut.cluster <= CLUSTER
-            assert len(cut.slices) * cut.partials <= gpu.clusters * (CLUSTER // cut.cluster)
+            assert len(cut.slices) * cut.partials <= gpu.clusters_of(cut.cluster)
         blocks = [block for _, first, end, _, _ in cut.slices for block in range(first, end)]
         assert blocks == list(range(-(-shape[0] // 32)))
 
@@ -143,7 +143,7 @@ def test_clusters_run_at_once_where_there_are_any(shape):
         assert psumbook_cut.cut_for(spec, n, H200).cluster > 1
         assert {cut.cluster for cut in cuts} > {1, 4, 8}
         for cut in cuts:
-            assert len(cut.slices) * cut.partials <= H200.clusters * (CLUSTER // cut.cluster) or cut.cluster == 1
+            assert len(cut.slices) * cut.partials <= H200.clusters_of(cut.cluster) or cut.cluster == 1
     assert {cut.cluster for cut in psumbook_cut.candidates(spec, 1, A100)} == {1}
 
 

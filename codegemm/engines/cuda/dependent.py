@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -164,30 +165,31 @@ def _make_context_current() -> None:
 _NOTHING = b".version 7.8\n.target sm_90\n.address_size 64\n.visible .entry nothing() { ret; }\0"
 
 
-def most_clusters(gpu: int, size: int, shared_bytes: int) -> int:
-    """How many clusters of so many thread blocks run at once on a GPU, where each block has a multiprocessor's shared
-    memory for itself; 0 where there are none."""
+def most_clusters(gpu: int, sizes: Iterable[int], shared_bytes: int) -> tuple[int, ...]:
+    """How many clusters of so many thread blocks run at once on a GPU, for each size, where each block has a
+    multiprocessor's shared memory for itself; empty where there are none."""
     import cupy
 
     if unavailable():
-        return 0
+        return ()
     with cupy.cuda.Device(gpu):
         _make_context_current()
-        driver, module, function, count = _driver(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+        driver, module, function = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
         _check(driver.cuModuleLoadData(ctypes.byref(module), _NOTHING), "load a kernel")
         try:
             _check(driver.cuModuleGetFunction(ctypes.byref(function), module, b"nothing"), "find a kernel")
             for attribute, value in ((_ANY_CLUSTER, 1), (_SHARED_BYTES, shared_bytes)):
                 _check(driver.cuFuncSetAttribute(function, attribute, value), "let a kernel have clusters")
-            grid = (1, size)
-            attributes = _attributes(grid, size)
-            config = _Config((*grid, 1), (32, 1, 1), shared_bytes, None, ctypes.addressof(attributes), 2)
-            _check(
-                driver.cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config)),
-                "count clusters",
-            )
+            return tuple(_most_of_size(function, size, shared_bytes) for size in sizes)
         finally:
             driver.cuModuleUnload(module)
+
+
+def _most_of_size(function: ctypes.c_void_p, size: int, shared_bytes: int) -> int:
+    grid, count = (1, size), ctypes.c_int()
+    config = _Config((*grid, 1), (32, 1, 1), shared_bytes, None, ctypes.addressof(_attributes(grid, size)), 2)
+    status = _driver().cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config))
+    _check(status, "count clusters")
     return count.value
 
 

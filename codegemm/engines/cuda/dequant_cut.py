@@ -87,9 +87,10 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
     return spec.config.b <= 8 and table_bytes(spec) + x_bytes(spec, 32) <= gpu.shared_per_block
 
 
-def warp_blocks(spec: CodebookSpec, batch: int) -> int:
+def warp_blocks(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """Blocks of 32 rows of a warp: `row_blocks` in dequant_layout.cuh."""
-    return 2 if spec.config.v == 4 and spec.config.m == 1 and batch == 16 else 1
+    v, m = spec.config.v, spec.config.m
+    return 2 if m == 1 and ((v == 4 and batch == 16) or (v <= 8 and batch == 32 and shared)) else 1
 
 
 def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
@@ -127,7 +128,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     each, blocks = x_bytes(spec, batch), layout.k_blocks(spec)
     tables = table_bytes(spec) if shared else 0
     splittable = row_blocks(spec) <= MAX_ROW_BLOCKS
-    total, per_warp = row_blocks(spec), warp_blocks(spec, batch)
+    total, per_warp = row_blocks(spec), warp_blocks(spec, batch, shared)
     found = []
     for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
         per_split = -(-blocks // splits)
@@ -137,7 +138,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
             wanted = [(-(-total // max(1, gpu.multiprocessors * turns // splits)), 1) for turns in range(1, 4)]
             if splits > 1 and not splittable:
                 wanted = []
-            if 1 < splits <= CLUSTER and (at_once := gpu.clusters * (CLUSTER // splits) // passes):
+            if 1 < splits <= CLUSTER and (at_once := gpu.clusters_of(splits) // passes):
                 wanted.append((-(-total // at_once), splits))
             for rows, cluster in wanted:
                 rows = min(rows, warps * per_warp)

@@ -21,8 +21,9 @@ class Gpu:
 
     arch: compute capability times ten. shared_per_block, shared_per_multiprocessor: bytes that a block may ask for,
     and that there are. clock: Hz. bandwidth: bytes a second of its memory by its data sheet. l2_bytes: its cache.
-    round_trip: clocks until what was stored in L2, and counted there, is read by another multiprocessor. clusters: of
-    `CLUSTER` thread blocks that run at once, each block with a multiprocessor for itself; 0 without clusters.
+    round_trip: clocks until what was stored in L2, and counted there, is read by another multiprocessor. clusters: how
+    many of 1, 2, .. `CLUSTER` thread blocks run at once, each block with a multiprocessor for itself; empty without
+    clusters.
     """
 
     arch: int
@@ -34,7 +35,11 @@ class Gpu:
     bandwidth: float = 1e12
     l2_bytes: int = 32 << 20
     round_trip: float = 1400.0  # as fitted on an H200 (`WEIGHTS` of the cuts are near one)
-    clusters: int = 0
+    clusters: tuple[int, ...] = ()
+
+    def clusters_of(self, size: int) -> int:
+        """Clusters of so many thread blocks that run at once; 0 where there are none."""
+        return self.clusters[size - 1] if self.clusters else 0
 
     def resident(self, warps: int, shared_bytes: int, most_warps: int) -> int:
         """Thread blocks of so many warps that a multiprocessor holds at once, at least one: by shared memory, by
@@ -43,10 +48,13 @@ class Gpu:
         return max(1, min(by_shared, self.threads_per_multiprocessor // (LANES * warps), most_warps // warps))
 
 
+# Multiprocessors lie in groups, not all of them as large, which clusters do not span: as an H200 tells.
+_HOPPER_CLUSTERS = (132, 66, 39, 30, 22, 17, 15, 15, 9, 7, 7, 7, 7, 7, 7, 7)
+
 # By data sheet and compute capability, for predictions.
 KNOWN = {
-    "h200": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 4.8e12, 60 << 20, clusters=7),
-    "h100": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 3.35e12, 50 << 20, clusters=7),
+    "h200": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 4.8e12, 60 << 20, clusters=_HOPPER_CLUSTERS),
+    "h100": Gpu(90, 132, 232448, 233472, 2048, 1.98e9, 3.35e12, 50 << 20, clusters=_HOPPER_CLUSTERS),
     "a100": Gpu(80, 108, 166912, 167936, 2048, 1.41e9, 2.039e12, 40 << 20),
     "rtx4090": Gpu(89, 128, 101376, 102400, 1536, 2.52e9, 1.008e12, 72 << 20),
     "rtx3090": Gpu(86, 82, 101376, 102400, 1536, 1.7e9, 0.936e12, 6 << 20),
@@ -77,10 +85,10 @@ def gpu_of(device: Device) -> Gpu:
     )
 
 
-def _clusters(number: int, properties: dict[str, Any]) -> int:
+def _clusters(number: int, properties: dict[str, Any]) -> tuple[int, ...]:
     if 10 * properties["major"] < MIN_ARCH:
-        return 0
-    return most_clusters(number, CLUSTER, properties["sharedMemPerBlockOptin"])
+        return ()
+    return most_clusters(number, range(1, CLUSTER + 1), properties["sharedMemPerBlockOptin"])
 
 
 def cache_and_memory(device: Device) -> tuple[int, int]:

@@ -178,7 +178,7 @@ def _clusters(splits: int, total: int, room: int, gpu: Gpu) -> list[tuple[int, i
     found = []
     for cluster in range(2, CLUSTER + 1):
         groups = splits // cluster
-        most_slices = gpu.clusters * (CLUSTER // cluster) // max(1, groups)
+        most_slices = gpu.clusters_of(cluster) // max(1, groups)
         if splits % cluster or not most_slices or (groups > 1 and total > MAX_ROW_BLOCKS):
             continue
         blocks = -(-total // most_slices)
