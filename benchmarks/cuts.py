@@ -1,7 +1,8 @@
 """What many cuts of the main kernels take on this machine's GPU, beside what `auto` cuts and what it estimates.
 
 Their times are what the weights of the cuts' terms are fitted to (`WEIGHTS` in psumbook_cut.py, dequant_cut.py and
-dequant_wide_cut.py): least squares of the relative error, none below zero, in clocks.
+dequant_wide_cut.py): least squares of the relative error, none below zero, in clocks. A cut counts the less the slower
+it is than the fastest of its product, for which the estimates are to find the fastest.
 """
 
 from __future__ import annotations
@@ -142,11 +143,22 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
         names = list(kernel_rows[0]["terms"])
         clocks = np.array([row["seconds"] * clock for row in kernel_rows])
         terms = np.array([[row["terms"][term] for term in names] for row in kernel_rows])
-        weights = least_squares(terms / clocks[:, None], np.ones(len(kernel_rows)))
+        counts = (_fastest(kernel_rows) / clocks * clock) ** 2
+        weights = least_squares(terms / clocks[:, None] * counts[:, None], counts)
         by_kernel[name] = dict(zip(names, map(float, weights), strict=True))
         off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))
         print(f"{name}: {by_kernel[name]}; off by {off[0]:.1%} in the median, by up to {off[1]:.1%} in nine of ten")
     return by_kernel
+
+
+def _fastest(rows: Sequence[dict[str, Any]]) -> npt.NDArray:
+    """Seconds of the fastest cut of each row's product."""
+    products = [(*row["shape"], row["config"], row["batch"]) for row in rows]
+    best = {
+        product: min(row["seconds"] for row, its in zip(rows, products, strict=True) if its == product)
+        for product in set(products)
+    }
+    return np.array([best[product] for product in products])
 
 
 def least_squares(a: npt.NDArray, b: npt.NDArray) -> npt.NDArray:

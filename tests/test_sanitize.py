@@ -13,7 +13,11 @@ import sanitize
     [(0, "1 passed", 0, "memcheck: nothing found; 1 passed"),
      (1, "========= Error: Device not supported\n", 0, "warning: memcheck is refused here: ========= Error: Device"),
      (1, "1 failed", 1, "1 failed"),
-     (sanitize.FOUND, "Invalid __global__ read\n========= Unable to show the source", sanitize.FOUND, "Invalid")],
+     (sanitize.FOUND, "========= Invalid __global__ read\n========= Unable to show the source", sanitize.FOUND,
+      "========= Invalid"),
+     (sanitize.FOUND, "===\n.========= Race at psumbook+0x1\n2 passed\n(0 errors, 2 warnings)", 0, "2 warnings, the"),
+     (sanitize.FOUND, "=========\n========= Race\n1 failed\n(0 errors, 2 warnings)", sanitize.FOUND, "1 failed"),
+     (sanitize.FOUND, "=========\n========= Race\n2 passed\n(1 error, 2 warnings)", sanitize.FOUND, "Race")],
 )  # fmt: skip
 def test_errors_are_no_refusals(code, said, result, printed, monkeypatch, capsys):
     monkeypatch.setattr(sanitize.shutil, "which", lambda command: f"/usr/bin/{command}")
@@ -29,4 +33,5 @@ def test_errors_are_no_refusals(code, said, result, printed, monkeypatch, capsys
     assert sanitize.main() == result
     assert {command[command.index("--tool") + 1] for command in commands} == set(sanitize.TOOLS)
     assert all(command[command.index("--kernel-name") + 1] == "kernel_substring=codegemm_" for command in commands)
+    assert [command[-1] for command in commands if "racecheck" in command] == ["float16 and not bfloat16 and not dense"]
     assert printed in capsys.readouterr().out

@@ -29,13 +29,13 @@ STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "waves": 461.0,
-    "loads of tables": 2464.0,
-    "wavefronts": 1.018,
-    "k blocks": 791.0,
-    "chunks": 2369.0,
-    "partial bytes": 0.0416,
-    "trips": 0.737,
+    "starts": 1628.0,
+    "loads of tables": 1294.0,
+    "wavefronts": 1.183,
+    "k blocks": 783.6,
+    "chunks": 2133.0,
+    "partial bytes": 0.05412,
+    "trips": 1.095,
 }
 
 
@@ -167,9 +167,10 @@ def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
 def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
-    waves: of thread blocks. loads of tables, k blocks, chunks: one after the other. wavefronts: of lookups and
-    fragments. partial bytes: by multiprocessor. trips: of the join, clocks, for a pass's rows of x, by which the
-    times of several passes are told best.
+    starts: one, unless the next launch's thread blocks find room beside this one's and start meanwhile. loads of
+    tables, k blocks, chunks: one after the other. wavefronts: of lookups and fragments. partial bytes: by
+    multiprocessor. trips: of the join, clocks, for a pass's rows of x, by which the times of several passes are told
+    best.
     """
     resident = gpu.resident(cut.warps, cut.shared_bytes, most_warps(spec, cut.batch, cut.shared))
     each = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
@@ -177,7 +178,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     wavefronts, l2_bytes = _wavefronts(cut, spec, blocks)
     rows = cut.batch * cut.passes
     return {
-        "waves": waves,
+        "starts": int(resident <= each),
         "loads of tables": waves * -(-_copied(cut, spec) // (_COPIED * LANES * cut.warps)),
         "wavefronts": each * cut.split_blocks * (wavefronts + l2_bytes / L2_BYTES),
         "k blocks": waves * cut.split_blocks,

@@ -35,14 +35,14 @@ _COUNTER_BYTES = 16  # of x as it comes
 _SOON = 16 << 10  # bytes of x of a chunk
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launches": 7220.0,
-    "wavefronts": 1.16,
-    "products of a warp": 0.995,
-    "k blocks": 498.0,
-    "first x": 1.31,
-    "chunks": 368.0,
-    "partial bytes": 0.0763,
-    "trips": 0.963,
+    "launches": 9230.0,
+    "wavefronts": 1.253,
+    "products of a warp": 0.9635,
+    "k blocks": 388.2,
+    "first x": 0.4657,
+    "chunks": 467.8,
+    "partial bytes": 0.07037,
+    "trips": 0.8119,
 }
 
 

@@ -26,16 +26,16 @@ LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 2161.0,
-    "waves": 1395.0,
-    "wavefronts of a warp": 10.6,
-    "turns of a warp": 609.0,
-    "tiles": 490.0,
-    "rows of tables": 825.0,
-    "stores": 1.11,
-    "partial bytes": 0.145,
-    "trips": 1.435,
-    "memory": 0.15,
+    "launch": 1449.0,
+    "waves": 1666.0,
+    "wavefronts of a warp": 9.441,
+    "turns of a warp": 656.1,
+    "tiles": 221.8,
+    "rows of tables": 970.9,
+    "stores": 0.3474,
+    "partial bytes": 0.1356,
+    "trips": 1.779,
+    "memory": 0.1841,
 }
 
 
