@@ -55,7 +55,7 @@ KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch | list[Step]]]] = {
 }
 PRODUCTS = [
     *(("psumbook", shape, config, n)
-      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096), (28672, 8192), (8192, 28672))
+      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096), (28672, 8192), (8192, 28672), (8192, 8192))
       for config in ("m1v4g128", "m2v8g128") for n in (1, 4)),
     *((name, shape, config, n) for name, batches in (("dequant", (16, 64)), ("dequant_wide", (64, 128)))
       for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096)) for config in ("m1v4g128", "m2v8g128")

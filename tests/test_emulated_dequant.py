@@ -14,7 +14,7 @@ from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import dequant_plain as plain
 from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.dequant_cut import candidates, cut_for, fits
-from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.gpu import KNOWN, RESERVED, Gpu
 from codegemm.engines.cuda.steps import Scratch, Steps
 from codegemm.formats import names
 from codegemm.kernel import Product
@@ -215,23 +215,37 @@ def test_emulated_joins_add_splits_in_their_order(n, make_weight, rng):
     assert np.array_equal(out, total)
 
 
+def test_what_decides_between_cuts():
+    """A launch whose blocks find room beside those of the one before starts meanwhile; centroids that come from L2 are
+    asked for by all warps that there may be."""
+    gpu = KNOWN["h200"]
+    few = cut_for(names.spec_of((1024, 4096), "m1v4g128"), 16, gpu)
+    assert (few.warps, len(few.slices) * few.splits <= gpu.multiprocessors) == (8, True)
+    assert 2 * (few.shared_bytes + RESERVED) <= gpu.shared_per_multiprocessor
+    far = names.spec_of((4096, 14336), "m1v8b16g-1")
+    assert {cut.warps for cut in candidates(far, 16, gpu)} == {8}
+
+
 @pytest.mark.parametrize("cluster", [2, 5, 8])
-@pytest.mark.parametrize(("config", "n"), [("m1v4g128", 5), ("m2v8g-1", 20), ("m1v4g128", 40)])
-def test_emulated_clusters(config, n, cluster, make_weight, rng):
+@pytest.mark.parametrize(
+    ("config", "n", "dtype"),
+    [("m1v4g128", 5, "float16"), ("m2v8g-1", 20, "float16"), ("m1v4g128", 40, "float16"), ("m1v4g128", 9, "bfloat16")],
+)
+def test_emulated_clusters(config, n, dtype, cluster, make_weight, rng):
     """All splits of a slice, with several rows of x and passes over W, parts, and rows that fill no block."""
     weight = make_weight(70, 64 * 8 * cluster, config, 2)
     gpu = dataclasses.replace(
         emulate.SMALL_GPU, multiprocessors=64, clusters=tuple(64 // size for size in range(1, 17))
     )
-    product = Product.of(weight.spec, n, np.float16, np.float32)
+    product = Product.of(weight.spec, n, arrays.float_dtype(dtype), np.float32)
     cut = next(c for c in candidates(weight.spec, n, gpu) if c.cluster == cluster)
     # More blocks of rows than a warp has, and fewer than the cluster.
     cut = dataclasses.replace(cut, warps=4, slices=rows.slices(weight.spec, 3))
-    x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+    x = rng.standard_normal((n, weight.shape[1])).astype(product.dtype)
     results = []
     for order in emulate.ORDERS:
         y, report = multiply(weight, x, steps=emulate.cut_steps(dequant_fast, product, cut, gpu), order=order)
-        assert error(y, Truth(x, weight)) <= TOLERANCE["float16"]
+        assert error(y, Truth(x, weight)) <= TOLERANCE[dtype]
         eights = sum(-(-min(cut.batch, n - first) // 8) for first in range(0, n, cut.batch))  # of rows of x
         assert report.events["sent"] == cut.splits * 32 * sum(rows.part_blocks(weight.spec)) * 8 * eights
         assert "atomic" not in report.events

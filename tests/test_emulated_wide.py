@@ -178,9 +178,9 @@ def test_few_rows_of_w_take_the_fast_form():
         product = Product.of(names.spec_of(shape, "m1v4g128"), n, np.dtype(np.float16))
         return [launch.source for launch in KERNEL.decide(product, KNOWN["h200"]).launches]
 
-    assert sources((14336, 4096), 64) == [dequant_wide.X_SOURCE, dequant_wide.SOURCE]
-    assert sources((14336, 4096), 32) == sources((1024, 4096), 64) == [dequant_fast.SOURCE]
-    assert sources((1024, 4096), 65) == sources((14336, 4096), 64)
+    assert sources((28672, 8192), 64) == [dequant_wide.X_SOURCE, dequant_wide.SOURCE]
+    assert sources((28672, 8192), 32) == sources((1024, 4096), 64) == [dequant_fast.SOURCE]
+    assert sources((1024, 4096), 65) == sources((28672, 8192), 64)
 
 
 def test_more_rows_than_the_other_forms_take_are_refused_unless_this_one_fits():

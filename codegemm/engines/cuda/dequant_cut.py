@@ -133,7 +133,8 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
         per_split = -(-blocks // splits)
         for warps in (4, 8, 16):
-            if warps > most_warps(spec, batch, shared):
+            # Centroids from L2: two blocks of four warps took longer for 16 rows of x than one of eight for 32.
+            if warps > most_warps(spec, batch, shared) or (not shared and warps < 8):
                 continue
             wanted = [(-(-total // max(1, gpu.multiprocessors * turns // splits)), 1) for turns in range(1, 4)]
             if splits > 1 and not splittable:

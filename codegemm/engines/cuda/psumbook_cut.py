@@ -26,16 +26,17 @@ LINE_BYTES = 256
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 1449.0,
-    "waves": 1666.0,
-    "wavefronts of a warp": 9.441,
-    "turns of a warp": 656.1,
-    "tiles": 221.8,
-    "rows of tables": 970.9,
-    "stores": 0.3474,
-    "partial bytes": 0.1356,
-    "trips": 1.779,
-    "memory": 0.1841,
+    "launch": 1665.0,
+    "waves": 1247.0,
+    "wavefronts of a warp": 9.564,
+    "turns of a warp": 617.5,
+    "tiles": 177.5,
+    "rows of tables": 996.0,
+    "stores": 0.3602,
+    "joins": 1447.0,
+    "partial bytes": 0.1826,
+    "trips": 1.022,
+    "memory": 0.2105,
 }
 
 
@@ -98,8 +99,9 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """What a product's time is made of, on the busiest multiprocessor.
 
     waves: of thread blocks. wavefronts: of lookups and codes, by warp. turns: of a warp, 32 rows in a unit
-    each. tiles: one after the other; rows of tables: of position and of x. stores: wavefronts of tables. partial bytes:
-    by multiprocessor. trips: of the join, clocks. memory: clocks in which the codes could come.
+    each. tiles: one after the other; rows of tables: of position and of x. stores: wavefronts of tables. joins: one
+    where sums meet in memory; partial bytes: of those, by multiprocessor; trips: of their join, clocks. memory: clocks
+    in which the codes could come.
     """
     blocks = max(end - first for _, first, end, _, _ in cut.slices)
     resident = gpu.resident(cut.warps, cut.shared_bytes, MAX_WARPS)
@@ -116,6 +118,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "tiles": tiles,
         "rows of tables": tiles * cut.units_per_tile * cut.rows * cut.batch,
         "stores": each * cut.units_per_split * _stores(cut, spec),
+        "joins": int(cut.partials > 1),
         "partial bytes": partial_bytes(cut.partials, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
         "trips": join_trips(cut.partials, cut.batch, -(-blocks // cut.cluster // cut.warps)) * gpu.round_trip,
         "memory": spec.packed_bits / 8 / (MEMORY_SHARE * gpu.bandwidth) * gpu.clock,
