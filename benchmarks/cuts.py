@@ -53,13 +53,12 @@ KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch | list[Step]]]] = {
     "dequant": (Dequant(), dequant_fast.launch),
     "dequant_wide": (Dequant(), dequant_wide.launches),  # its form for Hopper
 }
+_SHAPES = ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096))
 PRODUCTS = [
-    *(("psumbook", shape, config, n)
-      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096), (28672, 8192), (8192, 28672), (8192, 8192))
+    *(("psumbook", shape, config, n) for shape in (*_SHAPES, (28672, 8192), (8192, 28672), (8192, 8192))
       for config in ("m1v4g128", "m2v8g128") for n in (1, 4)),
     *((name, shape, config, n) for name, batches in (("dequant", (16, 64)), ("dequant_wide", (64, 128)))
-      for shape in ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096)) for config in ("m1v4g128", "m2v8g128")
-      for n in batches),
+      for shape in _SHAPES for config in ("m1v4g128", "m2v8g128") for n in batches),
 ]  # fmt: skip
 _LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
 
