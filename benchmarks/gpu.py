@@ -204,7 +204,7 @@ PARTS = {
     "bench-8b": _bench_part("8b", 90),
     "bench-70b": _bench_part("70b", 150),
     "counters": Part(_counters, 120, counters.builds),
-    "cuts": Part(_cuts, 60, cuts.builds),
+    "cuts": Part(_cuts, 120, cuts.builds),
     "bench-405b": _bench_part("405b", 240),
     "sanitize": Part(partial(_run, ["tests/sanitize.py"]), 300, _products_of_tests),
 }

@@ -300,11 +300,13 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
     const bool x_first = ItemOfX<S>::ahead && cluster.size > 1;
     const bool is_ahead = x_first && ItemOfX<S>::exists(warp, min(w.chunk_blocks, end - first));
     if (is_ahead) first_x.find_item(w, first, warp);
-    if (S::shared && !x_first) copied.finish(books, tables);
+    if constexpr (S::shared)
+        if (!x_first) copied.finish(books, tables);
     ptx::wait_for_previous();
     if (is_ahead) first_x.load_item(w, rows, batch - first_n, warp);
     cluster.expect(sent_pieces(min(batch - first_n, S::n)), blocks);
-    if (S::shared && x_first) copied.finish(books, tables);
+    if constexpr (S::shared)
+        if (x_first) copied.finish(books, tables);
     if (is_ahead) first_x.store_item(fragments, unscale, warp);
 
     Sums<S> total;
@@ -334,7 +336,7 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
         const int chunk_end = min(chunk + w.chunk_blocks, end);
         if (chunk > first) ptx::sync_block();
         build_x<S>(fragments, unscale, w, rows, batch - first_n, chunk, chunk_end - chunk,
-                   x_first && chunk == first ? warp + stride : warp);
+                   x_first && chunk == first ? stride : 0);
         ptx::sync_block();
         if (count == 0) continue;
         for (int turn = chunk * turns; turn < chunk_end * turns; turn++) {

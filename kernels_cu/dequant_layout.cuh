@@ -57,8 +57,9 @@ struct DequantShape {
     static constexpr int tables = V == 16 ? M : (M + 1) / 2;  // of 256 bytes a centroid
     static constexpr int code_bits = B <= 2 ? 2 : B <= 4 ? 4 : B <= 8 ? 8 : 16;
     static constexpr int code_words = code_bits / 2;  // a lane's codes of a k block: 16
-    static constexpr int row_blocks =  // of 32 rows, that a warp multiplies: x is read once for all of them
-        M == 1 && (V == 4 && N == 16 || V <= 8 && N == 32 && SHARED) ? 2 : 1;
+    // Of 32 rows, that a warp multiplies: a fragment of x is read once for all of them.
+    static constexpr bool sums_fit = V <= 8 && N == 32 && SHARED && PHASES <= 1;  // registers, for 32 rows of x, too
+    static constexpr int row_blocks = M == 1 && (V == 4 && N == 16 || sums_fit) ? 2 : 1;
     static constexpr int x_tiles = N / 16;                                            // of 16 rows of x
     static constexpr int x_bytes = steps * pieces * quarters * x_tiles * lanes * 16;  // of a k block
     static constexpr bool scaled = !X::is_half;  // x comes under a power of two for each row and k block

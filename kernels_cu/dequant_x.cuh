@@ -99,8 +99,8 @@ struct RowOfX {
 // by k block.
 template <class S>
 struct ItemOfX {
-    // Little enough to be held while tables are filled.
-    static constexpr bool ahead = sizeof(typename S::x_type::storage) == 2 && S::v == 4;
+    // Whether registers hold one while tables are filled.
+    static constexpr bool ahead = S::x_type::is_half && S::v == 4 && S::code_bits == 8;
 
     int columns[steps];
     RowOfX<S> rows[2];  // r and r + 8 of the tile
@@ -142,11 +142,11 @@ struct ItemOfX {
 };
 
 // The fragments of `blocks` k blocks from `first_block` on. All threads take part; who reads synchronises first.
-// number: the warp's first item, of those that are not there yet.
+// there: how many items, the first of each warp, are there already.
 template <class S>
 DEVICE void build_x(ptx::Shared fragments, ptx::Shared unscale, const Dequant& w, const typename S::x_type::storage* x,
-                    int batch, int first_block, int blocks, int number) {
-    for (; ItemOfX<S>::exists(number, blocks); number += ptx::warps()) {
+                    int batch, int first_block, int blocks, int there) {
+    for (int number = ptx::warp() + there; ItemOfX<S>::exists(number, blocks); number += ptx::warps()) {
         ItemOfX<S> item;
         item.find_item(w, first_block, number);
         item.load_item(w, x, batch, number);

@@ -61,7 +61,8 @@ struct Shape {
     static constexpr int scale_words = PHASES < 2 ? PHASES : PHASES / 2;  // registers a set
     static constexpr int scale_chunk = PHASES < 8 ? PHASES : 8;           // scales that a lane loads at once
     static constexpr int scale_chunks = PHASES < 8 ? PHASES > 0 : PHASES / 8;  // loads a set
-    static constexpr bool scales_ahead = scale_rows * scale_words < 16;  // few enough to hold the next unit's as well
+    // Few enough to hold the next unit's as well.
+    static constexpr bool scales_ahead = scale_rows * scale_words < (N == 4 && V > 12 ? 8 : 16);
 
     // Loads from one position row to the next.
     DEVICE static u32 row_chunks(const Psumbook& w) { return w.row_blocks * (lanes * chunks); }

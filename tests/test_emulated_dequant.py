@@ -239,8 +239,8 @@ def test_emulated_clusters(config, n, dtype, cluster, make_weight, rng):
     )
     product = Product.of(weight.spec, n, arrays.float_dtype(dtype), np.float32)
     cut = next(c for c in candidates(weight.spec, n, gpu) if c.cluster == cluster)
-    # More blocks of rows than a warp has, and fewer than the cluster.
-    cut = dataclasses.replace(cut, warps=4, slices=rows.slices(weight.spec, 3))
+    # More blocks of rows than a warp has, and fewer than the cluster; k blocks for some of the warps, and then for all.
+    cut = dataclasses.replace(cut, warps=4, slices=rows.slices(weight.spec, 3), chunk_blocks=3)
     x = rng.standard_normal((n, weight.shape[1])).astype(product.dtype)
     results = []
     for order in emulate.ORDERS:

@@ -16,7 +16,9 @@ import sanitize
      (sanitize.FOUND, "========= Invalid __global__ read\n========= Unable to show the source", sanitize.FOUND,
       "========= Invalid"),
      (sanitize.FOUND, "===\n.========= Race at psumbook+0x1\n2 passed\n(0 errors, 2 warnings)", 0, "2 warnings, the"),
-     (sanitize.FOUND, "=========\n========= Race\n1 failed\n(0 errors, 2 warnings)", sanitize.FOUND, "1 failed"),
+     (sanitize.FOUND, "========= Race\n1 failed in 3.1s\n(0 errors, 2 warnings)", sanitize.FOUND, "1 failed"),
+     (sanitize.FOUND, "========= Race\n2 passed, 1 error in 3.1s\n(0 errors, 2 warnings)", sanitize.FOUND, "Race"),
+     (-9, "killed", -9, "killed"),
      (sanitize.FOUND, "=========\n========= Race\n2 passed\n(1 error, 2 warnings)", sanitize.FOUND, "Race")],
 )  # fmt: skip
 def test_errors_are_no_refusals(code, said, result, printed, monkeypatch, capsys):

@@ -19,6 +19,7 @@ _MIN_DRIVER = 12030  # whose graphs hold such launches
 _SERIALIZATION, _CLUSTER = 6, 4  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, _CLUSTER_DIMENSION
 _ANY_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_NO_SUCH_CLUSTER = 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
 
 
 class _Config(ctypes.Structure):
@@ -189,6 +190,8 @@ def _most_of_size(function: ctypes.c_void_p, size: int, shared_bytes: int) -> in
     grid, count = (1, size), ctypes.c_int()
     config = _Config((*grid, 1), (32, 1, 1), shared_bytes, None, ctypes.addressof(_attributes(grid, size)), 2)
     status = _driver().cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config))
+    if status == _NO_SUCH_CLUSTER:
+        return 0
     _check(status, "count clusters")
     return count.value
 

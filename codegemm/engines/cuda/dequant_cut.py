@@ -89,8 +89,12 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 
 def warp_blocks(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """Blocks of 32 rows of a warp: `row_blocks` in dequant_layout.cuh."""
-    v, m = spec.config.v, spec.config.m
-    return 2 if m == 1 and ((v == 4 and batch == 16) or (v <= 8 and batch == 32 and shared)) else 1
+    v, few_scales = spec.config.v, layout.phases(spec) <= 1
+    return (
+        2
+        if spec.config.m == 1 and ((v == 4 and batch == 16) or (v <= 8 and batch == 32 and shared and few_scales))
+        else 1
+    )
 
 
 def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
