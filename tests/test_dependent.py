@@ -1,5 +1,6 @@
 """Dependent launches, by a stub of the driver that records what it is given."""
 
+import contextlib
 import ctypes
 import threading
 import types
@@ -104,6 +105,24 @@ def test_clusters_lie_along_the_last_axis(driver, grid, shape):
     [launch] = driver.launches
     assert launch["attributes"] == {6: (1, 0, 0), 4: shape}  # cluster dimension
     assert driver.allowed == [(0x1234, 14, 1)]  # of any size
+
+
+def test_clusters_are_counted_by_size(driver, monkeypatch):
+    """Of sizes that a GPU has no clusters of there are none; other refusals are told."""
+    sizes = {1: (132, 0), 2: (66, 0), 16: (0, 912), 3: (0, 700)}  # so many, and the driver's status
+
+    def count(found, function, config):
+        data = ctypes.string_at(ctypes.addressof(config._obj), 8)
+        found._obj.value, status = sizes[int(np.frombuffer(data, np.uint32)[1])]
+        return status
+
+    monkeypatch.setattr(cupy.cuda, "Device", lambda number: contextlib.nullcontext())
+    for name in ("cuModuleLoadData", "cuModuleGetFunction", "cuModuleUnload"):
+        monkeypatch.setattr(driver, name, lambda *arguments: 0, raising=False)
+    monkeypatch.setattr(driver, "cuOccupancyMaxActiveClusters", count, raising=False)
+    assert dependent.most_clusters(0, (1, 2, 16), 1 << 16) == (132, 66, 0)
+    with pytest.raises(RuntimeError, match="count clusters: error 700"):
+        dependent.most_clusters(0, (3,), 1 << 16)
 
 
 def test_layouts_are_the_drivers():
