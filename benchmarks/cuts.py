@@ -142,7 +142,7 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
         names = list(kernel_rows[0]["terms"])
         clocks = np.array([row["seconds"] * clock for row in kernel_rows])
         terms = np.array([[row["terms"][term] for term in names] for row in kernel_rows])
-        counts = (_fastest(kernel_rows) / clocks * clock) ** 2
+        counts = _share_of_fastest(kernel_rows) ** 2
         weights = least_squares(terms / clocks[:, None] * counts[:, None], counts)
         by_kernel[name] = dict(zip(names, map(float, weights), strict=True))
         off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))
@@ -150,14 +150,13 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
     return by_kernel
 
 
-def _fastest(rows: Sequence[dict[str, Any]]) -> npt.NDArray:
-    """Seconds of the fastest cut of each row's product."""
+def _share_of_fastest(rows: Sequence[dict[str, Any]]) -> npt.NDArray:
+    """What the fastest cut of each row's product takes of the row's time."""
+    fastest: dict[tuple[Any, ...], float] = {}
     products = [(*row["shape"], row["config"], row["batch"]) for row in rows]
-    best = {
-        product: min(row["seconds"] for row, its in zip(rows, products, strict=True) if its == product)
-        for product in set(products)
-    }
-    return np.array([best[product] for product in products])
+    for product, row in zip(products, rows, strict=True):
+        fastest[product] = min(row["seconds"], fastest.get(product, row["seconds"]))
+    return np.array([fastest[product] / row["seconds"] for product, row in zip(products, rows, strict=True)])
 
 
 def least_squares(a: npt.NDArray, b: npt.NDArray) -> npt.NDArray:

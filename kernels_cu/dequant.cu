@@ -15,6 +15,7 @@
 //
 // Shared memory: tables, fragments of x of a chunk, powers of two of x; in the end a stage for y [warp][n][row]; what
 // the other blocks of a cluster send.
+#include "constant.cuh"
 #include "dequant_centroids.cuh"
 #include "dequant_x.cuh"
 
@@ -87,12 +88,6 @@ DEVICE void multiply_step(Sums<S>& sums, ptx::Shared fragments, const Centroids<
     }
 }
 
-// A number that the compiler knows.
-template <int N>
-struct Number {
-    static constexpr int value = N;
-};
-
 // total += sums, scaled.
 template <class S, int COUNT>
 DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&scales)[S::row_blocks],
@@ -120,18 +115,14 @@ DEVICE void add_scaled(Sums<S>& total, const Sums<S>& sums, const RowScales (&sc
     }
 }
 
-// What a warp's sums are written with. Where its rows are is worked out anew: registers don't hold it through the loop.
+// What a warp's sums are written with.
 template <class S>
 struct Written {
     Slice slice;
     int warp = ptx::warp(), stride = ptx::warps();
     int first_n = blockIdx.y * S::n;
 
-    DEVICE explicit Written(const Dequant& w) {
-        u32 index = blockIdx.x;
-        ptx::keep(index);
-        slice = w.slices.at(index);
-    }
+    DEVICE explicit Written(const Dequant& w) { slice = w.slices.anew(); }
 
     DEVICE int blocks() const { return slice.end_block - slice.first_block; }
 };
@@ -356,9 +347,9 @@ DEVICE void dequant(const void* x, void* y, u8* workspace, int batch, int y_is_f
             if (S::scales_ahead && changes) load_scales(next_scales, group_place);
             const bool folds = ends || (turn + 1) % most_turns == 0;
             if (S::row_blocks == 1 || count == S::row_blocks)
-                multiply_turn(Number<S::row_blocks>(), turn, chunk, folds);
+                multiply_turn(Constant<S::row_blocks>(), turn, chunk, folds);
             else
-                multiply_turn(Number<1>(), turn, chunk, folds);
+                multiply_turn(Constant<1>(), turn, chunk, folds);
             if (changes) {
                 group_end += w.group_blocks;
                 if (S::scales_ahead) {

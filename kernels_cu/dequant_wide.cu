@@ -230,9 +230,7 @@ struct WarpRows {
 template <class S>
 DEVICE void write_sums(const float (&total)[S::chains][S::n / 2], void* y, u8* workspace, int batch, int y_is_float,
                        const Dequant& w) {
-    u32 index = blockIdx.x;
-    ptx::keep(index);
-    const Slice slice = w.slices.at(index);
+    const Slice slice = w.slices.anew();
     const int lane = ptx::lane(), r = lane >> 2, q = lane & 3, split = blockIdx.z;
     const WarpRows<S> mine(ptx::warp());
     constexpr int rows = 8 * S::tiles, sharers = 3 - S::chains;  // warps of a block of 32 rows

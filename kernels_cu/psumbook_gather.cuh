@@ -8,7 +8,8 @@
 struct Offsets {
     u32 word[11];
 
-    // Three bytes at once: positions are below 32, so that their sums don't carry.
+    // `phase_steps` positions of one scale at a time, rotated by the lane: `positions` in psumbook_layout.py. Three
+    // bytes at once, for positions are below 32, so that their sums don't carry.
     template <class S>
     DEVICE static Offsets of(int lane) {
         constexpr u32 each = 0x010101, inside = S::phase_steps - 1, turns = 31 & ~inside;

@@ -66,10 +66,4 @@ struct Shape {
 
     // Loads from one position row to the next.
     DEVICE static u32 row_chunks(const Psumbook& w) { return w.row_blocks * (lanes * chunks); }
-
-    // Position that a lane looks up at a step: `phase_steps` positions of one scale at a time, rotated by the lane.
-    DEVICE static int position(int lane, int step) {
-        const int turn = lane / phase_steps + step / phase_steps;
-        return turn % (32 / phase_steps) * phase_steps + (lane + step) % phase_steps;
-    }
 };

@@ -15,6 +15,7 @@
 // integers are exact: a weight is (2n - 15) / 4, and the sum of x, which 15 multiplies, is that of a matrix of ones.
 //
 // Sums are of 2-bit codes and of the residual's apart. No atomics: the same bits in every run.
+#include "constant.cuh"
 #include "e8p.cuh"
 
 constexpr int lanes = 32;
@@ -48,11 +49,6 @@ DEVICE int rows_of(const Quip& w) {
 // Four words of eight nibbles, or of four bytes.
 struct Words {
     u32 word[4];
-};
-
-template <int VALUE>
-struct Constant {
-    static constexpr int value = VALUE;
 };
 
 // One lane's codes of 16 rows and 64 columns.

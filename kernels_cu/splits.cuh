@@ -46,6 +46,13 @@ struct Slices {
         return {number, part.first_block + first, part.first_block + end, part.first_row + first * lanes,
                 parts[number + 1].first_row};
     }
+
+    // The thread block's, worked out anew: registers don't hold it through a loop.
+    DEVICE Slice anew() const {
+        u32 index = blockIdx.x;
+        ptx::keep(index);
+        return at(index);
+    }
 };
 
 // Where a slice's rows go.

@@ -51,8 +51,8 @@ def told(tool: str, code: int, said: str) -> int:
         print(f"{tool}: no errors, {warned[1]} warnings, the first of which:")
         print(*[line for line in lines if line.startswith("=========")][1:3], sep="\n")
     else:
-        told = [line for line in lines if re.match(r"\.*=========|E  |FAILED|.*\d+ failed", line)]
-        print(tool, *(told or lines)[:60], sep="\n")
+        findings = [line for line in lines if re.match(r"\.*=========|E  |FAILED|.*\d+ failed", line)]
+        print(tool, *(findings or lines)[:60], sep="\n")
         return code
     return 0
 

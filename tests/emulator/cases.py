@@ -91,6 +91,18 @@ def x_of_size(size, n, in_features, dtype, rng):
     return x.astype(arrays.float_dtype(dtype))
 
 
+def check_nonfinite_stays_in_its_row(multiply, x, bad, row, rng):
+    """A number that is none, anywhere in a row of x, makes none of all of that row of y and of no other.
+
+    multiply: y of an x.
+    """
+    clean = multiply(x)
+    x[row, rng.integers(x.shape[1])] = bad
+    y = multiply(x)
+    assert not np.isfinite(y[row]).any()
+    assert np.array_equal(np.delete(y, row, 0), np.delete(clean, row, 0))
+
+
 def uncancelled_norm(x, *matrices):
     """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
 

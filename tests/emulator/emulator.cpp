@@ -739,6 +739,18 @@ u32 permute_bytes(u32 low, u32 high, u32 selector) {
     return result;
 }
 
+// Adds a b to the 16 x 8 numbers that a warp's lanes hold in d, each summed in Sum and then narrowed.
+template <class Sum, class Operand, class Number, int depth, class Narrow>
+static void add_products(Operand** all, const Number (&a)[16][depth], const Number (&b)[depth][8], Narrow narrow) {
+    for (int lane = 0; lane < lanes; lane++)
+        for (int i = 0; i < 4; i++) {
+            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            Sum sum = all[lane]->d[i];
+            for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
+            all[lane]->d[i] = narrow(sum);
+        }
+}
+
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     struct Operand {
         u32 a[4], b[2];
@@ -753,13 +765,7 @@ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
                 a[r + i / 2 % 2 * 8][2 * q + i % 2 + i / 4 * 8] = half(all[lane]->a[i / 2], i % 2);
             for (int i = 0; i < 4; i++) b[2 * q + i % 2 + i / 2 * 8][r] = half(all[lane]->b[i / 2], i % 2);
         }
-        for (int lane = 0; lane < lanes; lane++)
-            for (int i = 0; i < 4; i++) {
-                const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                double sum = all[lane]->d[i];
-                for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
-                all[lane]->d[i] = float(sum);
-            }
+        add_products<double>(all, a, b, [](double sum) { return float(sum); });
     });
 }
 
@@ -776,14 +782,10 @@ void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
                 a[r + i / 4 % 2 * 8][4 * q + i % 4 + i / 8 * 16] = u8(all[lane]->a[i / 4] >> 8 * (i % 4));
             for (int i = 0; i < 8; i++) b[4 * q + i % 4 + i / 4 * 16][r] = int8_t(all[lane]->b[i / 4] >> 8 * (i % 4));
         }
-        for (int lane = 0; lane < lanes; lane++)
-            for (int i = 0; i < 4; i++) {
-                const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                int64_t sum = all[lane]->d[i];
-                for (int k = 0; k < 32; k++) sum += a[row][k] * b[k][column];
-                if (sum != int(sum)) complain("an integer mma left 32 bits");
-                all[lane]->d[i] = int(sum);
-            }
+        add_products<int64_t>(all, a, b, [](int64_t sum) {
+            if (sum != int(sum)) complain("an integer mma left 32 bits");
+            return int(sum);
+        });
     });
 }
 

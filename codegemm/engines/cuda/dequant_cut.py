@@ -89,12 +89,9 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 
 def warp_blocks(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """Blocks of 32 rows of a warp: `row_blocks` in dequant_layout.cuh."""
-    v, few_scales = spec.config.v, layout.phases(spec) <= 1
-    return (
-        2
-        if spec.config.m == 1 and ((v == 4 and batch == 16) or (v <= 8 and batch == 32 and shared and few_scales))
-        else 1
-    )
+    v = spec.config.v
+    sums_fit = v <= 8 and batch == 32 and shared and layout.phases(spec) <= 1
+    return 2 if spec.config.m == 1 and ((v == 4 and batch == 16) or sums_fit) else 1
 
 
 def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
@@ -131,37 +128,39 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     passes = -(-n // batch)
     each, blocks = x_bytes(spec, batch), layout.k_blocks(spec)
     tables = table_bytes(spec) if shared else 0
-    splittable = row_blocks(spec) <= MAX_ROW_BLOCKS
-    total, per_warp = row_blocks(spec), warp_blocks(spec, batch, shared)
+    # Centroids from L2: two blocks of four warps took longer for 16 rows of x than one of eight for 32.
+    allowed = [warps for warps in ((4, 8, 16) if shared else (8, 16)) if warps <= most_warps(spec, batch, shared)]
     found = []
     for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
         per_split = -(-blocks // splits)
-        for warps in (4, 8, 16):
-            # Centroids from L2: two blocks of four warps took longer for 16 rows of x than one of eight for 32.
-            if warps > most_warps(spec, batch, shared) or (not shared and warps < 8):
-                continue
-            wanted = [(-(-total // max(1, gpu.multiprocessors * turns // splits)), 1) for turns in range(1, 4)]
-            if splits > 1 and not splittable:
-                wanted = []
-            if 1 < splits <= CLUSTER and (at_once := gpu.clusters_of(splits) // passes):
-                wanted.append((-(-total // at_once), splits))
-            for rows, cluster in wanted:
-                rows = min(rows, warps * per_warp)
-                if cluster > 1 and rows * at_once < total:
-                    continue
+        for warps in allowed:
+            most_rows = warps * warp_blocks(spec, batch, shared)
+            for rows, cluster in _slicings(row_blocks(spec), splits, most_rows, passes, gpu):
                 received = received_bytes(batch, rows, cluster)
                 most_chunk = (gpu.shared_per_block - tables - received) // each
-                for chunk in {min(per_split, most_chunk), min(per_split, most_chunk, max(1, _CHUNK_BYTES // each))}:
-                    if chunk > 0:
-                        found.append((warps, rows, per_split, chunk, cluster))
+                chunks = {min(per_split, most_chunk), min(per_split, most_chunk, max(1, _CHUNK_BYTES // each))}
+                found += [(warps, rows, per_split, chunk, received, cluster) for chunk in chunks if chunk > 0]
     cuts = []
-    for warps, rows, per_split, chunk, cluster in dict.fromkeys(found):
+    for warps, rows, per_split, chunk, received, cluster in dict.fromkeys(found):
         before = max(tables + chunk * each, warps * STAGE_BYTES)
         cuts.append(
-            Cut(batch, passes, shared, warps, blocks, per_split, chunk, slices(spec, rows), before,
-                before + received_bytes(batch, rows, cluster), cluster)
+            Cut(batch, passes, shared, warps, blocks, per_split, chunk, slices(spec, rows), before, before + received,
+                cluster)
         )  # fmt: skip
     return cuts
+
+
+def _slicings(total: int, splits: int, most_rows: int, passes: int, gpu: Gpu) -> list[tuple[int, int]]:
+    """Blocks of 32 rows that a slice may have, of `total` and at most `most_rows`, and splits that are a cluster: one,
+    or all where as many clusters run at once as have all rows."""
+    found = []
+    if splits == 1 or total <= MAX_ROW_BLOCKS:
+        wanted = [-(-total // max(1, gpu.multiprocessors * turns // splits)) for turns in range(1, 4)]
+        found = [(min(rows, most_rows), 1) for rows in wanted]
+    at_once = gpu.clusters_of(splits) // passes if 1 < splits <= CLUSTER else 0
+    if at_once and -(-total // at_once) <= most_rows:
+        found.append((-(-total // at_once), splits))
+    return found
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
