@@ -179,7 +179,7 @@ def _smoke(file: Path, seconds: float) -> bool:
 def _products_of_tests() -> Iterator[Callable[[], object]]:
     """What the tests compile."""
     sys.path.append(str(ROOT / "tests"))
-    import gpu_products
+    from support import gpu_products
 
     yield from gpu_products.builds()
 
@@ -197,16 +197,16 @@ def _bench_part(model: str, seconds: float) -> Part:
     return Part(partial(_bench, model), seconds, lambda: layers.builds(LLAMA_3[model]))
 
 
-_TESTS = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "--durations=10", "tests/test_gpu.py"]
+_TESTS = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "--durations=10"]
 PARTS = {
     "smoke": Part(_smoke, 10, smoke.builds),
-    "tests": Part(partial(_run, _TESTS), 200, _products_of_tests),
+    "tests": Part(partial(_run, [*_TESTS, "tests/engines/cuda/test_gpu.py"]), 200, _products_of_tests),
     "bench-8b": _bench_part("8b", 90),
     "bench-70b": _bench_part("70b", 150),
     "counters": Part(_counters, 120, counters.builds),
     "cuts": Part(_cuts, 120, cuts.builds),
     "bench-405b": _bench_part("405b", 240),
-    "sanitize": Part(partial(_run, ["tests/sanitize.py"]), 300, _products_of_tests),
+    "sanitize": Part(partial(_run, ["tests/support/sanitize.py"]), 300, _products_of_tests),
 }
 
 if __name__ == "__main__":

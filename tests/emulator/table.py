@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import sass
+from support import sass
 
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cuda import compiler, psumbook

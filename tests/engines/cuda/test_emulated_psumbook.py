@@ -1,0 +1,278 @@
+"""The CUDA Psumbook kernel in the emulator: results, counters, barriers."""
+
+import random
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from emulator import cases, emulate, table
+from emulator.cases import COMMON, Truth, error, product_of, spec_of
+from support import errors
+
+from codegemm import arrays, kernels_cu
+from codegemm.engines.cuda import compiler, psumbook, rows
+from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda.gpu import Gpu
+from codegemm.engines.cuda.psumbook_cut import candidates, cut_for, shared_bytes
+from codegemm.kernel import Product
+
+KERNEL = psumbook.Psumbook()
+TOLERANCE = errors.TOLERANCE["psumbook"]
+GPUS = {
+    "data centre": emulate.SMALL_GPU,
+    "desktop": Gpu(89, 2, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536),
+}
+# Every pair of values of every two of these occurs in a case.
+AXES = {
+    "v": (1, 2, 3, 4, 5, 7, 8, 12, 16),
+    "m": (1, 2, 3, 4, 8),
+    "b": (8, 1, 2, 3, 4, 5, 6, 7),
+    "group_vectors": (32, 1, 2, 3, 4, 8, 16, 24, 48, 64, 96, -1),
+    "n": (1, 2, 3, 4),
+    **COMMON,
+    "gpu": tuple(GPUS),
+    "cut": ("best", "any"),
+}
+CASES = cases.covering(AXES, 500 if cases.ALL else 0)
+
+
+def cut_of(case):
+    spec, gpu = spec_of(case), GPUS[case["gpu"]]
+    if case["cut"] == "best":
+        return cut_for(spec, case["n"], gpu)
+    return random.Random(case["seed"]).choice(candidates(spec, case["n"], gpu))
+
+
+def steps_of(case):
+    return emulate.cut_steps(psumbook, product_of(case), cut_of(case), GPUS[case["gpu"]])
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    """The kernels of all cases that run, compiled on all cores at once."""
+    emulate.compile_steps(map(steps_of, cases.of_tests(request)))
+
+
+def tolerance(cut, outputs):
+    """The bound is on a norm: of few outputs one alone may be that of an unlucky row."""
+    return TOLERANCE[cut.batch] * (2 if outputs < 64 and cut.batch > 1 else 1)
+
+
+def multiply(weight, x, cut=None, out_dtype=np.float32, gpu=emulate.SMALL_GPU, **options):
+    """The emulated product, cut so or as the kernel does, and the report."""
+    product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    steps = None if cut is None else emulate.cut_steps(psumbook, product, cut, gpu)
+    y, [report] = emulate.multiply(KERNEL, weight, x, out_dtype, gpu, steps, **options)
+    return y, report
+
+
+def cluster_cut(spec, n, cluster, partials):
+    """All rows in a slice, and K in clusters of that size, so many of them."""
+    cut, blocks = cut_for(spec, n, emulate.SMALL_GPU), sum(rows.part_blocks(spec))
+    assert cut.units % (cluster * partials) == 0
+    return replace(
+        cut,
+        units_per_tile=1,
+        units_per_split=cut.units // (cluster * partials),
+        slices=rows.slices(spec, blocks),
+        warps=2,
+        shared_bytes=shared_bytes(spec, cut.batch, cut.rows, 1, blocks, cluster),
+        cluster=cluster,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=cases.name_of)
+def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
+    weight, x = cases.operands(case, make_weight, rng)
+    cut, steps = cut_of(case), steps_of(case)
+    y, [report] = emulate.multiply(KERNEL, weight, x, steps=steps, order=case["order"], seed=case["seed"])
+    assert error(y, Truth(x, weight)) <= tolerance(cut, y.size)
+
+    lookups, stores = report.of("add"), report.of("store_entries", "store")
+    blocks = sum(rows.part_blocks(weight.spec))
+    position_rows = cut.units * cut.rows
+    assert lookups.instructions == 32 * position_rows * blocks
+    assert lookups.wavefronts == lookups.instructions * (2 if cut.batch == 4 else 1)
+    assert stores.wavefronts == stores.least_wavefronts
+    codes = report.of("load_codes", space="global")
+    assert codes.sectors == codes.least_sectors
+    assert codes.bytes == position_rows * blocks * layout.block_bytes(weight.config.b)
+    if layout.phases(weight.spec):
+        scales = report.of("load_scales", space="global")
+        assert scales.sectors == scales.least_sectors
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("size", cases.SIZES)
+def test_emulated_range_of_x(n, dtype, size, make_weight, rng):
+    weight = make_weight(40, 512, "m2v4g64")
+    x = cases.x_of_size(size, n, 512, dtype, rng)
+    y, _ = multiply(weight, x)
+    assert error(y, Truth(x, weight)) <= TOLERANCE[n]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_emulated_nonfinite_x_stays_in_its_row(bad, n, make_weight, rng):
+    weight = make_weight(40, 256, "m1v4g32")
+    x = rng.standard_normal((n, 256)).astype(np.float32)
+    cases.check_nonfinite_stays_in_its_row(lambda x: multiply(weight, x)[0], x, bad, -1, rng)
+
+
+def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
+    case = cases.case_of(AXES, rows=130, groups=5, parts=2)
+    spec = spec_of(case)
+    weight = make_weight(*spec.shape, str(spec.config), 2)
+    x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
+    cut = next(c for c in candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
+    results = [multiply(weight, x, cut, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
+    weight = make_weight(40, 256, "m1v4g32")
+    for name in ("float16", "bfloat16"):
+        x = rng.standard_normal((1, 256)).astype(arrays.float_dtype(name))
+        wide, _ = multiply(weight, x)
+        narrow, _ = multiply(weight, x, out_dtype=x.dtype)
+        assert narrow.dtype == x.dtype
+        assert np.array_equal(narrow, wide.astype(x.dtype))
+
+
+@pytest.mark.parametrize(("cluster", "partials"), [(2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2)])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_emulated_clusters(n, cluster, partials, make_weight, rng):
+    """More and fewer blocks of rows than thread blocks in a cluster; parts; rows that fill no block; scales of rows."""
+    for rows_of_w, config, parts in ((32 * 9, "m1v4b4g128", 1), (70, "m1v4b4g-1", 2)):
+        weight = make_weight(rows_of_w, 4 * 32 * 2 * 2 * cluster * partials, config, parts)
+        cut = cluster_cut(weight.spec, n, cluster, partials)
+        x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+        truth, blocks, results = Truth(x, weight), sum(rows.part_blocks(weight.spec)), []
+        for order in emulate.ORDERS:
+            y, report = multiply(weight, x, cut, order=order)
+            assert error(y, truth) <= tolerance(cut, y.size)
+            assert report.events["sent"] == 32 * blocks * n * cut.splits
+            assert report.events.get("atomic", 0) == (blocks * partials if partials > 1 else 0)
+            results.append(y)
+        assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "instead", "complaint"),
+    [
+        ("splits.cuh", "ptx::cluster_wait();", "", "sent to a block that may not have begun"),
+        ("splits.cuh", "ptx::cluster_arrive();", "", "waited for a cluster and did not arrive"),
+        ("splits.cuh", "ptx::wait_for_sent(counter);", "", "touched before all that other blocks send has come"),
+        ("splits.cuh", "if (threadIdx.x == 0) ptx::make_counter(counter);", "", "at what is no counter|nobody counts"),
+        ("splits.cuh", "u32(sent * size * piece_bytes)", "u32(sent * size * piece_bytes + 4)", "wait for each other"),
+        ("psumbook.cu", "cluster.advance(stride);", "", "in use"),
+    ],
+)
+def test_emulated_cluster_that_does_not_meet_fails(file, call, instead, complaint, tmp_path, make_weight, rng):
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (folder / file).read_text()
+    assert source.count(call) == 1
+    (folder / file).write_text(source.replace(call, instead))
+    weight = make_weight(32 * 9, 4 * 32 * 2 * 4, "m1v4b4g128")
+    cut = cluster_cut(weight.spec, 1, 4, 1)
+    x = rng.standard_normal((1, weight.shape[1])).astype(np.float16)
+    multiply(weight, x, cut)
+
+    def complaint_of(order):
+        try:
+            multiply(weight, x, cut, order=order, folder=folder)
+        except emulate.EmulatorError as complaint:
+            return str(complaint)
+        return ""
+
+    assert re.search(complaint, " ".join(map(complaint_of, emulate.ORDERS)))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("splits", [2, 6, 12])
+def test_emulated_joins_make_as_many_trips_as_predicted(splits, n, make_weight, rng):
+    """In order, the last split's warps add all of their blocks of rows."""
+    weight = make_weight(32 * 9, 4 * 32 * 2 * splits, "m1v4g128")
+    fitting = candidates(weight.spec, n, emulate.SMALL_GPU)
+    cut = next(c for c in fitting if c.splits == splits and c.warps == 8)
+    x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
+    _, report = multiply(weight, x, cut)
+    predicted = 0
+    for _, first, end, _, _ in cut.slices:
+        for warp in range(cut.warps):
+            predicted += rows.join_trips(splits, n, len(range(first + warp, end, cut.warps)))
+    assert report.events["trip"] == predicted
+
+
+BARRIERS = cases.barriers("psumbook*", "splits.cuh")
+
+
+def test_barriers_are_found():
+    assert len(BARRIERS) == 4
+
+
+@pytest.mark.parametrize(("file", "at"), BARRIERS)
+def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
+    folder = cases.without_barrier(file, at, tmp_path / "kernels")
+    spec = spec_of(cases.case_of(AXES, rows=130, groups=9))
+    weight = make_weight(*spec.shape, str(spec.config))
+    x = rng.standard_normal((1, spec.in_features)).astype(np.float16)
+    truth = Truth(x, weight)
+    # Several tiles a split and several splits: every barrier matters.
+    cut = next(c for c in candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
+
+    def fails(order, seed):
+        try:
+            y, _ = multiply(weight, x, cut, order=order, seed=seed, folder=folder)
+        except emulate.EmulatorError as complaint:
+            print(complaint)
+            return True
+        return not error(y, truth) <= TOLERANCE[1]
+
+    assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
+    y, _ = multiply(weight, x, cut, order="shuffled")
+    assert error(y, truth) <= TOLERANCE[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "instead", "complaint"),
+    [
+        ("ptx::wait_for_previous();", "", "x, y or the workspace touched in .* before the kernel waited"),
+        ("ptx::wait_for_previous();", "if (ptx::lane()) ptx::wait_for_previous();", "before the kernel waited"),
+        ("ptx::let_next_start();", "", "has not let the next one start"),
+        ("ptx::let_next_start();", "return;", "ended before it waited"),
+    ],
+)
+def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_path, make_weight, rng):
+    """A kernel may start before what it reads of the one before is there."""
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source = (folder / "psumbook.cu").read_text()
+    assert source.count(call) == 1
+    (folder / "psumbook.cu").write_text(source.replace(call, instead))
+    weight = make_weight(64, 512, "m1v4g128")
+    x = rng.standard_normal((1, 512)).astype(np.float16)
+    multiply(weight, x)
+    with pytest.raises(emulate.EmulatorError, match=complaint):
+        multiply(weight, x, folder=folder)
+
+
+def test_emulated_published_layout_conflicts(rng):
+    """The published kernel's tables, 256 fp16 in a row for each position, looked up by lane = row of W."""
+    codes = rng.integers(0, 256, (64, 32), np.uint8)
+    report = emulate.launch(
+        "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
+    )
+    lookups = report.of("look_up")
+    assert lookups.instructions == 64
+    assert 2.5 < lookups.wavefronts / lookups.instructions < 3.1
+
+
+@pytest.mark.skipif(compiler.version() != table.NVRTC, reason="another compiler makes other instructions")
+def test_emulated_counters_in_the_documentation_are_current():
+    document = table.DOCUMENT.read_text()
+    assert table.renewed(document) == document, "run `make counters`"

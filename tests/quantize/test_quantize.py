@@ -1,0 +1,354 @@
+"""The quantisers: error, determinism, unusual matrices, mistakes."""
+
+import importlib.util
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from support.backends import BACKENDS, needs_torch
+
+import codegemm
+from codegemm.formats.codebook import decode
+from codegemm.quantize import additive, arithmetic, least_squares
+from codegemm.quantize.schedule import Pass
+from codegemm.quantize.search import encode
+
+
+def relative_mse(matrix, weight):
+    return ((matrix - weight.dequantize(np.float64)) ** 2).sum() / (matrix.astype(np.float64) ** 2).sum()
+
+
+@pytest.fixture
+def gaussian():
+    return np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+
+
+# Small matrices are easier than large ones: their codebooks fit them more closely. The benchmark measures a large one.
+@pytest.mark.parametrize(
+    ("config", "limit"), [("m1v4g-1", 0.099), ("m2v8g-1", 0.094), ("m1v4b4g64", 0.37), ("e8p", 0.093)]
+)
+def test_error_on_gaussian_weights(config, limit, gaussian):
+    matrix = gaussian[:128, :512] if config == "e8p" else gaussian  # every size is as hard for a fixed lattice
+    weight = codegemm.quantize(matrix, config)
+    assert weight.shape == matrix.shape
+    assert relative_mse(matrix, weight) <= limit
+    if config != "e8p":
+        assert str(weight.config) == config
+
+
+def test_the_seed_decides(gaussian):
+    for config in ("m2v8b4g64", "e8p"):
+        part = gaussian[:32, :128]
+        first = codegemm.quantize(part, config, seed=1)
+        assert codegemm.quantize(part, config, seed=1) == first
+        assert codegemm.quantize(part, config, seed=2) != first
+
+
+def test_configurations_of_any_kind(gaussian):
+    part = gaussian[:40, :180]
+    for config in ("m1v3b2g9", "m3v5b4g15", "m2v1b2g-1", "m1v12b9g36", "m4v2b1g2"):
+        weight = codegemm.quantize(part, codegemm.CodebookConfig.parse(config))
+        assert str(weight.config) == config
+        assert relative_mse(part, weight) < 0.9
+
+
+def test_scales_are_fitted_to_the_codes(gaussian, monkeypatch):
+    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g16"))
+    fit = additive._fit_scales
+    monkeypatch.setattr(
+        additive, "_fit_scales", lambda groups, decoded, scales: (scales, fit(groups, decoded, scales)[1])
+    )
+    assert fitted < 0.996 * relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4b4g16"))
+
+
+def test_codebooks_are_drawn_to_where_the_error_is(gaussian, monkeypatch):
+    """Rows of large and small weights of different kinds: the large ones decide the squared error."""
+    matrix = gaussian.copy()
+    matrix[128:] = 0.01 * np.sign(matrix[128:])
+    drawn = relative_mse(matrix, codegemm.quantize(matrix, "m1v4b4g-1"))
+    sums = additive.sums
+    monkeypatch.setattr(additive, "sums", lambda vectors, codes, weights, *a: sums(vectors, codes, weights * 0 + 1, *a))
+    assert drawn < 0.99 * relative_mse(matrix, codegemm.quantize(matrix, "m1v4b4g-1"))
+
+
+@pytest.fixture
+def books():
+    sizes = np.array([0.8, 0.6, 0.4], np.float32)[:, None, None]
+    return sizes * np.random.default_rng(1).standard_normal((3, 64, 8), np.float32)
+
+
+def squared_error(vectors, codes, books):
+    return ((vectors - decode(codes, books)) ** 2).sum()
+
+
+def every_sum(books):
+    return (books[0][:, None] + books[1][None]).reshape(-1, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_joint_search_is_better_than_greedy(backend, books, gaussian):
+    vectors, books, ops = gaussian.reshape(-1, 8)[:4096], books[:2], arithmetic.find(backend, 0)
+    greedy_first = encode(vectors, books[:1], 1, ops)
+    greedy_second = encode(vectors - decode(greedy_first, books[:1]), books[1:], 1, ops)
+    greedy = squared_error(vectors, np.concatenate([greedy_first, greedy_second], 1), books)
+    beam = squared_error(vectors, encode(vectors, books, 8, ops), books)
+    sums = every_sum(books)[None]
+    best = squared_error(vectors, encode(vectors, sums, 1, ops), sums)
+    assert best <= beam * (1 + 1e-6)
+    assert beam <= 1.02 * best
+    assert beam < 0.95 * greedy
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_widest_search_of_two_codebooks_finds_the_best_pair(backend, books, gaussian):
+    vectors, books, ops = gaussian.reshape(-1, 8)[:1000], books[:2], arithmetic.find(backend, 0)
+    sums = every_sum(books)[None]
+    best = squared_error(vectors, encode(vectors, sums, 1, ops), sums)
+    assert squared_error(vectors, encode(vectors, books, 64, ops), books) == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wider_beam_finds_better_sums_of_three(backend, books, gaussian):
+    vectors, ops = gaussian.reshape(-1, 8)[:1000], arithmetic.find(backend, 0)
+    narrow, wide = (squared_error(vectors, encode(vectors, books, beam, ops), books) for beam in (1, 16))
+    assert wide < 0.9 * narrow
+
+
+def test_the_smallest_scores():
+    scores = np.random.default_rng(2).standard_normal((50, 300), np.float32)
+    found = np.sort(np.take_along_axis(scores, arithmetic.smallest(scores, 7), 1), 1)
+    assert (found == np.sort(scores, 1)[:, :7]).all()
+
+
+def test_least_squares_finds_the_codebooks_behind_codes(books):
+    """And leaves a centroid that no code names as it was."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 63, (20000, 3)).astype(np.uint16)
+    vectors, weights = decode(codes, books), rng.uniform(0.5, 2, len(codes))
+    present = np.zeros_like(books)
+    present[:, 63] = 5
+    for _ in range(3):
+        present = least_squares.solve(least_squares.sums(vectors, codes, weights, 64), present)
+    assert np.abs(decode(codes, present) - vectors).max() < 1e-3
+    assert (present[:, 63] == 5).all()
+
+
+def test_scales_follow_the_groups(gaussian):
+    sizes = 2.0 ** np.arange(-4, 4).repeat(128)
+    matrix = (gaussian * sizes).astype(np.float32)
+    by_group = codegemm.quantize(matrix, "m1v4g128")
+    by_row = codegemm.quantize(matrix, "m1v4g-1")
+    small = slice(0, 128)
+    fine = ((matrix - by_group.dequantize())[:, small] ** 2).sum() / (matrix[:, small] ** 2).sum()
+    coarse = ((matrix - by_row.dequantize())[:, small] ** 2).sum() / (matrix[:, small] ** 2).sum()
+    assert fine < 0.12 < coarse
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1e3, 1e6])
+def test_small_and_large_weights(size, gaussian):
+    part = gaussian[:32, :128]
+    matrix = (size * part).astype(np.float32)
+    for config in ("m2v8b4g64", "e8p"):
+        reference = relative_mse(part, codegemm.quantize(part, config))
+        assert relative_mse(matrix, codegemm.quantize(matrix, config)) <= 1.1 * reference
+
+
+def test_unusual_rows(gaussian):
+    matrix = gaussian[:64].copy()
+    matrix[3] = 0
+    matrix[5] = 0.25
+    matrix[7, :64] = 0
+    weight = codegemm.quantize(matrix, "m1v4g64")
+    dense = weight.dequantize()
+    assert not dense[3].any()
+    assert not dense[7, :64].any()
+    assert np.isfinite(dense).all()
+    for config in ("m1v4g64", "m2v8", "e8p"):
+        zero = codegemm.quantize(np.zeros((16, 64)), config)
+        assert not zero.dequantize().any()
+
+
+def test_fewer_vectors_than_centroids(gaussian):
+    matrix = gaussian[:4, :64]
+    assert relative_mse(matrix, codegemm.quantize(matrix, "m1v4")) < 1e-4
+    assert relative_mse(matrix, codegemm.quantize(matrix, "m2v8")) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_dtypes(dtype, gaussian):
+    part = gaussian[:32].astype(dtype)
+    assert codegemm.quantize(part, "m1v4b4") == codegemm.quantize(part.astype(np.float32), "m1v4b4")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "config", "kind", "message"),
+    [
+        (np.ones(64), "m1v4", ValueError, r"W: shape \(64,\), must be"),
+        (np.ones((0, 64)), "m1v4", ValueError, r"W: shape \(0, 64\)"),
+        (np.ones((4, 64), int), "m1v4", TypeError, "W: dtype int64, must be one of"),
+        (np.full((4, 64), np.nan), "m1v4", ValueError, r"W: nan at \[0, 0\], must be finite"),
+        (np.full((4, 64), 1e39), "m1v4", ValueError, r"W: inf at \[0, 0\]"),
+        (np.ones((4, 62)), "m1v4", ValueError, "in_features=62: must be a multiple of the vector length v=4"),
+        (np.ones((4, 64)), "m1v4g48", ValueError, "in_features=64: must be a multiple of the group size g=48"),
+        (np.ones((4, 64)), "m1v4g128x", ValueError, "configuration 'm1v4g128x': expected"),
+        (np.ones((4, 64)), 3, TypeError, "config 3: must be"),
+        (np.ones((4, 64)), "e8p", ValueError, "out_features=4: E8P needs a multiple of 16"),
+        (np.ones((16, 60)), "e8p", ValueError, "in_features=60: E8P needs a multiple of 64"),
+        (np.ones((4, 64)), "m2v8b16", ValueError, "needs a table of 64.0 GiB, at most 1 are allowed"),
+        (np.full((4, 64), 1e30), "m1v4", ValueError, "do not fit float16"),
+    ],
+)
+def test_mistakes_are_named(matrix, config, kind, message):
+    with pytest.raises(kind, match=message):
+        codegemm.quantize(matrix, config)
+
+
+def test_a_progress_bar_goes_to_standard_error(gaussian, capsys):
+    codegemm.quantize(gaussian[:16, :64], "m1v4b4", progress=True)
+    codegemm.quantize(gaussian[:16, :64], "e8p", progress=True)
+    assert capsys.readouterr().out == ""
+
+
+@needs_torch
+def test_torch_and_numpy_are_equally_good(gaussian):
+    part = gaussian[:128]
+    for config in ("m1v4b6g64", "m2v8b6g-1", "m3v4b4g32"):
+        by_numpy, by_torch = (
+            relative_mse(part, codegemm.quantize(part, config, backend=b)) for b in ("numpy", "torch")
+        )
+        assert by_torch == pytest.approx(by_numpy, rel=0.005)
+
+
+@needs_torch
+def test_torch_gives_the_same_on_any_number_of_threads(gaussian):
+    import torch
+
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(codegemm.quantize(gaussian[:64], "m2v8b6g64", backend="torch"))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+def test_size_decides_the_backend():
+    """Not what is imported: the result of a matrix must not depend on that."""
+    assert arithmetic.find(None, 1 << 12).name == "numpy"
+    installed = importlib.util.find_spec("torch") is not None
+    assert arithmetic.find(None, 1 << 22).name == ("torch" if installed else "numpy")
+
+
+def test_a_backend_that_is_not_there(monkeypatch):
+    with pytest.raises(ValueError, match="backend 'jax': must be one of numpy, torch, cuda"):
+        arithmetic.find("jax", 1)
+    monkeypatch.setattr(arithmetic, "find_spec", lambda name: None)
+    assert arithmetic.find(None, 1 << 30).name == "numpy"
+    with pytest.raises(ValueError, match="backend 'torch': torch is not installed"):
+        arithmetic.find("torch", 1)
+
+
+def test_no_time_is_enough_for_a_whole_weight(gaussian):
+    begin = time.perf_counter()
+    weight = codegemm.quantize(gaussian, "m2v8g64", time_limit=0)
+    assert time.perf_counter() - begin < 5
+    best = relative_mse(gaussian, codegemm.quantize(gaussian, "m2v8g64"))
+    assert 1.05 * best < relative_mse(gaussian, weight) < 0.14
+
+
+@pytest.fixture
+def listening():
+    """Ctrl-C raises KeyboardInterrupt, also where what started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt_at(monkeypatch, name, call):
+    """Ctrl-C within the call of that number of one of additive's functions; gives the list of its calls."""
+    calls, function = [], getattr(additive, name)
+
+    def interrupted(*arguments):
+        calls.append(name)
+        if len(calls) >= call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments)
+
+    monkeypatch.setattr(additive, name, interrupted)
+    return calls
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize(("name", "call"), [("solve", 2), ("_encode_rows", 1)])
+def test_an_interrupt_keeps_the_best_so_far_where_asked(name, call, gaussian, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    full = relative_mse(gaussian, codegemm.quantize(gaussian, "m2v8b6"))
+    calls = interrupt_at(monkeypatch, name, call)
+    monkeypatch.setattr(signal, "raise_signal", once(signal.raise_signal))
+    weight = codegemm.quantize(gaussian, "m2v8b6", on_interrupt="return")
+    assert full < relative_mse(gaussian, weight) < 1.25 * full
+    assert len(calls) < 8
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def once(function):
+    left = [function]
+    return lambda *arguments: left.pop()(*arguments) if left else None
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize("on_interrupt", ["raise", "return"])
+def test_an_interrupt_ends_it_otherwise(on_interrupt, gaussian, monkeypatch):
+    """At once, or the second one."""
+    handler = signal.getsignal(signal.SIGINT)
+    calls = interrupt_at(monkeypatch, "sums", 2)
+    with pytest.raises(KeyboardInterrupt):
+        codegemm.quantize(gaussian, "m2v8b6", on_interrupt=on_interrupt)
+    assert len(calls) == (2 if on_interrupt == "raise" else 3)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_other_threads_cannot_listen_for_interrupts(gaussian):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(codegemm.quantize(gaussian[:16, :64], "m1v4b4", on_interrupt="return"))
+    )
+    thread.start()
+    thread.join()
+    assert found == [codegemm.quantize(gaussian[:16, :64], "m1v4b4")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("time_limit", -1, "time_limit=-1: must be None or seconds"),
+        ("time_limit", float("nan"), "time_limit=nan"),
+        ("on_interrupt", "stop", "on_interrupt='stop': must be 'raise' or 'return'"),
+        ("backend", "jax", "backend 'jax': must be one of"),
+    ],
+)
+def test_wrong_options(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        codegemm.quantize(np.ones((4, 64), np.float32), "m1v4", **{option: value})
+
+
+def test_the_matrix_is_left_alone(gaussian):
+    for config in ("m2v8b4g64", "e8p"):
+        matrix = gaussian[:16, :128].copy()
+        codegemm.quantize(matrix, config)
+        assert (matrix == gaussian[:16, :128]).all()
+
+
+def test_a_search_for_scales_gains(gaussian, monkeypatch):
+    """Where few weights share one."""
+    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4g16"))
+    encode_rows = additive._encode_rows
+    monkeypatch.setattr(
+        additive, "_encode_rows", lambda *a: encode_rows(*(Pass(x.beam) if isinstance(x, Pass) else x for x in a))
+    )
+    assert fitted < 0.985 * relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4g16"))

@@ -1,0 +1,35 @@
+"""Products of single CPU kernels."""
+
+import numpy as np
+
+import codegemm
+from codegemm import Product, choice
+from codegemm.devices import CPU
+
+
+def product(weight, x, kernel, out_dtype=None):
+    """kernel's product in a poisoned output with a poisoned workspace, float64."""
+    wanted = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    chosen = choice.select(wanted, CPU, kernel)
+    out = np.full((len(x), weight.shape[0]), np.nan, wanted.out_dtype)
+    workspace = np.full(chosen.workspace(wanted, CPU), 0xFF, np.uint8)
+    chosen.run(chosen.prepared(weight), x, out, workspace, None)
+    return out
+
+
+def usable(weight, n):
+    return [info.name for info in codegemm.kernels(weight, n) if info.usable]
+
+
+def check_threads(weight, x, names, counts):
+    """Every kernel's product is the same bit for bit on so many threads, one after the other."""
+    before = codegemm.get_num_threads()
+    try:
+        for name in names:
+            results = []
+            for threads in counts:
+                codegemm.set_num_threads(threads)
+                results.append(product(weight, x, name).tobytes())
+            assert len(set(results)) == 1, name
+    finally:
+        codegemm.set_num_threads(before)

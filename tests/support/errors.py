@@ -1,0 +1,26 @@
+"""How far a product may be from its float64 definition, and how far it is."""
+
+import numpy as np
+
+# Of the norm of y, out in float32 or wider. For one of the kernels that depends on the dtype of x, the rows of x that
+# share a table's entries, or whether x is exact.
+TOLERANCE = {
+    # On the processor; bfloat16 products round W and x to 8 bits, the others compute in float32. Tables of bytes are
+    # for one row of x, or a few; one byte an entry is what `precision="fast"` asks for.
+    "cpu": {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 4e-2},
+    # CUDA kernels, as they are emulated.
+    "psumbook": {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3},
+    "dequant": {"float16": 2e-5, "bfloat16": 2e-5, "float32": 1e-3},
+    "dequant_dense": {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6},
+    "aqlm": 1e-3,  # sums of up to eight terms in fp16
+    "quip": {True: 2e-6, False: 2e-5},  # x in four digits, in three
+    "extended": 1e-3,  # as every kernel's for x in float32
+    # On a GPU, where it is not that of `psumbook` or `dequant`.
+    "gpu": {"aqlm": 3e-3, "quip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3},
+}
+FULL = 3e-6  # of a CPU kernel that is not in the table
+
+
+def error(y, truth):
+    """Relative to the norm of y."""
+    return np.linalg.norm(y.astype(np.float64) - truth) / np.linalg.norm(truth)
