@@ -87,6 +87,13 @@ def fresh_engine() -> Iterator[None]:
 
 
 @pytest.fixture
+def own_cache(fresh_engine: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where compiled kernels are kept: in a cache that is not there yet."""
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def no_compiler(fresh_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a C++ compiler."""
     monkeypatch.setenv("CXX", "no-such-compiler")

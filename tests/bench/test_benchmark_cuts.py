@@ -105,12 +105,6 @@ def test_smoke(emulated_gpu, monkeypatch, capsys):
     assert all(line.endswith(" no time was left") for line in capsys.readouterr().out.splitlines())
 
 
-@pytest.fixture
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_cubins_made_elsewhere_are_used(own_cache, monkeypatch, tmp_path, capsys):
     """Whatever version made them; and what is missing is compiled."""
     build = Build("spin.cu", "spin", 90)

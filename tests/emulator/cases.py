@@ -1,5 +1,6 @@
 """Covering sets of problems for the emulated kernels, and what their results are held against."""
 
+import copy
 import os
 import random
 import re
@@ -10,8 +11,10 @@ from allpairspy import AllPairs
 
 from codegemm import arrays, kernels_cu
 from codegemm.config import CodebookConfig
+from codegemm.engines.cuda.steps import Scratch, Steps
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
+from emulator import emulate
 
 ALL = bool(os.environ.get("CODEGEMM_TEST_ALL"))
 SEED = 20
@@ -21,7 +24,7 @@ COMMON = {
     "rows": (100, 1, 31, 32, 65, 257),
     "groups": (3, 1, 2, 5),
     "parts": (1, 2, 3),
-    "order": ("forward", "reversed", "shuffled"),
+    "order": emulate.ORDERS,
 }
 
 
@@ -103,6 +106,44 @@ def check_nonfinite_stays_in_its_row(multiply, x, bad, row, rng):
     assert np.array_equal(np.delete(y, row, 0), np.delete(clean, row, 0))
 
 
+def check_the_order_does_not_matter(multiply):
+    """multiply: y for an order of threads and a seed."""
+    results = [multiply(order=order, seed=seed) for seed in range(2) for order in emulate.ORDERS]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def check_rounded_once(multiply, weight, x):
+    """y in the dtype of x is y in float32, rounded; multiply: y and what is known of it."""
+    narrow, wide = multiply(weight, x, out_dtype=x.dtype)[0], multiply(weight, x)[0]
+    assert narrow.dtype == x.dtype
+    assert np.array_equal(narrow, wide.astype(x.dtype))
+
+
+def check_splits_are_added_in_their_order(kernel, weight, x, launches_of):
+    """y has the bits of float32 sums that are added one after the other, whatever loads are in flight.
+
+    launches_of: those of a product, with places in a scratch.
+    """
+    out, scratch = emulate.aligned(np.full((len(x), weight.shape[0]), np.nan, np.float32)), Scratch()
+    launches = launches_of(Product.of(weight.spec, len(x), x.dtype, out.dtype), scratch)
+    workspace = emulate.new_workspace(scratch.end)
+    emulate.run(Steps(tuple(launches), scratch.end), emulate.arranged(kernel, weight), x, out, workspace)
+    total = np.zeros_like(out)
+    for each in scratch.places["partial sums"].of(workspace):
+        total += each
+    assert np.array_equal(out, total)
+
+
+def check_copied_whole(prepared):
+    """Every array of a prepared weight on the emulated GPU, and every number."""
+    twin = copy.deepcopy(prepared)
+    assert twin.numbers == prepared.numbers
+    assert twin.arrays.keys() == prepared.arrays.keys()
+    for name, array in prepared.arrays.items():
+        assert twin.arrays[name] is not array
+        assert np.array_equal(twin.arrays[name].host, array.host)
+
+
 def uncancelled_norm(x, *matrices):
     """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
 
@@ -131,6 +172,15 @@ def error(y, truth):
     return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
 
 
+def fails(multiply, truth, most):
+    """Whether the emulator complains of a product, or its error is larger."""
+    try:
+        return not error(multiply(), truth) <= most
+    except emulate.EmulatorError as complaint:
+        print(complaint)
+        return True
+
+
 BARRIER = re.compile(r"(?:if \([^)]*\) )?ptx::(?:sync_block|sync_warp)\(\);")
 
 
@@ -140,9 +190,19 @@ def barriers(*files):
     return [(name, at.start()) for name in names for at in BARRIER.finditer((kernels_cu.FOLDER / name).read_text())]
 
 
-def without_barrier(file, at, folder):
+def without_barrier(file, at, folder, pattern=BARRIER):
     """A copy of the kernels' sources in `folder` in which that barrier is missing."""
+    return changed(file, lambda text: text[:at] + pattern.sub(";", text[at:], count=1), folder)
+
+
+def with_instead(file, call, instead, folder):
+    """A copy of them with something else in place of a text that is there once."""
+    assert (kernels_cu.FOLDER / file).read_text().count(call) == 1
+    return changed(file, lambda text: text.replace(call, instead), folder)
+
+
+def changed(file, change, folder):
+    """A copy of them with one file's text changed."""
     shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (folder / file).read_text()
-    (folder / file).write_text(text[:at] + BARRIER.sub(";", text[at:], count=1))
+    (folder / file).write_text(change((folder / file).read_text()))
     return folder

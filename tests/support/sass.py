@@ -18,14 +18,15 @@ _BINARIES = [path for folder in nvidia.__path__ for path in Path(folder).glob("*
 def compile_all(kernels, folder):
     """The paths of cubins by (source, instance, architecture), all of them compiled at once."""
 
-    def make(kernel):
-        source, instance, arch = kernel
-        path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
-        path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
-        return path
-
     with ThreadPoolExecutor() as pool:
-        return dict(zip(kernels, pool.map(make, kernels)))
+        return dict(zip(kernels, pool.map(lambda kernel: compile_one(*kernel, folder), kernels)))
+
+
+def compile_one(source, instance, arch, folder):
+    """The path of its cubin."""
+    path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
+    path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
+    return path
 
 
 def check_budgets(cubin, threads):

@@ -21,12 +21,6 @@ from codegemm.formats.codebook import CodebookSpec
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch, fresh_engine):
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 SMALL = compiler.SOURCES / "threads.cpp"
 
 

@@ -1,10 +1,10 @@
 """The CUDA kernels of the AQLM baseline as NVRTC compiles them for every architecture: no GPU is needed."""
 
 import itertools
-import os
 
 import pytest
 from allpairspy import AllPairs
+from emulator import cases
 from support import sass
 
 from codegemm.baselines.cuda import aqlm
@@ -22,19 +22,14 @@ AXES = {
 
 def instances():
     """Of the template, with their architectures: the published ones on all, of the others every pair of two axes."""
-    chosen = itertools.product(*AXES.values()) if os.environ.get("CODEGEMM_TEST_ALL") else AllPairs(list(AXES.values()))
+    chosen = itertools.product(*AXES.values()) if cases.ALL else AllPairs(list(AXES.values()))
     named = [(f"aqlm<{v}, {m}, {code}, Half>", arch) for (v, m, code) in PUBLISHED for arch in AXES["arch"]]
     named += [(f"aqlm<{v}, {m}, {code}, {x}>", arch) for (v, m), code, x, arch in chosen]
     return list(dict.fromkeys(named))
 
 
 INSTANCES = instances()
-
-
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all([(aqlm.SOURCE, *key) for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
+KERNELS = [(aqlm.SOURCE, *key) for key in INSTANCES]
 
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)

@@ -7,7 +7,7 @@ import pytest
 from support import sass
 
 from codegemm import kernels_cu
-from codegemm.engines.cuda import compiler, dequant_wide
+from codegemm.engines.cuda import dequant_wide
 from codegemm.engines.cuda.dequant_wide_cut import ARCH
 
 KERNELS = [
@@ -43,9 +43,7 @@ def test_every_source_is_here():
     ids=lambda value: value[1] if isinstance(value, tuple) else str(value),
 )
 def test_kernels_let_the_next_start_and_wait_before_they_end(kernel, arch, tmp_path):
-    path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(*kernel, arch)[0])
-    listing, _ = sass.listing_of(path)
+    listing, _ = sass.listing_of(sass.compile_one(*kernel, arch, tmp_path))
 
     def first(opcode):
         return next(place for place, line in enumerate(listing) if re.search(rf"\b{opcode}\b", line))

@@ -77,12 +77,7 @@ INSTANCES = [
     *instances(dequant_plain.SOURCE, "dequant_plain", PLAIN),
     *instances(dequant_dense.SOURCE, "dequantize", DEQUANTIZE),
 ]
-
-
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all([key[:3] for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
+KERNELS = [key[:3] for key in INSTANCES]
 
 
 @pytest.mark.parametrize("key", INSTANCES, ids=lambda key: f"{key[1]}-{key[2]}")
@@ -101,10 +96,8 @@ def test_compiled_kernels_keep_to_their_budgets(key, cubins):
 def test_compiled_loop_is_a_permute_a_load_and_mma(config, n, lookups, most, arch, tmp_path):
     spec = CodebookSpec(28672, 8192, CodebookConfig.parse(config), (28672,))
     cut = dequant_cut.cut_for(spec, n, KNOWN["h200"])
-    path = tmp_path / "cubin"
     launch = dequant_fast.launch(Product.of(spec, n, np.float16), cut, KNOWN["h200"], Scratch())
-    path.write_bytes(compiler.compile_instance(launch.source, launch.instance, arch)[0])
-    loop = sass.smallest_loop(path, "HMMA", lookups)
+    loop = sass.smallest_loop(sass.compile_one(launch.source, launch.instance, arch, tmp_path), "HMMA", lookups)
     assert loop["PRMT"] == lookups
     assert loop["HMMA"] == lookups * spec.config.v // 4 * (n // 16)
     fragments = spec.config.v * (n // 16) * dequant_cut.warp_blocks(spec, n, True)  # read by each form of the loop

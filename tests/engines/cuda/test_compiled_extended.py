@@ -17,12 +17,7 @@ INSTANCES = list(
         *zip(PLAIN + ROTATIONS, itertools.cycle(compiler.ARCHITECTURES)),
     ])
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all([(extended.SOURCE, *key) for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
+KERNELS = [(extended.SOURCE, *key) for key in INSTANCES]
 
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)

@@ -1,11 +1,8 @@
 """The CUDA Psumbook kernel as NVRTC compiles it for every architecture: no GPU is needed."""
 
-import os
-import random
-
 import numpy as np
 import pytest
-from allpairspy import AllPairs
+from emulator import cases
 from support import sass
 
 from codegemm import kernels_cu
@@ -18,7 +15,6 @@ from codegemm.engines.cuda.steps import X_TYPES, Scratch
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
-MORE_INSTANCES = 500 if os.environ.get("CODEGEMM_TEST_ALL") else 0  # drawn at random
 AXES = {
     "v": (4, 8, 16, 1, 3, 5, 12),
     "m": (1, 2, 3, 4, 8),
@@ -31,28 +27,19 @@ AXES = {
 }
 
 
-def allowed(values):
+def allowed(case):
     """Two position rows only where a cut may choose them."""
-    case = dict(zip(AXES, values))
     return not (case.get("rows") == 2 and (case.get("n") == 4 or case.get("phases", 0) > 8))
 
 
 def instances():
     """Of the template, with their architectures: every pair of values of every two axes."""
-    chosen, draw = list(AllPairs(list(AXES.values()), filter_func=allowed)), random.Random(0)
-    more = ([draw.choice(axis) for axis in AXES.values()] for _ in range(2 * MORE_INSTANCES))
-    chosen += list(filter(allowed, more))[:MORE_INSTANCES]
-    named = ((f"psumbook<{', '.join(map(str, values))}>", arch) for *values, arch in chosen)
-    return list(dict.fromkeys(named))
+    chosen = ([case[name] for name in AXES] for case in cases.covering(AXES, 700 if cases.ALL else 0, allowed))
+    return list(dict.fromkeys((f"psumbook<{', '.join(map(str, values))}>", arch) for *values, arch in chosen))
 
 
 INSTANCES = instances()
-
-
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all([(psumbook.SOURCE, *key) for key in INSTANCES], tmp_path_factory.mktemp("cubins"))
+KERNELS = [(psumbook.SOURCE, *key) for key in INSTANCES]
 
 
 @pytest.mark.parametrize(("instance", "arch"), INSTANCES)
@@ -68,10 +55,8 @@ def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp
     h200 = Gpu(90, 132, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
     cut = cut_for(spec, 1, h200)
     launch = psumbook.launch(Product.of(spec, 1, np.float16), cut, h200, Scratch())
-    path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(launch.source, launch.instance, arch)[0])
     lookups = 32 * cut.rows
-    loop = sass.smallest_loop(path, "LDS", lookups)
+    loop = sass.smallest_loop(sass.compile_one(launch.source, launch.instance, arch, tmp_path), "LDS", lookups)
     # Where there are clusters, what the last unit does is in the loop, too: it sends sums in place of storing them.
     sends = arch >= 90
     assert lookups <= loop["PRMT"] <= lookups + 2 * sends
@@ -80,12 +65,6 @@ def test_compiled_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g, tmp
 
 def test_entry_names():
     assert compiler.entry_name("psumbook<4, 1, 8, 1, 1, Half, 2>") == "codegemm_psumbook_4_1_8_1_1_Half_2"
-
-
-@pytest.fixture
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def test_cubins_are_kept(own_cache, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """The CUDA kernels of the QuIP# baseline as NVRTC compiles them for every architecture: no GPU is needed."""
 
 import itertools
-import os
 
 import pytest
+from emulator import cases
 from support import sass
 
 from codegemm.baselines.cuda import quip
@@ -21,8 +21,7 @@ OTHERS = [(quip.SOURCE, f"dequantize_e8p<{bits}>") for bits in (2, 3, 4)] + [
 def products():
     """(bits, groups, architecture): all, or every two of them."""
     found = itertools.product(range(3), range(3), range(len(compiler.ARCHITECTURES)))
-    every = bool(os.environ.get("CODEGEMM_TEST_ALL"))
-    return [(2 + b, 1 + g, compiler.ARCHITECTURES[a]) for b, g, a in found if every or (b + g + a) % 3 == 0]
+    return [(2 + b, 1 + g, compiler.ARCHITECTURES[a]) for b, g, a in found if cases.ALL or (b + g + a) % 3 == 0]
 
 
 PRODUCTS = products()
@@ -35,12 +34,12 @@ def product_of(bits, groups, arch):
 def instances():
     """(source, instance, architecture): beside products what is simpler, on one architecture in turns, or on all."""
     others = list(zip(OTHERS, 3 * compiler.ARCHITECTURES))
-    if os.environ.get("CODEGEMM_TEST_ALL"):
+    if cases.ALL:
         others = itertools.product(OTHERS, compiler.ARCHITECTURES)
     return [product_of(*product) for product in PRODUCTS] + [(*kernel, arch) for kernel, arch in others]
 
 
-INSTANCES = instances()
+KERNELS = instances()
 
 
 def turns_of(bits, groups):
@@ -48,13 +47,7 @@ def turns_of(bits, groups):
     return 1 if bits > 2 and groups > 2 else 2
 
 
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all(INSTANCES, tmp_path_factory.mktemp("cubins"))
-
-
-@pytest.mark.parametrize("key", INSTANCES, ids=str)
+@pytest.mark.parametrize("key", KERNELS, ids=str)
 def test_compiled_kernels_keep_to_their_budgets(key, cubins):
     used = sass.resources(cubins[key])
     assert used["REG"] * quip.LANES * quip.MAX_WARPS <= sass.REGISTERS

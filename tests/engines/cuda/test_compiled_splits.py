@@ -19,9 +19,7 @@ FORMS, IN_FLIGHT = 3, 16
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel[1])
 def test_all_loads_of_a_trip_come_before_its_first_addition(kernel, arch, tmp_path):
     """A fence before the count and an invalidation of L1 after it: once, whatever the number of splits."""
-    path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(*kernel, arch)[0])
-    listing, _ = sass.listing_of(path)
+    listing, _ = sass.listing_of(sass.compile_one(*kernel, arch, tmp_path))
     [fence] = [place for place, line in enumerate(listing) if "MEMBAR" in line and "GPU" in line]
     invalidation = next(place for place, line in enumerate(listing) if "CCTL" in line and place > fence)
     loads = [place for place, line in enumerate(listing) if "LDG.E.128.STRONG.GPU" in line]

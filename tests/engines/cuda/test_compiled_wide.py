@@ -44,10 +44,7 @@ def key_of(case):
     return dequant_wide.SOURCE, f"WideShape<{', '.join(str(case[name]) for name in AXES)}>", wide_cut.ARCH
 
 
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """Their paths, by source, instance and architecture."""
-    return sass.compile_all(list(dict.fromkeys(map(key_of, CASES))), tmp_path_factory.mktemp("cubins"))
+KERNELS = list(dict.fromkeys(map(key_of, CASES)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=cases.name_of)
@@ -57,8 +54,7 @@ def test_compiled_kernels_keep_to_their_budgets(case, cubins):
 
 @pytest.mark.parametrize("x", X_TYPES.values())
 def test_compiled_arrangement_of_x_keeps_to_its_budget(x, tmp_path):
-    path = tmp_path / "cubin"
-    path.write_bytes(compiler.compile_instance(dequant_wide.X_SOURCE, f"WideX<16, 64, {x}>", wide_cut.ARCH)[0])
+    path = sass.compile_one(dequant_wide.X_SOURCE, f"WideX<16, 64, {x}>", wide_cut.ARCH, tmp_path)
     sass.check_budgets(path, 32 * dequant_wide.X_WARPS)
 
 

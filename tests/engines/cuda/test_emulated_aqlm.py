@@ -1,6 +1,6 @@
 """The CUDA kernels of the AQLM baseline in the emulator: results, counters, barriers."""
 
-import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,14 +61,9 @@ def operands_of(make_weight, rng, **values):
     return operands(cases.case_of(AXES, **values), make_weight, rng)
 
 
-@pytest.fixture(scope="module")
-def compiled(request):
-    """The kernels of all cases that run, compiled on all cores at once."""
-    products = (
-        Product.of(spec_of(case), case["n"], arrays.float_dtype(case["dtype"]), np.float32)
-        for case in cases.of_tests(request)
-    )
-    emulate.compile_steps(KERNEL.decide(product, emulate.SMALL_GPU) for product in products)
+def steps_of(case):
+    product = Product.of(spec_of(case), case["n"], arrays.float_dtype(case["dtype"]), np.float32)
+    return KERNEL.decide(product, emulate.SMALL_GPU)
 
 
 def quarters(spec):
@@ -111,10 +106,7 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
 @pytest.mark.parametrize("config", PUBLISHED)
 def test_emulated_results_do_not_depend_on_the_order(config, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config=config, n=2)
-    results = [
-        emulate.multiply(KERNEL, weight, x, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS
-    ]
-    assert all(np.array_equal(result, results[0]) for result in results)
+    cases.check_the_order_does_not_matter(lambda **order: emulate.multiply(KERNEL, weight, x, **order)[0])
 
 
 @pytest.mark.parametrize("config", PUBLISHED)
@@ -149,9 +141,7 @@ def test_emulated_nonfinite_x_stays_in_its_row(bad, make_weight, rng):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_emulated_output_in_the_dtype_of_x(dtype, make_weight, rng):
     weight, x = operands_of(make_weight, rng, config="m2v8g-1", dtype=dtype)
-    wide, _ = emulate.multiply(KERNEL, weight, x)
-    narrow, _ = emulate.multiply(KERNEL, weight, x, out_dtype=x.dtype)
-    assert np.array_equal(narrow, wide.astype(x.dtype))
+    cases.check_rounded_once(partial(emulate.multiply, KERNEL), weight, x)
 
 
 BARRIERS = cases.barriers("aqlm*.cu*")
@@ -201,11 +191,8 @@ def test_plan_for_many_rows_runs_few(emulated_gpu, make_weight, rng):
 def test_prepared_weights_are_copied_whole(emulated_gpu, make_weight, rng):
     weight, _ = operands_of(make_weight, rng, config="m2v8g-1")
     prepared = KERNEL.arrange(weight.to("cuda"))
-    twin = copy.deepcopy(prepared)
-    assert twin.arrays.keys() == prepared.arrays.keys() == {"codes", "codebooks", "scales", "lanes"}
-    for name, array in prepared.arrays.items():
-        assert twin.arrays[name] is not array
-        assert np.array_equal(twin.arrays[name].host, array.host)
+    assert prepared.arrays.keys() == {"codes", "codebooks", "scales", "lanes"}
+    cases.check_copied_whole(prepared)
 
 
 def test_codes_are_arranged_on_the_host_as_on_a_gpu(emulated_gpu, make_weight):

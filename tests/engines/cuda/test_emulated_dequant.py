@@ -16,7 +16,6 @@ from codegemm.engines.cuda import dequant_plain as plain
 from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.dequant_cut import candidates, cut_for, fits
 from codegemm.engines.cuda.gpu import KNOWN, RESERVED, Gpu
-from codegemm.engines.cuda.steps import Scratch, Steps
 from codegemm.formats import names
 from codegemm.kernel import Product
 
@@ -73,12 +72,6 @@ def steps_of(case):
     if fits(product.spec):
         return emulate.cut_steps(dequant_fast, product, cut_of(case), gpu)
     return KERNEL.decide(product, gpu)
-
-
-@pytest.fixture(scope="module")
-def compiled(request):
-    """The kernels of all cases that run, compiled on all cores at once."""
-    emulate.compile_steps(map(steps_of, cases.of_tests(request)))
 
 
 def run(case, make_weight, rng):
@@ -172,9 +165,7 @@ def test_emulated_output_in_the_dtype_of_x(name, make_weight, rng):
     for config in ("m1v4g32", "m1v6g-1"):
         weight = make_weight(45, 192, config)
         x = rng.standard_normal((17, 192)).astype(arrays.float_dtype(name))
-        wide, _ = multiply(weight, x)
-        narrow, _ = multiply(weight, x, x.dtype)
-        assert np.array_equal(narrow, wide.astype(x.dtype))
+        cases.check_rounded_once(multiply, weight, x)
 
 
 @pytest.mark.parametrize("n", [1, 16, 40, 64])
@@ -196,19 +187,13 @@ def test_emulated_joins_make_as_many_trips_as_predicted(config, n, make_weight, 
 
 @pytest.mark.parametrize("n", [1, 20, 50])
 def test_emulated_joins_add_splits_in_their_order(n, make_weight, rng):
-    """The bits of float32 sums that are added one after the other, whatever loads are in flight."""
     weight = make_weight(96, 1536, "m1v4g128")
     cut = cut_for(weight.spec, n, GPU)
     assert cut.splits > 2
-    x, out = rng.standard_normal((n, 1536)).astype(np.float16), emulate.aligned(np.full((n, 96), np.nan, np.float32))
-    scratch = Scratch()
-    launch = dequant_fast.launch(Product.of(weight.spec, n, x.dtype, out.dtype), cut, GPU, scratch)
-    workspace = emulate.new_workspace(scratch.end)
-    emulate.run(Steps((launch,), scratch.end), emulate.arranged(KERNEL, weight), x, out, workspace)
-    total = np.zeros((n, 96), np.float32)
-    for each in scratch.places["partial sums"].of(workspace):
-        total += each
-    assert np.array_equal(out, total)
+    x = rng.standard_normal((n, 1536)).astype(np.float16)
+    cases.check_splits_are_added_in_their_order(
+        KERNEL, weight, x, lambda product, scratch: [dequant_fast.launch(product, cut, GPU, scratch)]
+    )
 
 
 def test_what_decides_between_cuts():
@@ -280,17 +265,12 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
     x = rng.standard_normal((20, weight.shape[1])).astype(np.float16)
     truth = Truth(x, weight)
 
-    def fails(steps, order, seed):
-        try:
-            y, _ = multiply(weight, x, steps=steps, order=order, seed=seed, folder=folder)
-        except emulate.EmulatorError as complaint:
-            print(complaint)
-            return True
-        return not error(y, truth) <= TOLERANCE["float16"]
+    def fails(**options):
+        return cases.fails(lambda: multiply(weight, x, folder=folder, **options)[0], truth, TOLERANCE["float16"])
 
     failures = 0
     for steps in steps_with_every_barrier(Product.of(weight.spec, len(x), x.dtype, np.float32)):
-        failures += any(fails(steps, order, seed) for seed in range(4) for order in emulate.ORDERS)
+        failures += any(fails(steps=steps, order=order, seed=seed) for seed in range(4) for order in emulate.ORDERS)
         y, _ = multiply(weight, x, steps=steps, order="shuffled")
         assert error(y, truth) <= TOLERANCE["float16"]
     assert failures

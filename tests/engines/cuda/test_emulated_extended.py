@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from emulator import cases, emulate, gpu
 from support import errors
+from support.errors import error
+from support.gpu_products import kernel_named
 
 import codegemm
 from codegemm import arrays
@@ -20,7 +22,6 @@ from codegemm.engines.cuda.timing import Graph
 from codegemm.formats.hadamard import rotate_blocks
 from codegemm.formats.names import spec_of
 from codegemm.kernel import Product
-from codegemm.registry import kernel_for, registered
 
 TOLERANCE = errors.TOLERANCE["extended"]
 HALF, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
@@ -40,19 +41,10 @@ def operands(make_weight, rng, rows, columns, config, dtype, n):
     return weight, x, x.astype(np.float64) @ weight.dequantize(np.float64).T
 
 
-def kernel_of(name, spec):
-    [kernel] = [kernel for kernel in registered("cuda") if kernel.name == name]
-    return kernel_for(kernel, spec)
-
-
-def error(y, truth):
-    return np.linalg.norm(y.astype(np.float64) - truth) / np.linalg.norm(truth)
-
-
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: f"{case[2]}-{case[3]}-{case[4]}")
 def test_products_match_the_definition(case, make_weight, rng):
     weight, x, truth = operands(make_weight, rng, *case)
-    kernel = kernel_of("psumbook" if len(x) <= MAX_N else "dequant", weight.spec)
+    kernel = kernel_named("psumbook" if len(x) <= MAX_N else "dequant", weight.spec)
     results = []
     for order in emulate.ORDERS[::2]:
         y, reports = emulate.multiply(kernel, weight, x, order=order)
@@ -70,7 +62,7 @@ def test_products_match_the_definition(case, make_weight, rng):
 @pytest.mark.parametrize(("name", "n"), [("dequant", 3), ("dequant_dense", 40), ("dense", 2), ("aqlm", 1)])
 def test_all_kernels_multiply_extended_weights(name, n, make_weight, rng):
     weight, x, truth = operands(make_weight, rng, 40, 96, "m2v8g-1+rotated+offsets", "float16", n)
-    y, _ = emulate.multiply(kernel_of(name, weight.spec), weight, x)
+    y, _ = emulate.multiply(kernel_named(name, weight.spec), weight, x)
     assert error(y, truth) <= TOLERANCE
 
 
@@ -87,7 +79,7 @@ def test_many_rows_are_halves_under_powers_of_two(config, dtype, make_weight, rn
     x[3] = 0
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
     x[4, 50] = np.inf
-    y, _ = emulate.multiply(kernel_of("dequant_dense", weight.spec), weight, x)
+    y, _ = emulate.multiply(kernel_named("dequant_dense", weight.spec), weight, x)
     assert error(y[5:], truth[5:]) <= TOLERANCE
     assert all(error(y[row], truth[row]) <= 5e-3 for row in range(3))
     assert not y[3].any()
@@ -130,15 +122,15 @@ def test_without_a_barrier_it_fails(file, at, tmp_path, make_weight, rng):
     weight, x, _ = operands(make_weight, rng, 33, 768, "m1v4g24+rotated256+offsets", "float16", 65)
     folder = cases.without_barrier(file, at, tmp_path / "kernels")
     with pytest.raises(emulate.EmulatorError, match=r"with no barrier between them|before it was written"):  # noqa: PT012
-        emulate.multiply(kernel_of("psumbook", weight.spec), weight, x[:1], folder=folder)
-        emulate.multiply(kernel_of("dequant_dense", weight.spec), weight, x, folder=folder)
+        emulate.multiply(kernel_named("psumbook", weight.spec), weight, x[:1], folder=folder)
+        emulate.multiply(kernel_named("dequant_dense", weight.spec), weight, x, folder=folder)
 
 
 def test_nan_and_infinity_stay_in_their_row(make_weight, rng):
     weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
     for bad in (np.nan, np.inf):
         x[1, 50] = bad
-        y, _ = emulate.multiply(kernel_of("psumbook", weight.spec), weight, x)
+        y, _ = emulate.multiply(kernel_named("psumbook", weight.spec), weight, x)
         assert not np.isfinite(y[1]).any()
         assert error(y[[0, 2]], truth[[0, 2]]) <= TOLERANCE
 
@@ -224,7 +216,7 @@ def test_what_is_compiled_and_predicted():
 
 def test_warmup_compiles_what_products_launch(emulated_gpu, make_weight, rng):
     weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
-    kernel = kernel_of("psumbook", weight.spec)
+    kernel = kernel_named("psumbook", weight.spec)
     builds = list(kernel.builds(Product.of(weight.spec, 1, x.dtype), FIRST_GPU))
     assert all(isinstance(build, compiler.Build) for build in builds)
     gpu.compiled.clear()

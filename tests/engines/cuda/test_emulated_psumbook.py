@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from emulator import cases, emulate, table
 from emulator.cases import COMMON, Truth, error, product_of, spec_of
 from support import errors
 
-from codegemm import arrays, kernels_cu
+from codegemm import arrays
 from codegemm.engines.cuda import compiler, psumbook, rows
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
@@ -47,12 +46,6 @@ def cut_of(case):
 
 def steps_of(case):
     return emulate.cut_steps(psumbook, product_of(case), cut_of(case), GPUS[case["gpu"]])
-
-
-@pytest.fixture(scope="module")
-def compiled(request):
-    """The kernels of all cases that run, compiled on all cores at once."""
-    emulate.compile_steps(map(steps_of, cases.of_tests(request)))
 
 
 def tolerance(cut, outputs):
@@ -128,18 +121,14 @@ def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
     weight = make_weight(*spec.shape, str(spec.config), 2)
     x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
     cut = next(c for c in candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
-    results = [multiply(weight, x, cut, order=order, seed=seed)[0] for seed in range(2) for order in emulate.ORDERS]
-    assert all(np.array_equal(result, results[0]) for result in results)
+    cases.check_the_order_does_not_matter(lambda **order: multiply(weight, x, cut, **order)[0])
 
 
 def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
     weight = make_weight(40, 256, "m1v4g32")
     for name in ("float16", "bfloat16"):
         x = rng.standard_normal((1, 256)).astype(arrays.float_dtype(name))
-        wide, _ = multiply(weight, x)
-        narrow, _ = multiply(weight, x, out_dtype=x.dtype)
-        assert narrow.dtype == x.dtype
-        assert np.array_equal(narrow, wide.astype(x.dtype))
+        cases.check_rounded_once(multiply, weight, x)
 
 
 @pytest.mark.parametrize(("cluster", "partials"), [(2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2)])
@@ -172,11 +161,7 @@ def test_emulated_clusters(n, cluster, partials, make_weight, rng):
     ],
 )
 def test_emulated_cluster_that_does_not_meet_fails(file, call, instead, complaint, tmp_path, make_weight, rng):
-    folder = tmp_path / "kernels"
-    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    source = (folder / file).read_text()
-    assert source.count(call) == 1
-    (folder / file).write_text(source.replace(call, instead))
+    folder = cases.with_instead(file, call, instead, tmp_path / "kernels")
     weight = make_weight(32 * 9, 4 * 32 * 2 * 4, "m1v4b4g128")
     cut = cluster_cut(weight.spec, 1, 4, 1)
     x = rng.standard_normal((1, weight.shape[1])).astype(np.float16)
@@ -226,12 +211,9 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
     cut = next(c for c in candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
 
     def fails(order, seed):
-        try:
-            y, _ = multiply(weight, x, cut, order=order, seed=seed, folder=folder)
-        except emulate.EmulatorError as complaint:
-            print(complaint)
-            return True
-        return not error(y, truth) <= TOLERANCE[1]
+        return cases.fails(
+            lambda: multiply(weight, x, cut, order=order, seed=seed, folder=folder)[0], truth, TOLERANCE[1]
+        )
 
     assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
     y, _ = multiply(weight, x, cut, order="shuffled")
@@ -249,11 +231,7 @@ def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight
 )
 def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_path, make_weight, rng):
     """A kernel may start before what it reads of the one before is there."""
-    folder = tmp_path / "kernels"
-    shutil.copytree(kernels_cu.FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    source = (folder / "psumbook.cu").read_text()
-    assert source.count(call) == 1
-    (folder / "psumbook.cu").write_text(source.replace(call, instead))
+    folder = cases.with_instead("psumbook.cu", call, instead, tmp_path / "kernels")
     weight = make_weight(64, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
     multiply(weight, x)

@@ -59,12 +59,6 @@ def steps_of(case):
     return cut_steps(product_of(case), cut_of(case))
 
 
-@pytest.fixture(scope="module")
-def compiled(request):
-    """The kernels of all cases that run, compiled on all cores at once."""
-    emulate.compile_steps(map(steps_of, cases.of_tests(request)))
-
-
 def multiply(weight, x, out_dtype=np.float32, steps=None, **options):
     """The emulated product and the report of what multiplies, cut as it is estimated to be fastest or as told."""
     product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
@@ -115,34 +109,24 @@ def test_emulated_results_do_not_depend_on_the_order(config, make_weight, rng):
     x = rng.standard_normal((40, 768)).astype(np.float16)
     cut = next(c for c in candidates(weight.spec, 40, GPU) if c.splits > 1)
     steps = cut_steps(Product.of(weight.spec, 40, x.dtype, np.float32), cut)
-    results = [multiply(weight, x, steps=steps, order=order, seed=seed)[0]
-               for seed in (0, 1) for order in emulate.ORDERS]  # fmt: skip
-    assert all(np.array_equal(result, results[0]) for result in results)
+    cases.check_the_order_does_not_matter(lambda **order: multiply(weight, x, steps=steps, **order)[0])
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_emulated_output_in_the_dtype_of_x(name, make_weight, rng):
     weight = make_weight(45, 192, "m1v4g64")
     x = rng.standard_normal((35, 192)).astype(arrays.float_dtype(name))
-    wide, _ = multiply(weight, x)
-    narrow, _ = multiply(weight, x, x.dtype)
-    assert np.array_equal(narrow, wide.astype(x.dtype))
+    cases.check_rounded_once(multiply, weight, x)
 
 
 @pytest.mark.parametrize("chains", [1, 2])
 def test_emulated_joins_add_splits_in_their_order(chains, make_weight, rng):
-    """The bits of float32 sums that are added one after the other."""
     weight = make_weight(96, 1536, "m1v4g128")
     cut = next(c for c in candidates(weight.spec, 50, GPU) if c.splits > 2 and c.chains == chains)
-    x, out = rng.standard_normal((50, 1536)).astype(np.float16), emulate.aligned(np.full((50, 96), np.nan, np.float32))
-    scratch = Scratch()
-    launches = dequant_wide.launches(Product.of(weight.spec, 50, x.dtype, out.dtype), cut, GPU, scratch)
-    workspace = emulate.new_workspace(scratch.end)
-    emulate.run(Steps(tuple(launches), scratch.end), emulate.arranged(KERNEL, weight), x, out, workspace)
-    total = np.zeros((50, 96), np.float32)
-    for each in scratch.places["partial sums"].of(workspace):
-        total += each
-    assert np.array_equal(out, total)
+    x = rng.standard_normal((50, 1536)).astype(np.float16)
+    cases.check_splits_are_added_in_their_order(
+        KERNEL, weight, x, lambda product, scratch: dequant_wide.launches(product, cut, GPU, scratch)
+    )
 
 
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v8g128"])
@@ -225,22 +209,18 @@ def steps_with_every_barrier(product):
 
 @pytest.mark.parametrize("at", [found.start() for found in SYNCHRONISATION.finditer(TEXT)])
 def test_emulated_kernel_without_a_barrier_fails(at, tmp_path, make_weight, rng):
-    folder = cases.without_barrier(dequant_wide.SOURCE, 0, tmp_path / "kernels")
-    (folder / dequant_wide.SOURCE).write_text(TEXT[:at] + SYNCHRONISATION.sub(";", TEXT[at:], count=1))
+    folder = cases.without_barrier(dequant_wide.SOURCE, at, tmp_path / "kernels", SYNCHRONISATION)
     weight = make_weight(70, 768, "m1v4g128")
 
-    def fails(x, steps, order, seed):
-        try:
-            y, _ = multiply(weight, x, steps=steps, order=order, seed=seed, folder=folder)
-        except emulate.EmulatorError as complaint:
-            print(complaint)
-            return True
-        return not error(y, Truth(x, weight)) <= TOLERANCE["float16"]
-
     x = rng.standard_normal((33, weight.shape[1])).astype(np.float16)
+    truth = Truth(x, weight)
+
+    def fails(**options):
+        return cases.fails(lambda: multiply(weight, x, folder=folder, **options)[0], truth, TOLERANCE["float16"])
+
     failures = 0
     for steps in steps_with_every_barrier(Product.of(weight.spec, 33, x.dtype, np.float32)):
-        failures += any(fails(x, steps, order, seed) for seed in range(2) for order in emulate.ORDERS)
+        failures += any(fails(steps=steps, order=order, seed=seed) for seed in range(2) for order in emulate.ORDERS)
         y, _ = multiply(weight, x, steps=steps, order="shuffled")
-        assert error(y, Truth(x, weight)) <= TOLERANCE["float16"]
+        assert error(y, truth) <= TOLERANCE["float16"]
     assert failures
