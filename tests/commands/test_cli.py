@@ -2,12 +2,11 @@
 
 import importlib
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.processes import python
 
 import codegemm
 from codegemm import calibration
@@ -17,14 +16,7 @@ doctor = importlib.import_module("codegemm.cli.doctor")
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-c", "from codegemm.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
+    return python("-c", "from codegemm.cli import main; main()", *map(str, arguments), timeout=120, **options)
 
 
 @pytest.fixture

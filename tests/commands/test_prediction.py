@@ -1,10 +1,8 @@
 """What `codegemm predict` says: its arithmetic, and which statements it finds met."""
 
-import subprocess
-import sys
-
 import pytest
 from click.testing import CliRunner
+from support.processes import python
 
 import codegemm
 from codegemm import prediction, registry
@@ -167,7 +165,7 @@ def test_every_gpu_without_cupy(tmp_path):
         "    assert all(0 < row.seconds < 1e-2 and 0 < row.bandwidth_share < 1 for row in rows)\n"
         "assert 'cupy' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
 
 

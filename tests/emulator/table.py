@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from importlib import metadata
 
 import numpy as np
-from support import sass
+from support import ROOT, sass
 
 from codegemm.comparison.sources import random_weight
 from codegemm.engines.cuda import compiler, psumbook
@@ -21,8 +22,9 @@ from codegemm.kernel import Product
 from codegemm.registry import registered
 from emulator import emulate
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
-NVRTC = (12, 9)  # that counted the instructions and registers
+DOCUMENT = ROOT / "docs" / "kernels.md"
+PACKAGE = "nvidia-cuda-nvrtc-cu12"  # whose compiler makes the instructions, and gives them registers
+NOTE = r"NVRTC \d+(\.\d+)+"
 SHAPE = (512, 1024)
 CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128", "m1v4b2g128")
 # A product of every kernel; weights as large as those where every thread block has much to do.
@@ -70,12 +72,16 @@ def rows() -> list[tuple[str, ...]]:
             f"{sum(c.sectors for c in loads) / sum(c.least_sectors for c in loads):.3f}",
             str(registers),
         ))  # fmt: skip
-    codes = np.random.default_rng(0).integers(0, 256, (64, 32), np.uint8)
-    published = emulate.launch(
-        "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
-    ).of("look_up")
+    published = published_lookups(np.random.default_rng(0))
     ratio = published.wavefronts / published.instructions
     return [*lines, ("published table layout", "1", f"{ratio:.3f}", *["" for _ in COLUMNS[3:]])]
+
+
+def published_lookups(rng: np.random.Generator) -> emulate.Counts:
+    """Of random codes in the published layout."""
+    codes = rng.integers(0, 256, (64, 32), np.uint8)
+    shape = (1, 1), (32,), 64 * 512
+    return emulate.launch("published_layout.cu", "published_layout", *shape, [codes], folder=emulate.HERE).of("look_up")
 
 
 def compiled(instance: str, lookups: int) -> tuple[float, int]:
@@ -130,8 +136,16 @@ def markdown(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ("---",) * len(columns), *lines))
 
 
+def compiler_here() -> str:
+    """Named as in the document: to the patch where it is the package's, which NVRTC itself does not tell."""
+    version = ".".join(map(str, compiler.version()))
+    found = [made.version for made in metadata.distributions(name=PACKAGE)]
+    return f"NVRTC {next((each for each in found if each.startswith(f'{version}.')), version)}"
+
+
 def renewed(document: str) -> str:
-    """The document with its tables replaced."""
+    """The document with its tables replaced, and the name of the compiler that they are of."""
+    document = re.sub(NOTE, compiler_here(), document)
     for name, (columns, make) in TABLES.items():
         begin, end = f"<!-- {name}: written by `make counters` -->\n", f"<!-- end of {name} -->\n"
         before, rest = document.split(begin)

@@ -9,16 +9,13 @@ import time
 import pytest
 from platformdirs import user_cache_path
 from support import ROOT
+from support.processes import python
 
 HEAVY = ("cupy", "torch", "matplotlib", "transformers", "rich", "click", "safetensors", "ml_dtypes", "platformdirs")
 
 
-def python(code, cwd=None):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
-
-
 def test_nothing_heavy_is_imported(tmp_path):
-    done = python(f"import sys, codegemm; print([m for m in {HEAVY!r} if m in sys.modules])", tmp_path)
+    done = python("-c", f"import sys, codegemm; print([m for m in {HEAVY!r} if m in sys.modules])", cwd=tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -29,7 +26,7 @@ def test_multiplying_imports_no_other_library(tmp_path):
         "np.ones(64, np.float32) @ random_weight((32, 64), 'm1v4').T\n"
         "print([m for m in ('cupy', 'torch', 'matplotlib', 'transformers') if m in sys.modules])"
     )
-    assert python(code, tmp_path).stdout.strip() == "[]"
+    assert python("-c", code, cwd=tmp_path).stdout.strip() == "[]"
 
 
 def test_a_gpu_needs_few_libraries(tmp_path):
@@ -49,7 +46,7 @@ def test_a_gpu_needs_few_libraries(tmp_path):
         "codegemm.warmup([(64, 512)], [1], device='cpu')\n"
         f"print([m for m in {blocked!r} if m in sys.modules])"
     )
-    done = python(code, tmp_path)
+    done = python("-c", code, cwd=tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
 
 
@@ -62,7 +59,7 @@ def test_the_cache_needs_no_library(variables, tmp_path, monkeypatch):
     expected = user_cache_path("codegemm", appauthor=False)
     (tmp_path / "platformdirs.py").write_text("raise ImportError")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from codegemm import cache; print(cache.root())"
-    assert python(code, tmp_path).stdout.strip() == str(expected)
+    assert python("-c", code, cwd=tmp_path).stdout.strip() == str(expected)
 
 
 def test_import_is_quick(tmp_path):
@@ -81,9 +78,9 @@ def test_import_is_quick(tmp_path):
 
 @pytest.mark.parametrize("name", ["baselines", "kernels_cu"])
 def test_folders_have_one_name(name):
-    done = python(f"import {name}", ROOT)
+    done = python("-c", f"import {name}", cwd=ROOT)
     assert f"ImportError: import this package as codegemm.{name}" in done.stderr
-    assert python(f"import codegemm.{name}", ROOT).returncode == 0
+    assert python("-c", f"import codegemm.{name}", cwd=ROOT).returncode == 0
     link = ROOT / "codegemm" / name
     assert os.readlink(link) == f"../{name}"
 

@@ -1,5 +1,7 @@
 """How the package hangs together: imports run downhill, those inside functions too."""
 
+import re
+
 import pytest
 from support import ROOT
 from support.imports import circles, import_graph
@@ -16,6 +18,14 @@ def test_links_to_folders_are_followed():
     graph = import_graph(PACKAGE)
     assert graph["codegemm.baselines"]
     assert graph.keys() >= {"codegemm", "codegemm.kernels_cu", "codegemm.checkpoints.quip"}
+
+
+def test_no_test_module_is_imported():
+    """By whatever is in tests/: they are found by name, and collected once."""
+    files = (ROOT / "tests").rglob("*.py")
+    pattern = re.compile(r"^ *(?:from|import) .*\btest_\w+.*", re.MULTILINE)
+    found = [f"{file.name}: {line}" for file in files for line in pattern.findall(file.read_text())]
+    assert not found, "what several modules need lies in tests/support:\n" + "\n".join(found)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Locks that a forked child may take."""
 
-import subprocess
-import sys
-import textwrap
 import threading
+
+from support.processes import run_script
 
 from codegemm.locks import ForkSafeLock
 
@@ -36,8 +35,7 @@ def test_a_forked_child_takes_what_another_thread_holds():
         other.join()
         assert taken
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    subprocess.run(command, check=True, timeout=60)
+    run_script(script, 60)
 
 
 def test_who_forks_within_a_lock_leaves_it_in_both():
@@ -53,7 +51,7 @@ def test_who_forks_within_a_lock_leaves_it_in_both():
             os._exit(3)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    run_script(script, 60)
 
 
 def test_products_are_decided_in_a_child_whatever_was_locked():
@@ -87,8 +85,7 @@ def test_products_are_decided_in_a_child_whatever_was_locked():
         assert os.waitpid(child, 0)[1] == 0
         done.set()
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
-    subprocess.run(command, check=True, timeout=120)
+    run_script(script)
 
 
 def test_a_lock_is_one_threads_and_may_be_taken_twice():

@@ -2,13 +2,12 @@
 
 import os
 import stat
-import subprocess
 import sys
-import textwrap
 import warnings
 
 import numpy as np
 import pytest
+from support.processes import run_script
 
 import codegemm
 from codegemm import cache
@@ -190,7 +189,7 @@ def test_where_the_system_gives_no_threads_the_caller_works_alone():
             [threads] = [int(line.split()[1]) for line in f if line.startswith("Threads:")]
         assert threads < 1000
     """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+    run_script(script)
 
 
 def test_threads_come_to_rest():
@@ -208,7 +207,7 @@ def test_threads_come_to_rest():
         time.sleep(0.5)
         assert time.process_time() - begin < 0.1
     """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+    run_script(script)
 
 
 def test_a_forked_child_multiplies_too():
@@ -235,7 +234,7 @@ def test_a_forked_child_multiplies_too():
         other.join()
         assert np.array_equal(x @ w.T, y)
     """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], check=True, timeout=120)
+    run_script(script)
 
 
 @pytest.mark.parametrize("v", range(1, 17))

@@ -1,10 +1,10 @@
 """AddressSanitizer, UBSan and ThreadSanitizer over the CPU engine: all kernels again, in processes of their own."""
 
 import os
-import subprocess
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+
+from support.processes import under
 
 from codegemm.engines.cpu import isa
 
@@ -46,26 +46,16 @@ PRODUCTS = textwrap.dedent(
 )
 
 
-def runtimes(*names):
-    found = [
-        subprocess.run(["g++", f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True)
-        for name in names
-    ]
-    return " ".join(each.stdout.strip() for each in found)
-
-
 def run(path, sanitizers, libraries):
-    variables = {
-        "CXX": "g++",
-        "CXXFLAGS": f"-O1 -g1 -fsanitize={sanitizers} -fno-sanitize-recover=all",
-        "LD_PRELOAD": runtimes(*libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "TSAN_OPTIONS": "exitcode=66:ignore_noninstrumented_modules=1",
-        "OPENBLAS_NUM_THREADS": "1",
-        isa.VARIABLE: path,
-    }
-    command = [sys.executable, "-c", PRODUCTS]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+    return under(
+        libraries, "-c", PRODUCTS,
+        CXX="g++",
+        CXXFLAGS=f"-O1 -g1 -fsanitize={sanitizers} -fno-sanitize-recover=all",
+        ASAN_OPTIONS="detect_leaks=0",
+        TSAN_OPTIONS="exitcode=66:ignore_noninstrumented_modules=1",
+        OPENBLAS_NUM_THREADS="1",
+        **{isa.VARIABLE: path},
+    )  # fmt: skip
 
 
 def test_no_kernel_errs_beyond_its_arrays_or_between_threads():

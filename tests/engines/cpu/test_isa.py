@@ -4,17 +4,17 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.processes import python
 
 import codegemm
 from codegemm import Product, choice
 from codegemm.comparison.sources import random_weight
 from codegemm.devices import CPU
-from codegemm.engines.cpu import compiler, isa, library, psumbook
+from codegemm.engines.cpu import compiler, isa, psumbook
 
 FLAGS = {
     "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
@@ -131,10 +131,7 @@ def test_heavy_tails_cost_accuracy(rng):
 
 def test_an_unknown_path_is_an_error_where_it_is_met():
     script = "import numpy as np, codegemm; np.ones((1, 64), np.float32) @ codegemm.quantize(np.eye(64), 'm1v4b4').T"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**library.os.environ, isa.VARIABLE: "mmx"}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = python("-c", script, env=os.environ | {isa.VARIABLE: "mmx"})
     assert done.returncode
     assert "CODEGEMM_CPU=mmx: this processor has" in done.stderr
 

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from emulator import emulate
+from support.host_cupy import cupy, on_gpu
 
 import codegemm
 from codegemm import Product, choice, devices, registry
@@ -16,8 +17,6 @@ from codegemm.engines.cuda import dependent, kernel, library
 from codegemm.engines.cuda.launch import filled
 from codegemm.engines.cuda.steps import Structure
 from codegemm.tables import Choice
-
-cupy = pytest.importorskip("cupy")
 
 # cuLaunchKernel takes about two microseconds on the processors that GPUs come with; so does a checksum of so many
 # bytes, which slows down with the machine as everything else here does.
@@ -74,13 +73,6 @@ class Stream:
 
     def synchronize(self):
         pass
-
-
-def on_gpu(array):
-    """A CuPy array on host memory: as good as one on a GPU as long as nobody looks inside."""
-    host = emulate.aligned(array)
-    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
-    return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
 @pytest.fixture(params=["cupy", "dependent"])

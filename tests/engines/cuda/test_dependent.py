@@ -7,12 +7,10 @@ import types
 
 import numpy as np
 import pytest
-from emulator import emulate
+from support.host_cupy import cupy, on_gpu
 
 from codegemm.devices import Stream
 from codegemm.engines.cuda import dependent, library
-
-cupy = pytest.importorskip("cupy")
 
 ARCH = 90
 
@@ -69,12 +67,6 @@ def driver(monkeypatch):
 
 def kernel():
     return types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=0x1234), name="codegemm_one", num_regs=77)
-
-
-def on_gpu(array):
-    host = emulate.aligned(array)
-    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
-    return cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
 
 
 def launch_one(stream=None):

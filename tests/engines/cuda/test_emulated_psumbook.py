@@ -11,7 +11,7 @@ from emulator.cases import COMMON, Truth, error, product_of, spec_of
 from support import errors
 
 from codegemm import arrays
-from codegemm.engines.cuda import compiler, psumbook, rows
+from codegemm.engines.cuda import psumbook, rows
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.psumbook_cut import candidates, cut_for, shared_bytes
@@ -241,16 +241,6 @@ def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_
 
 def test_emulated_published_layout_conflicts(rng):
     """The published kernel's tables, 256 fp16 in a row for each position, looked up by lane = row of W."""
-    codes = rng.integers(0, 256, (64, 32), np.uint8)
-    report = emulate.launch(
-        "published_layout.cu", "published_layout", (1, 1), (32,), 64 * 512, [codes], folder=emulate.HERE
-    )
-    lookups = report.of("look_up")
+    lookups = table.published_lookups(rng)
     assert lookups.instructions == 64
     assert 2.5 < lookups.wavefronts / lookups.instructions < 3.1
-
-
-@pytest.mark.skipif(compiler.version() != table.NVRTC, reason="another compiler makes other instructions")
-def test_emulated_counters_in_the_documentation_are_current():
-    document = table.DOCUMENT.read_text()
-    assert table.renewed(document) == document, "run `make counters`"

@@ -1,31 +1,25 @@
 """AddressSanitizer and UBSan over the emulated kernels: a sample of their tests again, in a process of its own."""
 
-import os
 import random
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from emulator import cases, emulate
 from support import ROOT
+from support.processes import python, under
 
 FOLDER = "tests/engines/cuda"
 # Tests of each file; those of missing barriers are meant to misbehave.
 SAMPLES = {"psumbook": 2, "dequant": 2, "wide": 1, "dense": 1, "aqlm": 1, "quip": 1}
 MORE = 4 if cases.ALL else 1  # times as many
 LEFT_OUT = "without_a_barrier"
-
-
-def pytest_run(*arguments, **variables):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, env=os.environ | variables, cwd=ROOT, capture_output=True, text=True, check=False)
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
 def sample():
     """Node ids."""
     files = [f"{FOLDER}/test_emulated_{name}.py" for name in SAMPLES]
-    collected = pytest_run("--collect-only", *files).stdout.splitlines()
+    collected = python(*PYTEST, "--collect-only", *files, cwd=ROOT).stdout.splitlines()
     draw, chosen = random.Random(cases.SEED), []
     for file, count in zip(files, SAMPLES.values()):
         found = [line for line in collected if line.startswith(file) and "[" in line and LEFT_OUT not in line]
@@ -35,18 +29,9 @@ def sample():
 
 @pytest.mark.skipif(emulate.SANITIZE, reason="this is the inner run")
 def test_emulated_kernels_under_sanitizers():
-    runtime = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-
     def check(chosen):
-        done = pytest_run(
-            *chosen,
-            EMULATOR_SANITIZE="1",
-            LD_PRELOAD=" ".join(runtime),
-            ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",
-        )
+        options = {"EMULATOR_SANITIZE": "1", "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+        done = under(("asan", "ubsan"), *PYTEST, *(f"{ROOT}/{test}" for test in chosen), **options)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert f"{len(chosen)} passed" in done.stdout
 

@@ -1,0 +1,21 @@
+"""The tables of counters in docs/kernels.md: of which compiler they are, and that they are current."""
+
+import re
+
+import pytest
+from emulator import table
+from support import ROOT
+
+DOCUMENT = table.DOCUMENT.read_text()
+NOTED = re.search(table.NOTE, DOCUMENT)[0]
+
+
+def test_the_compiler_of_the_tables_is_that_of_the_tests():
+    pinned = re.search(rf"^{table.PACKAGE}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    assert f"NVRTC {pinned}" == NOTED, "constraints.txt has another compiler than the tables: run `make counters`"
+
+
+def test_counters_in_the_documentation_are_current():
+    if table.compiler_here() != NOTED:
+        pytest.skip(f"nothing was compared: {table.compiler_here()} is here, the tables are of {NOTED}")
+    assert table.renewed(DOCUMENT) == DOCUMENT, "run `make counters`"
