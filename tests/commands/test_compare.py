@@ -10,7 +10,7 @@ import pytest
 import rich.console
 from click.testing import CliRunner
 from safetensors.numpy import save_file
-from support.kernels import Twice
+from support.kernels import Twice, joined
 
 import codegemm
 from codegemm.cli import cli
@@ -116,11 +116,8 @@ def test_of_a_file_the_first_matrix_of_each_shape(tmp_path):
 
 
 def test_a_third_partys_kernel_joins(tmp_path):
-    codegemm.register_kernel(Twice())
-    try:
+    with joined(Twice()):
         output, rows = rows_of(tmp_path, "--shape", "64x128", "--batch", "1,8", "--config", "m1v4")
-    finally:
-        codegemm.unregister_kernel("cpu:twice")
     assert "twice" in output
     mine = [row for row in rows if row["kernel"] == "twice"]
     assert [row["batch"] for row in mine] == [1]  # it takes up to four rows
@@ -141,15 +138,10 @@ def test_a_wrong_kernel_is_seen(tmp_path):
         def run(self, prepared, x, out, workspace, stream):
             pass
 
-    for kernel in (Wrong(), Lazy()):
-        codegemm.register_kernel(kernel)
-    try:
+    with joined(Wrong(), Lazy()):
         _, rows = rows_of(
             tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "dense,wrong,lazy"
         )
-    finally:
-        codegemm.unregister_kernel("cpu:wrong")
-        codegemm.unregister_kernel("cpu:lazy")
     errors = {row["kernel"]: row["error"] for row in rows}
     assert errors["dense"] < 1e-6
     assert errors["wrong"] == pytest.approx(0.5, rel=1e-3)
@@ -199,12 +191,10 @@ def test_the_copies_take_turns(make_weight):
             seen.append(prepared.__array_interface__["data"][0])
             super().run(prepared, x, out, workspace, stream)
 
-    kernel = codegemm.register_kernel(Watched())
-    try:
+    kernel = Watched()
+    with joined(kernel):
         candidate = measure.Candidate(kernel, weight, [1], np.dtype(np.float32))
         candidate.measure(measure.inputs(128, 1, np.dtype(np.float32)), 0)
-    finally:
-        codegemm.unregister_kernel("cpu:watched")
     assert len(set(seen)) == len(seen) > 5
 
 
@@ -216,11 +206,8 @@ def test_times_dense_is_the_dense_time_over_mine(tmp_path):
             time.sleep(0.01)
             super().run(prepared, x, out, workspace, stream)
 
-    codegemm.register_kernel(Slow())
-    try:
+    with joined(Slow()):
         _, rows = rows_of(tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "slow,dense")
-    finally:
-        codegemm.unregister_kernel("cpu:slow")
     seconds = {row["kernel"]: row["seconds"] for row in rows}
     [slow] = [row for row in rows if row["kernel"] == "slow"]
     assert slow["times_dense"] == pytest.approx(seconds["dense"] / seconds["slow"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.kernels import Twice
+from support.kernels import Twice, joined
 
 import codegemm
 from codegemm import registry, tables, tuning
@@ -35,11 +35,9 @@ class Named(Twice):
 
 @pytest.fixture
 def kernels():
-    made = [codegemm.register_kernel(kernel) for kernel in (Named("quick", 4), Named("steady"), Named("manual"))]
-    made[-1].automatic = False
-    yield made
-    for kernel in made:
-        codegemm.unregister_kernel(kernel.full_name)
+    with joined(Named("quick", 4), Named("steady"), Named("manual")) as made:
+        made[-1].automatic = False
+        yield made
 
 
 @pytest.fixture

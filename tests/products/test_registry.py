@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulator import emulate
 from emulator.gpu import emulated
-from support.kernels import Twice
+from support.kernels import Twice, joined
 
 import codegemm
 from codegemm import Cost, KernelError, Product, choice, registry
@@ -17,9 +17,8 @@ from codegemm.devices import CPU, Device
 
 @pytest.fixture
 def twice():
-    kernel = codegemm.register_kernel(Twice())
-    yield kernel
-    codegemm.unregister_kernel("cpu:twice")
+    with joined(Twice()) as [kernel]:
+        yield kernel
 
 
 def test_every_kernel_is_listed_with_the_reason_why_not(make_weight):
@@ -124,11 +123,8 @@ def test_a_new_kernel_is_seen_by_products_decided_before(make_weight):
     kernel = Twice()
     kernel.automatic = True
     kernel.estimate = lambda product, device: -1.0
-    codegemm.register_kernel(kernel)
-    try:
+    with joined(kernel):
         assert codegemm.plan(weight).kernel is kernel
-    finally:
-        codegemm.unregister_kernel("cpu:twice")
     assert codegemm.plan(weight).kernel is before
 
 
@@ -201,15 +197,13 @@ def test_refusing_is_answered_by_a_reason(answer, engine):
 @pytest.mark.parametrize("answer", [True, False])
 def test_an_answer_that_comes_later_is_met_by_the_product(answer, make_weight):
     weight = make_weight(32, 64, "m1v4")
-    kernel = codegemm.register_kernel(Answers(answer, 3))
+    kernel = Answers(answer, 3)
     kernel.automatic = True
-    try:
+    with joined(kernel):
         codegemm.matmul(np.ones((2, 64), np.float32), weight.T, kernel="answers")
         for name in ("answers", "auto"):
             with pytest.raises(TypeError, match=f"'answers': `refuses` returned {answer}; {WANTED}"):
                 codegemm.matmul(np.ones((3, 64), np.float32), weight.T, kernel=name)
-    finally:
-        codegemm.unregister_kernel("cpu:answers")
 
 
 def test_a_kernel_that_fails_for_a_made_up_product_is_registered():
@@ -238,11 +232,8 @@ class Bytes(Twice):
 
 def chosen_with(kernel, weight, dtype):
     """What `auto` takes for one row of x where there is a third party's kernel."""
-    codegemm.register_kernel(kernel)
-    try:
+    with joined(kernel):
         return codegemm.plan(weight, 1, dtype).kernel
-    finally:
-        codegemm.unregister_kernel(kernel.full_name)
 
 
 def test_a_third_partys_bytes_compete_on_the_processor(make_weight):

@@ -8,6 +8,7 @@ import pytest
 from support import errors
 from support.cpu import check_threads, product, usable
 from support.errors import FULL, error
+from support.kernels import joined
 
 import codegemm
 from codegemm import Cost, Kernel, KernelError, Product, arrays, tuning
@@ -147,8 +148,7 @@ class Mine(Kernel):
 
 
 def test_a_third_partys_kernel_gets_the_core(make_weight, rng):
-    codegemm.register_kernel(Mine())
-    try:
+    with joined(Mine()):
         for config in ("m1v4g24+rotated+offsets", "m1v4g24+offsets", "m1v4g24+terms2"):
             weight = make_weight(48, 96, config)
             x = rng.standard_normal((3, 96))
@@ -156,8 +156,6 @@ def test_a_third_partys_kernel_gets_the_core(make_weight, rng):
             assert error(y, x @ weight.dequantize(np.float64).T) <= FULL
             with pytest.raises(KernelError, match="'mine' can't run here: no"):
                 codegemm.matmul(np.ones((5, 96)), weight.T, kernel="mine")
-    finally:
-        codegemm.unregister_kernel("cpu:mine")
 
 
 def test_a_cores_tables_count_where_there_are_none_for_the_weight():
