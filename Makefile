@@ -26,7 +26,7 @@ CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels
 .PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
-	$(BIN)/python -m pytest tests -n auto --dist loadfile $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py)
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py)
 
 test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test

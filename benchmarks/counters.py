@@ -12,23 +12,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.layers import DEVICE, DTYPE
 from codegemm import devices, plan
-from codegemm.comparison import measure
-from codegemm.comparison.sources import random_weight
-from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda.gpu import Gpu, gpu_of
-from codegemm.formats.names import spec_of
+from codegemm.formats import random_weight
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Kernel, Product
+from codegemm.measuring.accuracy import inputs
 from codegemm.registry import registered
 
 ROOT = Path(__file__).parent.parent
-DEVICE, DTYPE = FIRST_GPU, np.dtype(np.float16)
 SHAPE = (2048, 2048)  # as much as the emulator does in seconds
 PRODUCTS = [
     ("psumbook", "m1v4g128", 1), ("psumbook", "m2v8g128", 1), ("psumbook", "m1v4g128", 4),
@@ -39,23 +37,6 @@ WAVEFRONTS, PIPE = "memory_l1_wavefronts_shared", "l1tex__data_pipe_lsu_wavefron
 READ, WRITTEN = "dram__bytes_read.sum", "dram__bytes_write.sum"
 METRICS = (WAVEFRONTS, PIPE, READ, WRITTEN)
 _NCU_SECONDS = 90
-
-
-@dataclass(frozen=True)
-class Counted:
-    """A product. dram_*: bytes. emulated_sector_bytes: 32 for each sector that warps ask for, from whatever cache;
-    bytes_read: the least, every byte once."""
-
-    kernel: str
-    config: str
-    batch: int
-    wavefronts: float
-    emulated_wavefronts: int
-    pipe_wavefronts: float
-    dram_read: float
-    dram_written: float
-    bytes_read: int
-    emulated_sector_bytes: int
 
 
 def run(seconds: float) -> list[dict[str, Any]]:
@@ -74,9 +55,8 @@ def run(seconds: float) -> list[dict[str, Any]]:
         seen = _measure(command, place)
         if seen is None:
             break
-        row = counted(*product, seen, gpu_of(DEVICE))
-        print(row, flush=True)
-        rows.append(asdict(row))
+        rows.append(counted(*product, seen, gpu_of(DEVICE)))
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -102,8 +82,8 @@ def _measure(ncu: str, place: int) -> dict[str, float] | None:
 
 def products() -> list[tuple[Kernel, str, int]]:
     """Those whose kernels there are."""
-    known = {kernel.name: kernel for kernel in registered("cuda")}
-    return [(known[name], config, n) for name, config, n in PRODUCTS if name in known]
+    kernels = registered("cuda")
+    return [(kernel, config, n) for name, config, n in PRODUCTS for kernel in kernels if kernel.name == name]
 
 
 def builds() -> Iterator[Callable[[], object]]:
@@ -118,30 +98,34 @@ def multiply_once(place: int) -> None:
 
     kernel, config, n = products()[place]
     weight = random_weight(SHAPE, config).to(DEVICE)
-    x = cupy.asarray(measure.inputs(SHAPE[1], n, DTYPE))
+    x = cupy.asarray(inputs(SHAPE[1], n, DTYPE))
     plan(weight, n, DTYPE, kernel.full_name)(x, out=cupy.empty((n, SHAPE[0]), np.float32))
     devices.synchronize()
 
 
-def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float], gpu: Gpu) -> Counted:
-    """What ncu saw of a product on `gpu`, which is `DEVICE`, beside the same one in the emulator."""
+def counted(kernel: Kernel, config: str, n: int, seen: dict[str, float], gpu: Gpu) -> dict[str, Any]:
+    """What ncu saw of a product on `gpu`, which is `DEVICE`, beside the same one in the emulator.
+
+    dram_*: bytes. emulated_sector_bytes: 32 for each sector that warps ask for, from whatever cache; bytes_read: the
+    least, every byte once.
+    """
     from emulator.emulate import multiply
 
     weight = random_weight(SHAPE, config)
-    _, reports = multiply(kernel, weight, measure.inputs(SHAPE[1], n, DTYPE), gpu=gpu)
+    _, reports = multiply(kernel, weight, inputs(SHAPE[1], n, DTYPE), gpu=gpu)
     moved = [(space, kind, counts) for report in reports for (_, _, space, kind), counts in report.counts.items()]
-    return Counted(
-        kernel=kernel.name,
-        config=config,
-        batch=n,
-        wavefronts=seen[WAVEFRONTS],
-        emulated_wavefronts=sum(counts.wavefronts for space, _, counts in moved if space == "shared"),
-        pipe_wavefronts=seen[PIPE],
-        dram_read=seen[READ],
-        dram_written=seen[WRITTEN],
-        bytes_read=kernel.cost(Product.of(weight.spec, n, DTYPE), DEVICE).bytes_read,
-        emulated_sector_bytes=sum(32 * c.sectors for space, kind, c in moved if (space, kind) == ("global", "load")),
-    )
+    return {
+        "kernel": kernel.name,
+        "config": config,
+        "batch": n,
+        "wavefronts": seen[WAVEFRONTS],
+        "emulated_wavefronts": sum(counts.wavefronts for space, _, counts in moved if space == "shared"),
+        "pipe_wavefronts": seen[PIPE],
+        "dram_read": seen[READ],
+        "dram_written": seen[WRITTEN],
+        "bytes_read": kernel.cost(Product.of(weight.spec, n, DTYPE), DEVICE).bytes_read,
+        "emulated_sector_bytes": sum(32 * c.sectors for space, kind, c in moved if (space, kind) == ("global", "load")),
+    }
 
 
 def parse(text: str) -> list[dict[str, float]]:

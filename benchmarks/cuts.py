@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.layers import DEVICE, DTYPE, product_name
 from codegemm import devices
-from codegemm.comparison import measure
-from codegemm.comparison.sources import random_weight
-from codegemm.devices import FIRST_GPU, Device
+from codegemm.devices import Device
 from codegemm.engines.cuda import (
     Dequant,
     Psumbook,
@@ -37,16 +36,14 @@ from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.steps import Launch, Scratch, Step
+from codegemm.formats import random_weight
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
+from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.stopwatch import Candidate
 
-DEVICE, DTYPE = FIRST_GPU, np.dtype(np.float16)
-MODULES: dict[str, ModuleType] = {
-    "psumbook": psumbook_cut,
-    "dequant": dequant_cut,
-    "dequant_wide": dequant_wide_cut,
-}
+MODULES = {"psumbook": psumbook_cut, "dequant": dequant_cut, "dequant_wide": dequant_wide_cut}
 # The kernels, and what makes the launch or the launches of a product of theirs that is cut in another way.
 KERNELS: dict[str, tuple[CudaKernel, Callable[..., Launch | list[Step]]]] = {
     "psumbook": (Psumbook(), psumbook.launch),
@@ -112,10 +109,10 @@ def run(seconds: float) -> dict[str, Any]:
             print("no time was left for more")
             break
         weight, module = random_weight(shape, config).to(DEVICE), MODULES[name]
-        x = measure.inputs(shape[1], n, DTYPE)
+        x = inputs(shape[1], n, DTYPE)
         picked, rows = module.cut_for(weight.spec, n, gpu), []
         for cut in _chosen(module, weight.spec, n, gpu):
-            timing = measure.Candidate(Recut(name, cut), weight, [n], DTYPE).measure(x, 0)[1]
+            timing = Candidate(Recut(name, cut), weight, [n], DTYPE).measure(x, 0)[1]
             terms = module.terms(cut, weight.spec, gpu)
             rows.append({
                 "kernel": name, "shape": shape, "config": config, "batch": n, "picked": cut == picked,
@@ -126,7 +123,7 @@ def run(seconds: float) -> dict[str, Any]:
         best = min(row["seconds"] for row in rows)
         pick = next(row for row in rows if row["picked"])
         print(
-            f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {name:12} picked {pick['seconds'] * 1e6:6.2f} us, "
+            f"{product_name(shape, config, n, name)} picked {pick['seconds'] * 1e6:6.2f} us, "
             f"estimated {pick['estimate'] * 1e6:6.2f}; best of {len(rows)} cuts {best * 1e6:6.2f}",
             flush=True,
         )
@@ -153,10 +150,9 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
 def _share_of_fastest(rows: Sequence[dict[str, Any]]) -> npt.NDArray:
     """What the fastest cut of each row's product takes of the row's time."""
     fastest: dict[tuple[Any, ...], float] = {}
-    products = [(*row["shape"], row["config"], row["batch"]) for row in rows]
-    for product, row in zip(products, rows, strict=True):
-        fastest[product] = min(row["seconds"], fastest.get(product, row["seconds"]))
-    return np.array([fastest[product] / row["seconds"] for product, row in zip(products, rows, strict=True)])
+    for row in sorted(rows, key=lambda row: row["seconds"], reverse=True):
+        fastest[*row["shape"], row["config"], row["batch"]] = row["seconds"]
+    return np.array([fastest[*row["shape"], row["config"], row["batch"]] / row["seconds"] for row in rows])
 
 
 def least_squares(a: npt.NDArray, b: npt.NDArray) -> npt.NDArray:
@@ -181,24 +177,19 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
     )
 
 
-def explain(kernel: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> str:
-    """What a product's estimated time is made of, in microseconds, the largest part first."""
-    product = Product.of(spec_of(shape, config), n, DTYPE)
-    cut = MODULES[kernel].cut_for(product.spec, n, gpu)
-    parts: Counter[str] = Counter()
-    for work in Recut(kernel, cut).decide(product, gpu).works:
-        parts.update(model.parts(work, gpu))
-    listed = ", ".join(f"{name} {1e6 * parts[name]:.1f}" for name in sorted(parts, key=lambda name: -parts[name]))
-    return f"{shape[0]:6} x {shape[1]:<6} {config:9} N={n:<3} {kernel:12} {1e6 * sum(parts.values()):6.1f} us: {listed}"
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m benchmarks.cuts [GPU]`: the estimates of all products above; it needs no GPU."""
+    """`python -m benchmarks.cuts [GPU]`: what the estimated times of all products above are made of, in microseconds,
+    the largest part first; it needs no GPU."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("gpu", nargs="?", default="h200", choices=list(KNOWN))
     gpu = KNOWN[parser.parse_args(arguments).gpu]
-    for product in products(gpu):
-        print(explain(*product, gpu))
+    for name, shape, config, n in products(gpu):
+        product = Product.of(spec_of(shape, config), n, DTYPE)
+        parts: Counter[str] = Counter()
+        for work in Recut(name, MODULES[name].cut_for(product.spec, n, gpu)).decide(product, gpu).works:
+            parts.update(model.parts(work, gpu))
+        listed = ", ".join(f"{part} {1e6 * seconds:.1f}" for part, seconds in parts.most_common())
+        print(f"{product_name(shape, config, n, name)} {1e6 * sum(parts.values()):6.1f} us: {listed}")
 
 
 if __name__ == "__main__":

@@ -31,12 +31,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from benchmarks import counters, cuts, layers, smoke
 from codegemm import devices
-from codegemm.comparison.sources import LLAMA_3
 from codegemm.engines.cuda import compiler
+from codegemm.measuring.sources import LLAMA_3
+from codegemm.reporting import write_json
 from codegemm.warmup import build_all
 
 ROOT = Path(__file__).parent.parent
@@ -67,9 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.exit(1, f"{reason}\n")
     if chosen.cubins:
         print(f"{compiler.adopt(chosen.cubins)} cubins of {chosen.cubins}")
-    folder = results_folder(devices.name())
+    folder = Path(os.environ.get("OUT") or RESULTS) / re.sub(r"\W+", "-", devices.name().lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
     parts = {name: PARTS[name] for name in chosen.parts or PARTS}
-    _compile(parts.values())
+    begin = time.monotonic()
+    try:
+        build_all(chain.from_iterable(part.builds() for part in parts.values()))
+    except Exception as error:  # its kernel will say so itself
+        print(f"warning: {error}")
+    print(f"compiled what was missing in {time.monotonic() - begin:.0f} s", flush=True)
     failed = []
     for name, part in parts.items():
         with _kept((folder / name).with_suffix(".txt")):
@@ -81,23 +88,6 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         print(f"failed: {', '.join(failed)}")
     return len(failed)
-
-
-def _compile(parts: Iterable[Part]) -> None:
-    """All that the parts load and that is not there yet, on all processors."""
-    begin = time.monotonic()
-    try:
-        build_all(chain.from_iterable(part.builds() for part in parts))
-    except Exception as error:  # its kernel will say so itself
-        print(f"warning: {error}")
-    print(f"compiled what was missing in {time.monotonic() - begin:.0f} s", flush=True)
-
-
-def results_folder(gpu: str) -> Path:
-    """Where a GPU's files go; made if need be."""
-    folder = Path(os.environ.get("OUT") or RESULTS) / re.sub(r"\W+", "-", gpu.lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class _Both(io.TextIOBase):
@@ -131,10 +121,7 @@ def _run(command: list[str], file: Path, seconds: float) -> bool:
         start_new_session=True, env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
 
-    def kill() -> None:
-        os.killpg(process.pid, signal.SIGKILL)  # and what it started
-
-    timer = threading.Timer(seconds, kill)
+    timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # and what it started
     timer.start()
     assert process.stdout is not None
     for line in process.stdout:
@@ -147,33 +134,21 @@ def _run(command: list[str], file: Path, seconds: float) -> bool:
 
 
 def _bench(model: str, file: Path, seconds: float) -> bool:
-    def save(report: layers.Report) -> None:
-        file.with_suffix(".json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
-
-    report = layers.run(LLAMA_3[model], seconds, save)
+    report = layers.run(LLAMA_3[model], seconds, lambda report: write_json(report.as_json(), file.with_suffix(".json")))
     for outcome in report.outcomes():
-        print(f"{outcome.found:8.2f}  {'met' if outcome.is_met else 'missed'}  {outcome.statement}")
-    for text in report.left_out:
+        print(outcome.line())
+    for text in report.unmeasured:
         print(f"left out: {text}")
     for row in report.wrong:
         print(f"wrong: {layers.line(row)}")
     return not report.wrong
 
 
-def _counters(file: Path, seconds: float) -> bool:
-    rows = counters.run(seconds)
-    if rows:
-        file.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+def _written(measured: Any, file: Path) -> bool:
+    """What a part measured, if anything, as JSON; such a part never fails."""
+    if measured:
+        write_json(measured, file.with_suffix(".json"))
     return True
-
-
-def _cuts(file: Path, seconds: float) -> bool:
-    file.with_suffix(".json").write_text(json.dumps(cuts.run(seconds), indent=1) + "\n")
-    return True
-
-
-def _smoke(file: Path, seconds: float) -> bool:
-    return smoke.run(seconds)
 
 
 def _products_of_tests() -> Iterator[Callable[[], object]]:
@@ -199,12 +174,12 @@ def _bench_part(model: str, seconds: float) -> Part:
 
 _TESTS = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-q", "--durations=10"]
 PARTS = {
-    "smoke": Part(_smoke, 10, smoke.builds),
+    "smoke": Part(lambda file, seconds: smoke.run(seconds), 10, smoke.builds),
     "tests": Part(partial(_run, [*_TESTS, "tests/engines/cuda/test_gpu.py"]), 200, _products_of_tests),
     "bench-8b": _bench_part("8b", 90),
     "bench-70b": _bench_part("70b", 150),
-    "counters": Part(_counters, 120, counters.builds),
-    "cuts": Part(_cuts, 120, cuts.builds),
+    "counters": Part(lambda file, seconds: _written(counters.run(seconds), file), 120, counters.builds),
+    "cuts": Part(lambda file, seconds: _written(cuts.run(seconds), file), 120, cuts.builds),
     "bench-405b": _bench_part("405b", 240),
     "sanitize": Part(partial(_run, ["tests/support/sanitize.py"]), 300, _products_of_tests),
 }

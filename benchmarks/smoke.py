@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.layers import CONFIGS, DEVICE, DTYPE, WRONG, Truth
+from benchmarks import layers
+from benchmarks.layers import CONFIGS, DEVICE, DTYPE, WRONG, Truth, planned
 from codegemm import devices, plan
-from codegemm.comparison import measure
-from codegemm.comparison.sources import random_weight
-from codegemm.formats.names import spec_of
-from codegemm.kernel import Kernel, Product
-from codegemm.registry import refusal
+from codegemm.formats import random_weight
+from codegemm.measuring.accuracy import inputs
 
 SHAPE = (1024, 4096)
 BATCHES = (1, 4, 16, 100)
@@ -24,9 +22,9 @@ def run(seconds: float) -> bool:
     right, end, checked = True, time.monotonic() + seconds, 0
     for config in CONFIGS:
         weight = random_weight(SHAPE, config)
-        x = measure.inputs(SHAPE[1], max(BATCHES), DTYPE)
+        x = inputs(SHAPE[1], max(BATCHES), DTYPE)
         truth, there = Truth(weight, x), weight.to(DEVICE)
-        for kernel, product in _products(config):
+        for kernel, product in planned([SHAPE], BATCHES, [config]):
             n = product.n
             if time.monotonic() > end:
                 print(f"{config:11} N={n:<4} {kernel.name:14} no time was left")
@@ -47,12 +45,4 @@ def run(seconds: float) -> bool:
 
 def builds() -> Iterator[Callable[[], object]]:
     """What it compiles."""
-    for config in CONFIGS:
-        for kernel, product in _products(config):
-            yield from kernel.builds(product, DEVICE)
-
-
-def _products(config: str) -> list[tuple[Kernel, Product]]:
-    products = [Product.of(spec_of(SHAPE, config), n, DTYPE) for n in BATCHES]
-    kernels = measure.compared_kernels("cuda", None)
-    return [(kernel, product) for kernel in kernels for product in products if not refusal(kernel, product, DEVICE)]
+    yield from layers.builds([SHAPE], BATCHES)

@@ -10,13 +10,15 @@ import json
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from codegemm import tables
-from codegemm.comparison.sources import RANDOM_CONFIGS
-from codegemm.formats.names import name_of, spec_of
+from codegemm.formats.format import spec_of
+from codegemm.measuring.sources import RANDOM_CONFIGS
 from codegemm.registry import registered
+from codegemm.reporting import by, decimals
 from codegemm.tables import Choice
 
 ROOT = Path(__file__).parent.parent
@@ -38,10 +40,16 @@ def main() -> None:
 
 def renewed(document: str) -> str:
     """README with its tables replaced."""
-    document = _replaced(document, "cpu", cpu_table(json.loads((RESULTS / "cpu.json").read_text())))
-    document = _replaced(document, "gpu", gpu_tables(reports()))
-    document = _replaced(document, "gaussian", gaussian_table(json.loads((RESULTS / "quantize.json").read_text())))
-    return _replaced(document, "minilm", minilm_table(json.loads((RESULTS / "quantize-minilm.json").read_text())))
+    for name, text in {
+        "cpu": _means([row for row in _rows("cpu.json") if row["case"].startswith("Llama-3-8B")]),
+        "gpu": gpu_tables(reports()),
+        "gaussian": gaussian_table(_rows("quantize.json")),
+        "minilm": minilm_table(_rows("quantize-minilm.json")),
+    }.items():
+        begin, end = f"<!-- {name}: written by `make tables` -->\n", f"<!-- end of {name} -->\n"
+        before, rest = document.split(begin)
+        document = before + begin + text + end + rest.split(end)[1]
+    return document
 
 
 def reports() -> list[dict[str, Any]]:
@@ -49,9 +57,9 @@ def reports() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/bench-*.json"))]
 
 
-def cpu_table(result: dict[str, Any]) -> str:
-    """Geometric means over the shapes of Llama-3-8B."""
-    return _means([row for row in result["rows"] if row["case"].startswith("Llama-3-8B")])
+def _rows(file: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / file).read_text())["rows"]
+    return rows
 
 
 def gpu_tables(gpu_reports: list[dict[str, Any]]) -> str:
@@ -70,27 +78,22 @@ def gpu_tables(gpu_reports: list[dict[str, Any]]) -> str:
     return text or NOTHING
 
 
-def gaussian_table(result: dict[str, Any]) -> str:
+def gaussian_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy, time and memory of the quantisers on Gaussian matrices."""
-    text = "\n| configuration | matrix | bits | relative MSE | seconds | GiB |\n|---|---|---|---|---|---|\n"
-    for row in result["rows"]:
-        rows, columns = row["shape"]
-        text += (
-            f"| {row['config']} | {rows} x {columns} | {row['bits_per_weight']:.3f} | {row['relative_mse']:.4f} "
-            f"| {row['seconds']:.0f} | {row['gib']:.1f} |\n"
-        )
-    return text
+    lines = [["configuration", "matrix", "bits", "relative MSE", "seconds", "GiB"]]
+    for row in rows:
+        accuracy = (f"{row['bits_per_weight']:.3f}", f"{row['relative_mse']:.4f}")
+        lines.append([row["config"], by(row["shape"]), *accuracy, f"{row['seconds']:.0f}", f"{row['gib']:.1f}"])
+    return "\n" + _markdown(lines, "---")
 
 
-def minilm_table(result: dict[str, Any]) -> str:
+def minilm_table(rows: list[dict[str, Any]]) -> str:
     """Errors on a trained transformer, for each way of quantising it."""
-    text = "\n| configuration | way | bits | error of weights | error of outputs |\n|---|---|---|---|---|\n"
-    for row in result["rows"]:
-        text += (
-            f"| {row['config']} | {row['way']} | {row['bits_per_weight']:.2f} | {row['weight_error']:.4f} "
-            f"| {row['output_error']:.4f} |\n"
-        )
-    return text
+    lines = [["configuration", "way", "bits", "error of weights", "error of outputs"]]
+    for row in rows:
+        errors = (f"{row['weight_error']:.4f}", f"{row['output_error']:.4f}")
+        lines.append([row["config"], row["way"], f"{row['bits_per_weight']:.2f}", *errors])
+    return "\n" + _markdown(lines, "---")
 
 
 def crossovers(gpu_reports: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -102,7 +105,7 @@ def crossovers(gpu_reports: Iterable[dict[str, Any]]) -> dict[str, list[dict[str
         for row in report["rows"]:
             if row["kernel"] in automatic:
                 shape = tuple(row["shape"])
-                best = fastest.setdefault((name_of(spec_of(shape, row["config"])), shape), {})
+                best = fastest.setdefault((spec_of(shape, row["config"]).name, shape), {})
                 if row["batch"] not in best or row["seconds"] < best[row["batch"]]["seconds"]:
                     best[row["batch"]] = row
         for (weights, shape), best in fastest.items():
@@ -114,14 +117,9 @@ def crossovers(gpu_reports: Iterable[dict[str, Any]]) -> dict[str, list[dict[str
 
 def _runs(best: dict[int, dict]) -> Iterator[tuple[tuple[int, int], str]]:
     """((first batch, last batch), kernel) of neighbouring batches whose fastest kernel is the same."""
-    run: list[int] = []
-    for n in sorted(best):
-        if run and best[n]["kernel"] != best[run[-1]]["kernel"]:
-            yield (run[0], run[-1]), best[run[0]]["kernel"]
-            run = []
-        run.append(n)
-    if run:
-        yield (run[0], run[-1]), best[run[0]]["kernel"]
+    for kernel, batches in groupby(sorted(best), key=lambda n: best[n]["kernel"]):
+        first, *_, last = 2 * list(batches)
+        yield (first, last), kernel
 
 
 def _means(rows: list[dict[str, Any]]) -> str:
@@ -146,11 +144,10 @@ def _single(rows: list[dict[str, Any]]) -> str:
     lines = [["shape", "weights", "kernel", "us", "GB/s", "% of copy", "times dense"]]
     for row in rows:
         if row["batch"] == 1 and row["chosen"]:
-            dense = "" if row["times_dense"] is None else f"{row['times_dense']:.2f}"
             lines.append([
-                f"{row['shape'][0]} x {row['shape'][1]}", row["config"], f"`{row['kernel']}`",
+                by(row["shape"]), row["config"], f"`{row['kernel']}`",
                 f"{row['seconds'] * 1e6:.1f}", f"{row['bytes_read'] / row['seconds'] / 1e9:.0f}",
-                f"{100 * row['bandwidth_share']:.0f}", dense,
+                f"{100 * row['bandwidth_share']:.0f}", decimals(row["times_dense"]),
             ])  # fmt: skip
     return _markdown(lines)
 
@@ -163,15 +160,10 @@ def _place(product: tuple[str, str]) -> tuple[int, str, int, str]:
     return known, kernel, order, config
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rest))
-
-
-def _replaced(document: str, name: str, text: str) -> str:
-    begin, end = f"<!-- {name}: written by `make tables` -->\n", f"<!-- end of {name} -->\n"
-    before, rest = document.split(begin)
-    return before + begin + text + end + rest.split(end)[1]
+def _markdown(lines: list[list[str]], rule: str = " --- ") -> str:
+    """A table, its heads first."""
+    head, *rest = (f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join((head, f"|{'|'.join([rule] * len(lines[0]))}|\n", *rest))
 
 
 if __name__ == "__main__":

@@ -9,31 +9,34 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 
 from codegemm import devices
-from codegemm.comparison import measure, sources
+from codegemm.comparison.selection import DENSE, compared_kernels
 from codegemm.devices import Device
+from codegemm.formats import random_weight
 from codegemm.kernel import Product
+from codegemm.measuring import conditions, sources
+from codegemm.measuring.accuracy import exact, inputs, relative_error
+from codegemm.measuring.stopwatch import Candidate
 from codegemm.registry import refusal
 
 ENGINE = "cpu" if devices.unavailable() else "cuda"
 DEVICE = Device.parse(ENGINE)
-DTYPE = np.dtype(np.float32 if ENGINE == "cpu" else np.float16)
+DTYPE = conditions.dtype_of(ENGINE)
 SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336)]
 BATCHES = [1, 4, 16]
-WEIGHTS = ["m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", "e8p"]
-KERNELS = measure.compared_kernels(ENGINE, None)
+WEIGHTS = sources.RANDOM_CONFIGS
+KERNELS = compared_kernels(ENGINE, None)
 
 
 def cases():
     """(shape, batch, configuration, kernel), one shape at batch 1 quick and the others slow."""
     for shape, batch, config, kernel in itertools.product(SHAPES, BATCHES, WEIGHTS, KERNELS):
-        if kernel.name in measure.DENSE and config != WEIGHTS[0]:
+        if kernel.name in DENSE and config != WEIGHTS[0]:
             continue  # the same for all weights
         quick = shape == SHAPES[0] and (batch == 1 or config == WEIGHTS[0])
-        label = "" if kernel.name in measure.DENSE else f"-{config}"
+        label = "" if kernel.name in DENSE else f"-{config}"
         yield pytest.param(
             shape, batch, config, kernel, id=f"{shape[0]}x{shape[1]}-n{batch}-{kernel.name}{label}",
             marks=() if quick else pytest.mark.slow,
@@ -42,22 +45,22 @@ def cases():
 
 @pytest.mark.parametrize(("shape", "batch", "config", "kernel"), cases())
 def test_product(shape, batch, config, kernel, benchmark):
-    weight = sources.random_weight(shape, config)
+    weight = random_weight(shape, config)
     product = Product.of(weight.spec, batch, DTYPE)
     reason = refusal(kernel, product, DEVICE)
     if reason:
         pytest.skip(reason)
-    x = measure.inputs(shape[1], batch, DTYPE)
-    truth = measure.exact(weight, x)
-    candidate = measure.Candidate(kernel, weight.to(DEVICE), [batch], DTYPE)
+    x = inputs(shape[1], batch, DTYPE)
+    candidate = Candidate(kernel, weight.to(DEVICE), [batch], DTYPE)
     call, _ = candidate.rotating_call(x)
     benchmark.group = f"{shape[0]} x {shape[1]}, batch {batch}"
     benchmark.pedantic(call, rounds=30, warmup_rounds=3)
     bytes_read = kernel.cost(product, DEVICE).bytes_read
-    error = measure.relative_error(candidate.multiply(x), truth)
+    error = relative_error(candidate.measure(x, 0)[0], exact(weight, x))
+    name, threads = conditions.machine(ENGINE)
     benchmark.extra_info.update(
-        device=measure.device.name() if ENGINE == "cpu" else devices.name(),
-        threads=measure.get_num_threads(),
+        device=name,
+        threads=threads,
         weights=config,
         bytes_read=bytes_read,
         gigabytes_per_second=bytes_read / benchmark.stats.stats.median / 1e9,

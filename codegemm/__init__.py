@@ -3,16 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from codegemm.calibration import Calibration
-from codegemm.config import CodebookConfig
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.errors import CheckpointError, KernelError
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.e8p import E8PSpec, E8PWeight
-from codegemm.formats.extended import ExtendedSpec, ExtendedWeight, concat
-from codegemm.formats.weight import Spec, Weight
+from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.e8p import E8PConfig, E8PSpec, E8PWeight
+from codegemm.formats.format import Format, register_format, unregister_format
+from codegemm.formats.rotation import Rotation
+from codegemm.formats.transformed import TransformedConfig, TransformedSpec, TransformedWeight
+from codegemm.formats.weight import Spec, Weight, concat
 from codegemm.kernel import Cost, Kernel, Product
 from codegemm.products import Plan, linear, matmul, plan
 from codegemm.quantize import quantize
+from codegemm.quantize.file import quantize_file
+from codegemm.quantize.quantizers import Quantizer, register_quantizer, unregister_quantizer
 from codegemm.registry import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.storage import load, load_all, save_all
 from codegemm.version import __version__
@@ -21,6 +25,8 @@ from codegemm.warmup import warmup
 if TYPE_CHECKING:
     from codegemm import checkpoints
 
+ExtendedSpec, ExtendedWeight = TransformedSpec, TransformedWeight  # their former names
+
 __all__ = [
     "Calibration",
     "CheckpointError",
@@ -28,16 +34,23 @@ __all__ = [
     "CodebookSpec",
     "CodebookWeight",
     "Cost",
+    "E8PConfig",
     "E8PSpec",
     "E8PWeight",
     "ExtendedSpec",
     "ExtendedWeight",
+    "Format",
     "Kernel",
     "KernelError",
     "KernelInfo",
     "Plan",
     "Product",
+    "Quantizer",
+    "Rotation",
     "Spec",
+    "TransformedConfig",
+    "TransformedSpec",
+    "TransformedWeight",
     "Weight",
     "__version__",
     "checkpoints",
@@ -50,10 +63,15 @@ __all__ = [
     "matmul",
     "plan",
     "quantize",
+    "register_format",
+    "quantize_file",
     "register_kernel",
+    "register_quantizer",
     "save_all",
     "set_num_threads",
+    "unregister_format",
     "unregister_kernel",
+    "unregister_quantizer",
     "warmup",
 ]
 

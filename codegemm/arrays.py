@@ -36,6 +36,13 @@ def float_dtype(dtype: Any) -> np.dtype:
     return resolved
 
 
+def check_float(what: str, array: Any) -> None:
+    """TypeError for an array or a torch tensor whose dtype is none of `FLOATS`."""
+    name = str(array.dtype).removeprefix("torch.") if is_torch(array) else name_of(array.dtype)
+    if name not in FLOATS:
+        raise TypeError(f"{what}: dtype {name}, must be one of {', '.join(FLOATS)}")
+
+
 def as_array(values: Any) -> Any:
     """NumPy's and CuPy's arrays as they are, others on a GPU as CuPy's, anything else through NumPy."""
     if isinstance(values, np.ndarray) or array_module(values) is not np:

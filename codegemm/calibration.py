@@ -51,13 +51,8 @@ class Calibration:
         Raises ValueError for another K and for numbers that are not finite, TypeError for another dtype; then nothing
         of x was added.
         """
-        if arrays.is_torch(x):
-            x, name = x.detach(), str(x.dtype).removeprefix("torch.")
-        else:
-            x = arrays.as_array(x)
-            name = arrays.name_of(x.dtype)
-        if name not in arrays.FLOATS:
-            raise TypeError(f"x: dtype {name}, must be one of {', '.join(arrays.FLOATS)}")
+        x = x.detach() if arrays.is_torch(x) else arrays.as_array(x)
+        arrays.check_float("x", x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: shape {tuple(x.shape)}, its last axis must be in_features={self.in_features}")
         rows = x.reshape(-1, self.in_features)

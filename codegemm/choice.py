@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 from codegemm import registry, tables
 from codegemm.devices import CPU, Device
 from codegemm.engines.cpu import isa
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.errors import KernelError
-from codegemm.formats.extended import ExtendedSpec
-from codegemm.formats.names import name_of
-from codegemm.formats.weight import Spec
+from codegemm.formats.format import core_of
 from codegemm.kernel import Kernel, Product
 from codegemm.registry import PRECISIONS, kernel_for, refusal, registered
 from codegemm.tables import Choice
@@ -36,12 +35,12 @@ class Lookup:
 
     def choices(self, tuned: Iterable[Choice], crossovers: Iterable[Choice]) -> tuple[list[Choice], list[Choice]]:
         """Those tuned and those measured that count for this configuration and batch."""
-        near = [c for c in tuned if (c.shape, c.dtype) == (self.shape, self.dtype)]
-        alike = [c for c in crossovers if c.dtype.removeprefix("b") == self.dtype.removeprefix("b")]
-        fits = [
-            [c for c in each if c.weights == self.weights and c.distance(self.n) <= REACH] for each in (near, alike)
-        ]
-        return fits[0], fits[1]
+        near = [c for c in tuned if (c.shape, c.dtype) == (self.shape, self.dtype) and self._fits(c)]
+        alike = [c for c in crossovers if c.dtype.removeprefix("b") == self.dtype.removeprefix("b") and self._fits(c)]
+        return near, alike
+
+    def _fits(self, choice: Choice) -> bool:
+        return choice.weights == self.weights and choice.distance(self.n) <= REACH
 
 
 def select(product: Product, device: Device, name: str = "auto", precision: str = "full") -> Kernel:
@@ -104,24 +103,15 @@ def choose(
 
 def _unlike(choice: Choice, product: Lookup) -> tuple[bool, float, float, tuple[int, int]]:
     """The less, the sooner a choice counts for a product."""
-    ratio = _ratio(choice.shape, product.shape)
-    return choice.shape != product.shape, ratio, choice.distance(product.n), choice.batches
-
-
-def _ratio(shape: tuple[int, int], other: tuple[int, int]) -> float:
-    """How many times one matrix has the other's weights, at least 1."""
-    ratio = (shape[0] * shape[1]) / (other[0] * other[1])
-    return max(ratio, 1 / ratio)
+    ratio = prod(choice.shape) / prod(product.shape)  # how many times one matrix has the other's weights
+    return choice.shape != product.shape, max(ratio, 1 / ratio), choice.distance(product.n), choice.batches
 
 
 def lookup_of(product: Product) -> Lookup:
     """What is looked up for a product."""
-    return _lookup(product.spec, product)
-
-
-def _lookup(spec: Spec, product: Product) -> Lookup:
-    core = _lookup(spec.core, product) if isinstance(spec, ExtendedSpec) else None
-    return Lookup(name_of(spec), spec.shape, product.n, product.dtype.name, core)
+    spec, core = product.spec, core_of(product.spec)
+    inner = None if core is spec else lookup_of(replace(product, spec=core))
+    return Lookup(spec.name, spec.shape, product.n, product.dtype.name, inner)
 
 
 @lru_cache(maxsize=1024)

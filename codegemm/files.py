@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,6 +107,20 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metada
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     replace_file(path, (len(text).to_bytes(8, "little"), text, *(tensors[name].data.data for name in order)))
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """CheckpointError for a file that can't be made where it is to be."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: there is no folder {path.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be written to: {error.strerror}") from None
 
 
 def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:

@@ -62,8 +62,8 @@ class Kernel(ABC, Generic[S, W]):
 
     name: what `kernel=` takes, like `psumbook`.
     engine: `cpu` (weights on the CPU, NumPy arrays) or `cuda` (CuPy arrays).
-    weights: the class of weights that it multiplies. One for CodebookWeights also gets ExtendedWeights: their core with
-        x made for it (`engines/extended.py`); on a GPU a `CudaKernel` does.
+    weights: the class of weights that it multiplies. It also gets TransformedWeights with such a core, with x made for
+        that (`engines/transformed.py`); on a GPU a `CudaKernel` does.
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
         of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
         bfloat16).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
 from typing import Any
 
 
@@ -23,5 +22,7 @@ class ForkSafeLock:
         self._lock.acquire()
 
     def __exit__(self, *exception: Any) -> None:
-        with suppress(RuntimeError):  # forked within the lock: the child has a new one
+        try:  # noqa: SIM105 - at once, even where the stack is exhausted
             self._lock.release()
+        except RuntimeError:  # forked within the lock: the child has a new one
+            pass

@@ -20,10 +20,10 @@ def incoming(x: Any, device: Device) -> Any:
                 f"x is a torch tensor on {here} and the weight is on {device}: move one of them, like "
                 + (f"w.to('{here}')" if here.startswith(("cpu", "cuda")) else f"x.to('{device}')")
             )
-        _check_float(str(x.dtype).removeprefix("torch."))
+        arrays.check_float("x", x)
         return from_torch(x)
     array = arrays.as_array(x)
-    _check_float(arrays.name_of(array.dtype))
+    arrays.check_float("x", array)
     if not array.dtype.isnative or (isinstance(array, np.ndarray) and not array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="))
     return on_device(array, device)
@@ -134,11 +134,6 @@ def bias_of(bias: Any, out_features: int, device: Device) -> Any:
     if array.shape != (out_features,):
         raise ValueError(f"bias: shape {tuple(array.shape)}, must be ({out_features},)")
     return array
-
-
-def _check_float(name: str) -> None:
-    if name not in arrays.FLOATS:
-        raise TypeError(f"x: dtype {name}, must be one of {', '.join(arrays.FLOATS)}")
 
 
 def _is_aligned(x: Any) -> bool:

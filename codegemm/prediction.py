@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegemm.choice import choose, lookup_of
-from codegemm.comparison.targets import Timed
 from codegemm.engines.cuda import model
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import parse, spec_of
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Product
 from codegemm.registry import multiplies, registered
@@ -21,11 +20,18 @@ DTYPE = np.dtype(np.float16)
 
 
 @dataclass(frozen=True)
-class Prediction(Timed):
-    """bound: what the product waits for longest. times_dense: the dense product's time in multiples of this one."""
+class Prediction:
+    """A kernel's product. config: empty for a dense one. bandwidth_share: bytes read a second, of those a copy moves;
+    chosen: whether `auto` takes this kernel; bound: what the product waits for longest."""
 
+    kernel: str
+    config: str
+    shape: tuple[int, int]
+    batch: int
+    seconds: float
+    bandwidth_share: float
+    chosen: bool
     bound: str
-    times_dense: float | None
 
 
 def predict(
@@ -35,11 +41,11 @@ def predict(
     and batch. ValueError for a shape that a configuration can't hold."""
     predictions: list[Prediction] = []
     for shape in shapes:
-        specs = {config: spec_of(shape, config) for config in configs}
+        specs = {str(parse(config)): spec_of(shape, config) for config in configs}
         for n in batches:
             rows: dict[tuple[str, str], Prediction] = {}
             for config, spec in specs.items():
-                for row in _product(config, spec, n, gpu, rows.get(("dense", ""))):
+                for row in _product(config, spec, n, gpu):
                     rows.setdefault((row.kernel, row.config), row)
             predictions += rows.values()
     return predictions
@@ -50,7 +56,7 @@ def copy_bandwidth(gpu: Gpu) -> float:
     return model.MEMORY_SHARE * gpu.bandwidth
 
 
-def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None) -> list[Prediction]:
+def _product(config: str, spec: Spec, n: int, gpu: Gpu) -> list[Prediction]:
     """Of all kernels, the dense one first."""
     product = Product.of(spec, n, DTYPE)
     works = {
@@ -61,7 +67,6 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
     times = {kernel: model.seconds(works[kernel], gpu) for kernel in works}
     automatic = {kernel.name: times[kernel] for kernel in works if kernel.is_automatic(product)}
     chosen = choose(lookup_of(product), automatic) if automatic else None
-    dense_seconds = dense.seconds if dense else next((s for k, s in times.items() if k.name == "dense"), None)
     return [
         Prediction(
             kernel=kernel.name,
@@ -72,7 +77,6 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu, dense: Prediction | None
             bandwidth_share=sum(work.bytes_read for work in works[kernel]) / times[kernel] / copy_bandwidth(gpu),
             chosen=kernel.name == chosen,
             bound=model.bound(works[kernel], gpu),
-            times_dense=dense_seconds and dense_seconds / times[kernel],
         )
         for kernel in sorted(works, key=lambda kernel: kernel.name != "dense")
     ]

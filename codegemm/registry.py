@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import itertools
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import CPU, FIRST_GPU, Device
-from codegemm.formats.codebook import CodebookWeight
-from codegemm.formats.extended import ExtendedSpec
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import registered as registered_formats
+from codegemm.formats.format import spec_of
+from codegemm.formats.transformed import TransformedSpec
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Kernel, Product
-from codegemm.locks import ForkSafeLock
+from codegemm.plugins import Registry
 
 ENTRY_POINT_GROUP = "codegemm.kernels"
 PRECISIONS = ("full", "fast")
@@ -23,9 +23,7 @@ PRECISIONS = ("full", "fast")
 _REQUIRED = ("name", "engine", "refuses", "prepare", "run", "workspace", "cost")
 _REFUSES = "`refuses(product, device)` returns None where a product can be, else the reason as text"
 
-_kernels: dict[str, Kernel] = {}
-_lock = ForkSafeLock()
-_loaded = False
+_versions = itertools.count(1)
 _version = 0
 
 
@@ -66,25 +64,19 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     if kernel.automatic and kernel.precision == "fast":
         raise ValueError(f"kernel {kernel.name!r}: automatic is for kernels of precision 'full'")
     _try(kernel)
-    with _lock:
-        _load()
-        _add(kernel, replace)
+    _kernels.so_far()
+    _kernels.add(kernel.full_name, kernel, replace)
     return kernel
 
 
 def unregister_kernel(full_name: str) -> None:
     """Remove a kernel by its full name, like `cpu:mine`; KeyError if there is none."""
-    with _lock:
-        _load()
-        del _kernels[full_name]
-        changed()
+    _kernels.remove(full_name)
 
 
 def registered(engine: str | None = None, spec: Spec | None = None) -> list[Kernel]:
     """All kernels, or those of one engine, in the order of registration; with a spec what multiplies its weights."""
-    with _lock:
-        _load()
-        kernels = [k for k in _kernels.values() if engine in (None, k.engine)]
+    kernels = [k for k in _kernels.all() if engine in (None, k.engine)]
     return kernels if spec is None else [kernel_for(kernel, spec) for kernel in kernels]
 
 
@@ -96,26 +88,26 @@ def version() -> int:
 def changed() -> None:
     """Let every product be decided anew."""
     global _version
-    with _lock:
-        _version += 1
+    _version = next(_versions)
 
 
 def kernel_for(kernel: Kernel, spec: Spec) -> Kernel:
-    """What multiplies weights of `spec` under a kernel's name: itself, or it with what their extensions need."""
-    is_core = isinstance(spec, ExtendedSpec) and kernel.weights is CodebookWeight
-    return _extended(kernel) if is_core else kernel
+    """What multiplies weights of `spec` under a kernel's name: itself, or it with what stands around their core."""
+    if multiplies(kernel, spec) or not (isinstance(spec, TransformedSpec) and multiplies(kernel, spec.core)):
+        return kernel
+    return _transformed(kernel)
 
 
 @cache
-def _extended(kernel: Kernel) -> Kernel:
+def _transformed(kernel: Kernel) -> Kernel:
     """Always the same one: weights keep what it prepared."""
-    from codegemm.engines.cpu.extended import CpuExtended
-    from codegemm.engines.cuda.extended import CudaExtended
+    from codegemm.engines.cpu.transformed import CpuTransformed
     from codegemm.engines.cuda.kernel import CudaKernel
+    from codegemm.engines.cuda.transformed import CudaTransformed
 
     if kernel.engine == "cpu":
-        return CpuExtended(kernel)
-    return CudaExtended(kernel) if isinstance(kernel, CudaKernel) else kernel
+        return CpuTransformed(kernel)
+    return CudaTransformed(kernel) if isinstance(kernel, CudaKernel) else kernel
 
 
 def multiplies(kernel: Kernel, spec: Spec) -> bool:
@@ -130,8 +122,8 @@ def refusal(kernel: Kernel, product: Product, device: Device) -> str | None:
     reason = kernel.unavailable()
     if reason is None and not multiplies(kernel, product.spec):
         reason = f"it multiplies {kernel.weights.__name__}s"
-        if isinstance(product.spec, ExtendedSpec) and kernel.weights is CodebookWeight:
-            reason += "; of an ExtendedWeight's core on a GPU CudaKernels do"
+        if isinstance(product.spec, TransformedSpec) and multiplies(kernel, product.spec.core):
+            reason += "; what stands around a core is done on a GPU for CudaKernels"
     return reason or _checked(kernel, kernel.refuses(product, device))
 
 
@@ -164,40 +156,23 @@ def _try(kernel: Kernel) -> None:
     """
     if hasattr(kernel, "unfit_for"):
         return
-    for config in ("m1v4g128", "e8p"):
-        product = Product.of(spec_of((256, 512), config), 1, np.float32)
-        if multiplies(kernel, product.spec):
-            try:
-                reason = kernel.refuses(product, CPU if kernel.engine == "cpu" else FIRST_GPU)
-            except Exception:
-                continue
-            _checked(kernel, reason)
+    for text in (text for format in registered_formats() for text in format.examples[:1]):
+        try:
+            product = Product.of(spec_of((256, 512), text), 1, np.float32)
+            where = CPU if kernel.engine == "cpu" else FIRST_GPU
+            reason = kernel.refuses(product, where) if multiplies(kernel, product.spec) else None
+        except Exception:
+            continue
+        _checked(kernel, reason)
 
 
-def _add(kernel: Kernel, replace: bool = False) -> None:
-    if kernel.full_name in _kernels and not replace:
-        raise ValueError(f"kernel {kernel.full_name} is registered already; pass replace=True")
-    _kernels[kernel.full_name] = kernel
-    changed()
-
-
-def _load() -> None:
-    """Register the package's kernels and those of installed third parties, at the first use."""
-    global _loaded
-    if _loaded:
-        return
-    _loaded = True
-    from importlib import metadata
-
+def _load_own() -> None:
     from codegemm import baselines
     from codegemm.engines import cpu, cuda, reference
 
     for group in (reference, cpu, cuda, baselines):
         for kernel in group.KERNELS:
-            _add(kernel)
-    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            value = entry.load()
-            register_kernel(value() if isinstance(value, type) else value)
-        except Exception as error:  # somebody else's package must not break this one
-            warnings.warn(f"kernel {entry.name!r} of {entry.value!r} was left out: {error}", stacklevel=2)
+            _kernels.add(kernel.full_name, kernel, replace=True)
+
+
+_kernels: Registry[Kernel] = Registry("kernel", ENTRY_POINT_GROUP, register_kernel, _load_own, changed)

@@ -9,6 +9,9 @@ A weight with more around its codebooks also has `<name>.signs` (uint8 [ceil(K/8
 first, set for -1) where its description names a `block`, `<name>.offsets` (float16 [M, K/g]) where it says of `offsets`
 that they are `scaled` or `added`; with `terms`, codes and scales are of terms * K columns. The version of a file with
 such a weight is 2, for who does not know of them would multiply by another matrix.
+
+Of any other format the description says its name (`format`), the configuration's text, the shape and what its
+constructor takes beside the tensors (`options`); around such a core, `core` has the core's description. Version 3.
 """
 
 from __future__ import annotations
@@ -24,28 +27,29 @@ from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
-from codegemm.formats.extended import ExtendedWeight
+from codegemm.formats.format import described
 from codegemm.formats.native import FORMAT, VERSION, check_name, is_native, write_weights
+from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
 
-FORMATS: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight, ExtendedWeight)
+_OLDEST: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight)  # whose descriptions don't say their format
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
     """The only weight of a file, or the one called `name`. Codes are memory-mapped, and read at their first use."""
     file = File(path)
-    described = _descriptions(file)
+    found = _descriptions(file)
     if name is None:
-        if len(described) != 1:
-            names = list(described)
+        if len(found) != 1:
+            names = list(found)
             raise CheckpointError(
                 f"{file.path}: holds {len(names)} weights ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); "
                 "name one or use load_all"
             )
-        [name] = described
-    if name not in described:
-        raise CheckpointError(f"{file.path}: no weight {name!r}; it has {', '.join(described) or 'none'}")
-    return _read_weight(file, name, described[name])
+        [name] = found
+    if name not in found:
+        raise CheckpointError(f"{file.path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
+    return _read_weight(file, name, found[name])
 
 
 def load_all(path: str | os.PathLike[str]) -> dict[str, Weight]:
@@ -66,14 +70,18 @@ def save_all(
     and dtypes that a file can't hold, CheckpointError where writing fails.
     """
     tensors, metadata = tensors or {}, metadata or {}
-    check_names(weights, tensors, metadata)
+    stored = {name: weight.stored() for name, weight in weights.items()}
+    check_names({name: one.tensors for name, one in stored.items()}, tensors, metadata)
     others = {name: _raw(name, tensor) for name, tensor in tensors.items()}
-    write_weights(path, {name: weight.stored() for name, weight in weights.items()}, others, metadata)
+    write_weights(path, stored, others, metadata)
 
 
-def check_names(weights: Iterable[str], tensors: Iterable[str], metadata: Mapping[str, str]) -> None:
-    """ValueError unless one file can hold weights, other tensors and metadata of these names."""
-    weights, tensors = list(weights), set(tensors)
+def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], metadata: Mapping[str, str]) -> None:
+    """ValueError unless one file can hold weights, other tensors and metadata of these names.
+
+    weights: with the names of the tensors that each has there.
+    """
+    tensors = set(tensors)
     for kind, names in (("weight", weights), ("tensor", tensors), ("metadata", metadata)):
         for name in names:
             check_name(kind, name)
@@ -82,8 +90,8 @@ def check_names(weights: Iterable[str], tensors: Iterable[str], metadata: Mappin
             raise ValueError(f"metadata {name!r}: {note!r}, must be text")
         if name in weights:
             raise ValueError(f"metadata {name!r}: a weight has that name")
-    for name in weights:
-        for taken in (f"{name}.{end}" for cls in FORMATS for end in cls.tensor_names):
+    for name, ends in weights.items():
+        for taken in (f"{name}.{end}" for end in (*ends, *TransformedWeight.tensor_names)):
             if taken in tensors:
                 raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
 
@@ -110,13 +118,26 @@ def _descriptions(file: File) -> dict[str, dict[str, Any]]:
 
 def _weight_names(file: File) -> set[str]:
     """Names with a description or all the tensors of a weight; somebody else's `<name>.codes` is neither."""
-    names = {name.rpartition(".")[0] for name in file.tensors if name.endswith((".codes", ".qidxs"))}
+    ends: dict[str, set[str]] = {}
+    for tensor in file.tensors:
+        name, _, end = tensor.rpartition(".")
+        ends.setdefault(name, set()).add(end)
     return {
         name
-        for name in names
-        if name in file.metadata
-        or any(all(f"{name}.{end}" in file.tensors for end in cls.tensor_names) for cls in FORMATS)
+        for name, its in ends.items()
+        if any(
+            set(cls.tensor_names) <= its or (name in file.metadata and cls.tensor_names[0] in its) for cls in _OLDEST
+        )
+        or _is_description(file.metadata.get(name, ""))
     }
+
+
+def _is_description(text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "shape" in found and not found.keys().isdisjoint(("format", "codebook", "v"))
 
 
 def _description(file: File, name: str) -> dict[str, Any]:
@@ -133,17 +154,11 @@ def _read_weight(file: File, name: str, description: dict[str, Any]) -> Weight:
     """One weight; CheckpointError where its tensors don't fit its description."""
     try:
         rows, columns = description["shape"]
-        weight = _class_of(description).from_stored(description, lambda end: file.tensors[f"{name}.{end}"].numpy())
+        kind = described(description).weight
+        weight = kind.from_stored(description, lambda end: file.tensors[f"{name}.{end}"].numpy())
         if weight.shape != (rows, columns):
             raise ValueError(f"the tensors are of shape {weight.shape}, the description says {(rows, columns)}")
         return weight
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{file.path}: {name}: {what}") from None
-
-
-def _class_of(description: Mapping[str, Any]) -> type[Weight]:
-    if "codebook" in description:
-        return E8PWeight
-    extended = any(description.get(key) is not None for key in ("block", "offsets", "terms"))
-    return ExtendedWeight if extended else CodebookWeight

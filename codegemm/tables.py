@@ -42,14 +42,10 @@ class Choice:
 
 def tuned(device: Device) -> tuple[Choice, ...]:
     """The choices stored for `cpu` or `cuda:<number>`; none where there is no file or it is damaged."""
-    return _tuned(machine_key(device))
+    return _stored(machine_key(device))
 
 
 @lru_cache(maxsize=64)
-def _tuned(key: str) -> tuple[Choice, ...]:
-    return _stored(key)
-
-
 def _stored(key: str) -> tuple[Choice, ...]:
     try:
         path = store.lookup(_KIND, key, _SUFFIX)
@@ -64,13 +60,14 @@ def save(device: Device, choices: Iterable[Choice]) -> Path:
     Raises PermissionError where the cache can't be written to.
     """
     key = machine_key(device)
+    _stored.cache_clear()  # another process may have written, too
     kept = {(c.weights, c.shape, c.batches, c.dtype): c for c in (*_stored(key), *choices)}
     text = json.dumps([asdict(choice) for choice in kept.values()], indent=1)
     place = store.store(_KIND, key, _SUFFIX, lambda path: path.write_text(text))
     for older in place.parent.glob(f"{key}-*{_SUFFIX}"):
         if older != place:
             older.unlink(missing_ok=True)
-    _tuned.cache_clear()
+    _stored.cache_clear()
     return place
 
 
@@ -84,7 +81,7 @@ def crossovers(arch: int, path: Path = CROSSOVERS) -> tuple[Choice, ...]:
 
 def forget() -> None:
     """Read the tables anew at the next look."""
-    _tuned.cache_clear()
+    _stored.cache_clear()
     crossovers.cache_clear()
     _code.cache_clear()
 

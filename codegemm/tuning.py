@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from codegemm import choice, tables
-from codegemm.comparison import measure
-from codegemm.comparison.measure import Candidate
-from codegemm.comparison.sources import Case
 from codegemm.devices import Device
-from codegemm.formats.names import name_of
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
+from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.sources import Case
+from codegemm.measuring.stopwatch import Candidate
 from codegemm.quantize.progress import Progress
 from codegemm.registry import refusal, registered
 from codegemm.tables import Choice
@@ -52,7 +51,7 @@ def tune(
 
 def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: float) -> list[Measured]:
     spec, device = weight.spec, weight.device
-    x = measure.inputs(spec.in_features, max(batches), dtype)
+    x = inputs(spec.in_features, max(batches), dtype)
     seconds: dict[int, dict[str, float]] = {n: {} for n in batches}
     # One kernel after the other, so that only one holds copies of the weight.
     products = {n: Product.of(spec, n, dtype) for n in batches}
@@ -65,7 +64,7 @@ def _measure(weight: Weight, batches: Sequence[int], dtype: np.dtype, budget: fl
             seconds[n][kernel.name] = candidate.measure(x[:n], budget)[1].median
     return [
         Measured(
-            Choice(name_of(spec), spec.shape, (n, n), dtype.name, min(times, key=lambda name: times[name])),
+            Choice(spec.name, spec.shape, (n, n), dtype.name, min(times, key=lambda name: times[name])),
             dict(sorted(times.items(), key=lambda item: item[1])),
             choice.select(products[n], device).name,
         )

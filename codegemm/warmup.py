@@ -11,9 +11,9 @@ import numpy as np
 
 from codegemm import choice, devices
 from codegemm.arrays import float_dtype
-from codegemm.config import CodebookConfig
 from codegemm.devices import Device
-from codegemm.formats.names import spec_of
+from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Product
 

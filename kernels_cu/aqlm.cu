@@ -16,7 +16,6 @@
 // only a row's last lane is filled up. Shared memory: codebooks [piece of 16 bytes][copy], x [lane][piece].
 #include "floats.cuh"
 
-constexpr int lanes = 32;
 constexpr int copies = 8;
 constexpr int most_threads = 16 * lanes;
 
@@ -54,10 +53,8 @@ struct Codes {
     DEVICE void load_codes(const uint4* row, int first_lane, int chunk_lanes) {
         if (ptx::lane() >= chunk_lanes) return;
 #pragma unroll
-        for (int i = 0; i < S::loads; i++) {
-            const uint4 four = ptx::load_once(row + first_lane * S::loads + i * chunk_lanes + ptx::lane());
-            words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
-        }
+        for (int i = 0; i < S::loads; i++)
+            put_words(words + 4 * i, ptx::load_once(row + first_lane * S::loads + i * chunk_lanes + ptx::lane()));
     }
 
     // vector: of the next S::step.
@@ -187,15 +184,10 @@ DEVICE void aqlm(const void* x, void* y, int y_is_float, const Aqlm& w) {
         if (inside && ptx::lane() < chunk_lanes) sum += multiply<S>(codes, w, lane_x, copy);
         if (S::ahead) codes = next;
     }
-#pragma unroll
-    for (int mask = lanes / 2; mask; mask /= 2) sum += ptx::shuffle_xor(sum, mask);
+    sum = sum_of_warp(sum);
     if (!inside || ptx::lane()) return;
     sum *= ptx::half_to_float(ptx::load(w.scales + row));
-    const size_t at = size_t(blockIdx.y) * w.out_features + row;
-    if (y_is_float)
-        ptx::store(static_cast<float*>(y) + at, sum);
-    else
-        ptx::store(static_cast<typename X::storage*>(y) + at, X::narrow(sum));
+    store_y<X>(y, y_is_float, size_t(blockIdx.y) * w.out_features + row, sum);
 }
 
 #define ENTRY(name, ...)                                                      \

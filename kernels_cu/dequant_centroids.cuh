@@ -13,18 +13,11 @@ struct RowCodes {
         if constexpr (S::code_words == 1) {
             word[0] = ptx::load_once(reinterpret_cast<const u32*>(address));
         } else if constexpr (S::code_words == 2) {
-            const uint2 c = ptx::load_once(reinterpret_cast<const uint2*>(address));
-            word[0] = c.x;
-            word[1] = c.y;
+            put_words(word, ptx::load_once(reinterpret_cast<const uint2*>(address)));
         } else {
 #pragma unroll
-            for (int i = 0; i < S::code_words / 4; i++) {
-                const uint4 c = ptx::load_once(reinterpret_cast<const uint4*>(address) + i * lanes);
-                word[4 * i] = c.x;
-                word[4 * i + 1] = c.y;
-                word[4 * i + 2] = c.z;
-                word[4 * i + 3] = c.w;
-            }
+            for (int i = 0; i < S::code_words / 4; i++)
+                put_words(word + 4 * i, ptx::load_once(reinterpret_cast<const uint4*>(address) + i * lanes));
         }
     }
 
@@ -41,9 +34,21 @@ struct RowCodes {
     }
 };
 
+// What a lookup loads: four components of a k-vector for each mma that they feed.
+template <int QUARTERS>
+struct PieceOf {
+    using type = uint4;
+};
+template <>
+struct PieceOf<1> {
+    using type = uint2;
+};
+
 // Where centroids come from.
 template <class S>
 struct Centroids {
+    using Piece = typename PieceOf<S::quarters>::type;
+
     ptx::Shared tables;
     u32 copy;          // this lane's, as an offset
     const u16* books;  // of the slice's part
@@ -55,42 +60,12 @@ struct Centroids {
             const int table = S::v == 16 ? book : book / 2, line = S::v == 16 ? piece : book % 2;
             const ptx::Shared from = tables + table * (S::centroids * line_bytes) + line * 128 +
                                      ptx::permute_bytes(copy, codes.bytes(tile), 0x3300u | u32(4 + step) << 4);
-            if constexpr (S::quarters == 1) {
-                const uint2 f = ptx::shared_load<uint2>(from);
-                b[0] = f.x;
-                b[1] = f.y;
-            } else {
-                const uint4 f = ptx::shared_load<uint4>(from);
-                b[0] = f.x;
-                b[1] = f.y;
-                b[2] = f.z;
-                b[3] = f.w;
-            }
+            put_words(b, ptx::shared_load<Piece>(from));
         } else {
             const u16* from = books + (size_t(book) * S::centroids + codes.code(tile, step)) * S::v + piece * 8;
-            if constexpr (S::quarters == 1) {
-                const uint2 f = ptx::load(reinterpret_cast<const uint2*>(from));
-                b[0] = f.x;
-                b[1] = f.y;
-            } else {
-                const uint4 f = ptx::load(reinterpret_cast<const uint4*>(from));
-                b[0] = f.x;
-                b[1] = f.y;
-                b[2] = f.z;
-                b[3] = f.w;
-            }
+            put_words(b, ptx::load(reinterpret_cast<const Piece*>(from)));
         }
     }
-};
-
-// What a lookup loads: four components of a k-vector for each mma that they feed.
-template <int QUARTERS>
-struct PieceOf {
-    using type = uint4;
-};
-template <>
-struct PieceOf<1> {
-    using type = uint2;
 };
 
 // Copies the codebooks of a part into the tables, every piece as often as it takes to fill 128 bytes, by all threads of

@@ -103,17 +103,10 @@ struct TileScales {
     // place: group * w.row_blocks + block of rows; pair: the first of the warp's tiles, halved.
     DEVICE void load_scales(const Dequant& w, u32 place, int pair) {
         const auto* rows = reinterpret_cast<const uint2*>(w.scales) + size_t(place * 4 + ptx::lane() / 8) * 2 + pair;
-        if constexpr (S::tiles == 4) {
-            const uint4 words = ptx::load(reinterpret_cast<const uint4*>(rows));
-            word[0] = words.x;
-            word[1] = words.y;
-            word[2] = words.z;
-            word[3] = words.w;
-        } else {
-            const uint2 words = ptx::load(rows);
-            word[0] = words.x;
-            word[1] = words.y;
-        }
+        if constexpr (S::tiles == 4)
+            put_words(word, ptx::load(reinterpret_cast<const uint4*>(rows)));
+        else
+            put_words(word, ptx::load(rows));
     }
     DEVICE float of(int tile) const { return ptx::half_to_float(u16(word[tile] >> (ptx::lane() / 4 % 2 * 16))); }
 

@@ -20,9 +20,9 @@ DEVICE void dequant_wide_x(const void* x, u8* slabs, int batch, const Dequant& w
     u8* to = slabs + size_t(block) * S::x_bytes;
     float scale = 1;
     if constexpr (S::scaled) {
-        const PowerOfTwo power = row.power();
-        scale = power.value();
-        if (lane % 4 == 0) ptx::store(reinterpret_cast<float*>(to + S::slabs_bytes) + n, power.inverse());
+        const u32 exponent = row.exponent();
+        scale = power_of_two(exponent);
+        if (lane % 4 == 0) ptx::store(reinterpret_cast<float*>(to + S::slabs_bytes) + n, inverse_power(exponent));
     }
     to += tile * 256 + lane * 4;
 #pragma unroll

@@ -8,18 +8,6 @@
 
 #include "dequant_layout.cuh"
 
-// The bits of a power of two that brings `largest` (bits of a magnitude) to 2^13 .. 2^14, and of its inverse.
-struct PowerOfTwo {
-    u32 exponent;
-
-    DEVICE static PowerOfTwo of(u32 largest) {
-        const u32 field = largest >> 23;
-        return {267u - (field < 14u ? 14u : field)};  // so that both are normal numbers
-    }
-    DEVICE float value() const { return ptx::bits_to_float(exponent << 23); }
-    DEVICE float inverse() const { return ptx::bits_to_float((254 - exponent) << 23); }
-};
-
 // Where a lane's components of a k block are in a row of x, step by step; negative for what was filled up.
 template <class S>
 DEVICE void find_columns(int (&columns)[steps], const Dequant& w, int k_block) {
@@ -37,22 +25,16 @@ DEVICE void find_columns(int (&columns)[steps], const Dequant& w, int k_block) {
     }
 }
 
-DEVICE u32 larger(u32 a, u32 b) {
-    return a > b ? a : b;
-}
 // The largest magnitude as the bits of a float32: they compare as the numbers do. Of bfloat16 they are found where they
 // lie, in both halves of a register: widened here, the numbers would be kept in twice the registers until they are
 // packed.
 DEVICE u32 largest(const Four<Bfloat>& four) {
-    const uint2 pairs = four.pairs;
+    const uint2 pairs = four.words;
     return larger(larger(pairs.x & 0x7fff0000u, pairs.y & 0x7fff0000u), larger(pairs.x & 0x7fffu, pairs.y & 0x7fffu)
                                                                             << 16);
 }
-DEVICE u32 magnitude(float value) {
-    return ptx::float_to_bits(value) & 0x7fffffffu;
-}
 DEVICE u32 largest(const Four<Float>& four) {
-    const float4 f = four.floats;
+    const float4 f = four.words;
     return larger(larger(magnitude(f.x), magnitude(f.y)), larger(magnitude(f.z), magnitude(f.w)));
 }
 
@@ -74,7 +56,7 @@ struct RowOfX {
     }
 
     // Of the row: the four lanes that share it agree.
-    DEVICE PowerOfTwo power() const {
+    DEVICE u32 exponent() const {
         u32 most = 0;
 #pragma unroll
         for (int step = 0; step < steps; step++)
@@ -82,12 +64,12 @@ struct RowOfX {
             for (int h = 0; h < fours; h++) most = larger(most, largest(values[step][h]));
         most = larger(most, ptx::shuffle_xor(most, 1));
         most = larger(most, ptx::shuffle_xor(most, 2));
-        return PowerOfTwo::of(most);
+        return half_exponent(most);
     }
 
     DEVICE uint2 pairs(int step, int h, float scale) const {
         if constexpr (X::is_half) {
-            return values[step][h].pairs;
+            return values[step][h].words;
         } else {
             const float4 f = values[step][h].widen();
             return make_uint2(ptx::pack_half2(f.x * scale, f.y * scale), ptx::pack_half2(f.z * scale, f.w * scale));
@@ -124,9 +106,10 @@ struct ItemOfX {
         if constexpr (S::scaled) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const PowerOfTwo power = rows[i].power();
-                scale[i] = power.value();
-                if ((lane & 3) == 0) ptx::shared_store(unscale + 4 * (block * S::n + row(item, i)), power.inverse());
+                const u32 exponent = rows[i].exponent();
+                scale[i] = power_of_two(exponent);
+                if ((lane & 3) == 0)
+                    ptx::shared_store(unscale + 4 * (block * S::n + row(item, i)), inverse_power(exponent));
             }
         }
 #pragma unroll

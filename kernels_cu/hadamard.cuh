@@ -1,9 +1,7 @@
 // Walsh-Hadamard transforms of what the threads of a block hold, and its largest.
 #pragma once
 
-#include "ptx.cuh"
-
-constexpr int lanes = 32;
+#include "floats.cuh"
 
 // Sylvester's matrix of order `length`, a power of two, times each `length` of the numbers: number e * blockDim.x +
 // threadIdx.x is this thread's value[e]. More than one are blockDim.x apart, and then all of them are one `length`.
@@ -43,26 +41,18 @@ DEVICE void walsh_hadamard(float (&value)[EACH], int length, ptx::Shared shared)
 
 // The largest of all threads. shared: a word a warp.
 DEVICE u32 largest_of_block(u32 value, ptx::Shared shared) {
-#pragma unroll
-    for (int mask = lanes / 2; mask; mask /= 2) {
-        const u32 other = ptx::shuffle_xor(value, mask);
-        value = other > value ? other : value;
-    }
+    value = largest_of_warp(value);
     const int mine = ptx::warp();
     if (ptx::lane() == 0) ptx::shared_store(shared + mine * 4, value);
     ptx::sync_block();
-    for (int warp = 0; warp < ptx::warps(); warp++) {
-        const u32 other = ptx::shared_load<u32>(shared + warp * 4);
-        value = other > value ? other : value;
-    }
+    for (int warp = 0; warp < ptx::warps(); warp++) value = larger(ptx::shared_load<u32>(shared + warp * 4), value);
     return value;
 }
 
 // What the threads of a block hold, added: first a word a warp in shared memory, then, behind a barrier, those.
 DEVICE void store_sum_of_warp(float value, ptx::Shared shared) {
-#pragma unroll
-    for (int mask = lanes / 2; mask; mask /= 2) value += ptx::shuffle_xor(value, mask);
-    if (ptx::lane() == 0) ptx::shared_store(shared + threadIdx.x / lanes * 4, value);
+    const float sum = sum_of_warp(value);
+    if (ptx::lane() == 0) ptx::shared_store(shared + threadIdx.x / lanes * 4, sum);
 }
 
 DEVICE float add_warps(ptx::Shared shared) {

@@ -42,7 +42,7 @@ struct Quarter<S, false> {
     DEVICE float4 widen() const { return floats; }
 };
 
-// The exponent field of the power of two that brings the warp's largest |x| to 2^13 .. 2^14.
+// Of the warp's largest |x|.
 template <int Q>
 DEVICE u32 common_exponent(const float4 (&x)[Q]) {
     u32 largest = 0;  // magnitudes compare as their bits do
@@ -50,18 +50,9 @@ DEVICE u32 common_exponent(const float4 (&x)[Q]) {
     for (int h = 0; h < Q; h++) {
         const float f[4] = {x[h].x, x[h].y, x[h].z, x[h].w};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 magnitude = ptx::float_to_bits(f[i]) & 0x7fffffffu;
-            largest = magnitude > largest ? magnitude : largest;
-        }
+        for (int i = 0; i < 4; i++) largest = larger(magnitude(f[i]), largest);
     }
-#pragma unroll
-    for (int mask = 16; mask; mask /= 2) {
-        const u32 other = ptx::shuffle_xor(largest, mask);
-        largest = other > largest ? other : largest;
-    }
-    const u32 exponent = largest >> 23;
-    return 267u - (exponent < 14u ? 14u : exponent);  // so that both the power and its inverse are normal
+    return half_exponent(largest_of_warp(largest));
 }
 
 template <class S>
@@ -75,7 +66,7 @@ struct Operand {
         if constexpr (exact && S::v % 4 == 0) {
             unscale = 1;
 #pragma unroll
-            for (int h = 0; h < S::quarters; h++) pairs[0][h] = x[h].four.pairs;
+            for (int h = 0; h < S::quarters; h++) pairs[0][h] = x[h].four.words;
             return;
         }
         float4 f[S::quarters];
@@ -83,8 +74,8 @@ struct Operand {
         for (int h = 0; h < S::quarters; h++) f[h] = x[h].widen();
         u32 exponent = 127;
         if constexpr (!exact) exponent = common_exponent(f);
-        const float scale = ptx::bits_to_float(exponent << 23);
-        unscale = ptx::bits_to_float((254 - exponent) << 23);
+        const float scale = power_of_two(exponent);
+        unscale = inverse_power(exponent);
 #pragma unroll
         for (int h = 0; h < S::quarters; h++) {
             float4 rest = make_float4(f[h].x * scale, f[h].y * scale, f[h].z * scale, f[h].w * scale);

@@ -48,17 +48,10 @@ struct Codes {
 #pragma unroll
             for (int chunk = 0; chunk < S::chunks; chunk++) {
                 const u8* address = from + chunk * lanes * S::chunk_bytes;
-                if constexpr (S::chunk_bytes == 16) {
-                    const uint4 c = ptx::load_once(reinterpret_cast<const uint4*>(address));
-                    word[row][4 * chunk] = c.x;
-                    word[row][4 * chunk + 1] = c.y;
-                    word[row][4 * chunk + 2] = c.z;
-                    word[row][4 * chunk + 3] = c.w;
-                } else {
-                    const uint2 c = ptx::load_once(reinterpret_cast<const uint2*>(address));
-                    word[row][0] = c.x;
-                    word[row][1] = c.y;
-                }
+                if constexpr (S::chunk_bytes == 16)
+                    put_words(word[row] + 4 * chunk, ptx::load_once(reinterpret_cast<const uint4*>(address)));
+                else
+                    put_words(word[row], ptx::load_once(reinterpret_cast<const uint2*>(address)));
             }
         }
     }
@@ -92,15 +85,9 @@ struct Scales {
                 } else if constexpr (chunk == 2) {
                     word[row][0] = ptx::load(reinterpret_cast<const u32*>(address));
                 } else if constexpr (chunk == 4) {
-                    const uint2 s = ptx::load(reinterpret_cast<const uint2*>(address));
-                    word[row][0] = s.x;
-                    word[row][1] = s.y;
+                    put_words(word[row], ptx::load(reinterpret_cast<const uint2*>(address)));
                 } else {
-                    const uint4 s = ptx::load(reinterpret_cast<const uint4*>(address));
-                    word[row][4 * c] = s.x;
-                    word[row][4 * c + 1] = s.y;
-                    word[row][4 * c + 2] = s.z;
-                    word[row][4 * c + 3] = s.w;
+                    put_words(word[row] + 4 * c, ptx::load(reinterpret_cast<const uint4*>(address)));
                 }
             }
         }

@@ -2,6 +2,8 @@
 // GPU. Compiled by a host compiler, the same names come from an emulator, which also counts what they cost.
 #pragma once
 
+constexpr int lanes = 32;  // of a warp
+
 #ifndef __CUDACC__
 #include "emulator.hpp"
 #else

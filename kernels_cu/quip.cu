@@ -18,7 +18,6 @@
 #include "constant.cuh"
 #include "e8p.cuh"
 
-constexpr int lanes = 32;
 constexpr int most_threads = 512;
 constexpr int tile_rows = 16;
 constexpr int step_weights = 64;
@@ -180,22 +179,6 @@ struct Sum {
     }
 };
 
-// What a row of ones would sum up to.
-template <int GROUPS>
-struct SumOfX {
-    int sum[GROUPS][4] = {};
-
-    DEVICE void add(const Words& ones, const Factors<GROUPS>& x) {
-        const u32(&a)[4] = ones.word;
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            const uint4& digit = x.digit[group];
-            ptx::mma(sum[group], a[0], a[1], a[2], a[3], digit.x, digit.y);
-            ptx::mma(sum[group], a[0], a[1], a[2], a[3], digit.z, digit.w);
-        }
-    }
-};
-
 // Where sums of row n of x and the i-th tile are in a warp's, [n][TOGETHER tiles][row]: of every second n two tiles
 // have changed places, so that lanes that store several n use more banks.
 template <int TOGETHER>
@@ -212,7 +195,7 @@ DEVICE void store_partial(const Quip& w, ptx::Shared to, int n, int i, float fir
 
 // The i-th tile's sums of this warp, whose lanes have two columns of rows 2g and 2g + 1.
 template <int BITS, int GROUPS, int TOGETHER>
-DEVICE void store_partials(const Sum<GROUPS>& main, const Sum<GROUPS>& residual, const SumOfX<GROUPS>& all_x,
+DEVICE void store_partials(const Sum<GROUPS>& main, const Sum<GROUPS>& residual, const Sum<GROUPS>& all_x,
                            const Quip& w, ptx::Shared to, int i) {
     constexpr float unit = x_unit<GROUPS> / 4;
     constexpr int zero = 15, ball_zero = 16;
@@ -267,11 +250,15 @@ DEVICE void add_warps(const Quip& w, u8* workspace, ptx::Shared from, int stride
 template <int BITS, int GROUPS>
 constexpr int turns_of = BITS > 2 && GROUPS > 2 ? 1 : 2;
 
+// Tiles of a block whose look-ups travel together.
+template <int BITS>
+constexpr int together_of = BITS == 2 ? 4 : 2;
+
 // blockIdx.y: which eight rows of x.
 template <int BITS, int GROUPS>
 DEVICE void quip(u8* workspace, const Quip& w) {
     ptx::let_next_start();
-    constexpr int together = BITS == 2 ? 4 : 2;  // tiles
+    constexpr int together = together_of<BITS>;
     int tile = int(u64(blockIdx.x) * w.tiles / gridDim.x);
     const int end = int((blockIdx.x + 1ull) * w.tiles / gridDim.x);
     const u32 tile_words = w.steps * lanes;
@@ -297,11 +284,11 @@ DEVICE void quip(u8* workspace, const Quip& w) {
     const auto add_tiles = [&](auto tiles) {
         constexpr int count = decltype(tiles)::value;
         Sum<GROUPS> main[count], residual[count];
-        SumOfX<GROUPS> all_x;
+        Sum<GROUPS> all_x;  // of a row of ones
         // These codes and x, while the next ones travel.
         const auto add_step = [&](auto is_last, int turn, u32 next, int next_step) {
             const Factors<GROUPS> next_x = columns.load_x(next_step);
-            all_x.add(ones, x);
+            all_x.add(ones, ones, x);
 #pragma unroll
             for (int i = 0; i < count; i++) {
                 Codes<BITS>& mine = codes[turn][i];

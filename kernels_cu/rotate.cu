@@ -12,7 +12,6 @@
 //     result r   segment i: z[j] = sum over k of H[i][k] x[k L + j], then S z
 //
 // Every block reads its whole row, from L2.
-#include "floats.cuh"
 #include "hadamard.cuh"
 
 constexpr int most_threads = 512;
@@ -45,10 +44,6 @@ struct Place {
           quad(threadIdx.x % quads) {}
 };
 
-DEVICE float4 zeros() {
-    return make_float4(0, 0, 0, 0);
-}
-
 // Rows of x times SU, and the sum of their magnitudes.
 template <class X, class V>
 struct Input {
@@ -68,7 +63,7 @@ struct Input {
         return p;
     }
 
-    DEVICE static float size(float value) { return ptx::bits_to_float(ptx::float_to_bits(value) & 0x7fffffffu); }
+    DEVICE static float size(float value) { return ptx::bits_to_float(::magnitude(value)); }
 };
 
 struct Sums {
@@ -94,7 +89,7 @@ DEVICE float4 mix(Source& source, const Rotation& r, const Place& place) {
     for (int i = 0; i < together; i++)
         if (i < count) source.load_factor(i, at + i * stride);
     ptx::wait_for_previous();
-    float4 sum = zeros();
+    float4 sum = make_float4(0, 0, 0, 0);
     for (int first = 0; first < count; first += together) {
         if (first && first % lanes == 0) word = ptx::load(signs + first / lanes);
 #pragma unroll
@@ -171,12 +166,12 @@ DEVICE void rotate_in(const void* x, void*, u8* workspace, const Rotation& r) {
     float value[each];
     rotate(input, r, place, value);
     const int found = int(ptx::float_to_bits(input.magnitude * r.root) >> 23);  // e, biased; 255 for no number
-    const int exponent = min(found < 1 ? 1 : found, 253);
+    const int exponent = normal_exponent(found);
     if (place.segment == 0 && threadIdx.x == 0)
         ptx::store(reinterpret_cast<float*>(workspace + r.scales) + place.row,
                    ptx::bits_to_float(found > 253 ? 0x7fc00000u : u32(exponent) << 23));
     if (place.group > 0) return;
-    const float scale = ptx::bits_to_float(u32(254 - exponent) << 23);
+    const float scale = inverse_power(exponent);
     const int k = place.segment * r.segment + place.quad * each;
     if (r.digits == 0) {
         u16* to = reinterpret_cast<u16*>(workspace + r.rotated) + size_t(place.row) * length;
@@ -220,10 +215,7 @@ DEVICE void rotate_out(const void*, void* y, u8* workspace, const Rotation& r) {
 #pragma unroll
     for (int i = 0; i < each; i++) {
         const float result = value[i] * r.root * scale * factor[i];
-        if (r.y_is_float)
-            ptx::store(static_cast<float*>(y) + at + i, result);
-        else
-            ptx::store(static_cast<typename X::storage*>(y) + at + i, X::narrow(result));
+        store_y<X>(y, r.y_is_float, at + i, result);
     }
 }
 

@@ -10,9 +10,10 @@
 
 #include "floats.cuh"
 
-constexpr int lanes = 32;
 constexpr int most_row_blocks = 1 << 14;  // counters in a workspace, one a block of 32 rows
 constexpr int most_parts = 16;            // of a weight: concatenated ones, with codebooks of their own
+constexpr int in_flight = 16;             // loads of a lane that adds splits, of 16 bytes each: a round trip to L2
+constexpr int counter_bytes = 128;        // of shared memory, before what a cluster's thread blocks send
 
 // Rows of W that one thread block multiplies: blocks of 32 padded rows, all of one codebook, and their place in y.
 struct Slice {
@@ -69,11 +70,7 @@ struct Output {
     DEVICE void write(int n, int block, int place, float value) const {
         const int row = slice.first_row + block * lanes + place;
         if (row >= slice.end_row) return;
-        const size_t at = size_t(n) * out_features + row;
-        if (is_float)
-            ptx::store(static_cast<float*>(y) + at, value);
-        else
-            ptx::store(static_cast<typename X::storage*>(y) + at, X::narrow(value));
+        store_y<X>(y, is_float, size_t(n) * out_features + row, value);
     }
 
     // What a row's sum is still to be multiplied by.
@@ -97,7 +94,7 @@ struct Output {
 // a T of each lane.
 template <class T>
 struct Cluster {
-    static constexpr int counter_bytes = 128, piece_bytes = lanes * sizeof(T);
+    static constexpr int piece_bytes = lanes * sizeof(T);
 
     ptx::Shared counter;  // then T [owned block of rows][piece][rank][lane]
     int pieces;           // of a block that there is room for
@@ -145,10 +142,7 @@ struct Cluster {
     }
 
     DEVICE static void add(float& sum, float more) { sum += more; }
-    DEVICE static void add(float2& sum, float2 more) {
-        sum.x += more.x;
-        sum.y += more.y;
-    }
+    DEVICE static void add(float2& sum, float2 more) { sum.x += more.x, sum.y += more.y; }
 
     DEVICE ptx::Shared place(int piece, int owned, int from) const {
         return counter + counter_bytes + ((owned * pieces + piece) * size + from) * piece_bytes +
@@ -157,8 +151,6 @@ struct Cluster {
 };
 
 struct Splits {
-    static constexpr int in_flight = 16;  // loads of a lane, of 16 bytes each: a round trip to L2
-
     u8* workspace;
     int count;
     int arrivals;  // of warps at each block of rows: one for every split, or several that have rows of x of their own
@@ -226,10 +218,8 @@ struct Splits {
                 for (int k = 0; k < ITEMS; k++)
 #pragma unroll
                     for (int s = 0; s < splits; s++) {
-                        sum[k].x += part[k][s].x;
-                        sum[k].y += part[k][s].y;
-                        sum[k].z += part[k][s].z;
-                        sum[k].w += part[k][s].w;
+                        const float4& more = part[k][s];
+                        sum[k].x += more.x, sum[k].y += more.y, sum[k].z += more.z, sum[k].w += more.w;
                     }
             }
 #pragma unroll

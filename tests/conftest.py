@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,25 +11,25 @@ import pytest
 
 import codegemm
 from codegemm import choice, tables
-from codegemm.comparison.sources import random_weight
 from codegemm.engines.cpu import compiler, library
+from codegemm.formats import random_weight
 
 pytest_plugins = ["emulator.gpu"]
 
-STORED = tables._stored  # before `untuned` takes it away
+TUNED = tables.tuned  # before `untuned` takes it away
 DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(autouse=True)
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` as on a machine where nothing was tuned."""
-    monkeypatch.setattr(tables, "_stored", lambda key: ())
+    monkeypatch.setattr(tables, "tuned", lambda device: ())
 
 
 @pytest.fixture
 def tuned_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Where choices are stored: in a cache that is empty, and gone afterwards."""
-    monkeypatch.setattr(tables, "_stored", STORED)
+    monkeypatch.setattr(tables, "tuned", TUNED)
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
     choice.choose_anew()
     yield tmp_path / "tuned"
@@ -49,15 +50,13 @@ def make_weight(rng: np.random.Generator) -> Callable[..., codegemm.Weight]:
     """A random weight of a shape and configuration; parts > 1: concatenated."""
 
     def make(rows: int, columns: int, config: str, parts: int = 1) -> codegemm.Weight:
-        seeds = rng.integers(0, 1 << 31, parts)
         if parts == 1:
-            return random_weight((rows, columns), config, int(seeds[0]))
-        bounds = np.linspace(0, rows, parts + 1).astype(int)
-        pieces = [
-            random_weight((int(end - start), columns), config, int(seed))
-            for start, end, seed in zip(bounds, bounds[1:], seeds, strict=False)
-        ]
-        return codegemm.concat(pieces)
+            return random_weight((rows, columns), config, int(rng.integers(1 << 31)))
+        bounds = itertools.pairwise(rows * i // parts for i in range(parts + 1))
+        if "+rotated" in config:  # joined parts have one rotation
+            whole = make(rows, columns, config)
+            return codegemm.concat([whole[start:end] for start, end in bounds])
+        return codegemm.concat([make(end - start, columns, config) for start, end in bounds])
 
     return make
 

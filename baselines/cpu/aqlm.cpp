@@ -6,7 +6,6 @@
 
 namespace codegemm {
 
-// Must match `AqlmArgs` in aqlm.py.
 struct AqlmArgs {
     const void* x;          // [n, in_features], x_dtype
     void* out;              // [n, rows], out_dtype
@@ -24,10 +23,6 @@ namespace {
 constexpr int block_rows = 1024;   // of sums that stay in L1 while all tables pass by
 constexpr int table_vectors = 16;  // k-vectors whose tables one task makes
 constexpr int gather_rows = 64;
-
-int tasks(int count, int size) {
-    return (count + size - 1) / size;
-}
 
 void make_tables(const AqlmArgs& a, const float* x, int first, int end, float* tables) {
     for (int j = first; j < end; ++j) {
@@ -77,15 +72,10 @@ void multiply(ParallelFor loop, const AqlmArgs& a, int i) {
     float* tables = y + a.rows;
     to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
     const int vectors = a.in_features / a.v;
-    auto least = [](int p, int q) { return p < q ? p : q; };
-
     if (!a.wide_codes)
-        parallel_for(loop, tasks(vectors, table_vectors), [&](int task) {
-            make_tables(a, x, task * table_vectors, least(vectors, (task + 1) * table_vectors), tables);
-        });
-    const int size = a.wide_codes ? gather_rows : block_rows;
-    parallel_for(loop, tasks(a.rows, size), [&](int task) {
-        const int first = task * size, end = least(a.rows, first + size);
+        parallel_pieces(loop, vectors, table_vectors,
+                        [&](int first, int end) { make_tables(a, x, first, end, tables); });
+    parallel_pieces(loop, a.rows, a.wide_codes ? gather_rows : block_rows, [&](int first, int end) {
         if (!a.wide_codes)
             add_tables(a, tables, first, end, y);
         else if (a.v == 8)

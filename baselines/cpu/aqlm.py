@@ -8,9 +8,7 @@ multiplied. From 7 rows of x on it dequantises and multiplies dense.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
-from ctypes import c_int32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,23 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import Device
-from codegemm.engines.cpu import library
+from codegemm.engines import declarations
+from codegemm.engines.cpu import kernel, library
 from codegemm.engines.cpu.dequant import Prepared as Dequantiser
 from codegemm.engines.cpu.dequant_dense import DequantDense
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
+SOURCE = Path(__file__).with_name("aqlm.cpp")
 MATVEC_ROWS = 6
-
-
-class AqlmArgs(ctypes.Structure):
-    """Must match `AqlmArgs` in aqlm.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales")),
-        *((name, c_int32) for name in ("x_dtype", "out_dtype", "n", "rows", "in_features")),
-        *((name, c_int32) for name in ("v", "m", "centroids", "wide_codes")),
-    ]
+AqlmArgs = declarations.structure(SOURCE, "AqlmArgs")
 
 
 @dataclass
-class Prepared:
+class Prepared(kernel.Prepared[CodebookSpec]):
     """Codes uint8 [K/v, m, M] for tables, uint16 [M, K/v, m] for centroids; `dequantiser` for large batches."""
 
-    spec: CodebookSpec
-    arguments: library.Arguments
     dequantiser: Dequantiser
 
 
@@ -52,7 +41,7 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
 
     name = "aqlm"
     weights = CodebookWeight
-    source, entry, structure = Path(__file__).with_name("aqlm.cpp"), "aqlm", AqlmArgs
+    source, entry, structure = SOURCE, "aqlm", AqlmArgs
     many_rows = DequantDense()
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
@@ -72,11 +61,9 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
         arguments = library.Arguments(
             AqlmArgs,
             {"codes": codes, "codebooks": books, "scales": weight.scales},
+            spec,
+            config,
             rows=spec.out_features,
-            in_features=spec.in_features,
-            v=config.v,
-            m=config.m,
-            centroids=config.centroids,
             wide_codes=int(config.b > 8),
         )
         return Prepared(spec, arguments, self.many_rows.prepare(weight, device))

@@ -16,11 +16,25 @@ from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product
 
 
-class Dense(Kernel[Spec, Weight]):
+class _Dense(Kernel[Spec, Weight]):
+    """A product with the dequantised weight, in numbers of so many bits."""
+
+    engine = "cpu"
+    bits: int
+
+    def cost(self, product: Product[Spec], device: Device) -> Cost:
+        m, k = product.spec.shape
+        return Cost(self.bits // 8 * m * k + product.x_bytes, product.y_bytes)
+
+    def bits_per_weight(self, spec: Spec) -> float:
+        return self.bits
+
+
+class Dense(_Dense):
     """float32, NumPy's BLAS."""
 
     name = "dense"
-    engine = "cpu"
+    bits = 32
 
     def prepare(self, weight: Weight, device: Device) -> Any:
         return weight.dequantize(np.float32)
@@ -31,18 +45,12 @@ class Dense(Kernel[Spec, Weight]):
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         multiply_float32(prepared, x, out, workspace)
 
-    def cost(self, product: Product[Spec], device: Device) -> Cost:
-        return _cost(product, 4)
 
-    def bits_per_weight(self, spec: Spec) -> float:
-        return 32
-
-
-class DenseBf16(Kernel[Spec, Weight]):
+class DenseBf16(_Dense):
     """bfloat16 weights and x, torch on the CPU; its error is that of bfloat16."""
 
     name = "dense_bf16"
-    engine = "cpu"
+    bits = 16
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:
@@ -59,15 +67,3 @@ class DenseBf16(Kernel[Spec, Weight]):
 
         y = torch.nn.functional.linear(to_torch(x).to(torch.bfloat16), prepared)
         to_torch(out).copy_(y)
-
-    def cost(self, product: Product[Spec], device: Device) -> Cost:
-        return _cost(product, 2)
-
-    def bits_per_weight(self, spec: Spec) -> float:
-        return 16
-
-
-def _cost(product: Product[Spec], weight_bytes: int) -> Cost:
-    """Weights of `weight_bytes` each, x and y."""
-    m, k = product.spec.shape
-    return Cost(weight_bytes * m * k + product.x_bytes, product.y_bytes)

@@ -8,7 +8,6 @@
 
 namespace codegemm {
 
-// Must match `QuipArgs` in quip.py.
 struct QuipArgs {
     const void* x;              // [n, in_features], x_dtype
     void* out;                  // [n, rows], out_dtype
@@ -81,21 +80,14 @@ void multiply_rows(const QuipArgs& a, const float* x, int first_row, int end_row
 
 template <int BITS>
 void multiply_rows(const QuipArgs& a, const float* x, int first_row, int end_row, float* y) {
-    for (int i = 0; i < a.n;) {
-        const float* xi = x + size_t(i) * a.in_features;
-        float* yi = y + size_t(i) * a.rows;
-        const int left = a.n - i;
-        if (left >= 8) {
-            multiply_rows<BITS, 8>(a, xi, first_row, end_row, yi);
-            i += 8;
-        } else if (left >= 4) {
-            multiply_rows<BITS, 4>(a, xi, first_row, end_row, yi);
-            i += 4;
-        } else {
-            multiply_rows<BITS, 1>(a, xi, first_row, end_row, yi);
-            i += 1;
-        }
-    }
+    int i = 0;
+    auto multiply = [&](auto count) {
+        for (; i + count <= a.n; i += count)
+            multiply_rows<BITS, count>(a, x + size_t(i) * a.in_features, first_row, end_row, y + size_t(i) * a.rows);
+    };
+    multiply(std::integral_constant<int, 8>());
+    multiply(std::integral_constant<int, 4>());
+    multiply(std::integral_constant<int, 1>());
 }
 
 }  // namespace
@@ -115,8 +107,7 @@ extern "C" void quip(codegemm::ParallelFor loop, const codegemm::QuipArgs* args)
         for (int k = 0; k < a.in_features; ++k) mine[k] *= a.SU[k];
         rotate(mine, x + size_t(i) * a.in_features, a.in_features, a.order_in, a.had_in);
     });
-    parallel_for(loop, (a.rows + task_rows - 1) / task_rows, [&](int task) {
-        const int first = task * task_rows, end = first + task_rows < a.rows ? first + task_rows : a.rows;
+    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
         if (a.bits == 2)
             multiply_rows<2>(a, x, first, end, y);
         else if (a.bits == 3)

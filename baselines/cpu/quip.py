@@ -5,8 +5,6 @@ y = SV * U_M(What (U_K^T (SU * x))), all in float32, so nothing needs the origin
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import c_float, c_int32, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,32 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.devices import Device
-from codegemm.engines.cpu import library
+from codegemm.engines import declarations
+from codegemm.engines.cpu import kernel, library
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.formats.hadamard import hadamard, split_length, transform
 from codegemm.kernel import Cost, Product
 
-
-class QuipArgs(ctypes.Structure):
-    """Must match `QuipArgs` in quip.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "residual", "SU", "SV")),
-        *((name, c_void_p) for name in ("abs_vectors", "sign_vectors", "shifts", "ball", "had_in", "had_out")),
-        *((name, c_int32) for name in ("x_dtype", "out_dtype", "n", "rows", "in_features")),
-        *((name, c_int32) for name in ("bits", "order_in", "order_out")),
-        ("resid_factor", c_float),
-    ]
+SOURCE = Path(__file__).with_name("quip.cpp")
+QuipArgs = declarations.structure(SOURCE, "QuipArgs")
 
 
 @dataclass
-class Prepared:
+class Prepared(kernel.Prepared[E8PSpec]):
     """Unpacked codes uint16 [M, K/8], the residual's [M, K/8] (uint16 or uint8), SU and SV in float32."""
 
-    spec: E8PSpec
-    arguments: library.Arguments
     resid_scale: float
 
 
@@ -69,7 +57,7 @@ class Quip(CpuKernel[E8PSpec, E8PWeight]):
     name = "quip"
     weights = E8PWeight
     automatic = True
-    source, entry, structure = Path(__file__).with_name("quip.cpp"), "quip", QuipArgs
+    source, entry, structure = SOURCE, "quip", QuipArgs
 
     def prepare(self, weight: E8PWeight, device: Device) -> Prepared:
         spec, codes = weight.spec, weight.codes()
@@ -87,9 +75,8 @@ class Quip(CpuKernel[E8PSpec, E8PWeight]):
         arguments = library.Arguments(
             QuipArgs,
             arrays,
+            spec,
             rows=m,
-            in_features=k,
-            bits=spec.bits,
             order_in=split_length(k)[0],
             order_out=split_length(m)[0],
             resid_factor=1 / weight.resid_scale,

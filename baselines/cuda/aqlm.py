@@ -6,11 +6,11 @@ dense product of the dequantised matrix from 7 rows of x on. A batch of up to 6 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda.dequant_dense import DequantDense
 from codegemm.engines.cuda.gpu import LANES, Gpu
@@ -18,21 +18,16 @@ from codegemm.engines.cuda.kernel import FLOAT32, CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import START, Work, balance
 from codegemm.engines.cuda.rows import code_type
-from codegemm.engines.cuda.steps import Launch, Scratch, Step, instance, structure
+from codegemm.engines.cuda.steps import Array, Launch, Scratch, Step, instance, structure
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
 MATVEC_ROWS = 6
 SOURCE = "aqlm.cu"
-MAX_ROWS = 16  # of W in a block, a warp each; must match `most_threads` in aqlm.cu
-COPIES = 8  # of a codebook in shared memory; must match `copies` there
+MAX_ROWS = kernels_cu.constant(SOURCE, "most_threads") // LANES  # of W in a block, a warp each
+COPIES = kernels_cu.constant(SOURCE, "copies")  # of a codebook in shared memory
 PIECE = 8  # fp16 in 16 bytes
-# `Aqlm` in aqlm.cu.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("lanes", "codebooks", "scales")]
-    + [(name, np.int32) for name in ("out_features", "in_features", "row_lanes", "centroids")],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Aqlm")
 # Counted in the compiled loops, for 16 bytes of 32 centroids; clocks that nothing hides, as for the Psumbook's tiles.
 _INSTRUCTIONS = 13.0
 _CHUNK_LATENCY = 700.0
@@ -49,6 +44,7 @@ class Aqlm(CudaKernel[CodebookSpec, CodebookWeight]):
 
     name = "aqlm"
     weights = CodebookWeight
+    few_rows = MATVEC_ROWS
 
     def __init__(self, many_rows: DequantDense | None = None) -> None:
         self.many_rows = many_rows or DequantDense()
@@ -75,15 +71,6 @@ class Aqlm(CudaKernel[CodebookSpec, CodebookWeight]):
         prepared.arrays["lanes"] = arrange_codes(weight)
         return prepared
 
-    def batches(self, n: int) -> Iterable[int]:
-        few = range(1, min(n, MATVEC_ROWS) + 1)
-        return few if n <= MATVEC_ROWS else (*few, n)
-
-    def alike(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
-        if product.n <= MATVEC_ROWS:
-            return product
-        return Product.of(product.spec, MATVEC_ROWS + 1, product.dtype)
-
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         return [_matvec(product, gpu)] if product.n <= MATVEC_ROWS else self.many_rows.steps(product, gpu, scratch)
 
@@ -106,7 +93,7 @@ def _matvec(product: Product[CodebookSpec], gpu: Gpu) -> Launch:
         shared_bytes=shared_bytes(spec),
         arguments=(
             np.int32(product.out_dtype == FLOAT32),
-            structure(ARGUMENTS, spec, config, row_lanes=row_lanes(spec)),
+            structure(ARGUMENTS, spec, config, codes=Array("lanes"), row_lanes=row_lanes(spec)),
         ),
         work=Work(
             # Every row of x reads all codes.
@@ -140,7 +127,7 @@ def in_shared_memory(spec: CodebookSpec) -> bool:
 
 
 def lane_vectors(spec: CodebookSpec) -> int:
-    """k-vectors of a lane in a chunk: their codes are whole loads of 16 bytes. Must match `Shape` in aqlm.cu."""
+    """k-vectors of a lane in a chunk: their codes are whole loads of 16 bytes."""
     return 16 if spec.config.m * spec.code_bytes % 2 else 8
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from codegemm import devices
@@ -20,6 +18,7 @@ class Dense(CudaKernel[Spec, Weight]):
     """float16 weights (for float32 and bfloat16 x of that dtype), cuBLAS."""
 
     name = "dense"
+    few_rows = 0
 
     def unavailable(self) -> str | None:
         return devices.unavailable() or gemm.unavailable()
@@ -28,12 +27,6 @@ class Dense(CudaKernel[Spec, Weight]):
         # Prepared before x's dtype is known: other dtypes are made from float16 at their first use.
         dense = devices.move(weight.dequantize(np.float16), weight.device)
         return Prepared(weight.spec, weight.device, {"float16": dense})
-
-    def batches(self, n: int) -> Iterable[int]:
-        return (n,)
-
-    def alike(self, product: Product[Spec]) -> Product[Spec]:
-        return Product.of(product.spec, 1, product.dtype)
 
     def bind(self, prepared: Prepared, product: Product[Spec]) -> Run:
         if product.dtype.name not in prepared.arrays:

@@ -10,12 +10,12 @@ matrix is faster, which the original does from two rows on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import gemm, rotation
 from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
@@ -41,14 +41,14 @@ from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.kernel import Product
 
 SOURCE = "quip.cu"
-ROWS = 8  # of x, whose products read the codes once
+ROWS = kernels_cu.constant(SOURCE, "most_rows")  # of x, whose products read the codes once
 EXACT_ROWS = 4  # of x at most, whose numbers have a digit more
 # Rows of x beyond which What is rebuilt: writing and reading it takes as long as so many rows' codes, eight at a time.
 MATVEC_ROWS = 48
-TILE_ROWS, STEP = 16, 64  # of W, columns of W
-MAX_WARPS = 16
-_TABLE_BYTES, _BALL_BYTES = 2 * 256 * 128, 256 * 64  # as e8p.cuh has them
-_TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles; must match `together` in quip.cu
+TILE_ROWS, STEP = kernels_cu.constant(SOURCE, "tile_rows"), kernels_cu.constant(SOURCE, "step_weights")
+MAX_WARPS = kernels_cu.constant(SOURCE, "most_threads") // LANES
+_TABLE_BYTES, _BALL_BYTES = kernels_cu.constant(SOURCE, "tables_bytes"), kernels_cu.constant(SOURCE, "ball_bytes")
+_TOGETHER = {2: 4, 3: 2, 4: 2}  # tiles
 _NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)  # of a coordinate in a table's word
 # For 16 x 64 weights, by bits and groups of rows of x, counted in the compiled loops.
 _INSTRUCTIONS = {
@@ -60,14 +60,7 @@ _DENSE_INSTRUCTIONS = {2: 110.0, 3: 230.0, 4: 250.0}
 # Clocks of a round, a step of all warps of a block, that nothing hides, by groups: fitted to whole products on an H200
 # with one and three groups, when a warp had the codes of one step on their way and not of two.
 _ROUND_LATENCY = {1: 350.0, 2: 700.0, 3: 1000.0}
-# `Quip` in quip.cu.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "residual", "tables")]
-    + [(name, np.int32) for name in ("first_tile", "tiles", "steps", "batch")]
-    + [("residual_factor", np.float32)]
-    + [(name, np.uint64) for name in ("rotated", "sums", "dense")],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Quip")
 
 
 class Quip(CudaKernel[E8PSpec, E8PWeight]):
@@ -81,6 +74,7 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
     name = "quip"
     weights = E8PWeight
     automatic = True
+    few_rows = MATVEC_ROWS
 
     def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
         self.slice_bytes = slice_bytes
@@ -90,9 +84,8 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
         numbers = {"residual_factor": 1.0 / weight.resid_scale}
         return Prepared(weight.spec, weight.device, arrange_codes(weight) | vectors, numbers)
 
-    def batches(self, n: int) -> Iterable[int]:
-        few = range(1, min(n, MATVEC_ROWS) + 1)
-        return few if n <= MATVEC_ROWS else (*few, n)
+    def alike(self, product: Product[E8PSpec]) -> Product[E8PSpec]:
+        return product  # the rotations' grids grow with n
 
     def steps(self, product: Product[E8PSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         n, (m, k) = product.n, product.spec.shape

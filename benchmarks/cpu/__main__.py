@@ -11,9 +11,10 @@ import argparse
 import importlib.metadata
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.cpu import measuring, peers, report
+from benchmarks.cpu import peers, report, rounds
 from codegemm.engines.cpu import device, isa
 from codegemm.version import __version__
 
@@ -28,14 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
-    settings = measuring.QUICK if chosen.quick else measuring.FULL_SIZE
+    settings = rounds.QUICK if chosen.quick else rounds.FULL_SIZE
     with peers.registered():
-        measured = measuring.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+        measured = rounds.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
     machine = report.Machine(device.name(), isa.chosen().name, versions())
     report.print_tables(measured, machine)
     if chosen.json is not None:
-        report.write_json(measured, machine, chosen.json)
-    wrong = report.wrong(measured)
+        report.write_report(measured, machine, chosen.json)
+    wrong = measured.wrong()
     for line in wrong:
         print(f"wrong: {line}")
     return int(bool(wrong))
@@ -45,10 +46,8 @@ def versions() -> dict[str, str]:
     """Of what was measured, as far as it is installed."""
     installed = {"codegemm": __version__, "python": platform.python_version()}
     for package in ("numpy", "torch", "numba", "aqlm"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed
 
 

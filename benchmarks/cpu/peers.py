@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 
 from codegemm.baselines.cpu.aqlm import Aqlm
 from codegemm.baselines.cpu.dense import Dense
-from codegemm.comparison import measure
 from codegemm.devices import Device, to_torch
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product
+from codegemm.measuring import conditions
 from codegemm.registry import register_kernel, unregister_kernel
 
 # With its requirements aqlm brings transformers and accelerate.
@@ -54,16 +53,6 @@ class TorchFp32(Dense):
         torch.mm(to_torch(x), prepared.T, out=to_torch(out))
 
 
-@dataclass
-class AqlmTensors:
-    """A weight as AQLM's QuantizedLinear hands it to its kernel: int8 codes [K/v, M, m], float32 codebooks
-    [m, 256, 1, v], float32 scales [M, 1, 1, 1]."""
-
-    codes: Any
-    codebooks: Any
-    scales: Any
-
-
 class AqlmNumba(Kernel[CodebookSpec, CodebookWeight]):
     """The kernel of the package aqlm for CPUs, 2x8 and Kx8. Its threads add to the same outputs: with several, some
     of the sums get lost."""
@@ -90,18 +79,19 @@ class AqlmNumba(Kernel[CodebookSpec, CodebookWeight]):
             return f"b={product.spec.config.b}: it reads codes of 8 bits"
         return self._counted.refuses(product, device)
 
-    def prepare(self, weight: CodebookWeight, device: Device) -> AqlmTensors:
+    def prepare(self, weight: CodebookWeight, device: Device) -> tuple[Any, ...]:
+        """As AQLM's QuantizedLinear hands it over: int8 codes [K/v, M, m], float32 codebooks [m, 256, 1, v], float32
+        scales [M, 1, 1, 1]."""
         import torch
 
-        return AqlmTensors(
+        return (
             torch.from_numpy(np.ascontiguousarray(weight.codes.swapaxes(0, 1)).view(np.int8)),
             torch.from_numpy(weight.part_codebooks[0][:, :, None].astype(np.float32)),
             torch.from_numpy(weight.scales[:, :, None, None].astype(np.float32)),
         )
 
-    def run(self, prepared: AqlmTensors, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        y = _multiply()(to_torch(x), prepared.codes, prepared.codebooks, prepared.scales, None)
-        out[...] = y.numpy()
+    def run(self, prepared: tuple[Any, ...], x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        out[...] = _multiply()(to_torch(x), *prepared, None).numpy()
 
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         """Of the same tables and codes, which this package's own form of the kernel reads, too."""
@@ -128,7 +118,7 @@ def registered() -> Iterator[None]:
 def threads(count: int) -> Iterator[None]:
     """The same number for the package's kernels, NumPy, torch and numba, as far as numba has so many."""
     with ExitStack() as stack:
-        stack.enter_context(measure.threads(count))
+        stack.enter_context(conditions.threads(count))
         if AQLM_NUMBA.unavailable() is None:
             import numba
 
@@ -140,19 +130,14 @@ def threads(count: int) -> Iterator[None]:
 @cache
 def _multiply() -> Callable[..., Any]:
     """`numba_gemm_lut`, by its file: what the package around it imports changes with its versions."""
-    package = importlib.util.find_spec("aqlm")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    path = Path(next(iter(package.submodule_search_locations))) / "inference_kernels" / "numba_kernel.py"
+    [folder, *_] = importlib.util.find_spec("aqlm").submodule_search_locations
+    path = Path(folder) / "inference_kernels" / "numba_kernel.py"
     spec = importlib.util.spec_from_file_location("aqlm_numba_kernel", path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     # numba's products are those of the BLAS in scipy.
     importlib.import_module("scipy.linalg.cython_blas")
-    multiply: Callable[..., Any] = module.numba_gemm_lut
-    return multiply
+    return module.numba_gemm_lut
 
 
 def _is_installed(package: str) -> bool:

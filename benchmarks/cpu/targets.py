@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from codegemm.comparison import targets
-from codegemm.comparison.targets import MAIN, Outcome
+from benchmarks import targets
+from benchmarks.targets import MAIN, Outcome
+from codegemm.reporting import by, counted
 
 AUTO, FULL, FAST = "auto", "psumbook", "psumbook_fast"
 DENSE, TORCH_FP32, TORCH_BF16, AQLM = "dense", "torch_fp32", "dense_bf16", "aqlm_numba"
@@ -68,11 +69,6 @@ class Accuracy:
     error: float
     limit: float | None
 
-    @property
-    def is_met(self) -> bool | None:
-        """None where nothing is promised."""
-        return None if self.limit is None else self.error <= self.limit
-
 
 @dataclass(frozen=True)
 class Target:
@@ -92,7 +88,7 @@ class Target:
     def __str__(self) -> str:
         precision = "fast" if self.kernel == FAST else "full"
         weights = "" if self.configs == MAIN else f", {', '.join(self.configs)}"
-        product = f"{precision}, N = {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}{weights}"
+        product = f"{precision}, N = {self.batch}, {counted(self.threads, 'thread')}{weights}"
         return f"{product}: " + (f"times {self.against[0]}" if self.against else "share of the read bandwidth")
 
 
@@ -107,21 +103,25 @@ TARGETS = (
 )
 
 
+@dataclass
 class Measured:
-    """What was measured, looked up."""
+    """Everything that was measured, as plain data, looked up. left_out: reasons by kernel."""
 
-    def __init__(self, rows: Sequence[Timed], bandwidths: Sequence[Bandwidth]) -> None:
-        self.rows = rows
-        self.shapes = tuple(dict.fromkeys(row.shape for row in rows))
-        self._rows = {(row.shape, row.threads, row.kernel, row.config, row.batch): row for row in rows}
-        self._chosen = {(row.shape, row.threads, row.config, row.batch): row for row in rows if row.chosen}
-        self._bandwidths = {(bandwidth.shape, bandwidth.threads): bandwidth.rounds for bandwidth in bandwidths}
+    rows: list[Timed] = field(default_factory=list)
+    bandwidths: list[Bandwidth] = field(default_factory=list)
+    accuracies: list[Accuracy] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """In the order of the rows."""
+        return list(dict.fromkeys(row.shape for row in self.rows))
 
     def find(self, shape: Shape, threads: int, kernel: str, config: str, batch: int) -> Timed | None:
         """The row of a kernel, or of the one that `auto` takes."""
-        if kernel == AUTO:
-            return self._chosen.get((shape, threads, config, batch))
-        return self._rows.get((shape, threads, kernel, config, batch))
+        wanted = (shape, threads, config, batch)
+        rows = (row for row in self.rows if (row.shape, row.threads, row.config, row.batch) == wanted)
+        return next((row for row in rows if (row.chosen if kernel == AUTO else row.kernel == kernel)), None)
 
     def times(self, row: Timed, kernel: str, config: str = "") -> float | None:
         """How many times as fast as that kernel's product this one is."""
@@ -130,26 +130,25 @@ class Measured:
 
     def share(self, row: Timed) -> float:
         """Bytes that the product reads a second, of those that its threads can read."""
-        bandwidth = self._bandwidths[row.shape, row.threads]
-        return median_ratio([row.bytes_read / seconds for seconds in row.seconds], bandwidth)
+        cell = (row.shape, row.threads)
+        [read] = [each.rounds for each in self.bandwidths if (each.shape, each.threads) == cell]
+        return median_ratio([row.bytes_read / seconds for seconds in row.seconds], read)
 
     def cells(self, target: Target) -> dict[Cell, float | None]:
         """What each shape and configuration reaches; None where something was not measured."""
-        return {
-            (shape, config): self._cell(target, shape, config) for shape in self.shapes for config in target.configs
+        rows = {
+            (shape, config): self.find(shape, target.threads, target.kernel, config, target.batch)
+            for shape in self.shapes
+            for config in target.configs
         }
-
-    def _cell(self, target: Target, shape: Shape, config: str) -> float | None:
-        row = self.find(shape, target.threads, target.kernel, config, target.batch)
-        if row is None:
-            return None
-        return self.share(row) if target.against is None else self.times(row, *target.against)
+        reached = self.share if target.against is None else lambda row: self.times(row, *target.against)
+        return {cell: None if row is None else reached(row) for cell, row in rows.items()}
 
     def outcome(self, target: Target) -> Outcome:
         """The geometric mean of all cells, where there is a number in each."""
         cells = list(self.cells(target).values())
         numbers = [cell for cell in cells if cell is not None]
-        mean = statistics.geometric_mean(numbers) if numbers and len(numbers) == len(cells) else None
+        mean = statistics.geometric_mean(numbers) if numbers and numbers == cells else None
         return Outcome(str(target), mean, target.least)
 
     def automatic(self) -> list[Timed]:
@@ -159,17 +158,31 @@ class Measured:
 
     def worst_automatic(self) -> list[Outcome]:
         """For each dense product the slowest of `auto`'s in its terms."""
-        return [self._worst(against, least, most) for against, (least, most) in AUTO_LEAST.items()]
+        outcomes = []
+        for against, (least, most) in AUTO_LEAST.items():
+            ratios = ((self.times(row, against), row) for row in self.automatic() if row.batch <= most)
+            told = [
+                (ratio, f" ({row.kernel}, N = {row.batch}, {by(row.shape)}, {row.config})")
+                for ratio, row in ratios
+                if ratio is not None
+            ]
+            slowest, where = min(told, key=lambda pair: pair[0], default=(None, ""))
+            statement = f"auto, N up to {most}, {AUTO_THREADS} threads, the slowest: times {against}{where}"
+            outcomes.append(Outcome(statement, slowest, least))
+        return outcomes
 
-    def _worst(self, against: str, least: float, most: int) -> Outcome:
-        ratios = [(self.times(row, against), row) for row in self.automatic() if row.batch <= most]
-        pairs = [(ratio, row) for ratio, row in ratios if ratio is not None]
-        statement = f"auto, N up to {most}, {AUTO_THREADS} threads, the slowest: times {against}"
-        if not pairs:
-            return Outcome(statement, None, least)
-        ratio, row = min(pairs, key=lambda pair: pair[0])
-        where = f"{row.kernel}, N = {row.batch}, {row.shape[0]} x {row.shape[1]}, {row.config}"
-        return Outcome(f"{statement} ({where})", ratio, least)
+    def outcomes(self) -> list[Outcome]:
+        """Of every target of speed."""
+        return [*map(self.outcome, TARGETS), *self.worst_automatic()]
+
+    def wrong(self) -> list[str]:
+        """Products that err by more than is promised."""
+        return [
+            *(f"{by(row.shape)} {row.config} {row.kernel} N={row.batch}: error {row.error:.1e}" for row in self.rows
+              if row.chosen and not row.error <= FULL_ERROR),
+            *(f"{by(one.shape)} {one.config} {one.precision}, x {one.x}: error {one.error:.1e}"
+              for one in self.accuracies if one.limit is not None and not one.error <= one.limit),
+        ]  # fmt: skip
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:

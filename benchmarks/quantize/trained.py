@@ -1,18 +1,20 @@
 """What group scales by search, rotation and calibration gain on MiniLM: `python -m benchmarks.quantize.trained`.
 
 Each of the encoder's linear layers is quantised in several ways. The error of a layer is |W - W'|^2 / |W|^2 and, of its
-output on topics that no calibration saw, |X (W - W')^T|^2 / |X W^T|^2; rows are the means over the layers. The result
-is benchmarks/results/quantize-minilm.json; the exit status is 1 where calibration gains less than a quarter.
+output on topics of Python's own documentation that no calibration saw, |X (W - W')^T|^2 / |X W^T|^2; rows are the means
+over the layers. The result is benchmarks/results/quantize-minilm.json; the exit status is 1 where calibration gains
+less than a quarter.
 """
 
 from __future__ import annotations
 
-import json
+import importlib
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,16 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 import codegemm
-from benchmarks.quantize.activations import Layer, layers
 from codegemm.engines.cpu import device
 from codegemm.exploration.measure import energy
+from codegemm.measuring.sources import minilm
 from codegemm.quantize import additive
-from codegemm.quantize.scaling import row_blocks
 from codegemm.quantize.schedule import Pass, Schedule
+from codegemm.reporting import write_json
 from codegemm.version import __version__
 
 RESULT = Path(__file__).parents[1] / "results" / "quantize-minilm.json"
 LEAST_GAIN = 0.25
+TOKENS = 20_000  # read on each side
+_LENGTH, _BATCH = 256, 8  # tokens of a sequence, sequences at a time
 
 # A configuration, and the ways in which it is reached.
 CASES = {
@@ -39,6 +43,15 @@ CASES = {
     "m1v4g-1": ("maximum", "plain", "rotated"),
     "m2v8g-1": ("plain", "rotated", "calibrated"),
 }
+
+
+@dataclass
+class Layer:
+    """One linear layer: W [M, K], and its inputs on topics to calibrate by and on others to measure on."""
+
+    weight: npt.NDArray[np.float32]
+    seen: codegemm.Calibration
+    unseen: codegemm.Calibration
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,8 @@ def main() -> int:
     rows = []
     for config, ways in CASES.items():
         for way in ways:
-            rows.append(measure(config, way, measured))
-            row = rows[-1]
+            row = measure(config, way, measured)
+            rows.append(row)
             print(
                 f"{row.config:9} {row.way:19} {row.bits_per_weight:6.3f} bits  error of weights {row.weight_error:.4f}"
                 f"  of outputs {row.output_error:.4f}  {row.seconds:5.1f} s",
@@ -71,9 +84,47 @@ def main() -> int:
     for config, gain in gains.items():
         print(f"{config}: calibration lessens the outputs' error by {gain:.0%}, at least {LEAST_GAIN:.0%} are wanted")
     report = {"version": __version__, "device": device.name(), "layers": len(measured)}
-    report["rows_seen"], report["rows_unseen"] = measured[0].seen.rows, measured[0].unseen.rows
-    RESULT.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    report |= {"rows_seen": measured[0].seen.rows, "rows_unseen": measured[0].unseen.rows}
+    write_json(report | {"rows": rows}, RESULT)
     return int(min(gains.values()) < LEAST_GAIN)
+
+
+def layers() -> list[Layer]:
+    """All linear layers of the encoder. Every second topic is seen, the others are not."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(minilm()).eval(), AutoTokenizer.from_pretrained(minilm())
+    topics = importlib.import_module("pydoc_data.topics").topics
+    texts = [topics[name] for name in sorted(topics)]
+    linear = [part for part in model.encoder.modules() if isinstance(part, torch.nn.Linear)]
+    found = [
+        Layer(part.weight.detach().numpy(), *(codegemm.Calibration(part.in_features) for _ in range(2)))
+        for part in linear
+    ]
+    for side, chosen in (("seen", texts[::2]), ("unseen", texts[1::2])):
+        for ids in _batches(tokenizer, chosen):
+            with ExitStack() as hooks, torch.no_grad():
+                for part, layer in zip(linear, found):
+                    add = getattr(layer, side).update
+                    hooks.enter_context(part.register_forward_pre_hook(lambda _, inputs, add=add: add(inputs[0])))
+                model(input_ids=ids)
+    return found
+
+
+def _batches(tokenizer: Any, texts: Iterable[str]) -> Iterator[Any]:
+    """Token ids [sequences, tokens] of whole sequences, up to TOKENS in all."""
+    import torch
+
+    room = _LENGTH - 2
+    ids = itertools.chain.from_iterable(
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts
+    )
+    taken = list(itertools.islice(ids, TOKENS // room * room))
+    rows = torch.tensor(taken).reshape(-1, room)
+    edge = torch.ones(len(rows), 1, dtype=rows.dtype)
+    whole = torch.cat([edge * tokenizer.cls_token_id, rows, edge * tokenizer.sep_token_id], 1)
+    yield from whole.split(_BATCH)
 
 
 def measure(config: str, way: str, measured: list[Layer]) -> Row:
@@ -81,22 +132,15 @@ def measure(config: str, way: str, measured: list[Layer]) -> Row:
     begin = time.perf_counter()
     weights = [quantized(layer, config, way) for layer in measured]
     seconds = time.perf_counter() - begin
-    gaps = [layer.weight - weight.dequantize() for layer, weight in zip(measured, weights)]
-    return Row(
-        config,
-        way,
-        float(np.mean([weight.bits_per_weight for weight in weights])),
-        float(np.mean([energy(gap) / energy(layer.weight) for layer, gap in zip(measured, gaps)])),
-        float(
-            np.mean(
-                [
-                    energy(gap, layer.unseen.H) / energy(layer.weight, layer.unseen.H)
-                    for layer, gap in zip(measured, gaps)
-                ]
-            )
-        ),
-        seconds / len(measured),
-    )
+    figures = [
+        (
+            weight.bits_per_weight,
+            energy(layer.weight, less=dense) / energy(layer.weight),
+            energy(layer.weight, layer.unseen.H, dense) / energy(layer.weight, layer.unseen.H),
+        )
+        for layer, weight, dense in ((layer, weight, weight.dequantize()) for layer, weight in zip(measured, weights))
+    ]
+    return Row(config, way, *map(float, np.mean(figures, axis=0)), seconds / len(measured))
 
 
 def quantized(layer: Layer, config: str, way: str) -> codegemm.Weight:
@@ -112,9 +156,7 @@ def quantized(layer: Layer, config: str, way: str) -> codegemm.Weight:
 
 def maxima(matrix: npt.NDArray[np.float32], group: int) -> npt.NDArray[np.float64]:
     """Of the magnitudes of each group of matrix [M, K], [M, K/group]."""
-    return np.concatenate(
-        [np.abs(matrix[rows]).reshape(-1, matrix.shape[1] // group, group).max(-1) for rows in row_blocks(matrix)]
-    ).astype(np.float64)
+    return np.abs(matrix).reshape(len(matrix), -1, group).max(-1).astype(np.float64)
 
 
 def without_search(of: Callable[..., Schedule]) -> Callable[..., Schedule]:

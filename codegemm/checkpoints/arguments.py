@@ -1,7 +1,9 @@
-"""Checks that the readers of all formats share."""
+"""Checks that the readers of all layouts share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,17 @@ import numpy.typing as npt
 
 from codegemm import arrays, devices
 from codegemm.errors import CheckpointError
+
+FLOATS = ("float16", "bfloat16", "float32")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What a weight's class refuses is a CheckpointError."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.NDArray:
@@ -19,23 +32,6 @@ def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.
     if array.ndim != axes:
         raise CheckpointError(f"{name}: shape {array.shape}, must have {axes} axes")
     return array
-
-
-def code_bits(name: str, codebooks: npt.NDArray) -> int:
-    """b of codebooks [m, 2**b, ...]."""
-    centroids = codebooks.shape[1]
-    if centroids < 2 or centroids & (centroids - 1) or centroids > 1 << 16:
-        raise CheckpointError(f"{name}: {centroids} centroids, must be a power of two from 2 to 65536")
-    return centroids.bit_length() - 1
-
-
-def half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:
-    """The same values in float16; CheckpointError where one does not fit."""
-    with np.errstate(over="ignore"):
-        rounded = array.astype(np.float16)
-    if not np.isfinite(rounded).all():
-        raise CheckpointError(f"{name}: has a value that is not a finite float16")
-    return rounded
 
 
 def exact_half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from codegemm.checkpoints.arguments import as_array, exact_half
+from codegemm.checkpoints.arguments import FLOATS, as_array, exact_half, refusing
 from codegemm.errors import CheckpointError
 from codegemm.formats.codebook import CodebookWeight
-from codegemm.formats.extended import ExtendedWeight
+from codegemm.formats.transformed import TransformedWeight
 
 _SIGNED = ("bool", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _MAX_V = 8  # signs of a code: kernels have tables of 2^8 entries
 
 
-def from_binary(planes: Any, alphas: Any, offsets: Any = None) -> CodebookWeight | ExtendedWeight:
+@refusing()
+def from_binary(planes: Any, alphas: Any, offsets: Any = None) -> CodebookWeight | TransformedWeight:
     """W[r, k] = sum over i of alphas[r, k // g, i] * planes[i, r, k] + offsets[r, k // g], exactly.
 
     planes: +-1, or bool with True for 1, [q, M, K].
@@ -27,7 +26,7 @@ def from_binary(planes: Any, alphas: Any, offsets: Any = None) -> CodebookWeight
     All planes share the codebook of all signs; each is a term. Raises CheckpointError.
     """
     signs = as_array("planes", planes, _SIGNED, 3)
-    alphas = as_array("alphas", alphas, _FLOATS, 3)
+    alphas = as_array("alphas", alphas, (*FLOATS, "float64"), 3)
     count, rows, columns = signs.shape
     groups = alphas.shape[1]
     if not signs.size or not groups or alphas.shape != (rows, groups, count) or columns % groups:
@@ -39,23 +38,16 @@ def from_binary(planes: Any, alphas: Any, offsets: Any = None) -> CodebookWeight
         raise CheckpointError(f"planes: {signs[abs(signs) != 1][0]}, must be 1 or -1")
     v = signs_per_code(columns // groups)
     positive = (signs > 0).transpose(1, 0, 2).reshape(rows, -1, v)
+    codes = np.packbits(positive, axis=2, bitorder="little")  # [M, vectors, 1]
     books = 2.0 * (np.arange(1 << v)[:, None] >> np.arange(v) & 1) - 1
     scales = exact_half("alphas", alphas).transpose(0, 2, 1).reshape(rows, -1)
-    try:
-        core = CodebookWeight(_codes(positive), books[None].astype(np.float16), scales)
-        if offsets is None:
-            return core if count == 1 else ExtendedWeight(core, terms=count)
-        added = exact_half("offsets", as_array("offsets", offsets, _FLOATS, 2))
-        return ExtendedWeight(core, offsets=added, scaled=False, terms=count)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    core = CodebookWeight(codes, books[None].astype(np.float16), scales)
+    if offsets is None:
+        return core if count == 1 else TransformedWeight(core, terms=count)
+    added = exact_half("offsets", as_array("offsets", offsets, (*FLOATS, "float64"), 2))
+    return TransformedWeight(core, offsets=added, scaled=False, terms=count)
 
 
 def signs_per_code(group: int) -> int:
     """The most signs, up to 8, that divide a group."""
     return max(v for v in range(1, _MAX_V + 1) if group % v == 0)
-
-
-def _codes(positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """Codes [M, vectors, 1], the first sign in the lowest bit."""
-    return np.packbits(positive, axis=2, bitorder="little")

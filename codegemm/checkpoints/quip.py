@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.checkpoints.arguments import as_array
+from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
 from codegemm.errors import CheckpointError
 from codegemm.formats.e8p import E8PWeight
 
@@ -15,6 +15,7 @@ from codegemm.formats.e8p import E8PWeight
 CODEBOOKS = {"E8P12": 2, "E8P12RVQ3B": 3, "E8P12RVQ4B": 4}
 
 
+@refusing()
 def from_quip(
     qidxs: Any,
     SU: Any,
@@ -55,12 +56,9 @@ def from_quip(
         su = su.astype(np.float32) / divisor
     if resid_scale is not None and not resid_scale > 0:
         resid_scale = None
-    try:
-        return E8PWeight(qidxs, su, sv, resid_scale)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
+    return E8PWeight(qidxs, su, sv, resid_scale)
 
 
 def _vector(name: str, values: Any) -> npt.NDArray:
-    vector = as_array(name, values, ("float16", "bfloat16", "float32", "float64"), 1)
+    vector = as_array(name, values, (*FLOATS, "float64"), 1)
     return vector if vector.dtype == np.float16 else vector.astype(np.float32)

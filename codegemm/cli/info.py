@@ -11,24 +11,14 @@ import click
 @click.argument("file", type=click.Path(path_type=Path))
 def info(file: Path) -> None:
     """List the quantised weights of FILE."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from codegemm.formats.e8p import E8PWeight
-    from codegemm.formats.names import name_of
+    from codegemm.reporting import by, counted, new_table, open_console
     from codegemm.storage import load_all
 
     weights = load_all(file)
-    table = Table()
-    for heading in ("weight", "format", "shape", "bits/weight", "MB"):
-        table.add_column(heading, justify="left" if heading in ("weight", "format") else "right")
+    table = new_table("", "weight", "format", ">shape", ">bits/weight", ">MB")
     for name, weight in weights.items():
-        form = f"e8p, {weight.bits} bit" if isinstance(weight, E8PWeight) else name_of(weight.spec)
-        size = f"{weight.shape[0]} x {weight.shape[1]}"
-        table.add_row(escape(name), form, size, f"{weight.bits_per_weight:.3f}", f"{weight.nbytes / 1e6:.2f}")
-    Console().print(table)
+        size = f"{weight.nbytes / 1e6:.2f}"
+        table.add_row(name, weight.spec.name, by(weight.shape), f"{weight.bits_per_weight:.3f}", size)
+    open_console().print(table)
     total = sum(weight.nbytes for weight in weights.values())
-    click.echo(
-        f"{len(weights)} weight{'s' * (len(weights) != 1)}, {total / 1e6:.1f} MB of {file.stat().st_size / 1e6:.1f} MB"
-    )
+    click.echo(f"{counted(len(weights), 'weight')}, {total / 1e6:.1f} MB of {file.stat().st_size / 1e6:.1f} MB")

@@ -4,68 +4,67 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from codegemm import files
+from codegemm.errors import CheckpointError
+
 
 class ListOf(click.ParamType):
-    """Comma-separated values."""
+    """Values of another type, separated by commas; one at least."""
 
     name = "list"
 
-    def __init__(self, kind: type = str) -> None:
+    def __init__(self, kind: click.ParamType = click.STRING) -> None:
         self._kind = kind
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[object]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
         if isinstance(value, list):
             return value
-        try:
-            return [self._kind(part.strip()) for part in str(value).split(",") if part.strip()]
-        except ValueError:
-            self.fail(f"{value!r}: must be {self._kind.__name__}s, separated by commas", param, ctx)
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not parts:
+            self.fail(f"{value!r}: names nothing", param, ctx)
+        return [self._kind.convert(part, param, ctx) for part in parts]
 
 
-def parse_shape(text: str) -> tuple[int, int]:
+class Shape(click.ParamType):
     """(out_features, in_features) of `4096x1024`."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or not int(match[1]) or not int(match[2]):
-        raise click.BadParameter(f"{text!r}: must be <out_features>x<in_features>, like 4096x4096")
-    return int(match[1]), int(match[2])
+
+    name = "MxK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)x(\d+)", value)
+        if not match or not int(match[1]) or not int(match[2]):
+            self.fail(f"{value!r}: must be <out_features>x<in_features>, like 4096x4096", param, ctx)
+        return int(match[1]), int(match[2])
 
 
-def check_lists(batches: list[int], **named: list[str] | None) -> None:
-    """BadParameter for a list that names nothing, or batches that aren't positive."""
-    for option, values in named.items():
-        if values is not None and not values:
-            raise click.BadParameter(f"--{option}: names nothing")
-    if not batches or min(batches) < 1:
-        raise click.BadParameter(f"--batch {batches}: must be positive numbers")
+class NewFile(click.Path):
+    """A file that can be made where it is to be."""
 
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
 
-def find_engine(engine: str) -> str:
-    """`cpu` or `cuda`; `auto` is the latter where there is a GPU. UsageError where `cuda` was asked for in vain."""
-    from codegemm import devices
-
-    reason = devices.unavailable()
-    if engine == "cuda" and reason:
-        raise click.UsageError(f"--engine cuda: {reason}")
-    return ("cpu" if reason else "cuda") if engine == "auto" else engine
-
-
-def check_writable(*paths: Path | None) -> None:
-    """BadParameter for a file that can't be made where it is to be."""
-    for path in paths:
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise click.BadParameter(f"{path}: there is no folder {path.parent}")
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise click.BadParameter(f"{path}: can't be written to: {error.strerror}") from None
+            files.check_writable(value)
+        except CheckpointError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Picture(NewFile):
+    """One that can be drawn, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        reason = missing_plotting()
+        if reason:
+            self.fail(reason, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def missing_plotting() -> str | None:
@@ -75,8 +74,35 @@ def missing_plotting() -> str | None:
     return None
 
 
-def check_plotting(option: str) -> None:
-    """UsageError where there is nothing to draw with."""
-    reason = missing_plotting()
-    if reason:
-        raise click.UsageError(f"{option}: {reason}")
+def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
+    """`cpu` or `cuda`; `auto` is the latter where there is a GPU."""
+    from codegemm import devices
+
+    reason = devices.unavailable()
+    if engine == "cuda" and reason:
+        raise click.BadParameter(f"cuda: {reason}")
+    return ("cpu" if reason else "cuda") if engine == "auto" else engine
+
+
+SHAPES = click.option("--shape", "shapes", type=Shape(), multiple=True, help="MxK, of random codes (may be repeated).")
+CONFIGS = click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
+TENSORS = click.option("--tensor", "tensors", multiple=True, help="A matrix of the file (may be repeated).")
+JSON = click.option("--json", "json_path", type=NewFile(), help="Write the result there.")
+ENGINE = click.option(
+    "--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, callback=_find_engine
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default."
+)
+
+
+def batches(default: str) -> Callable[[Any], Any]:
+    """Rows of x."""
+    kind = ListOf(click.IntRange(1))
+    return click.option("--batch", "batches", type=kind, default=default, show_default=True, help="Rows of x.")
+
+
+def seconds(default: float) -> Callable[[Any], Any]:
+    """For one measurement."""
+    kind = click.FloatRange(0)
+    return click.option("--seconds", type=kind, default=default, show_default=True, help="For one measurement.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from codegemm.cli.options import ListOf, check_lists, find_engine, parse_shape
+from codegemm.cli import options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--shape", "shapes", multiple=True, help="MxK (may be repeated); those of Llama-3-8B by default.")
-@click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
-@click.option("--batch", "batches", type=ListOf(int), default="1,2,4,8,16,32,64", show_default=True, help="Rows of x.")
-@click.option("--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.SHAPES
+@options.CONFIGS
+@options.batches("1,2,4,8,16,32,64")
+@options.ENGINE
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Of x; a GPU's default is float16."
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.1, show_default=True, help="For one measurement.")
+@options.THREADS
+@options.seconds(0.1)
 def tune(
-    shapes: tuple[str, ...],
+    shapes: tuple[tuple[int, int], ...],
     configs: list[str] | None,
     batches: list[int],
     engine: str,
@@ -36,46 +36,39 @@ def tune(
 ) -> None:
     """Measure the kernels that `auto` may choose, and keep the fastest for this device in the cache.
 
-    They count for weights of the same shape and configuration and for x of the same dtype, and for the batches that
-    were measured and those nearest to them, up to a factor of two; elsewhere `auto` estimates. Random codes are as good
-    as real ones for time.
+    Without --shape it takes the shapes of Llama-3-8B. Choices count for weights of the same shape and configuration and
+    for x of the same dtype, and for the batches that were measured and those nearest to them, up to a factor of two;
+    elsewhere `auto` estimates. Random codes are as good as real ones for time.
     """
     from codegemm import tuning
     from codegemm.arrays import float_dtype
-    from codegemm.comparison import measure, report, sources
     from codegemm.devices import Device
+    from codegemm.measuring import conditions, sources
     from codegemm.quantize.progress import Progress
+    from codegemm.reporting import open_console
 
-    check_lists(batches, config=configs)
-    engine = find_engine(engine)
-    chosen = float_dtype(dtype or ("float32" if engine == "cpu" else "float16"))
-    cases = [sources.shape_case(shape, configs) for shape in map(parse_shape, shapes)]
-    cases = cases or [sources.shape_case(shape, configs) for shape in sources.LLAMA_3_8B]
-    device = Device.parse(engine)
-    with measure.threads(threads), Progress("tuning", sys.stderr.isatty()) as progress:
-        measurements, place = tuning.tune(cases, batches, device, chosen, seconds, progress)
-    console = report.open_console()
+    chosen = float_dtype(dtype) if dtype else conditions.dtype_of(engine)
+    cases = [sources.shape_case(shape, configs) for shape in shapes or sources.LLAMA_3_8B]
+    with conditions.threads(threads), Progress("tuning", sys.stderr.isatty()) as progress:
+        measurements, place = tuning.tune(cases, batches, Device.parse(engine), chosen, seconds, progress)
+    console = open_console()
     console.print(_table(measurements))
     for case in cases:
         for config, reason in case.skipped.items():
-            console.print(f"left out: {case.title}: {config}: {reason}", highlight=False, markup=False)
+            console.print(f"left out: {case.title}: {config}: {reason}")
     click.echo(f"stored in {place}")
 
 
 def _table(measurements: list[Measured]) -> Table:
     """A row for every product: what is taken now, how much slower the next and what was taken before are."""
-    from rich.table import Table
+    from codegemm.reporting import by, format_time, new_table
 
-    from codegemm.comparison.report import format_time
-
-    table = Table()
-    for heading in ("shape", "weights", "batch", "kernel", "time", "before", "next"):
-        table.add_column(heading, justify="right" if heading in ("batch", "time") else "left")
+    table = new_table("", "shape", "weights", ">batch", "kernel", ">time", "before", "next")
     for measured in measurements:
         choice = measured.choice
         fastest, *rest = measured.seconds
         table.add_row(
-            f"{choice.shape[0]} x {choice.shape[1]}",
+            by(choice.shape),
             choice.weights,
             str(choice.batches[0]),
             fastest,

@@ -1,1 +1,1 @@
-"""The head-to-head comparison: which weights, how they are timed, how the result is shown."""
+"""The head-to-head comparison: of which kernels, how it runs, how the result is shown."""

@@ -8,25 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.devices import Device
-from codegemm.formats.codebook import CodebookWeight
-from codegemm.formats.e8p import E8PWeight
-from codegemm.formats.extended import ExtendedWeight
-from codegemm.formats.hadamard import transform
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product
 
 
 def product(weight: Weight, x: npt.NDArray) -> npt.NDArray[np.float64]:
-    """x [n, K] times the dequantised weight, transposed: float64 [n, M]."""
+    """x [n, K] times the weight L (core + offsets) R, transposed: float64 [n, M]."""
     x = x.astype(np.float64)
+    left, right = weight.left, weight.right
     with np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(weight, E8PWeight):
-            rotated = transform(x * weight.SU, transpose=True)
-            return transform(rotated @ weight.lattice().T) * weight.SV
-        if isinstance(weight, CodebookWeight | ExtendedWeight):
-            blocks = [x @ block.T for _, block in weight.dense_blocks(np.float64)]
-            return np.concatenate(blocks, axis=1)
-        return x @ weight.dequantize(np.float64).T
+        if left is None:
+            return np.concatenate([x @ block.T for _, block in weight.dense_blocks(np.float64)], axis=1)
+        rotated = x if right is None else right.rotate(x)
+        inner = [rotated @ block.T for _, block in weight.core_blocks(np.dtype(np.float64))]
+        return left.unrotate(np.concatenate(inner, axis=1))
 
 
 class Reference(Kernel[Spec, Weight]):

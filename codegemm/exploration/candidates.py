@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, product, zip_longest
 
-from codegemm.config import CodebookConfig
-from codegemm.quantize import ROTATED
+from codegemm.formats.codebook_config import CodebookConfig
 
 MOST = 14  # configurations of a budget
-LOWEST, HIGHEST = 0.5, 8.0  # budgets
 
 _VECTORS, _CODEBOOKS, _GROUPS = (2, 4, 8, 16), (1, 2, 3, 4), (32, 128, -1)
 _BITS = (4, 6, 8)
@@ -22,17 +19,6 @@ _BITS_ALONE = (10, 12)  # of a single codebook: the joint search of several so l
 _BELOW, _ABOVE = 0.5, 0.25
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """What is quantised and measured. rotate: whether `quantize` rotates the matrix first."""
-
-    config: CodebookConfig
-    rotate: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.config}{ROTATED}" if self.rotate else str(self.config)
-
-
 def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookConfig]:
     """The configurations to try for a matrix [out_features, in_features], at most `MOST` for each budget in `bits`.
 
@@ -40,13 +26,6 @@ def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookCo
     the list is empty where the shape can hold none.
     """
     return list(dict.fromkeys(chain.from_iterable(_within(shape, budget) for budget in bits)))
-
-
-def check_bits(bits: Sequence[float]) -> None:
-    """ValueError unless there are budgets, and sensible ones."""
-    if not bits or not all(LOWEST <= budget <= HIGHEST for budget in bits):
-        text = ",".join(f"{budget:g}" for budget in bits)
-        raise ValueError(f"bits {text!r}: must be numbers from {LOWEST:g} to {HIGHEST:g}, separated by commas")
 
 
 def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.calibration import Calibration, load
-from codegemm.comparison.sources import read_matrix
 from codegemm.errors import CheckpointError
 from codegemm.files import File
 from codegemm.formats.native import is_native
+from codegemm.measuring import sources
 from codegemm.quantize.matrix import as_matrix
 
 
@@ -25,11 +25,6 @@ class Matrix:
     name: str
     values: npt.NDArray[np.float32]
     calibration: Calibration | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out_features, in_features)."""
-        return self.values.shape[0], self.values.shape[1]
 
 
 def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) -> list[Matrix]:
@@ -42,16 +37,16 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     if is_native(file):
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
     names = list(dict.fromkeys(tensors)) or [typical(file)]
-    calibrations = None if calibration is None else load(calibration)
+    calibrations = {} if calibration is None else load(calibration)
     matrices = []
     for name in names:
         try:
-            values = as_matrix(read_matrix(file, name))
+            values = as_matrix(sources.read_matrix(file, name))
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
         if not values.any():
             raise ValueError(f"{path}: {name}: all its elements are zero, and no error is relative to that")
-        its = None if calibrations is None else _calibration_of(name, values, calibrations)
+        its = None if calibration is None else _calibration_of(name, values, calibrations)
         matrices.append(Matrix(name, values, its))
     return matrices
 
@@ -61,20 +56,18 @@ def typical(file: File) -> str:
 
     Linear layers come once in every block of a model; larger matrices that come once are embeddings.
     """
-    matrices = {name: tensor.shape for name, tensor in sorted(file.tensors.items()) if tensor.is_matrix}
-    if not matrices:
-        raise CheckpointError(f"{file.path}: has no matrix of floats")
-    counts = Counter(matrices.values())
+    shapes = sources.matrices(file)
+    counts = Counter(shapes.values())
     chosen = max(counts, key=lambda shape: (counts[shape], shape[0] * shape[1]))
-    return next(name for name, shape in matrices.items() if shape == chosen)
+    return next(name for name, shape in shapes.items() if shape == chosen)
 
 
 def _calibration_of(tensor: str, values: npt.NDArray, calibrations: Mapping[str, Calibration]) -> Calibration:
     name = tensor.removesuffix(".weight")
-    if name not in calibrations:
+    calibration = calibrations.get(name)
+    if calibration is None:
         known = ", ".join(list(calibrations)[:5]) + ", ..." * (len(calibrations) > 5)
         raise ValueError(f"calibration: has no {name!r}; it has {known or 'nothing'}")
-    calibration = calibrations[name]
     if calibration.in_features != values.shape[1]:
         raise ValueError(f"calibration: {name!r} is for in_features={calibration.in_features}, not {values.shape[1]}")
     return calibration

@@ -11,18 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm import cache, choice, tables
-from codegemm.comparison import measure as timing
-from codegemm.config import CodebookConfig
 from codegemm.devices import Device
 from codegemm.engines.cpu import get_num_threads, isa
-from codegemm.exploration.candidates import Candidate
 from codegemm.exploration.matrices import Matrix
+from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.format import parse
+from codegemm.formats.transformed import TransformedConfig
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
+from codegemm.measuring import stopwatch
+from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.conditions import dtype_of
 from codegemm.quantize.scaling import row_blocks
-from codegemm.quantize.stored import key_parts, quantized
+from codegemm.quantize.stored import key_parts, made, quantized
 
-_FORMAT = "1"
+_FORMAT = "2"
 # The kernel and the dense product take turns, so that both see the same of what else the machine does.
 _TURNS = 5
 
@@ -43,20 +46,19 @@ class Settings:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of x and of the dense product: what a model uses on that engine."""
-        return np.dtype(np.float32 if self.engine == "cpu" else np.float16)
+        """Of x and of the dense product."""
+        return dtype_of(self.engine)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate's figures.
+    """One configuration's figures.
 
-    error: |W - W'|^2 / |W|^2, or that of the outputs where there is a calibration. seconds: the median of the product
-    by `kernel`, which `auto` takes; dense_seconds: that of the dense product, measured in turns with it.
+    config: its text. error: |W - W'|^2 / |W|^2, or that of the outputs where there is a calibration. seconds: the
+    median of the product by `kernel`, which `auto` takes; dense_seconds: of the dense product, in turns with it.
     """
 
     config: str
-    rotate: bool
     bits_per_weight: float
     nbytes: int
     error: float
@@ -65,9 +67,10 @@ class Measured:
     dense_seconds: float
 
     @property
-    def parsed(self) -> CodebookConfig:
-        """The configuration."""
-        return CodebookConfig.parse(self.config)
+    def codebooks(self) -> CodebookConfig:
+        """The configuration, without a rotation."""
+        config = parse(self.config)
+        return config.core if isinstance(config, TransformedConfig) else config
 
     @property
     def point(self) -> tuple[float, float, float]:
@@ -76,61 +79,50 @@ class Measured:
 
 
 class Bench:
-    """Measures the candidates of one matrix."""
+    """Measures the configurations of one matrix."""
 
     def __init__(self, matrix: Matrix, settings: Settings) -> None:
         self._matrix, self._settings = matrix, settings
-        self._dense: timing.Candidate | None = None  # one for all: its time depends on the shape alone
+        self._moments = None if matrix.calibration is None else matrix.calibration.H
+        self._dense: stopwatch.Candidate | None = None  # one for all: its time depends on the shape alone
 
-    def measure(self, candidate: Candidate) -> Measured:
+    def measure(self, config: str) -> Measured:
         """Quantised and measured, or as it was found in the cache.
 
         Raises ValueError where the matrix can't be quantised so.
         """
-        key = cache.key(self._key, str(candidate))
+        key = cache.key(self._key, made(config))
         entry = cache.lookup("measured", key, ".json")
         if entry is not None:
             return Measured(**json.loads(entry.read_text()))
-        measured = self._measure(candidate)
+        measured = self._measure(config)
         cache.store("measured", key, ".json", lambda path: path.write_text(json.dumps(asdict(measured))))
         return measured
 
-    def _measure(self, candidate: Candidate) -> Measured:
-        matrix, seed = self._matrix, self._settings.seed
-        weight = quantized(
-            matrix.values, candidate.config, seed, rotate=candidate.rotate, calibration=matrix.calibration
-        )
-        kernel, seconds, dense_seconds = self._time(weight)
-        return Measured(
-            str(candidate.config),
-            candidate.rotate,
-            weight.bits_per_weight,
-            weight.nbytes,
-            energy(matrix.values, self._moments, weight.dequantize(np.float32)) / self._whole,
-            kernel,
-            seconds,
-            dense_seconds,
-        )
+    def _measure(self, config: str) -> Measured:
+        matrix = self._matrix
+        weight = quantized(matrix.values, config, self._settings.seed, calibration=matrix.calibration)
+        error = energy(matrix.values, self._moments, weight.dequantize(np.float32)) / self._whole
+        return Measured(config, weight.bits_per_weight, weight.nbytes, error, *self._time(weight))
 
     def _time(self, weight: Weight) -> tuple[str, float, float]:
         """The kernel that `auto` takes, the median seconds of its product and of the dense one."""
         settings = self._settings
         here = weight.to(settings.device)
-        if self._dense is None:
-            self._dense = self._product(here, "dense")
-        kernel = choice.select(Product.of(here.spec, settings.rows, settings.dtype), settings.device)
-        product = self._product(here, kernel.full_name)
-        x = timing.inputs(weight.shape[1], settings.rows, settings.dtype)
+        kernel, product = self._product(here, "auto")
+        self._dense = self._dense or self._product(here, "dense")[1]
+        x = inputs(weight.shape[1], settings.rows, settings.dtype)
         times: tuple[list[float], list[float]] = [], []
         for _ in range(_TURNS):
             for one, seconds in zip((product, self._dense), times):
                 seconds += one.measure(x, settings.seconds / _TURNS)[1].seconds
-        return kernel.name, statistics.median(times[0]), statistics.median(times[1])
+        return kernel, statistics.median(times[0]), statistics.median(times[1])
 
-    def _product(self, weight: Weight, name: str) -> timing.Candidate:
+    def _product(self, weight: Weight, name: str) -> tuple[str, stopwatch.Candidate]:
+        """By the kernel of that name, or the one that `auto` stands for: which, and it to be timed."""
         settings = self._settings
         kernel = choice.select(Product.of(weight.spec, settings.rows, settings.dtype), settings.device, name)
-        return timing.Candidate(kernel, weight, [settings.rows], settings.dtype)
+        return kernel.name, stopwatch.Candidate(kernel, weight, [settings.rows], settings.dtype)
 
     @cached_property
     def _whole(self) -> float:
@@ -139,11 +131,6 @@ class Bench:
         if not whole > 0:
             raise ValueError(f"{self._matrix.name}: its outputs for the calibration are zero")
         return whole
-
-    @property
-    def _moments(self) -> npt.NDArray[np.float64] | None:
-        calibration = self._matrix.calibration
-        return None if calibration is None else calibration.H
 
     @cached_property
     def _key(self) -> str:

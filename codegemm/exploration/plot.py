@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,37 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.exploration.front import pareto
 from codegemm.exploration.measure import Measured
-from codegemm.exploration.report import conditions, dense_product, error_name, label, title
-from codegemm.exploration.runner import Exploration, Explored
-from codegemm.files import replace_file
+from codegemm.exploration.report import conditions, dense_product, error_name, title
+from codegemm.exploration.runner import Exploration, Explored, pareto
+from codegemm.reporting import new_figure, write_picture
 
 # Okabe and Ito's colours, told apart by the colour-blind; by the number of codebooks.
 _COLOURS = {1: "#0072B2", 2: "#D55E00", 3: "#009E73", 4: "#CC79A7"}
 _MARKERS = {2: "v", 4: "o", 8: "s", 16: "D"}  # by the vector length
 _FRONT = "#555555"
 _FONT = 6.5
-_DPI = 130
 _LEAST_ERROR = 1e-12  # a logarithmic axis has no zero
 
 
 def write_plot(result: Exploration, path: str | Path) -> None:
     """A row of two panels for each matrix, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = [explored for explored in result.matrices if explored.measured]
-    figure, panels = pyplot.subplots(
-        len(shown), 2, figsize=(15, 0.9 + 6.2 * len(shown)), squeeze=False, layout="constrained", dpi=_DPI
-    )
+    figure, panels = new_figure(len(shown), 2, (15, 0.9 + 6.2 * len(shown)))
     for (size, time), explored in zip(panels, shown):
         _draw(size, explored, 0)
         _draw(time, explored, 2)
-        for panel in (size, time):
-            panel.set_ylabel(f"relative squared {error_name(explored)}")
         size.set_title(title(explored), fontsize=9)
         size.set_xlabel("bits per weight")
         time.set_xlabel("time in multiples of the dense product's")
@@ -54,10 +43,7 @@ def write_plot(result: Exploration, path: str | Path) -> None:
     for (size, time), explored in zip(panels, shown):
         _label_points(size, explored, 0)
         _label_points(time, explored, 2)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    pyplot.close(figure)
-    replace_file(path, [buffer.getvalue()])
+    write_picture(figure, path)
 
 
 def _position(measured: Measured, axis: int, explored: Explored) -> tuple[float, float]:
@@ -73,10 +59,11 @@ def _draw(panel: Any, explored: Explored, axis: int) -> None:
     panel.plot(*zip(*line), color=_FRONT, linewidth=1, zorder=1)
     for measured, front in explored.by_size():
         x, y = _position(measured, axis, explored)
-        config = measured.parsed
+        config = measured.codebooks
         colour = _COLOURS[config.m]
         face = colour if front else "white"
         panel.plot(x, y, _MARKERS[config.v], color=colour, markerfacecolor=face, markersize=5, zorder=2)
+    panel.set_ylabel(f"relative squared {error_name(explored)}")
     panel.set_yscale("log")
     if axis == 2:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -94,14 +81,12 @@ def _label_points(panel: Any, explored: Explored, axis: int) -> None:
     """Names beside the points, with a line to those that had to go further away."""
     ordered = sorted(explored.by_size(), key=lambda pair: not pair[1])  # the front has the first choice of places
     points = panel.transData.transform([_position(measured, axis, explored) for measured, _ in ordered])
-    frame = panel.get_window_extent()
-    bounds = (frame.x0, frame.y0, frame.x1, frame.y1)
-    texts = [
-        panel.text(0, 0, label(measured), fontsize=_FONT, color="black" if front else "#777777", transform=None)
-        for measured, front in ordered
-    ]
-    extents = [text.get_window_extent() for text in texts]
-    sizes = [(extent.width, extent.height) for extent in extents]
+    bounds = panel.get_window_extent().extents
+    texts = []
+    for measured, front in ordered:
+        name = measured.config.replace("+rotated", " R")
+        texts.append(panel.text(0, 0, name, fontsize=_FONT, color="black" if front else "#777777", transform=None))
+    sizes = [text.get_window_extent().size for text in texts]
     for text, point, (left, bottom), (width, height) in zip(texts, points, place(points, sizes, bounds), sizes):
         text.set_position((left, bottom))
         near = (min(max(point[0], left), left + width), min(max(point[1], bottom), bottom + height))
@@ -137,7 +122,8 @@ def place(
             left = x + across * (_GAP * distance + width / 2) - width / 2
             bottom = y + up * (_GAP * distance + height / 2) - height / 2
             box = (left, bottom, left + width, bottom + height)
-            cost = sum(_overlap(box, other) for other in (*taken, *marks)) + _outside(box, bounds)
+            outside = width * height - _overlap(box, bounds)
+            cost = sum(_overlap(box, other) for other in (*taken, *marks)) + outside
             if cost < least:
                 best, least = box, cost
             if not cost:
@@ -153,22 +139,15 @@ def _overlap(one: Box, other: Box) -> float:
     return max(width, 0) * max(height, 0)
 
 
-def _outside(box: Box, bounds: Box) -> float:
-    """The area of a box that is out of bounds."""
-    return (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, bounds)
-
-
 def _legend(shown: Sequence[Explored]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    configs = [measured.parsed for explored in shown for measured in explored.measured]
+    configs = [measured.codebooks for explored in shown for measured in explored.measured]
 
-    def mark(marker: str, colour: str, face: str, text: str) -> Any:
-        return Line2D([], [], marker=marker, color=colour, markerfacecolor=face, linestyle="", markersize=5, label=text)
-
+    mark = partial(Line2D, [], [], linestyle="", markersize=5)
     return [
-        *(mark("o", _COLOURS[m], _COLOURS[m], f"m={m}") for m in sorted({config.m for config in configs})),
-        *(mark(_MARKERS[v], "#777777", "#777777", f"v={v}") for v in sorted({config.v for config in configs})),
-        mark("o", "#777777", "white", "another is as good in size, error and time"),
+        *(mark(marker="o", color=_COLOURS[m], label=f"m={m}") for m in sorted({config.m for config in configs})),
+        *(mark(marker=_MARKERS[v], color="#777777", label=f"v={v}") for v in sorted({config.v for config in configs})),
+        mark(marker="o", color="#777777", markerfacecolor="white", label="another is as good in size, error and time"),
         Line2D([], [], color=_FRONT, linewidth=1, label="Pareto front of the panel"),
     ]

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from codegemm.comparison.report import format_time, open_console
-from codegemm.exploration.measure import Measured, Settings
+from codegemm.exploration.measure import Settings
 from codegemm.exploration.runner import Exploration, Explored
-from codegemm.files import replace_file
-from codegemm.quantize import ROTATED
+from codegemm.reporting import by, counted, decimals, format_time, new_table, open_console, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_tables(result: Exploration) -> None:
     """One table per matrix, and what was left out."""
     console = open_console()
-    console.print(conditions(result), highlight=False, markup=False)
+    console.print(conditions(result))
     for explored in result.matrices:
         if explored.measured:
             console.print(_table(explored, result.settings))
-        for candidate, reason in explored.skipped.items():
-            console.print(f"left out: {explored.name}: {candidate}: {reason}", highlight=False, markup=False)
-    console.print("* no other has as few bits, as little error and as little time, and less of one", highlight=False)
+        for config, reason in explored.skipped.items():
+            console.print(f"left out: {explored.name}: {config}: {reason}")
+    console.print("* no other has as few bits, as little error and as little time, and less of one")
     if result.unfinished:
-        console.print(f"stopped: {result.unfinished} more were not measured", highlight=False)
+        console.print(f"stopped: {result.unfinished} more were not measured")
 
 
-def write_json(result: Exploration, path: str | Path) -> None:
+def write_result(result: Exploration, path: str | Path) -> None:
     """Every figure, unrounded: of a matrix its candidates from the smallest on, and which are on the front."""
     data = {
         "device": result.device,
@@ -40,32 +40,27 @@ def write_json(result: Exploration, path: str | Path) -> None:
                 "name": explored.name,
                 "shape": explored.shape,
                 "calibrated": explored.calibrated,
-                "candidates": [{**asdict(one), "front": front} for one, front in explored.by_size()],
+                "candidates": [asdict(one) | {"front": front} for one, front in explored.by_size()],
                 "skipped": explored.skipped,
             }
             for explored in result.matrices
         ],
     }
-    replace_file(path, [json.dumps(data, indent=1).encode() + b"\n"])
+    write_json(data, path)
 
 
 def conditions(result: Exploration) -> str:
     """What the times were measured on."""
-    settings, threads = result.settings, result.threads
+    settings = result.settings
     return (
-        f"{result.device}, {settings.engine} engine, {threads} thread{'s' * (threads != 1)}; {settings.rows} "
-        f"row{'s' * (settings.rows != 1)} of x; times are medians, weights out of cache"
+        f"{result.device}, {settings.engine} engine, {counted(result.threads, 'thread')}; "
+        f"{counted(settings.rows, 'row')} of x; times are medians, weights out of cache"
     )
 
 
 def dense_product(explored: Explored, settings: Settings) -> str:
     """What the candidates' times are told in terms of: the median over all turns."""
     return f"dense {settings.dtype}: {format_time(explored.dense_seconds)}"
-
-
-def label(measured: Measured) -> str:
-    """The candidate's name where there is little room."""
-    return measured.config + " R" * measured.rotate
 
 
 def error_name(explored: Explored) -> str:
@@ -75,31 +70,22 @@ def error_name(explored: Explored) -> str:
 
 def title(explored: Explored) -> str:
     """The matrix and its shape."""
-    return f"{explored.name} ({explored.shape[0]} x {explored.shape[1]})"
+    return f"{explored.name} ({by(explored.shape)})"
 
 
-def _table(explored: Explored, settings: Settings) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _table(explored: Explored, settings: Settings) -> Table:
     heading = f"{title(explored)}, {dense_product(explored, settings)}"
-    table = Table(title=escape(heading), title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("weights")
-    for name in ("bits/weight", "kB", error_name(explored)):
-        table.add_column(name, justify="right")
-    table.add_column("kernel")
-    for name in ("time", "x dense"):
-        table.add_column(name, justify="right")
+    error = f">{error_name(explored)}"
+    table = new_table(heading, "", "weights", ">bits/weight", ">kB", error, "kernel", ">time", ">x dense")
     for one, front in explored.by_size():
         table.add_row(
             "*" if front else "",
-            one.config + ROTATED * one.rotate,
+            one.config,
             f"{one.bits_per_weight:.3f}",
             f"{one.nbytes / 1e3:.1f}",
             f"{one.error:.4f}" if one.error >= 1e-3 else f"{one.error:.1e}",
             one.kernel,
             format_time(one.seconds),
-            f"{explored.dense_seconds / one.seconds:.2f}",
+            decimals(explored.dense_seconds / one.seconds),
         )
     return table

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import le
 
-from codegemm import tables
-from codegemm.engines.cpu import get_num_threads
-from codegemm.exploration.candidates import Candidate, candidates
-from codegemm.exploration.front import pareto
+from codegemm.exploration.candidates import candidates
 from codegemm.exploration.matrices import Matrix
 from codegemm.exploration.measure import Bench, Measured, Settings
+from codegemm.measuring import conditions
+from codegemm.quantize import configured
 from codegemm.quantize.progress import Progress
+from codegemm.reporting import by
+
+
+def pareto(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """For each point whether it is on the Pareto front; less is better in every coordinate.
+
+    It is unless another point is at most as large in all coordinates and less in one. Equal points stand together.
+    """
+    return [not any(other != point and all(map(le, other, point)) for other in points) for point in points]
 
 
 @dataclass
@@ -47,43 +56,42 @@ class Exploration:
     unfinished: int = 0
 
 
-def choose(matrices: Sequence[Matrix], bits: Sequence[float], rotate: bool) -> dict[str, list[Candidate]]:
-    """The candidates of each matrix by its name; ValueError where there are none for one of them."""
-    chosen = {}
-    for matrix in matrices:
-        configs = candidates(matrix.shape, bits)
-        if not configs:
-            budgets = ", ".join(f"{budget:g}" for budget in bits)
-            raise ValueError(
-                f"{matrix.name}: no configuration stores {matrix.shape[0]} x {matrix.shape[1]} in about {budgets} bits "
-                "a weight: in_features must be even, and codebooks may not outweigh the codes of a small matrix"
-            )
-        turns = (False, True) if rotate else (False,)
-        chosen[matrix.name] = [Candidate(config, rotated) for config in configs for rotated in turns]
-    return chosen
-
-
 def run(
-    matrices: Sequence[Matrix], chosen: Mapping[str, Sequence[Candidate]], settings: Settings, progress: Progress
+    matrices: Sequence[Matrix], bits: Sequence[float], rotate: bool, settings: Settings, progress: Progress
 ) -> Exploration:
-    """Measure `chosen` candidates of every matrix. What is finished is in the cache, whatever comes after."""
-    threads = get_num_threads() if settings.engine == "cpu" else 1
-    result = Exploration(settings, tables.MACHINES[settings.engine].identity(settings.device)[0], threads)
-    result.unfinished = sum(map(len, chosen.values()))
+    """Measure the candidates of every matrix. What is finished is in the cache, whatever comes after.
+
+    bits: budgets. rotate: every configuration with a rotation, too. ValueError, before anything is measured, where
+    there are no candidates for a matrix.
+    """
+    chosen = [_candidates(matrix, bits, rotate) for matrix in matrices]
+    result = Exploration(settings, *conditions.machine(settings.engine), unfinished=sum(map(len, chosen)))
     progress.total(result.unfinished)
     try:
-        for matrix in matrices:
-            explored = Explored(matrix.name, matrix.shape, matrix.calibration is not None)
+        for matrix, configs in zip(matrices, chosen):
+            explored = Explored(matrix.name, matrix.values.shape, matrix.calibration is not None)
             result.matrices.append(explored)
             bench = Bench(matrix, settings)
-            for candidate in chosen[matrix.name]:
-                progress.name(f"exploring {candidate}")
+            for config in configs:
+                progress.name(f"exploring {config}")
                 try:
-                    explored.measured.append(bench.measure(candidate))
+                    explored.measured.append(bench.measure(config))
                 except ValueError as error:
-                    explored.skipped[str(candidate)] = str(error)
+                    explored.skipped[config] = str(error)
                 result.unfinished -= 1
                 progress.advance()
     except KeyboardInterrupt:
         pass
     return result
+
+
+def _candidates(matrix: Matrix, bits: Sequence[float], rotate: bool) -> list[str]:
+    shape = matrix.values.shape
+    configs = candidates(shape, bits)
+    if not configs:
+        raise ValueError(
+            f"{matrix.name}: no configuration stores {by(shape)} in about {', '.join(f'{b:g}' for b in bits)} bits "
+            "a weight: in_features must be even, and codebooks may not outweigh the codes of a small matrix"
+        )
+    turns = (False, True) if rotate else (False,)
+    return [str(configured(config, turned)) for config in configs for turned in turns]

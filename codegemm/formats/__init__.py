@@ -1,1 +1,7 @@
-"""How weights are stored: additive codebooks (AQLM, CodeGEMM) and the E8P lattice codebook (QuIP#)."""
+"""How weights are stored, a file a format: additive codebooks (AQLM, CodeGEMM), the E8P lattice (QuIP#), and any of
+them with a rotation, offsets or several terms around it."""
+
+from codegemm.formats import codebook, e8p, transformed
+from codegemm.formats.format import parse, random_weight, registered, spec_of
+
+__all__ = ["codebook", "e8p", "parse", "random_weight", "registered", "spec_of", "transformed"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.arrays import array_module, as_array
-from codegemm.config import MAX_B, MAX_M, MAX_V, CodebookConfig
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats import bits
+from codegemm.formats.codebook_config import MAX_B, MAX_M, MAX_V, PATTERN, CodebookConfig
+from codegemm.formats.format import Format, register_format
 from codegemm.formats.native import Stored
-from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
+from codegemm.formats.weight import Spec, Weight, check_one_device, frozen, same
 
 # Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
 _DECODE_BLOCK = 1 << 22
@@ -67,6 +68,7 @@ class CodebookWeight(Weight):
     must not be written to any more. A wrong shape, dtype or value raises ValueError.
     """
 
+    format_name = "codebook"
     spec_type = CodebookSpec
     tensor_names = ("codes", "codebooks", "scales")
 
@@ -77,7 +79,6 @@ class CodebookWeight(Weight):
         scales: npt.ArrayLike,
         part_rows: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
         held = frozen(as_array(codes))
         self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
         check_one_device(self.arrays)
@@ -103,8 +104,7 @@ class CodebookWeight(Weight):
         if packed.shape != expected or packed.dtype != np.uint8:
             raise ValueError(f"codes: {packed.dtype} {packed.shape}, must be uint8 {expected}")
         unpacked = (rows, vectors, config.m)
-        weight = object.__new__(cls)
-        Weight.__init__(weight)
+        weight = cls.__new__(cls)
         weight._hold(
             lambda: frozen(bits.unpack(packed, vectors * config.m, config.b).reshape(unpacked)),
             codebooks,
@@ -131,7 +131,7 @@ class CodebookWeight(Weight):
         description = {"v": config.v, "m": config.m, "b": config.b, "g": config.g, "shape": list(self.shape)}
         if host.codebooks.ndim == 4:
             description["part_rows"] = list(self.spec.part_rows)
-        return Stored({"codes": packed, "codebooks": host.codebooks, "scales": host.scales}, description)
+        return Stored({"codes": packed, "codebooks": host.codebooks, "scales": host.scales}, description, version=1)
 
     def _hold(
         self,
@@ -174,9 +174,9 @@ class CodebookWeight(Weight):
         return np.dtype(self.codebooks.dtype)
 
     @property
-    def arrays(self) -> dict[str, Any]:
-        """codes, codebooks and scales."""
-        return {"codes": self.codes, "codebooks": self.codebooks, "scales": self.scales}
+    def options(self) -> dict[str, Any]:
+        """The rows of each part, where there are several."""
+        return {"part_rows": list(self._spec.part_rows)} if self.codebooks.ndim == 4 else {}
 
     @property
     def part_codebooks(self) -> Any:
@@ -188,23 +188,14 @@ class CodebookWeight(Weight):
         """First row of each part, and the number of rows last."""
         return tuple(np.cumsum([0, *self._spec.part_rows]).tolist())
 
-    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
-        """The dense matrix [M, K]; computed in float64 for float64, else in float32 and rounded once."""
-        dense = np.empty(self.shape, dtype)
-        for start, block in self.dense_blocks(dense.dtype):
-            dense[start : start + len(block)] = block
-        return dense
-
-    def dense_blocks(self, dtype: npt.DTypeLike) -> Iterator[tuple[int, npt.NDArray]]:
-        """The dense matrix in blocks of whole rows: (first row, float32 or float64 rows)."""
-        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
-        host = self.to("cpu")
+    def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:
+        """The sums of centroids times scales, no block across two parts."""
         rows = max(1, _DECODE_BLOCK // self.shape[1])
-        for part, codebooks in enumerate(host.part_codebooks.astype(compute)):
-            first, last = host.part_starts[part : part + 2]
+        for part, codebooks in enumerate(self.part_codebooks.astype(dtype)):
+            first, last = self.part_starts[part : part + 2]
             for start in range(first, last, rows):
                 stop = min(start + rows, last)
-                yield start, decode_rows(host.codes[start:stop], codebooks, host.scales[start:stop])
+                yield start, decode_rows(self.codes[start:stop], codebooks, self.scales[start:stop])
 
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
@@ -227,54 +218,56 @@ class CodebookWeight(Weight):
         )
 
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
-        copy = object.__new__(type(self))
-        Weight.__init__(copy)
+        copy = type(self).__new__(type(self))
         codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in ("codes", "codebooks", "scales"))
         copy._make_codes = lambda: codes
         copy._spec = self._spec
         return copy
 
-    def __reduce__(self) -> Any:
-        parts = self._spec.part_rows if self.codebooks.ndim == 4 else None
-        return type(self), (self.codes, self.codebooks, self.scales, parts)
+    @classmethod
+    def join(cls, weights: Sequence[Self]) -> Self:
+        """Each part keeps its own codebooks."""
+        same("config", [w.config for w in weights])
+        xp = array_module(weights[0].codes)
+        with beside(weights[0].codes):
+            return cls(
+                xp.concatenate([w.codes for w in weights]),
+                xp.concatenate([w.part_codebooks for w in weights]),
+                xp.concatenate([w.scales for w in weights]),
+                [rows for w in weights for rows in w.spec.part_rows],
+            )
 
     def __repr__(self) -> str:
         parts = f", parts={list(self._spec.part_rows)}" if len(self._spec.part_rows) > 1 else ""
-        return (
-            f"CodebookWeight({self.config}, shape={self.shape}{parts}, "
-            f"{self.bits_per_weight:.3f} bits/weight, {self.device})"
-        )
+        return super().__repr__().replace(f"shape={self.shape}", f"shape={self.shape}{parts}")
 
 
-def concat(weights: Sequence[CodebookWeight]) -> CodebookWeight:
-    """The rows of several weights that share x (q, k and v; gate and up) as one weight, multiplied in one call.
+class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
+    """Additive codebooks: AQLM's and CodeGEMM's weights."""
 
-    All must have the same in_features, v, m, b, g and device; each keeps its own codebooks.
-    """
-    weights = list(weights)
-    if not weights:
-        raise ValueError("concat needs at least one weight")
-    for weight in weights:
-        if not isinstance(weight, CodebookWeight):
-            raise TypeError(f"concat joins CodebookWeights, got {type(weight).__name__}")
-    first = weights[0]
-    for what in ("in_features", "config"):
-        values = {getattr(w.spec, what) for w in weights}
-        if len(values) > 1:
-            raise ValueError(f"concat: {what} must be the same, got {sorted(map(str, values))}")
-    devices = {w.device for w in weights}
-    if len(devices) > 1:
-        raise ValueError(f"concat: all weights must be on one device, got {sorted(devices)}")
-    if len(weights) == 1:
-        return first
-    xp = array_module(first.codes)
-    with beside(first.codes):
+    config, weight = CodebookConfig, CodebookWeight
+    syntax = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
+    examples = ("m1v4g32", "m2v8g-1", "m3v4b5g16", "m1v16b16g-1", "m2v4b11g32", "m1v1b1g1", "m1v8b6g-1")
+
+    def parse(self, text: str) -> CodebookConfig | None:
+        return CodebookConfig.parse(text) if PATTERN.fullmatch(text) else None
+
+    def spec(self, shape: tuple[int, int], config: CodebookConfig) -> CodebookSpec:
+        config.check_shape(*shape)
+        if config.g == shape[1]:  # a weight can't tell the one scale of a row from the other
+            config = replace(config, g=-1)
+        return CodebookSpec(*shape, config, shape[:1])
+
+    def random(self, spec: CodebookSpec, seed: int) -> CodebookWeight:
+        rng, config, rows = np.random.default_rng(seed), spec.config, spec.out_features
         return CodebookWeight(
-            xp.concatenate([w.codes for w in weights]),
-            xp.concatenate([w.part_codebooks for w in weights]),
-            xp.concatenate([w.scales for w in weights]),
-            [rows for w in weights for rows in w.spec.part_rows],
+            rng.integers(0, config.centroids, (rows, spec.vectors, config.m), bits.code_dtype(config.b)),
+            rng.standard_normal((config.m, config.centroids, config.v), np.float32).astype(np.float16),
+            rng.uniform(0.5, 1.5, (rows, spec.groups)).astype(np.float16),
         )
+
+    def describes(self, description: Mapping[str, Any]) -> bool:
+        return all(description.get(key) is None for key in ("format", "codebook", "block", "offsets", "terms"))
 
 
 def decode(codes: npt.NDArray, codebooks: npt.NDArray) -> npt.NDArray:
@@ -362,3 +355,6 @@ def check_finite(name: str, array: Any) -> None:
     flat = np.asarray(array.get() if hasattr(array, "get") else array)
     where = tuple(int(i) for i in np.argwhere(~np.isfinite(flat))[0])
     raise ValueError(f"{name}: {flat[where]} at {list(where)}, must be finite")
+
+
+register_format(CodebookFormat())

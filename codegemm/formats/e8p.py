@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -12,11 +13,28 @@ import numpy.typing as npt
 from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
 from codegemm.formats.codebook import check_finite
-from codegemm.formats.hadamard import split_length, transform
+from codegemm.formats.format import Format, register_format
+from codegemm.formats.hadamard import split_length
 from codegemm.formats.native import Stored
+from codegemm.formats.rotation import Rotation
 from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
 
 BITS = (2, 3, 4)
+_SIGNS = (16, 16)  # bits of an entry of SU and SV
+
+
+@dataclass(frozen=True)
+class E8PConfig:
+    """Bits of a weight: 2, or 3 and 4 with a residual; `e8p`, `e8p3`, `e8p4`."""
+
+    bits: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or self.bits not in BITS:
+            raise ValueError(f"e8p of {self.bits!r} bits: must be of {', '.join(map(str, BITS))}")
+
+    def __str__(self) -> str:
+        return "e8p" if self.bits == 2 else f"e8p{self.bits}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,12 @@ class E8PSpec(Spec):
     """Shape and bits (2, 3 or 4) of an E8PWeight; `vector_bits` is the size of one entry of SU and SV."""
 
     bits: int
-    vector_bits: tuple[int, int]
+    vector_bits: tuple[int, int] = _SIGNS
+
+    @property
+    def config(self) -> E8PConfig:
+        """The bits, as a configuration."""
+        return E8PConfig(self.bits)
 
     @property
     def packed_bits(self) -> int:
@@ -50,6 +73,7 @@ class E8PWeight(Weight):
     M must be a multiple of 16 and K of 64, both with a Hadamard matrix. ValueError names what is wrong. Read-only.
     """
 
+    format_name = "e8p"
     spec_type = E8PSpec
     tensor_names = ("qidxs", "SU", "SV")
 
@@ -60,7 +84,6 @@ class E8PWeight(Weight):
         SV: npt.ArrayLike,
         resid_scale: float | None = None,
     ) -> None:
-        super().__init__()
         self.qidxs, self.SU, self.SV = (frozen(as_array(values)) for values in (qidxs, SU, SV))
         check_one_device(self.arrays)
         self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
@@ -86,7 +109,7 @@ class E8PWeight(Weight):
         description = {
             "codebook": "E8P", "bits": self.bits, "resid_scale": self.resid_scale, "shape": list(self.shape),
         }  # fmt: skip
-        return Stored(self.to("cpu").arrays, description)
+        return Stored(self.to("cpu").arrays, description, version=1)
 
     @property
     def spec(self) -> E8PSpec:
@@ -104,9 +127,19 @@ class E8PWeight(Weight):
         return np.dtype(self.SV.dtype)
 
     @property
-    def arrays(self) -> dict[str, Any]:
-        """qidxs, SU and SV."""
-        return {"qidxs": self.qidxs, "SU": self.SU, "SV": self.SV}
+    def options(self) -> dict[str, Any]:
+        """The divisor of the residual codebook."""
+        return {"resid_scale": self.resid_scale}
+
+    @property
+    def left(self) -> Rotation:
+        """Of whole columns, times SV."""
+        return Rotation(self.SV)
+
+    @property
+    def right(self) -> Rotation:
+        """Of whole rows, times SU."""
+        return Rotation(self.SU)
 
     def codes(self) -> E8PCodes:
         """The unpacked codes, on the CPU."""
@@ -127,34 +160,37 @@ class E8PWeight(Weight):
             dense += (points.astype(dtype) / self.resid_scale)[codes.residual]
         return dense.reshape(self.shape)
 
-    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
-        """The dense matrix [M, K], rotated back; computed in float64 for float64, else in float32."""
-        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
-        host = self.to("cpu")
-        dense = transform(self.lattice(compute))
-        dense *= host.SU.astype(compute)
-        dense = transform(np.ascontiguousarray(dense.T)).T
-        return (dense * host.SV.astype(compute)[:, None]).astype(dtype, order="C", copy=False)
+    def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:
+        """What, whole."""
+        yield 0, self.lattice(dtype)
 
     def __getitem__(self, rows: slice) -> Self:
         raise TypeError("an E8PWeight can't be split: its rotation mixes all rows")
 
-    def _with_arrays(self, arrays: dict[str, Any]) -> Self:
-        return type(self)(arrays["qidxs"], arrays["SU"], arrays["SV"], self.resid_scale)
 
-    def __eq__(self, other: object) -> bool:
-        same = super().__eq__(other)
-        if same is not True:
-            return same
-        return isinstance(other, E8PWeight) and self.resid_scale == other.resid_scale
+class E8PFormat(Format[E8PConfig, E8PSpec, E8PWeight]):
+    """QuIP#'s lattice codes."""
 
-    __hash__ = None
+    config, weight = E8PConfig, E8PWeight
+    syntax = "e8p, e8p3 or e8p4"
+    examples = ("e8p", "e8p3", "e8p4")
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.qidxs, self.SU, self.SV, self.resid_scale)
+    def parse(self, text: str) -> E8PConfig | None:
+        match = re.fullmatch(r"e8p(\d*)", text)
+        return E8PConfig(int(match[1] or 2)) if match else None
 
-    def __repr__(self) -> str:
-        return f"E8PWeight({self.bits} bit, shape={self.shape}, {self.bits_per_weight:.3f} bits/weight, {self.device})"
+    def spec(self, shape: tuple[int, int], config: E8PConfig) -> E8PSpec:
+        check_shape(*shape)
+        return E8PSpec(*shape, config.bits)
+
+    def random(self, spec: E8PSpec, seed: int) -> E8PWeight:
+        rng, (rows, columns) = np.random.default_rng(seed), spec.shape
+        qidxs = rng.integers(-(1 << 63), 1 << 63, (rows, spec.bits * columns // 64), np.int64)
+        su, sv = (rng.choice(np.array([-1, 1], np.float16), length) for length in (columns, rows))
+        return E8PWeight(qidxs, su, sv)
+
+    def describes(self, description: Mapping[str, Any]) -> bool:
+        return "format" not in description and "codebook" in description
 
 
 DEFAULT_SCALE = {2: 1.0, **e8p_codebook.DEFAULT_RESID_SCALE}
@@ -190,3 +226,6 @@ def _infer_spec(qidxs: Any, su: Any, sv: Any) -> E8PSpec:
         )
     vector_bits = 8 * su.dtype.itemsize, 8 * sv.dtype.itemsize
     return E8PSpec(rows, columns, widths[qidxs.shape[1]], vector_bits)
+
+
+register_format(E8PFormat())

@@ -2,13 +2,10 @@
 
 A length n is written K * 2**s; the orthogonal transform is U_n = (hadK kron Sylvester(2**s)) / sqrt(n). The matrices
 hadK are made here from their constructions (Paley I and II, Williamson), not stored.
-
-A rotated codebook weight has a length in equal blocks, powers of two, instead: R = (identity kron U_block) diag(signs).
 """
 
 from __future__ import annotations
 
-import operator
 from functools import cache
 
 import numpy as np
@@ -16,8 +13,6 @@ import numpy.typing as npt
 
 # The first of these that leaves a power of two is the K of a length, as in QuIP#.
 ORDERS = (172, 156, 140, 124, 116, 108, 60, 52, 36, 28, 20, 12)
-
-MAX_BLOCK = 4096  # of a rotation by blocks
 
 _PALEY_TWO = (28, 36)
 
@@ -122,7 +117,7 @@ def transform(x: npt.NDArray, *, transpose: bool = False) -> npt.NDArray:
     n = x.shape[-1]
     order, power = split_length(n)
     y = np.array(x, copy=True, order="C").reshape(-1, power)
-    _walsh_hadamard(y)
+    walsh_hadamard(y)
     if order > 1:
         matrix = hadamard(order).astype(x.dtype)
         y = (matrix.T if transpose else matrix) @ y.reshape(-1, order, power)
@@ -130,51 +125,7 @@ def transform(x: npt.NDArray, *, transpose: bool = False) -> npt.NDArray:
     return y.reshape(x.shape)
 
 
-def default_block(in_features: int) -> int:
-    """The block that a rotation of so many columns has unless told: the largest power of two that divides them, at
-    most 4096."""
-    if in_features < 1:
-        raise ValueError(f"in_features={in_features}: must be at least 1")
-    return min(in_features & -in_features, MAX_BLOCK)
-
-
-def check_block(block: int, in_features: int) -> int:
-    """`block` as a plain int; ValueError unless it is a power of two, at most 4096, that divides in_features."""
-    try:
-        plain = operator.index(block)
-    except TypeError:
-        raise ValueError(f"block={block!r}: must be an integer") from None
-    if not 1 <= plain <= MAX_BLOCK or plain & (plain - 1) or in_features % plain:
-        raise ValueError(
-            f"block={plain}: must be a power of two up to {MAX_BLOCK} that divides in_features={in_features}"
-        )
-    return plain
-
-
-def rotate_blocks(x: npt.NDArray, signs: npt.NDArray, block: int) -> npt.NDArray:
-    """R x for every row of x [..., K]: times signs [K], then each block's orthogonal Hadamard transform.
-
-    Of a dense matrix W [M, K] it makes the C whose product with R is W. float32 or float64, computed and returned in
-    x's own dtype.
-    """
-    block = check_block(block, x.shape[-1])
-    y = np.multiply(x, signs.astype(x.dtype), order="C").reshape(-1, block)
-    y *= y.dtype.type(1 / np.sqrt(block))  # first: sums of large numbers stay in range
-    _walsh_hadamard(y)
-    return y.reshape(x.shape)
-
-
-def unrotate_blocks(x: npt.NDArray, signs: npt.NDArray, block: int) -> npt.NDArray:
-    """The inverse of `rotate_blocks`, which is its transpose: C @ R for the rows of C [..., K]."""
-    block = check_block(block, x.shape[-1])
-    y = x.reshape(-1, block) * x.dtype.type(1 / np.sqrt(block))
-    _walsh_hadamard(y)
-    y = y.reshape(x.shape)
-    y *= signs.astype(x.dtype)
-    return y
-
-
-def _walsh_hadamard(y: npt.NDArray) -> None:
+def walsh_hadamard(y: npt.NDArray) -> None:
     """Sylvester's matrix times every row of y [rows, a power of two], contiguous, in place."""
     step = 1
     while step < y.shape[1]:

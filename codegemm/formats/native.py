@@ -13,7 +13,7 @@ import numpy as np
 from codegemm.files import File, RawTensor, write
 
 FORMAT = "codegemm"
-VERSION = 2
+VERSION = 3
 RESERVED = ("", "format", "version", "__metadata__")
 
 
@@ -23,7 +23,7 @@ class Stored:
 
     tensors: dict[str, np.ndarray]
     description: dict[str, Any]
-    version: int = 1
+    version: int = VERSION
 
 
 def write_weights(
@@ -32,11 +32,14 @@ def write_weights(
     tensors: Mapping[str, RawTensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write weights, other tensors and metadata, whose names must not collide, to one file.
+    """Write weights, other tensors and metadata to one file.
 
-    Its version is the least that has all of these weights. CheckpointError, and `path` as it was, if that fails.
+    Its version is the least that has all of these weights. ValueError where tensors' names
+    collide; CheckpointError, and `path` as it was, if writing fails.
     """
     out = {f"{name}.{end}": RawTensor.of(array) for name, one in weights.items() for end, array in one.tensors.items()}
+    if len(out.keys() | tensors.keys()) < sum(len(one.tensors) for one in weights.values()) + len(tensors):
+        raise ValueError(f"weights {', '.join(map(repr, weights))}: some of their tensors have the same name")
     version = max((one.version for one in weights.values()), default=1)
     described = {name: json.dumps(one.description) for name, one in weights.items()}
     write(path, {**out, **tensors}, {**metadata, "format": FORMAT, "version": str(version), **described})

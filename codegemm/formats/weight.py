@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from codegemm import devices
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats.native import Stored, check_name, write_weights
+from codegemm.formats.rotation import Rotation
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -27,10 +28,26 @@ class Spec(ABC):
     out_features: int
     in_features: int
 
+    if TYPE_CHECKING:  # a field of some, a property of others
+
+        @property
+        def config(self) -> Any:
+            """The configuration; its format reads it from `name`."""
+
+    @property
+    def name(self) -> str:
+        """The configuration as text, like `m1v4g128`: the same wherever it is written."""
+        return str(self.config)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features), the paper's (M, K)."""
         return self.out_features, self.in_features
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row's weights that have numbers of their own, like scales."""
+        return 1
 
     @property
     @abstractmethod
@@ -68,44 +85,121 @@ class Matrix:
 
 
 class Weight(Matrix, ABC):
-    """A quantised matrix; read-only. `x @ w.T` and `w @ X` multiply by it without rebuilding it."""
+    """A quantised matrix W = L (core + offsets) R; read-only. `x @ w.T` and `w @ X` multiply without rebuilding it.
+
+    A subclass says `format_name`, `spec_type`, `tensor_names`, `spec` and `core_blocks`, and has each tensor as an
+    attribute of that name; `scales` [out_features, groups] are what scaled offsets are multiplied by. Where its
+    constructor takes the tensors by their names and, as text and numbers, `options`, that is all: copies, pickles and
+    files follow.
+    """
 
     __hash__ = None  # type: ignore[assignment]
+    format_name: ClassVar[str]  # of its format
     spec_type: ClassVar[type[Spec]] = Spec  # type: ignore[type-abstract]
-    tensor_names: ClassVar[tuple[str, ...]]  # in a file, behind the weight's own name
+    tensor_names: ClassVar[
+        tuple[str, ...]
+    ]  # of its arrays, in a file behind the weight's own name; None where a weight has none
 
-    def __init__(self) -> None:
-        self.memo: dict[Any, Any] = {}  # what kernels prepared of it and products decided, freed with it
+    memo: dict[Any, Any]  # what kernels prepared of it and products decided, freed with it
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Constructors need not call that of this class."""
+        weight = super().__new__(cls)
+        weight.memo = {}
+        return weight
 
     @property
     @abstractmethod
     def spec(self) -> Spec:
         """Shape and configuration."""
 
+    @abstractmethod
+    def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:
+        """core + offsets, of a weight on the CPU, in blocks of whole rows: (first row, rows of float32 or float64)."""
+
     @property
-    @abstractmethod
+    def left(self) -> Rotation | None:
+        """The rotation whose transpose is L, of a weight on the CPU; None for the identity."""
+        return None
+
+    @property
+    def right(self) -> Rotation | None:
+        """The rotation R, of a weight on the CPU; None for the identity."""
+        return None
+
+    @property
     def arrays(self) -> dict[str, Any]:
-        """The arrays that hold the weight, by name, on `device`."""
+        """The arrays that hold the weight, by name, on `device`; only those that there are."""
+        return {name: array for name in self.tensor_names if (array := getattr(self, name)) is not None}
 
-    @abstractmethod
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the constructor takes beside the arrays, as JSON can hold it."""
+        return {}
+
+    def dense_blocks(self, dtype: npt.DTypeLike) -> Iterator[tuple[int, npt.NDArray]]:
+        """The dense matrix in blocks of whole rows: (first row, rows); float64 for float64, else float32.
+
+        A single one where a rotation on the left mixes all rows.
+        """
+        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+        host = self.to("cpu")
+        left, right = host.left, host.right
+        blocks = host.core_blocks(compute)
+        if left is not None:
+            blocks = iter([(0, np.concatenate([block for _, block in blocks]))])
+        for start, block in blocks:
+            rows = block if right is None else right.unrotate(block)
+            yield start, rows if left is None else left.unrotate(np.ascontiguousarray(rows.T)).T
+
     def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
-        """The dense matrix [out_features, in_features], rounded once to `dtype`, as a new NumPy array."""
+        """The dense matrix [out_features, in_features] as a new NumPy array; computed in float64 for float64, else in
+        float32 and rounded once."""
+        dense = np.empty(self.shape, dtype)
+        for start, block in self.dense_blocks(dense.dtype):
+            dense[start : start + len(block)] = block
+        return dense
 
-    @abstractmethod
     def stored(self) -> Stored:
         """The weight as a file holds it, on the CPU."""
+        description = {
+            "format": self.format_name, "config": self.spec.name, "shape": list(self.shape), "options": self.options,
+            "tensors": list(self.arrays),
+        }  # fmt: skip
+        return Stored(self.to("cpu").arrays, description)
 
     @classmethod
-    @abstractmethod
     def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
         """The weight of a description and of the tensors that `tensor` reads by their `tensor_names`.
 
         Raises KeyError, TypeError, ValueError or OverflowError where they don't make one.
         """
+        weight = cls(**{name: tensor(name) for name in description["tensors"]}, **description["options"])
+        if weight.spec.name != description["config"]:
+            raise ValueError(f"the tensors are {weight.spec.name}, the description says {description['config']}")
+        return weight
 
-    @abstractmethod
+    @classmethod
+    def join(cls, weights: Sequence[Self]) -> Self:
+        """The rows of weights of this class as one; `concat` saw that they have the same in_features and device."""
+        raise TypeError(f"concat: {cls.__name__}s can't be joined")
+
+    def __getitem__(self, rows: slice) -> Self:
+        """Rows r0:r1 as a weight of their own."""
+        raise TypeError(f"{type(self).__name__}: it can't be split into rows")
+
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         """The same weight over the same values held elsewhere."""
+        return type(self)(**arrays, **self.options)
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.arrays | self.options)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.spec.name}, shape={self.shape}, "
+            f"{self.bits_per_weight:.3f} bits/weight, {self.device})"
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,7 +208,7 @@ class Weight(Matrix, ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weight: codes, codebooks and scales (equation 1 of the paper)."""
+        """Bytes of the packed weight, everything counted (equation 1 of the paper)."""
         return -(-self.spec.packed_bits // 8)
 
     @property
@@ -147,10 +241,43 @@ class Weight(Matrix, ABC):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weight):
             return NotImplemented
-        if self.spec != other.spec:
+        if (self.spec, self.options) != (other.spec, other.options):
             return False
         left, right = self.to("cpu").arrays, other.to("cpu").arrays
-        return all(left[k].dtype == right[k].dtype and np.array_equal(left[k], right[k]) for k in left)
+        return left.keys() == right.keys() and all(
+            left[k].dtype == right[k].dtype and np.array_equal(left[k], right[k]) for k in left
+        )
+
+
+def concat(weights: Sequence[Weight]) -> Any:
+    """The rows of several weights that share x (q, k and v; gate and up) as one weight, multiplied in one call.
+
+    All of one class, in_features and device. CodebookWeights: of the same v, m, b and g, each of which keeps its own
+    codebooks; TransformedWeights: with such cores and the same signs, block, terms and kind of offsets. Raises
+    TypeError for other weights, ValueError for those that don't fit.
+    """
+    weights = list(weights)
+    if not weights:
+        raise ValueError("concat needs at least one weight")
+    first = weights[0]
+    for weight in weights:
+        if not isinstance(weight, Weight):
+            raise TypeError(f"concat joins weights, got {type(weight).__name__}")
+        if type(weight) is not type(first):
+            raise TypeError(f"concat: a {type(first).__name__} can't be joined with a {type(weight).__name__}")
+    same("in_features", [weight.shape[1] for weight in weights])
+    same("device", [weight.device for weight in weights])
+    return first if len(weights) == 1 else type(first).join(weights)
+
+
+def same(what: str, values: Sequence[Any]) -> None:
+    """ValueError unless the weights to be joined agree in something."""
+    if len(set(values)) > 1:
+        raise ValueError(f"concat: {what} must be the same, got {sorted(set(map(str, values)))}")
+
+
+def _rebuild(cls: type[Weight], arguments: dict[str, Any]) -> Weight:
+    return cls(**arguments)
 
 
 class TransposedWeight(Matrix):

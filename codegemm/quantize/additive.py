@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.config import CodebookConfig
 from codegemm.formats.bits import code_dtype
 from codegemm.formats.codebook import CodebookWeight, decode
+from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.quantize import start
 from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.least_squares import Sums, solve, sums
@@ -20,16 +20,18 @@ from codegemm.quantize.search import Codes, Vectors, encode
 from codegemm.quantize.stopping import Stop
 
 _MAX_CROSS_PRODUCTS = 1 << 30  # bytes
+_KEPT = 0.7  # the share of older sums that a round keeps
 
 
 @dataclass
 class _Coded:
-    """Where the work on matrix [M, K] stands. W' is what a CodebookWeight of these arrays is.
+    """Where the work on matrix [M, K] stands. W' is what a CodebookWeight of its arrays is.
 
     level: codebooks are kept divided by it, so that vectors are of about unit variance. codes: [M, K/v, m].
     scales: [M, K/g], halves as float32. codebooks: [m, 2**b, v].
     """
 
+    matrix: Vectors
     level: float
     codes: npt.NDArray
     scales: Vectors
@@ -58,18 +60,17 @@ def quantize(
     scales = halves(root_mean_squares(matrix, config.group_size(columns)) / unit)
     progress.total(plan.rounds + sum(one.cost for one in plan.passes))
     draw = Sampler(matrix, scales * np.float32(unit), config.v, plan.sample, rng)
-    codebooks = _fit(draw, config, plan, rng, arithmetic, stop, progress)
+    codebooks = _fit(draw, config, plan, arithmetic, stop, progress)
     codes = np.zeros((rows, columns // config.v, config.m), code_dtype(config.b))
-    coded = _Coded(unit, codes, scales, codebooks)
+    coded = _Coded(matrix, unit, codes, scales, codebooks)
     coded.round_codebooks()
     for number, one in enumerate(plan.passes):
-        last = number == len(plan.passes) - 1
-        totals = _improve(matrix, coded, one, number == 0, not last, arithmetic, stop, progress)
+        first, last = number == 0, number == len(plan.passes) - 1
+        totals = _improve(coded, one, first, not last, arithmetic, stop, progress)
         if totals is None:
             break
-        if not last:
-            coded.codebooks = solve(totals, coded.codebooks)
-            coded.round_codebooks()
+        coded.codebooks = solve(totals, coded.codebooks)
+        coded.round_codebooks()
     return CodebookWeight(
         coded.codes,
         halves(coded.codebooks * np.float32(unit)).astype(np.float16),
@@ -78,17 +79,11 @@ def quantize(
 
 
 def _fit(
-    draw: Sampler,
-    config: CodebookConfig,
-    plan: Schedule,
-    rng: np.random.Generator,
-    arithmetic: Arithmetic,
-    stop: Stop,
-    progress: Progress,
+    draw: Sampler, config: CodebookConfig, plan: Schedule, arithmetic: Arithmetic, stop: Stop, progress: Progress
 ) -> Vectors:
     """Codebooks float32 [m, 2**b, v]: codes of a fresh sample, then least squares, `plan.rounds` times."""
     begin = start.product if plan.by_parts else start.residual
-    codebooks = begin(*draw(), config, rng, arithmetic)
+    codebooks = begin(*draw(), config, draw.rng, arithmetic)
     older: Sums | None = None
     for number in range(plan.rounds):
         if stop.is_due():
@@ -98,21 +93,14 @@ def _fit(
         totals = sums(vectors, encode(vectors, codebooks, beam, arithmetic), weights, config.centroids)
         # All vectors of a small matrix are in every sample: older codes of the same vectors say nothing new.
         if older is not None and not draw.draws_all:
-            totals = totals.plus(older, plan.kept)
+            totals = totals.plus(older, _KEPT)
         codebooks, older = solve(totals, codebooks), totals
         progress.advance()
     return codebooks
 
 
 def _improve(
-    matrix: Vectors,
-    coded: _Coded,
-    one: Pass,
-    first: bool,
-    collect: bool,
-    arithmetic: Arithmetic,
-    stop: Stop,
-    progress: Progress,
+    coded: _Coded, one: Pass, first: bool, collect: bool, arithmetic: Arithmetic, stop: Stop, progress: Progress
 ) -> Sums | None:
     """New codes and scales for every row; the sums that codebooks can be fitted to, where they are wanted.
 
@@ -121,27 +109,25 @@ def _improve(
     """
     total: Sums | None = None
     centroids, v = coded.codebooks.shape[1:]
-    for rows in row_blocks(matrix):
+    for rows in row_blocks(coded.matrix):
         hurry = stop.is_due()
         if hurry and not first:
             return None
-        block = matrix[rows]
-        codes, scales = _encode_rows(block, coded, rows, Pass(1, (1.0,)) if hurry else one, first, arithmetic)
+        block = coded.matrix[rows]
+        codes, scales = _encode_rows(coded, rows, Pass(1, (1.0,)) if hurry else one, first, arithmetic)
         coded.codes[rows], coded.scales[rows] = codes.reshape(len(block), -1, codes.shape[1]), scales
         if collect:
             scaled = scales * np.float32(coded.level)
             weights = np.repeat(scaled.ravel().astype(np.float64) ** 2, block.size // v // scales.size)
             part = sums(normalised(block, scaled, v), codes, weights, centroids)
             total = part if total is None else part.plus(total, 1)
-        progress.advance(one.cost * len(block) / len(matrix))
+        progress.advance(one.cost * len(block) / len(coded.matrix))
     return total
 
 
-def _encode_rows(
-    block: Vectors, coded: _Coded, rows: slice, one: Pass, first: bool, arithmetic: Arithmetic
-) -> tuple[Codes, Vectors]:
+def _encode_rows(coded: _Coded, rows: slice, one: Pass, first: bool, arithmetic: Arithmetic) -> tuple[Codes, Vectors]:
     """Codes [n, m] and scales [R, K/g] of a block of rows: those of the factor that errs least, group by group."""
-    v, unit = coded.codebooks.shape[2], np.float32(coded.level)
+    block, v, unit = coded.matrix[rows], coded.codebooks.shape[2], np.float32(coded.level)
     present = coded.scales[rows]
     groups = block.reshape(*present.shape, -1)
     if first:

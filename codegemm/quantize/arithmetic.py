@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,100 +23,60 @@ BACKENDS: tuple[Backend, ...] = ("numpy", "torch", "cuda")
 TORCH_FROM = 1 << 22
 
 
-class Arithmetic(Protocol):
-    """Arrays are float32 or indices (intp, int64), of NumPy or torch; every function is a pure one.
+class Arithmetic:
+    """NumPy on as many threads as the CPU's kernels: blocks don't depend on each other, and need no interpreter.
+
+    Its arrays, and those of the other libraries, are float32 or indices (intp, int64); every function is a pure one.
 
     block: scores that a block of work holds at a time, what the caches (a GPU's memory) take well.
     add: the library's `add(a, b, out=...)`.
     """
 
-    name: str
-    block: int
-    add: Callable[..., Any]
+    name = "numpy"
+    block = 1 << 17
+    add: Callable[..., Any] = staticmethod(np.add)
 
     def put(self, array: npt.NDArray) -> Any:
         """A NumPy array as this library's."""
+        return array
 
     def get(self, array: Any) -> npt.NDArray:
         """This library's array as NumPy's."""
+        return array
 
     def empty(self, shape: tuple[int, ...], like: Any) -> Any:
         """An array of this shape, with the dtype and place of another."""
-
-    def take(self, table: Any, index: Any) -> Any:
-        """Rows [n, C] of table [R, C] that index [n] names."""
-
-    def pick(self, values: Any, index: Any) -> Any:
-        """values[i, index[i, k]] of values [n, C] for index [n, k]."""
-
-    def least(self, scores: Any) -> Any:
-        """The smallest value [n] of each row of scores [n, C]."""
-
-    def argmin(self, scores: Any) -> Any:
-        """Where it is, [n]."""
-
-    def smallest(self, scores: Any, count: int) -> Any:
-        """Indices [n, count] of the smallest values of each row; in any order."""
-
-    def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
-        """Call work for each block, on all cores where the library does not use them itself."""
-
-
-def find(backend: Backend | None, weights: int) -> Arithmetic:
-    """The named one; for None torch where it is installed and the matrix has many weights, else NumPy.
-
-    ValueError for an unknown name or one that this machine does not have.
-    """
-    if backend is None:
-        backend = "torch" if weights >= TORCH_FROM and find_spec("torch") is not None else "numpy"
-    if backend == "numpy":
-        return NumPy()
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
-    if find_spec("torch") is None:
-        raise ValueError(f"backend {backend!r}: torch is not installed (pip install 'codegemm[torch]')")
-    return Cuda() if backend == "cuda" else Torch()
-
-
-class NumPy:
-    """NumPy on as many threads as the CPU's kernels: blocks don't depend on each other, and need no interpreter."""
-
-    name = "numpy"
-    block = 1 << 17
-    add = staticmethod(np.add)
-
-    def put(self, array: npt.NDArray) -> Any:
-        return array
-
-    def get(self, array: Any) -> npt.NDArray:
-        return array
-
-    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
         return np.empty(shape, like.dtype)
 
     def take(self, table: Any, index: Any) -> Any:
+        """Rows [n, C] of table [R, C] that index [n] names."""
         return table.take(index, axis=0)
 
     def pick(self, values: Any, index: Any) -> Any:
+        """values[i, index[i, k]] of values [n, C] for index [n, k]."""
         return np.take_along_axis(values, index, 1)
 
     def least(self, scores: Any) -> Any:
+        """The smallest value [n] of each row of scores [n, C]."""
         return scores.min(1)
 
     def argmin(self, scores: Any) -> Any:
+        """Where it is, [n]."""
         return scores.argmin(1)
 
     def smallest(self, scores: Any, count: int) -> Any:
+        """Indices [n, count] of the smallest values of each row; in any order."""
         return smallest(scores, count)
 
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
+        """Call work for each block, on all cores where the library does not use them itself."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(get_num_threads()) as pool:
             list(pool.map(work, begins))
 
 
-class Torch:
+class Torch(Arithmetic):
     """torch on the CPU, a thread for each of its cores; minima are looked for by NumPy, ten times as fast there."""
 
     name = "torch"
@@ -193,6 +153,22 @@ class Cuda(Torch):
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
         for begin in begins:
             work(begin)
+
+
+def find(backend: Backend | None, weights: int) -> Arithmetic:
+    """The named one; for None torch where it is installed and the matrix has many weights, else NumPy.
+
+    ValueError for an unknown name or one that this machine does not have.
+    """
+    if backend is None:
+        backend = "torch" if weights >= TORCH_FROM and find_spec("torch") is not None else "numpy"
+    if backend == "numpy":
+        return Arithmetic()
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
+    if find_spec("torch") is None:
+        raise ValueError(f"backend {backend!r}: torch is not installed (pip install 'codegemm[torch]')")
+    return Cuda() if backend == "cuda" else Torch()
 
 
 def smallest(scores: npt.NDArray, count: int) -> npt.NDArray[np.intp]:

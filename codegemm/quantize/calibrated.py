@@ -48,7 +48,11 @@ def refine(
             if not stop.is_due():
                 part = blocks[number]
                 rows = Rows.of(matrix[part], codes[part], scales[part], codebooks)
-                codes[part] = _recoded(rows, codebooks, hessian, anew, arithmetic).codes
+                if anew:
+                    fresh = choose(rows, codebooks, hessian.before, _BEAM, arithmetic)
+                    better = _weighed(fresh, hessian) < _weighed(rows, hessian)
+                    rows.codes[better], rows.errors[better] = fresh.codes[better], fresh.errors[better]
+                improve(rows, codebooks, hessian.all, _BEAM, arithmetic)  # in place: its codes are a view
             progress.advance()
 
         arithmetic.map(work, range(len(blocks)))
@@ -66,16 +70,6 @@ def refine(
 
 def _blocks(rows: int, step: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, rows, step)]
-
-
-def _recoded(rows: Rows, codebooks: Vectors, hessian: Hessian, anew: bool, arithmetic: Arithmetic) -> Rows:
-    if anew:
-        fresh = choose(rows, codebooks, hessian.before, _BEAM, arithmetic)
-        better = _weighed(fresh, hessian) < _weighed(rows, hessian)
-        rows.codes[...] = np.where(better[:, None, None], fresh.codes, rows.codes)
-        rows.errors[...] = np.where(better[:, None], fresh.errors, rows.errors)
-    improve(rows, codebooks, hessian.all, _BEAM, arithmetic)
-    return rows
 
 
 def _weighed(rows: Rows, hessian: Hessian) -> npt.NDArray[np.float32]:

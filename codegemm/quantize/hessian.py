@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.calibration import Calibration
-from codegemm.formats.hadamard import rotate_blocks
-
 # Of the mean of H's diagonal, added to it: H of few rows is singular, and what they miss counts a little too.
 DAMPING = 0.01
 
@@ -52,14 +49,6 @@ class Hessian:
             Tie(_single(damped), _single(np.linalg.inv(own)), _single(np.linalg.cholesky(own))),
             Tie(_single(upper), _single(np.linalg.inv(own_upper)), _single(own_upper)),
         )
-
-
-def gram_for(calibration: Calibration, signs: npt.NDArray | None, block: int) -> npt.NDArray[np.float64]:
-    """H of the inputs, or of the inputs as a rotation makes them."""
-    if signs is None:
-        return calibration.H
-    half = rotate_blocks(calibration.H, signs, block)
-    return rotate_blocks(np.ascontiguousarray(half.T), signs, block)
 
 
 def _diagonal(matrix: npt.NDArray, v: int) -> npt.NDArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +39,10 @@ def sums(vectors: Vectors, codes: Codes, weights: npt.NDArray[np.float64], centr
 
     NumPy adds them, in their order: on a GPU the order would differ from run to run.
     """
-    m = codes.shape[1]
     together = {}
-    for c in range(m):
-        for d in range(c + 1, m):
-            pairs = codes[:, c].astype(np.intp) * centroids + codes[:, d]
-            together[c, d] = collected(weights[:, None], pairs[:, None], centroids**2).reshape(centroids, centroids)
+    for c, d in combinations(range(codes.shape[1]), 2):
+        pairs = codes[:, c].astype(np.intp) * centroids + codes[:, d]
+        together[c, d] = collected(weights[:, None], pairs[:, None], centroids**2).reshape(centroids, centroids)
     return Sums(
         collected(weights[:, None], codes, centroids)[..., 0],
         together,

@@ -16,8 +16,7 @@ def as_matrix(W: Any) -> npt.NDArray[np.float32]:
     array = devices.from_torch(W.cpu()) if arrays.is_torch(W) else np.asarray(W)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"W: shape {array.shape}, must be [out_features, in_features]")
-    if array.dtype.name not in arrays.FLOATS:
-        raise TypeError(f"W: dtype {array.dtype}, must be one of {', '.join(arrays.FLOATS)}")
+    arrays.check_float("W", array)
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(array.astype(np.float32, copy=False))
     check_finite("W", matrix)

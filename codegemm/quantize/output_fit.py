@@ -26,11 +26,6 @@ def fit_codebooks(
     held = ops.put(H)
     v, centroids = codebooks.shape[2], codebooks.shape[1]
 
-    def collect(weighed: Vectors, rows: slice) -> npt.NDArray[np.float64]:
-        """Sums over the k-vectors of each centroid, times their scales."""
-        groups = weighed.reshape(*scales[rows].shape, -1) * scales[rows][..., None]
-        return collected(groups.reshape(-1, v), codes[rows].reshape(-1, len(codebooks)), centroids)
-
     per_vector = np.repeat(scales, codes.shape[1] // scales.shape[1], 1)
     counts = collected(per_vector.reshape(-1, 1) ** 2, codes.reshape(-1, len(codebooks)), centroids)
     if not counts.any():
@@ -38,12 +33,14 @@ def fit_codebooks(
     weight = np.maximum(counts, _RIDGE * counts.mean()) * float(np.diagonal(H).mean())
 
     def gradient(books: Vectors, of_error: bool) -> npt.NDArray[np.float64]:
-        """Of the matrix that books make, or of the error it leaves, times H: summed over each centroid's vectors."""
+        """Of the matrix that books make, or of the error it leaves, times H: summed over each centroid's vectors,
+        each of them times its scale."""
         total = np.zeros(codebooks.shape)
         for rows in row_blocks(matrix):
             dense = decode_rows(codes[rows], books, scales[rows])
             weighed = ops.get(ops.put(matrix[rows] - dense if of_error else dense) @ held)
-            total += collect(weighed, rows)
+            groups = weighed.reshape(*scales[rows].shape, -1) * scales[rows][..., None]
+            total += collected(groups.reshape(-1, v), codes[rows].reshape(-1, len(codebooks)), centroids)
         return total
 
     result = codebooks.astype(np.float64)

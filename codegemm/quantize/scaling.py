@@ -61,7 +61,7 @@ class Sampler:
     """Draws vectors of a matrix divided by its scales, for codebooks that are to minimise the error of the matrix."""
 
     def __init__(self, matrix: Vectors, scales: Vectors, v: int, count: int, rng: np.random.Generator) -> None:
-        self._matrix, self._scales, self._v, self._count, self._rng = matrix, scales.ravel(), v, count, rng
+        self._matrix, self._scales, self._v, self._count, self.rng = matrix, scales.ravel(), v, count, rng
         weights = self._scales.astype(np.float64) ** 2
         per_group = matrix.size // v // len(weights)
         self._cumulative = np.cumsum(weights)
@@ -76,9 +76,9 @@ class Sampler:
         if self.draws_all:
             return self._all
         # One from each of `count` equal strata: vectors of equal weight are drawn equally often.
-        strata = (np.arange(self._count) + self._rng.random(self._count)) / self._count
+        strata = (np.arange(self._count) + self.rng.random(self._count)) / self._count
         group = np.searchsorted(self._cumulative, strata * self._cumulative[-1], side="right")
         group = np.minimum(group, len(self._scales) - 1)
         vectors = self._matrix.reshape(len(self._scales), -1, self._v)
-        chosen = vectors[group, self._rng.integers(0, vectors.shape[1], self._count)]
+        chosen = vectors[group, self.rng.integers(0, vectors.shape[1], self._count)]
         return chosen * reciprocal(self._scales[group])[:, None], np.ones(self._count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from codegemm.config import CodebookConfig
+from codegemm.formats.codebook_config import CodebookConfig
 
 _SAMPLE = 1 << 16
 _FINE_GROUP = 256  # up to so many weights a search for the scale gains something
@@ -29,14 +29,13 @@ class Schedule:
 
     by_parts: whether each codebook starts with its own part of the coordinates, else with what others leave.
     rounds: of search and least squares, each on a sample of so many vectors. beams: of the rounds, for an equal share
-    of them each. kept: the share of older sums that a round keeps. passes: over the whole matrix.
+    of them each. passes: over the whole matrix.
     """
 
     by_parts: bool
     rounds: int
     sample: int
     beams: tuple[int, ...]
-    kept: float
     passes: tuple[Pass, ...]
 
     @classmethod
@@ -48,7 +47,7 @@ class Schedule:
         sample = max(_SAMPLE, 64 * config.centroids)
         if config.m == 1:
             rounds = min(max(vectors >> 14, 12), 100)
-            return cls(False, rounds, 2 * sample, (1,), 0.7, (Pass(1, wide), Pass(1, narrow), Pass(1)))
+            return cls(False, rounds, 2 * sample, (1,), (Pass(1, wide), Pass(1, narrow), Pass(1)))
         every = config.centroids if config.m == 2 and config.b <= 8 else 16  # every pair, or a wide beam
         rounds = min(max(vectors >> 15, 8), 60)
         large = rounds >= 16  # Enough for the start that leads to less error, but slowly.
@@ -57,6 +56,5 @@ class Schedule:
             rounds=rounds,
             sample=sample,
             beams=(16, 16, every) if large else (4, 8),
-            kept=0.7,
             passes=(Pass(8, narrow), Pass(every if large else min(every, 32))),
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.quantize.arithmetic import Arithmetic, NumPy
+from codegemm.quantize.arithmetic import Arithmetic
 
 Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint16]
@@ -15,18 +15,12 @@ Codes = npt.NDArray[np.uint16]
 _FEW, _MANY = 16, 4096  # vectors of a block
 
 
-def encode(
-    vectors: Vectors,
-    codebooks: Vectors,
-    beam: int,
-    arithmetic: Arithmetic | None = None,
-) -> Codes:
+def encode(vectors: Vectors, codebooks: Vectors, beam: int, ops: Arithmetic) -> Codes:
     """Codes [n, m] whose centroids [m, 2**b, v] sum to nearly the nearest point of each vector [n, v].
 
     With one codebook the nearest centroid. With two and a beam of 2**b the nearest sum. Else the `beam` best sums
     survive each codebook; then each code is chosen once more given the others.
     """
-    ops = arithmetic or NumPy()
     search = Search(codebooks, beam, ops)
     out = np.empty((len(vectors), len(codebooks)), np.uint16)
 
@@ -101,8 +95,12 @@ def _beam(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: in
     centroids = alone[0].shape[1]
     best = ops.smallest(alone[0], beam)
     codes, scores = [best], ops.pick(alone[0], best)  # [n, survivors], the codes for each codebook that was searched
-    for _ in range(1, len(alone) - 1):
-        extended = _extended(ops, alone, products, codes, scores)
+    for c in range(1, len(alone) - 1):
+        extended = ops.empty((*scores.shape, centroids), scores)  # scores of the survivors with each of the next codes
+        for t in range(scores.shape[1]):
+            total = _given(ops, alone, products, [code[:, t] for code in codes], c)
+            ops.add(total, scores[:, t : t + 1], out=extended[:, t])
+        extended = extended.reshape(len(scores), -1)
         best = ops.smallest(extended, beam)
         scores = ops.pick(extended, best)
         codes = [ops.pick(code, best // centroids) for code in codes] + [best % centroids]
@@ -116,26 +114,11 @@ def _beam(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: in
     return [ops.pick(code, winner)[:, 0] for code in [*codes, last]]
 
 
-def _extended(ops: Arithmetic, alone: list[Any], products: list[list[Any]], codes: list[Any], scores: Any) -> Any:
-    """Scores [n, survivors * 2**b] of the survivors, whose scores are [n, survivors], with each of the next codes."""
-    n, survivors = scores.shape
-    c, centroids = len(codes), alone[0].shape[1]
-    extended = ops.empty((n, survivors, centroids), scores)
-    for t in range(survivors):
-        total = _given(ops, alone, products, [code[:, t] for code in codes], c)
-        ops.add(total, scores[:, t : t + 1], out=extended[:, t])
-    return extended.reshape(n, -1)
-
-
 def _given(ops: Arithmetic, alone: list[Any], products: list[list[Any]], codes: list[Any], c: int) -> Any:
     """Scores [n, 2**b] of codebook c's centroids, given the codes of the others, as far as they are known."""
-    total = None
-    for d, code in enumerate(codes):
-        if d != c:
-            part = ops.take(products[d][c], code)
-            if total is None:
-                total = part
-                total += alone[c]
-            else:
-                total += part
+    parts = (ops.take(products[d][c], code) for d, code in enumerate(codes) if d != c)
+    total = next(parts)
+    total += alone[c]
+    for part in parts:
+        total += part
     return total

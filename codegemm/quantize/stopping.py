@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal, Self
 
 OnInterrupt = Literal["raise", "return"]
@@ -37,9 +37,7 @@ class Stop:
             self._previous = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         if self._listens:
             # None is a handler that was not installed from Python.
             signal.signal(signal.SIGINT, self._previous if self._previous is not None else signal.SIG_DFL)

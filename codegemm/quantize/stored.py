@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from codegemm import cache
 from codegemm.calibration import Calibration
-from codegemm.config import CodebookConfig
+from codegemm.formats.format import parse
 from codegemm.formats.weight import Weight
 from codegemm.quantize import quantize
+from codegemm.quantize.quantizers import quantizer_for
 from codegemm.storage import load, save_all
 
-# Part of every key: raise it when `quantize` changes what it makes.
-QUANTIZER = "2"
 
-
-def quantized(
-    matrix: npt.NDArray,
-    config: CodebookConfig | str,
-    seed: int,
-    *,
-    rotate: bool = False,
-    calibration: Calibration | None = None,
-) -> Weight:
+def quantized(matrix: npt.NDArray, config: Any, seed: int, *, calibration: Calibration | None = None) -> Weight:
     """`codegemm.quantize` of matrix [out_features, in_features], kept in the cache."""
-    key = cache.key(*key_parts(matrix, calibration), str(config), str(rotate), str(seed))
+    key = cache.key(*key_parts(matrix, calibration), made(config), str(seed))
     entry = cache.lookup("weights", key, ".safetensors")
     if entry is None:
-        weight = quantize(matrix, config, seed=seed, rotate=rotate, calibration=calibration)
+        weight = quantize(matrix, config, seed=seed, calibration=calibration)
         entry = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
     return load(entry)
 
 
 def key_parts(matrix: npt.NDArray, calibration: Calibration | None) -> tuple[str, ...]:
-    """What a cache's key says of a matrix, of the calibration and of the quantiser."""
-    return digest(matrix), "" if calibration is None else digest(calibration.H), QUANTIZER
+    """What a cache's key says of a matrix and of the calibration."""
+    return digest(matrix), "" if calibration is None else digest(calibration.H)
+
+
+def made(config: Any) -> str:
+    """What a cache's key says of a configuration and its quantiser."""
+    config = parse(config)
+    return f"{config} by {quantizer_for(config).identity(config)}"
 
 
 def digest(array: npt.NDArray) -> str:

@@ -7,18 +7,19 @@ import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from emulator import emulate
+from emulator.gpu import emulation
 
 from benchmarks import counters, gpu, layers
-from codegemm.comparison import measure
-from codegemm.comparison.sources import random_weight
 from codegemm.devices import FIRST_GPU
-from codegemm.engines.cuda import timing
+from codegemm.engines.cuda import Psumbook, timing
 from codegemm.engines.cuda.gpu import gpu_of
-from codegemm.registry import registered
+from codegemm.formats import random_weight
+from codegemm.measuring import accuracy, stopwatch
 
 HALF = np.dtype(np.float16)
 
@@ -27,14 +28,14 @@ HALF = np.dtype(np.float16)
 def quick(emulated_gpu, monkeypatch, tmp_path):
     """A GPU of 1 TB/s, a replay of one product, and tiny layers of a tiny model; where its files go."""
     bandwidths = itertools.cycle([8e11, 1e12, 9e11])
-    monkeypatch.setattr(timing, "measure_bandwidth", lambda device: next(bandwidths))
-    monkeypatch.setattr(measure, "_GRAPH_CALLS", 1)
-    monkeypatch.setattr(measure, "_MIN_CALLS", 2)
-    monkeypatch.setattr(measure, "_MAX_CALLS", 2)
+    monkeypatch.setattr(timing, "measure_bandwidth", lambda: next(bandwidths))
+    monkeypatch.setattr(stopwatch, "_GRAPH_CALLS", 1)
+    monkeypatch.setattr(stopwatch, "_MIN_CALLS", 2)
+    monkeypatch.setattr(stopwatch, "_MAX_CALLS", 2)
     monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512), (32, 512))})
     monkeypatch.setenv("OUT", str(tmp_path))
-    kernels = layers._kernels()
-    monkeypatch.setattr(layers, "_kernels", lambda: [k for k in kernels if k.name in ("psumbook", "dense")])
+    kernels = layers.compared_kernels("cuda", ["psumbook", "dense"])
+    monkeypatch.setattr(layers, "compared_kernels", lambda engine, names: kernels)
     monkeypatch.setattr(layers, "run", _with(layers.run, batches=(1, 2), configs=("m1v4g128", "e8p")))
     return tmp_path / "emulated-gpu"
 
@@ -117,13 +118,12 @@ def test_what_no_time_is_left_for_is_told(quick, capsys):
 
 
 def test_a_wrong_product_fails_the_part(quick, capsys, monkeypatch):
-    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
-    bind = psumbook.bind
+    bind = Psumbook.bind
 
-    def wrong(prepared, product):
-        return bind(prepared, product) if product.n == 1 else lambda *arguments: None
+    def wrong(self, prepared, product):
+        return bind(self, prepared, product) if product.n == 1 else lambda *arguments: None
 
-    monkeypatch.setattr(psumbook, "bind", wrong)
+    monkeypatch.setattr(Psumbook, "bind", wrong)
     monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512),)})
     assert gpu.main(["bench-8b"]) == 1
     said = capsys.readouterr().out
@@ -132,12 +132,7 @@ def test_a_wrong_product_fails_the_part(quick, capsys, monkeypatch):
 
 
 def test_a_failing_kernel_leaves_the_others(quick, monkeypatch):
-    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
-
-    def fail(weight, device):
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setattr(psumbook, "prepare", fail)
+    monkeypatch.setattr(Psumbook, "prepare", Mock(side_effect=RuntimeError("out of luck")))
     monkeypatch.setattr(gpu, "LLAMA_3", {"8b": ((64, 512),)})
     assert gpu.main(["bench-8b"]) == 0
     data = json.loads((quick / "bench-8b.json").read_text())
@@ -151,7 +146,7 @@ def test_truth(config, make_weight, rng):
     weight = make_weight(640, 256, config)
     x = rng.standard_normal((3, 256)).astype(HALF)
     truth = layers.Truth(weight, x)
-    y = measure.exact(weight, x).astype(np.float32)
+    y = accuracy.exact(weight, x).astype(np.float32)
     assert truth.error(y) < 1e-6
     assert truth.error(y[:2]) < 1e-6
     y[2, 639] = np.nan
@@ -237,9 +232,8 @@ def test_counters_beside_the_emulators(small_products, monkeypatch):
     assert (first["batch"], second["batch"]) == (1, 2)
     assert (first["wavefronts"], first["pipe_wavefronts"]) == (57, 69)  # of both launches
     assert (first["dram_read"], first["dram_written"]) == (3072, 32)
-    [psumbook] = [k for k in registered("cuda") if k.name == "psumbook"]
-    weight, x = random_weight((64, 512), "m1v4g128"), measure.inputs(512, 1, HALF)
-    _, [report] = emulate.multiply(psumbook, weight, x, gpu=gpu_of(FIRST_GPU))
+    weight, x = random_weight((64, 512), "m1v4g128"), accuracy.inputs(512, 1, HALF)
+    _, [report] = emulate.multiply(Psumbook(), weight, x, gpu=gpu_of(FIRST_GPU))
     shared = [counts for (_, _, space, _), counts in report.counts.items() if space == "shared"]
     assert first["emulated_wavefronts"] == sum(counts.wavefronts for counts in shared) > 0
     assert first["emulated_sector_bytes"] >= 64 * 128  # the codes alone
@@ -254,13 +248,11 @@ def test_without_counters_a_warning(ncu, said, warning, small_products, monkeypa
     monkeypatch.setattr(counters.shutil, "which", lambda name: ncu)
     done = subprocess.CompletedProcess([], 1, "", said)
     monkeypatch.setattr(counters, "subprocess", SimpleNamespace(run=lambda *command, **options: done))
-    assert gpu._counters(tmp_path / "counters", 60)
+    assert gpu.PARTS["counters"].run(tmp_path / "counters", 60)
     assert warning in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 
 def test_the_product_that_ncu_looks_at(small_products):
-    from emulator.gpu import emulation
-
     counters.multiply_once(1)
     assert len(emulation.reports) == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cpu import __main__ as command
-from benchmarks.cpu import measuring, peers, report
+from benchmarks.cpu import peers, report, rounds
 from benchmarks.cpu.targets import (
     AQLM,
     AQLM_CONFIG,
@@ -27,11 +27,11 @@ from benchmarks.cpu.targets import (
     Timed,
     median_ratio,
 )
-from codegemm.comparison import measure
-from codegemm.comparison.targets import MAIN
+from benchmarks.targets import MAIN
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device, isa
 from codegemm.kernel import Product
+from codegemm.measuring import accuracy
 from codegemm.products import plan
 from codegemm.registry import refusal, registered
 
@@ -118,7 +118,7 @@ def test_the_slowest_product_of_auto():
 
 
 def test_what_is_timed():
-    one, two = (measuring.cases(threads, measuring.FULL_SIZE.batches) for threads in measuring.THREADS)
+    one, two = (rounds.cases(threads, rounds.FULL_SIZE.batches) for threads in rounds.THREADS)
     assert {case.batch for case in one} == {1}
     for cases in (one, two):
         assert len(set(cases)) == len(cases)
@@ -135,24 +135,24 @@ def test_what_is_timed():
     for target in report.TARGETS:  # each has its products
         cases = one if target.threads == 1 else two
         for config in target.configs:
-            assert measuring.Case(target.kernel, config, target.batch) in cases
+            assert rounds.Case(target.kernel, config, target.batch) in cases
 
 
 def test_a_turn_calls_once_at_least():
     calls = []
-    assert measuring.time_turn(lambda: calls.append(1), 0.0) > 0
+    assert rounds.time_turn(lambda: calls.append(1) or 2.0, 0.0) == 2
     assert len(calls) == 2  # one warms up
 
 
 def test_outliers_are_50_times_as_large():
-    normal, outliers = measuring.samples(1000).values()
+    normal, outliers = rounds.samples(1000).values()
     ratio = outliers / normal
     assert sorted(np.unique(ratio.round(3))) == [1, 50]
     assert ((ratio > 2).sum(axis=1) == 4).all()
 
 
 def test_errors_beyond_what_is_promised_are_told():
-    found = measuring.Report(
+    found = Measured(
         rows=[
             timed(FULL, MAIN[0], 1.0, chosen=True, error=1e-4),
             timed(FULL, MAIN[1], 1.0, chosen=True, error=3e-4),
@@ -161,10 +161,10 @@ def test_errors_beyond_what_is_promised_are_told():
         ],
         accuracies=[
             Accuracy("fast", "normal", WIDE, MAIN[0], 2e-2, 1.5e-2),
-            Accuracy("fast", measuring.OUTLIERS, WIDE, MAIN[0], 2e-2, None),
+            Accuracy("fast", rounds.OUTLIERS, WIDE, MAIN[0], 2e-2, None),
         ],
     )
-    assert report.wrong(found) == [
+    assert found.wrong() == [
         "64 x 128 m2v8g128 psumbook N=1: error 3.0e-04",
         "64 x 128 m1v4g128 dequant N=1: error nan",
         "64 x 128 m1v4g128 fast, x normal: error 2.0e-02",
@@ -198,20 +198,20 @@ def test_the_quick_form(small, monkeypatch, tmp_path, capsys):
     assert peers.INSTALL in data["left_out"][AQLM]
     with_fast = FAST in before
     assert (FAST in data["left_out"]) is not with_fast
-    for shape in measuring.QUICK.shapes:
+    for shape in rounds.QUICK.shapes:
         rows = [row for row in data["rows"] if tuple(row["shape"]) == shape]
-        for threads in measuring.THREADS:
+        for threads in rounds.THREADS:
             seen = {(row["kernel"], row["config"]) for row in rows if row["threads"] == threads and row["batch"] == 1}
             assert {(DENSE, ""), *((FULL, config) for config in (*MAIN, AQLM_CONFIG))} <= seen
             assert ((FAST, MAIN[0]) in seen) is with_fast
         chosen = {(row["batch"], row["config"]) for row in rows if row["chosen"] and row["threads"] == 2}
-        assert {(n, config) for n in measuring.QUICK.batches for config in MAIN} <= chosen
+        assert {(n, config) for n in rounds.QUICK.batches for config in MAIN} <= chosen
         for row in rows:
-            assert len(row["seconds"]) == measuring.QUICK.rounds
+            assert len(row["seconds"]) == rounds.QUICK.rounds
             assert min(row["seconds"]) > 0
             assert row["error"] < 1.5e-2
     assert {(found["precision"], found["x"]) for found in data["accuracies"]} == {
-        (precision, x) for precision in ("full", "fast")[: 1 + with_fast] for x in ("normal", measuring.OUTLIERS)
+        (precision, x) for precision in ("full", "fast")[: 1 + with_fast] for x in ("normal", rounds.OUTLIERS)
     }
     assert len(data["targets"]) == len(report.TARGETS) + 3
     said = capsys.readouterr().out
@@ -265,12 +265,12 @@ def aqlm_installed(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("config", ["m2v8g-1", "m1v4g-1"])
 def test_aqlms_kernel_gets_its_arguments(config, aqlm_installed, make_weight):
-    weight, x = make_weight(48, 64, config), measure.inputs(64, 3, SINGLE)
+    weight, x = make_weight(48, 64, config), accuracy.inputs(64, 3, SINGLE)
     with peers.registered(), peers.threads(4):
         y = plan(weight, 3, SINGLE, AQLM)(x)
         assert aqlm_installed[-1] == 2  # it has no more
     assert aqlm_installed[-1] == 7
-    assert measure.relative_error(y, measure.exact(weight, x)) < 1e-6
+    assert accuracy.relative_error(y, accuracy.exact(weight, x)) < 1e-6
 
 
 def test_another_version_of_aqlm_is_left_out(aqlm_installed, tmp_path):
@@ -289,7 +289,7 @@ def test_weights_that_aqlms_kernel_does_not_multiply(config, reason, make_weight
 
 def test_torch_in_float32(make_weight):
     pytest.importorskip("torch")
-    weight, x = make_weight(48, 128, MAIN[0]), measure.inputs(128, 3, SINGLE)
+    weight, x = make_weight(48, 128, MAIN[0]), accuracy.inputs(128, 3, SINGLE)
     with peers.registered():
         y = plan(weight, 3, SINGLE, TORCH_FP32)(x)
-    assert measure.relative_error(y, measure.exact(weight, x)) < 1e-6
+    assert accuracy.relative_error(y, accuracy.exact(weight, x)) < 1e-6

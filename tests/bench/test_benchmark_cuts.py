@@ -8,13 +8,12 @@ import pytest
 from emulator import emulate
 
 from benchmarks import cubins, cuts, gpu, smoke
-from codegemm.comparison import measure
-from codegemm.engines import cuda
-from codegemm.engines.cuda import compiler, dequant_cut, dequant_wide_cut, psumbook_cut
+from codegemm.engines.cuda import Psumbook, compiler, dequant_cut, dequant_wide_cut, psumbook_cut
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
+from codegemm.measuring import accuracy, stopwatch
 
 
 def test_weights_are_fitted(rng):
@@ -50,7 +49,7 @@ def test_estimates_explained(capsys):
 def test_a_product_is_cut_as_asked(name, n, make_weight, rng):
     """By every cut that is tried the same product, with the arrays of the kernel itself."""
     weight, x = make_weight(64, 512, "m1v4g128"), rng.standard_normal((n, 512)).astype(np.float16)
-    module, truth = cuts.MODULES[name], measure.exact(weight, x)
+    module, truth = cuts.MODULES[name], accuracy.exact(weight, x)
     product = Product.of(weight.spec, n, x.dtype, np.float32)
     grids = set()
     for cut in cuts._chosen(module, weight.spec, n, emulate.SMALL_GPU)[::3]:
@@ -58,7 +57,7 @@ def test_a_product_is_cut_as_asked(name, n, make_weight, rng):
         *_, launch = kernel.decide(product, emulate.SMALL_GPU).launches
         assert (launch.grid[0], launch.grid[-1]) == (len(cut.slices), cut.splits)
         assert (launch.threads, launch.shared_bytes) == (32 * cut.warps, cut.shared_bytes)
-        assert measure.relative_error(emulate.multiply(kernel, weight, x)[0], truth) < 1e-3
+        assert accuracy.relative_error(emulate.multiply(kernel, weight, x)[0], truth) < 1e-3
         grids.add(launch.grid)
     assert len(grids) > 1
 
@@ -78,8 +77,8 @@ def test_cuts_are_timed(emulated_gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cuts, "_LIKELIEST", 2)
     monkeypatch.setattr(cuts, "_OTHERS", 1)
     for name, value in (("_GRAPH_CALLS", 1), ("_MIN_CALLS", 2), ("_MAX_CALLS", 2), ("_CACHE_FACTOR", {"cuda": 0.01})):
-        monkeypatch.setattr(measure, name, value)
-    assert gpu._cuts(tmp_path / "cuts", 60)
+        monkeypatch.setattr(stopwatch, name, value)
+    assert gpu.PARTS["cuts"].run(tmp_path / "cuts", 60)
     data = json.loads((tmp_path / "cuts.json").read_text())
     assert {row["kernel"] for row in data["cuts"]} == {"psumbook", "dequant"}
     assert sum(row["picked"] for row in data["cuts"]) == 2
@@ -97,8 +96,7 @@ def test_smoke(emulated_gpu, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "psumbook" in said
     assert "WRONG" not in said
-    [psumbook] = [kernel for kernel in cuda.KERNELS if kernel.name == "psumbook"]
-    monkeypatch.setattr(psumbook, "bind", lambda *arguments: lambda *more: None)
+    monkeypatch.setattr(Psumbook, "bind", lambda *arguments: lambda *more: None)
     assert not smoke.run(60)
     assert "psumbook       WRONG" in capsys.readouterr().out
     assert not smoke.run(-1)
@@ -146,17 +144,8 @@ def test_what_a_gpu_loads_is_known_without_one():
         "DequantShape<4, 1, 8, 1, 16, Float, true>",
         "WideShape<4, 1, 8, 1, 64, Half, 1>",
     } <= {build.instance for build in builds}
-    assert {
-        "psumbook.cu",
-        "dequant.cu",
-        "dequant_plain.cu",
-        "dequant_wide.cu",
-        "dequantize.cu",
-        "aqlm.cu",
-        "quip.cu",
-        "rotate.cu",
-        "extended.cu",
-    } <= {build.source for build in builds}
+    sources = "psumbook dequant dequant_plain dequant_wide dequantize aqlm quip rotate transformed"
+    assert {f"{name}.cu" for name in sources.split()} <= {build.source for build in builds}
 
 
 def test_architectures_are_checked(capsys):

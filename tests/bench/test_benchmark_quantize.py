@@ -7,7 +7,6 @@ import pytest
 
 import codegemm
 from benchmarks.quantize import gaussian, trained
-from benchmarks.quantize.activations import Layer
 
 
 def test_a_gaussian_case_is_measured():
@@ -33,15 +32,10 @@ def layers(rng):
     found = []
     for rows, columns in ((48, 64), (32, 128)):
         mix = np.eye(columns) + rng.standard_normal((columns, columns)) / 8
-        layer = Layer(
-            "layer",
-            rng.standard_normal((rows, columns), np.float32),
-            codegemm.Calibration(columns),
-            codegemm.Calibration(columns),
-        )
-        for side in (layer.seen, layer.unseen):
+        seen, unseen = codegemm.Calibration(columns), codegemm.Calibration(columns)
+        for side in (seen, unseen):
             side.update(rng.standard_normal((500, columns)) @ mix)
-        found.append(layer)
+        found.append(trained.Layer(rng.standard_normal((rows, columns), np.float32), seen, unseen))
     return found
 
 

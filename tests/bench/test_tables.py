@@ -1,6 +1,7 @@
 """`make tables`: what README and `auto` get of what was measured."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,9 +81,9 @@ def test_tables_of_a_gpu(results):
 
 
 def test_crossovers_for_auto(results, monkeypatch):
-    monkeypatch.setattr(
-        made, "registered", lambda engine: [Kernel("psumbook"), Kernel("dequant"), Kernel("aqlm", False)]
-    )
+    automatic = {"psumbook": True, "dequant": True, "aqlm": False}
+    kernels = [SimpleNamespace(name=name, automatic=may) for name, may in automatic.items()]
+    monkeypatch.setattr(made, "registered", lambda engine: kernels)
     (results / "nvidia-h200").mkdir()
     (results / "nvidia-h200" / "bench-8b.json").write_text(json.dumps(REPORT))
     made.main()
@@ -92,10 +93,3 @@ def test_crossovers_for_auto(results, monkeypatch):
         Choice("m1v4g128", (512, 512), (1, 1), "float16", "psumbook"),
         Choice("m1v4g-1", (64, 512), (1, 1), "float16", "dequant"),
     }
-
-
-class Kernel:
-    """A name, and whether `auto` may take it."""
-
-    def __init__(self, name, automatic=True):
-        self.name, self.automatic = name, automatic

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,18 +15,24 @@ from support.kernels import Twice, joined
 
 import codegemm
 from codegemm.cli import cli
-from codegemm.comparison import measure, report, sources
-from codegemm.engines.cpu import isa
+from codegemm.comparison import report
+from codegemm.comparison.result import Machine, Result, Row
+from codegemm.comparison.selection import compared_kernels
+from codegemm.engines.cpu import device, isa
+from codegemm.measuring import conditions, sources
+from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.stopwatch import Candidate
 from codegemm.quantize import stored
 
 FAST = ["--seconds", "0", "--engine", "cpu"]
+SMALL = ("--shape", "64x128", "--batch", "1", "--config", "m1v4")
 
 
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch, tmp_path):
     """Small caches and buffers: the tests look at what is measured, not at how long it takes."""
-    monkeypatch.setattr(measure.device, "last_level_cache", lambda: 1 << 20)
-    monkeypatch.setattr(measure.device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
+    monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -54,6 +61,14 @@ def test_random_codes(tmp_path):
         assert row["kernel"] in output
     assert "128 x 256 (random codes)" in output
     assert "bits/weight" in output
+
+
+def test_names_are_those_of_the_formats_and_kernels(tmp_path):
+    """A kernel's may say its engine."""
+    arguments = ("--shape", "128x256", "--batch", "1", "--config", "m1v4g32+rotated,e8p3,m1v4")
+    rows = rows_of(tmp_path, *arguments, "--kernels", "cpu:dequant,dense,dequant,cpu:quip")[1]
+    found = [(row["kernel"], row["config"]) for row in rows]
+    assert found == [("dense", ""), ("dequant", "m1v4g32+rotated"), ("quip", "e8p3"), ("dequant", "m1v4g-1")]
 
 
 def test_kernels_of_one_precision(tmp_path):
@@ -88,7 +103,7 @@ def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
     output, rows = rows_of(tmp_path, *arguments)
     assert {row["config"] for row in rows} == {"", "m1v4g128", "m2v8g128", "m2v8g-1", "e8p"}
     assert "error to original" in output
-    x = measure.inputs(128, 2, np.dtype(np.float32)).astype(np.float64)
+    x = inputs(128, 2, np.dtype(np.float32)).astype(np.float64)
     for row in rows:
         if row["config"] == "e8p":
             dense = codegemm.quantize(matrix, "e8p").dequantize(np.float64)
@@ -100,14 +115,8 @@ def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
 
 
 def test_of_a_file_the_first_matrix_of_each_shape(tmp_path):
-    tensors = {
-        "b": np.ones((4, 8)),
-        "a": np.ones((4, 8)),
-        "c": np.ones((8, 4)),
-        "d": np.ones(3),
-        "e": np.ones((2, 2), int),
-    }
-    save_file(tensors, tmp_path / "m.safetensors")
+    tensors = {name: np.ones(shape) for name, shape in (("b", (4, 8)), ("a", (4, 8)), ("c", (8, 4)), ("d", 3))}
+    save_file(tensors | {"e": np.ones((2, 2), int)}, tmp_path / "m.safetensors")
     cases = sources.file_cases(tmp_path / "m.safetensors", (), ["m1v4b2"])
     assert [case.title for case in cases] == ["4 x 8 (a)", "8 x 4 (c)"]
     save_file({"d": np.ones(3)}, tmp_path / "m.safetensors")
@@ -126,22 +135,9 @@ def test_a_third_partys_kernel_joins(tmp_path):
 
 
 def test_a_wrong_kernel_is_seen(tmp_path):
-    class Wrong(Twice):
-        name = "wrong"
-
-        def run(self, prepared, x, out, workspace, stream):
-            out[...] = x @ prepared.T
-
-    class Lazy(Twice):
-        name = "lazy"
-
-        def run(self, prepared, x, out, workspace, stream):
-            pass
-
-    with joined(Wrong(), Lazy()):
-        _, rows = rows_of(
-            tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "dense,wrong,lazy"
-        )
+    wrong = Twice(name="wrong", run=lambda prepared, x, out, *rest: np.copyto(out, x @ prepared.T))
+    with joined(wrong, Twice(name="lazy", run=lambda *arguments: None)):
+        _, rows = rows_of(tmp_path, *SMALL, "--kernels", "dense,wrong,lazy")
     errors = {row["kernel"]: row["error"] for row in rows}
     assert errors["dense"] < 1e-6
     assert errors["wrong"] == pytest.approx(0.5, rel=1e-3)
@@ -149,10 +145,9 @@ def test_a_wrong_kernel_is_seen(tmp_path):
 
 
 def test_a_file_of_quantised_weights(tmp_path, make_weight):
-    codegemm.save_all(
-        tmp_path / "w.safetensors", {"one": make_weight(32, 64, "m1v4g16"), "two": make_weight(16, 64, "e8p")}
-    )
-    output, rows = rows_of(tmp_path, "--weights", str(tmp_path / "w.safetensors"), "--batch", "1")
+    path = tmp_path / "w.safetensors"
+    codegemm.save_all(path, {"one": make_weight(32, 64, "m1v4g16"), "two": make_weight(16, 64, "e8p")})
+    output, rows = rows_of(tmp_path, "--weights", str(path), "--batch", "1")
     assert {row["case"] for row in rows} == {"one 32 x 64", "two 16 x 64"}
     assert {"m1v4g16", "e8p"} <= {row["config"] for row in rows}
     assert "Geometric mean of x dense over the shapes" in output
@@ -162,9 +157,7 @@ def test_the_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib import image
 
-    compare(
-        "--shape", "64x128", "--shape", "128x64", "--config", "m1v4", "--batch", "1", "--plot", str(tmp_path / "p.png")
-    )
+    compare(*SMALL, "--shape", "128x64", "--plot", str(tmp_path / "p.png"))
     picture = image.imread(tmp_path / "p.png")
     assert min(picture.shape[:2]) > 200
     assert picture.std() > 0.05
@@ -172,8 +165,8 @@ def test_the_plot_is_a_picture(tmp_path):
 
 def test_weights_are_rotated_through_more_than_the_cache(make_weight):
     weight = make_weight(256, 512, "m1v4g128")
-    [kernel] = measure.compared_kernels("cpu", ["psumbook"])
-    candidate = measure.Candidate(kernel, weight, [1], np.dtype(np.float32))
+    [kernel] = compared_kernels("cpu", ["psumbook"])
+    candidate = Candidate(kernel, weight, [1], np.dtype(np.float32))
     copies = [copy.arguments.arrays["codes"] for copy in candidate._copies]
     assert sum(codes.nbytes for codes in copies) >= 1 << 20
     assert len({codes.__array_interface__["data"][0] for codes in copies}) == len(copies)
@@ -184,30 +177,23 @@ def test_the_copies_take_turns(make_weight):
     weight = make_weight(64, 128, "m1v4g128")
     seen = []
 
-    class Watched(Twice):
-        name = "watched"
+    def run(prepared, *rest):
+        seen.append(prepared.__array_interface__["data"][0])
+        Twice().run(prepared, *rest)
 
-        def run(self, prepared, x, out, workspace, stream):
-            seen.append(prepared.__array_interface__["data"][0])
-            super().run(prepared, x, out, workspace, stream)
-
-    kernel = Watched()
-    with joined(kernel):
-        candidate = measure.Candidate(kernel, weight, [1], np.dtype(np.float32))
-        candidate.measure(measure.inputs(128, 1, np.dtype(np.float32)), 0)
+    with joined(Twice(run=run)) as [kernel]:
+        candidate = Candidate(kernel, weight, [1], np.dtype(np.float32))
+        candidate.measure(inputs(128, 1, np.dtype(np.float32)), 0)
     assert len(set(seen)) == len(seen) > 5
 
 
 def test_times_dense_is_the_dense_time_over_mine(tmp_path):
-    class Slow(Twice):
-        name = "slow"
+    def run(*arguments):
+        time.sleep(0.01)
+        Twice().run(*arguments)
 
-        def run(self, prepared, x, out, workspace, stream):
-            time.sleep(0.01)
-            super().run(prepared, x, out, workspace, stream)
-
-    with joined(Slow()):
-        _, rows = rows_of(tmp_path, "--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "slow,dense")
+    with joined(Twice(name="slow", run=run)):
+        _, rows = rows_of(tmp_path, *SMALL, "--kernels", "slow,dense")
     seconds = {row["kernel"]: row["seconds"] for row in rows}
     [slow] = [row for row in rows if row["kernel"] == "slow"]
     assert slow["times_dense"] == pytest.approx(seconds["dense"] / seconds["slow"])
@@ -218,12 +204,10 @@ def test_times_dense_is_the_dense_time_over_mine(tmp_path):
 def test_shares_are_told_of_the_larger_bandwidth(tmp_path, monkeypatch):
     """Measured before and after: an idle machine's clocks are low."""
     bandwidths = iter([4e9, 1e10])
-    monkeypatch.setattr(measure.device, "measure_bandwidth", lambda: next(bandwidths))
-    path = tmp_path / "result.json"
-    compare("--shape", "64x128", "--batch", "1", "--config", "m1v4", "--kernels", "dense", "--json", str(path))
-    found = json.loads(path.read_text())
-    assert (found["machine"]["bandwidths"], found["machine"]["bandwidth"]) == ([4e9, 1e10], 1e10)
-    [row] = found["rows"]
+    monkeypatch.setattr(device, "measure_bandwidth", lambda: next(bandwidths))
+    _, [row] = rows_of(tmp_path, *SMALL, "--kernels", "dense")
+    machine = json.loads((tmp_path / "result.json").read_text())["machine"]
+    assert (machine["bandwidths"], machine["bandwidth"]) == ([4e9, 1e10], 1e10)
     assert row["bandwidth_share"] == pytest.approx(row["bytes_read"] / row["seconds"] / 1e10)
 
 
@@ -231,21 +215,18 @@ def test_shares_are_told_of_the_larger_bandwidth(tmp_path, monkeypatch):
     ("engine", "timed", "marked"), [("cuda", "calls", True), ("cuda", "graph", False), ("cpu", "calls", False)]
 )
 def test_products_that_no_graph_could_hold_are_marked(engine, timed, marked):
-    row = measure.Row(
+    row = Row(
         case="", shape=(8, 8), kernel="one", precision="full", path="", config="m1v4", bits_per_weight=2.0, batch=1,
         seconds=1e-6, quartiles=(1e-6, 1e-6), calls=7, timed=timed, bytes_read=64, bandwidth_share=0.1,
-        times_dense=None, error=0.0, error_to_original=None,
+        times_dense=None, error=0.0, error_to_original=None, chosen=False,
     )  # fmt: skip
     console = rich.console.Console(file=io.StringIO(), width=200)
-    console.print(report._case_table("", [row], False, engine))
+    console.print(report._case_table("", [row], Result(Machine(engine, "", 1, 1.0), [row])))
     assert ("1.0 us call by call" in console.file.getvalue()) == marked
 
 
 def test_an_interrupt_leaves_no_file(tmp_path, monkeypatch):
-    def stop(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(measure.Candidate, "measure", stop)
+    monkeypatch.setattr(Candidate, "measure", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises((KeyboardInterrupt, codegemm.cli.click.Abort)):
         compare("--shape", "64x128", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png"))
     assert not list(tmp_path.iterdir())
@@ -255,7 +236,7 @@ def test_threads_are_the_same_for_all(monkeypatch):
     from threadpoolctl import threadpool_info
 
     before = codegemm.get_num_threads()
-    with measure.threads(1):
+    with conditions.threads(1):
         assert codegemm.get_num_threads() == 1
         assert {pool["num_threads"] for pool in threadpool_info()} <= {1}
     assert codegemm.get_num_threads() == before
@@ -269,11 +250,15 @@ def test_threads_are_the_same_for_all(monkeypatch):
         (["--shape", "64x100", "--config", "m1v8"], "in_features=100: must be a multiple of the vector length v=8"),
         (["--shape", "64x128", "--config", "m1"], "configuration 'm1': expected"),
         (["--shape", "64x128", "--kernels", "nothing"], "kernel 'nothing': the engine cpu has reference, psumbook"),
-        (["--shape", "64x128", "--batch", "0"], "--batch"),
-        (["--shape", "64x128", "--batch", "x"], "'x': must be ints, separated by commas"),
+        (["--shape", "64x128", "--batch", "0"], "0 is not in the range x>=1"),
+        (["--shape", "64x128", "--batch", "x"], "'x' is not a valid integer"),
+        (
+            ["--shape", "64x128", "--kernels", "cuda:dequant"],
+            "kernel 'cuda:dequant': the engine cpu has reference, psu",
+        ),
         (["--shape", "64x128", "--paths", "mmx"], "path 'mmx': this processor has"),
         (["--shape", "64x128", "--kernels", "dense", "--precision", "full"], "--precision and --kernels: give one"),
-        (["--shape", "64x128", "--kernels", ""], "--kernels: names nothing"),
+        (["--shape", "64x128", "--kernels", ""], "'': names nothing"),
         (["--tensor", "a"], "--tensor needs --weights"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--shape", "64x128", "--json", "/nowhere/r.json"], "there is no folder /nowhere"),
@@ -297,7 +282,7 @@ def test_without_a_gpu_the_reason_is_told(monkeypatch):
     monkeypatch.setattr("codegemm.devices.unavailable", lambda: "there is none")
     result = CliRunner().invoke(cli, ["compare", "--engine", "cuda", "--shape", "64x64"])
     assert result.exit_code == 2
-    assert "--engine cuda: there is none" in result.output
+    assert "Invalid value for '--engine': cuda: there is none" in result.output
 
 
 @pytest.mark.skipif(

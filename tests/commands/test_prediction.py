@@ -1,14 +1,13 @@
-"""What `codegemm predict` says: its arithmetic, and which statements it finds met."""
+"""What `codegemm predict` says: its arithmetic; and which of the targets predictions meet."""
 
 import pytest
 from click.testing import CliRunner
-from support.processes import python
+from support.processes import python_without
 
 import codegemm
+from benchmarks import targets
 from codegemm import prediction, registry
 from codegemm.cli import cli
-from codegemm.comparison import targets
-from codegemm.comparison.targets import Timed
 from codegemm.engines.cuda import model
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
@@ -66,7 +65,6 @@ def test_arithmetic(kernels):
         "dense": "memory", "one": "memory", "two": "wavefronts", "aqlm": "instructions",
     }  # fmt: skip
     assert rows["one"].bandwidth_share == pytest.approx(9e6 / 23e-6 / 0.9e12)
-    assert rows["one"].times_dense == pytest.approx(4)
     assert [name for name, row in rows.items() if row.chosen] == ["two"]
     assert prediction.copy_bandwidth(GPU) == pytest.approx(0.9e12)
 
@@ -86,7 +84,7 @@ def test_dense_stands_once_for_all_weights(kernels):
 
 
 def timed(kernel, config, shape, batch, seconds, share=0.5, chosen=False):
-    return Timed(kernel, config, shape, batch, seconds, share, chosen)
+    return prediction.Prediction(kernel, config, shape, batch, seconds, share, chosen, "memory")
 
 
 def test_targets_are_met_and_missed():
@@ -133,12 +131,18 @@ def test_what_auto_owes():
     assert targets.outcomes([], 1e12)[-1].found is None
 
 
+def test_predictions_are_held_to_the_targets(kernels):
+    found = targets.predicted("h200")
+    assert [outcome.statement for outcome in found[:-2]] == list(map(str, targets.TARGETS))
+    assert found[3].line() == "    2.90  missed          28672 x 8192, m1v4g128, N = 1: at least 5 times dense"
+    assert found[2].line().split()[:2] == ["unknown", "no"]  # there is no `quip`
+
+
 def test_the_command(kernels):
     done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--batch", "1,100", "--gpu", "h100"])
     assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if line]
     assert all(line.startswith("predicted h100  ") for line in lines)
-    assert sum("at least" in line for line in lines) == len(targets.TARGETS)
     rows = [line for line in lines if "256 x 500" in line]
     # No configuration of the default fits 500 columns: 8 does not divide them, nor does 128.
     assert rows == []
@@ -152,20 +156,34 @@ def test_the_command(kernels):
     assert "in_features=500: must be a multiple of the group size g=128" in str(done.exception)
 
 
+def test_names_are_those_of_the_formats(kernels):
+    done = CliRunner().invoke(
+        cli, ["predict", "--shape", "256x512", "--batch", "1", "--config", "m1v4g32+rotated,m1v4"]
+    )
+    assert done.exit_code == 0, done.output
+    assert {line.split()[5] for line in done.output.splitlines()[1:] if "dense" not in line} == {
+        "m1v4g32+rotated",
+        "m1v4g-1",
+    }
+    rows = prediction.predict(GPU, [(256, 512)], ["m1v4", "m1v4g-1"], [1])
+    assert [row.config for row in rows if row.kernel == "one"] == ["m1v4g-1"]
+
+
 def test_every_gpu_without_cupy(tmp_path):
     """The engine's own kernels, on GPUs that aren't there."""
-    (tmp_path / "cupy.py").write_text("raise ImportError('not here')")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from codegemm.prediction import predict\n"
-        "from codegemm.engines.cuda.gpu import KNOWN\n"
-        "for gpu in KNOWN.values():\n"
-        "    rows = predict(gpu, [(4096, 4096)], ['m1v4g128', 'e8p'], [1, 128])\n"
-        "    assert {row.kernel for row in rows} >= {'psumbook', 'dense'}\n"
-        "    assert all(0 < row.seconds < 1e-2 and 0 < row.bandwidth_share < 1 for row in rows)\n"
-        "assert 'cupy' not in sys.modules\n"
+    done = python_without(
+        ["cupy"],
+        tmp_path,
+        """
+        from codegemm.prediction import predict
+        from codegemm.engines.cuda.gpu import KNOWN
+        for gpu in KNOWN.values():
+            rows = predict(gpu, [(4096, 4096)], ['m1v4g128', 'e8p'], [1, 128])
+            assert {row.kernel for row in rows} >= {'psumbook', 'dense'}
+            assert all(0 < row.seconds < 1e-2 and 0 < row.bandwidth_share < 1 for row in rows)
+        assert 'cupy' not in sys.modules
+    """,
     )
-    done = python("-c", code)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,5 +1,7 @@
 """`codegemm tune`: it measures, keeps the fastest and says so."""
 
+import time
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -8,9 +10,10 @@ from support.kernels import Twice, joined
 import codegemm
 from codegemm import registry, tables, tuning
 from codegemm.cli import cli
-from codegemm.comparison import measure, sources
-from codegemm.comparison.measure import Timing
 from codegemm.devices import CPU
+from codegemm.engines.cpu import device
+from codegemm.measuring import sources, stopwatch
+from codegemm.measuring.stopwatch import Timing
 from codegemm.quantize.progress import Progress
 from codegemm.tables import Choice
 
@@ -18,30 +21,17 @@ SINGLE = np.dtype(np.float32)
 SHAPE = (64, 128)
 
 
-class Named(Twice):
-    """Automatic, and never chosen by its estimate."""
-
-    automatic = True
-
-    def __init__(self, name, most=1000):
-        self.name, self._most = name, most
-
-    def refuses(self, product, device):
-        return None if product.n <= self._most else f"n={product.n}: too many"
-
-    def estimate(self, product, device):
-        return float("inf")
-
-
 @pytest.fixture
 def kernels():
-    with joined(Named("quick", 4), Named("steady"), Named("manual")) as made:
-        made[-1].automatic = False
+    """None is chosen by its estimate."""
+    never = {"estimate": lambda product, device: float("inf")}
+    steady = Twice(name="steady", automatic=True, refuses=lambda product, device: None, **never)
+    with joined(Twice(name="quick", automatic=True, **never), steady, Twice(name="manual", **never)) as made:
         yield made
 
 
 @pytest.fixture
-def stopwatch(monkeypatch):
+def clock(monkeypatch):
     """Times by kernel, in place of the clock's; which candidates were measured."""
     seconds = {"quick": 1e-6, "steady": 2e-6, "manual": 1e-9}
     seen = []
@@ -65,7 +55,7 @@ def tune(batches, **options):
         return tuning.tune([case], batches, CPU, SINGLE, 0, progress)
 
 
-def test_the_fastest_automatic_kernel_is_kept(tuned_cache, kernels, stopwatch, make_weight):
+def test_the_fastest_automatic_kernel_is_kept(tuned_cache, kernels, clock, make_weight):
     weight = make_weight(*SHAPE, "m1v4g-1")
     before = codegemm.plan(weight, 1).kernel.name
     found, place = tune([8, 1, 8])
@@ -78,15 +68,15 @@ def test_the_fastest_automatic_kernel_is_kept(tuned_cache, kernels, stopwatch, m
     assert found[0].before == before
     assert set(tables.tuned(CPU)) == {m.choice for m in found}
     assert place.is_relative_to(tuned_cache)
-    assert ("quick", (1,), "float32", "cpu") in stopwatch
-    assert ("steady", (1, 8), "float32", "cpu") in stopwatch
-    assert not any(name in ("manual", "dense", "reference") for name, *_ in stopwatch)
+    assert ("quick", (1,), "float32", "cpu") in clock
+    assert ("steady", (1, 8), "float32", "cpu") in clock
+    assert not any(name in ("manual", "dense", "reference") for name, *_ in clock)
     for n, name in ((1, "quick"), (2, "quick"), (4, "steady"), (16, "steady")):
         assert codegemm.plan(weight, n).kernel.name == name
     assert codegemm.plan(weight, 17).kernel.name not in ("quick", "steady")
 
 
-def test_a_kernel_that_is_gone_is_passed_over(tuned_cache, kernels, stopwatch, make_weight):
+def test_a_kernel_that_is_gone_is_passed_over(tuned_cache, kernels, clock, make_weight):
     tune([1])
     kernels[0].automatic = False
     weight = make_weight(*SHAPE, "m1v4g-1")
@@ -98,7 +88,7 @@ def run(*arguments):
     return CliRunner().invoke(cli, ["tune", "--engine", "cpu", *arguments], standalone_mode=False)
 
 
-def test_the_command(tuned_cache, kernels, stopwatch, monkeypatch):
+def test_the_command(tuned_cache, kernels, clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     done = run("--shape", "64x128", "--shape", "32x100", "--config", "m1v4", "--batch", "1,8", "--dtype", "float16")
     assert done.exception is None, done.output
@@ -111,12 +101,16 @@ def test_the_command(tuned_cache, kernels, stopwatch, monkeypatch):
     assert {choice.dtype for choice in tables.tuned(CPU)} == {"float16"}
 
 
+def test_names_are_those_of_the_formats(tuned_cache, kernels, clock):
+    done = run("--shape", "64x128", "--config", " m1v4g32+rotated,e8p3,m1v4", "--batch", "1")
+    assert done.exception is None, done.output
+    assert {choice.weights for choice in tables.tuned(CPU)} == {"m1v4g32+rotated", "e8p3", "m1v4g-1"}
+
+
 def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
     """With its own clock: the kernel that waits is not the fastest."""
-    import time
-
-    monkeypatch.setattr(measure.device, "last_level_cache", lambda: 1 << 12)
-    monkeypatch.setattr(measure, "_QUIET", 0)
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)
+    monkeypatch.setattr(stopwatch, "_QUIET", 0)
     steady = kernels[1]
     for kernel in registry.registered("cpu"):
         if kernel not in kernels:
@@ -130,9 +124,9 @@ def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--batch", "0"), "must be positive numbers"), (("--config", ","), "--config: names nothing"),
+    [(("--batch", "0"), "0 is not in the range x>=1"), (("--config", ","), "',': names nothing"),
      (("--shape", "64"), "'64': must be <out_features>x<in_features>"), (("--config", "m1"), "configuration 'm1'"),
-     (("--engine", "cuda"), "--engine cuda: CuPy")],
+     (("--engine", "cuda"), "cuda: CuPy")],
 )  # fmt: skip
 def test_arguments_are_checked(arguments, message, monkeypatch):
     monkeypatch.setattr("codegemm.devices.unavailable", lambda: "CuPy finds no GPU")

@@ -29,6 +29,7 @@ SANITIZE = os.environ.get("EMULATOR_SANITIZE") == "1"
 ORDERS = ("forward", "reversed", "shuffled")
 # Few multiprocessors, so that small shapes are cut as large ones are on a GPU.
 SMALL_GPU = Gpu(90, 4, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
+DESKTOP_GPU = Gpu(89, 2, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
 
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}", f"-idirafter{kernels_cu.FOLDER}"]
 if SANITIZE:
@@ -104,9 +105,10 @@ def multiply(kernel, weight, x, out_dtype=np.float32, gpu=SMALL_GPU, steps=None,
 
 
 def cut_steps(module, product, cut, gpu=SMALL_GPU):
-    """The one step of a product that a kernel's module cuts so."""
+    """A product's steps where a kernel's module, of one launch or of several, cuts it so."""
     scratch = Scratch()
-    return Steps((module.launch(product, cut, gpu, scratch),), scratch.end)
+    launches = getattr(module, "launches", lambda *how: [module.launch(*how)])(product, cut, gpu, scratch)
+    return Steps(tuple(launches), scratch.end)
 
 
 def arranged(kernel, weight):

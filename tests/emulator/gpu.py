@@ -67,30 +67,9 @@ class Array:
     def __setitem__(self, key, value):
         self.host[host(key)] = host(value)
 
-    def __matmul__(self, other):
-        return wrap(self.host @ host(other))
-
     def __iadd__(self, other):
         self.host += host(other)
         return self
-
-    def __mul__(self, other):
-        return wrap(self.host * host(other))
-
-    def __or__(self, other):
-        return wrap(self.host | host(other))
-
-    def __and__(self, other):
-        return wrap(self.host & host(other))
-
-    def __lshift__(self, other):
-        return wrap(self.host << host(other))
-
-    def __rshift__(self, other):
-        return wrap(self.host >> host(other))
-
-    def __abs__(self):
-        return wrap(abs(self.host))
 
     def __len__(self):
         return len(self.host)
@@ -103,6 +82,14 @@ class Array:
 
     def get(self):
         return self.host.copy()
+
+
+def _operator(name):
+    return lambda self, *others: wrap(getattr(self.host, name)(*map(host, others)))
+
+
+for _name in ("__matmul__", "__mul__", "__or__", "__and__", "__lshift__", "__rshift__", "__abs__"):
+    setattr(Array, _name, _operator(_name))
 
 
 class Kernel:
@@ -336,9 +323,6 @@ class Tensor:
 
     def numel(self):
         return self.array.size
-
-    def is_contiguous(self):
-        return self.array.flags.c_contiguous
 
     def new_empty(self, shape):
         return Tensor(emulate.aligned(np.full(shape, 99, self.array.dtype)))

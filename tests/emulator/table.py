@@ -11,12 +11,12 @@ from importlib import metadata
 import numpy as np
 from support import ROOT, sass
 
-from codegemm.comparison.sources import random_weight
 from codegemm.engines.cuda import compiler, psumbook
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.psumbook_cut import BATCHES, cut_for
 from codegemm.engines.cuda.steps import Steps
+from codegemm.formats import random_weight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
 from codegemm.registry import registered

@@ -1,8 +1,5 @@
 """CodebookWeight and concat: validation, views, equality, dequantisation."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,15 +84,12 @@ def test_bad_arrays_are_named(change, message):
         CodebookWeight(*change(*arrays()))
 
 
-def test_equality_and_copies():
-    weight = CodebookWeight(*arrays())
+def test_one_other_number_makes_another_weight():
     codes, codebooks, scales = arrays()
-    assert weight == CodebookWeight(codes, codebooks, scales)
+    weight = CodebookWeight(codes, codebooks, scales)
     scales[3, 1] *= 2
     assert weight != CodebookWeight(codes, codebooks, scales)
     assert weight != "weight"
-    assert pickle.loads(pickle.dumps(weight)) == weight
-    assert copy.deepcopy(weight) == weight
     with pytest.raises(TypeError):
         hash(weight)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from codegemm import E8PWeight
+from codegemm.checkpoints import from_quip
 from codegemm.formats import e8p_codebook, hadamard
 from codegemm.quantize import lattice
 
@@ -72,6 +73,7 @@ def test_layers_of_the_original(case, golden):
     assert np.array_equal(e8p_codebook.unpack(qidxs), codes)
     assert np.array_equal(e8p_codebook.pack(codes), qidxs)
     weight = E8PWeight(qidxs, su, sv)
+    assert from_quip(qidxs, su, sv) == weight
     dense = weight.dequantize(np.float64)
     expected = data[f"case{case}_W"].astype(np.float64)
     kept = dense[::16] if case == 3 else dense
@@ -79,13 +81,15 @@ def test_layers_of_the_original(case, golden):
     assert np.abs(x.astype(np.float64) @ dense.T - y).max() <= 1e-6 * np.abs(y).max()
 
 
-@pytest.mark.parametrize("bits", [3, 4])
-def test_residual_forms_of_the_original(bits, golden):
+@pytest.mark.parametrize(("bits", "codebook"), [(3, "E8P12RVQ3B"), (4, "E8P12RVQ4B")])
+def test_residual_forms_of_the_original(bits, codebook, golden):
     data = golden("quip_rvq")
-    qidxs = data[f"b{bits}_qidxs"]
-    weight = E8PWeight(qidxs, np.ones(256, np.float16), np.ones(64, np.float16))
+    qidxs, lattice = data[f"b{bits}_qidxs"], data[f"b{bits}_W"]
+    weight = from_quip(qidxs, np.ones(256, np.float16), np.ones(64, np.float16), codebook)
     assert weight.bits == bits
-    assert np.abs(weight.lattice() - data[f"b{bits}_W"]).max() <= 1e-12
+    assert np.abs(weight.lattice() - lattice).max() <= 1e-12
+    rotated = hadamard.transform(hadamard.transform(lattice).T).T
+    assert np.abs(weight.dequantize(np.float64) - rotated).max() <= 1e-12
     codes = weight.codes()
     if bits == 4:
         assert np.array_equal(codes.main, data["b4_hi"])
@@ -134,7 +138,6 @@ def test_what_a_weight_tells():
     weight = E8PWeight(*weight_arrays())
     assert weight.shape == (32, 128)
     assert weight.nbytes == 32 * 128 * 2 // 8 + 2 * (32 + 128)
-    assert repr(weight) == "E8PWeight(2 bit, shape=(32, 128), 2.625 bits/weight, cpu)"
-    assert weight == E8PWeight(*weight_arrays())
+    assert repr(weight) == "E8PWeight(e8p, shape=(32, 128), 2.625 bits/weight, cpu)"
     with pytest.raises(TypeError, match="rotation mixes all rows"):
         weight[0:16]

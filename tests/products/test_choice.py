@@ -14,10 +14,10 @@ from codegemm.devices import CPU, Device
 from codegemm.engines.cpu import isa
 from codegemm.engines.cpu import machine as processor
 from codegemm.engines.cuda import machine as gpus
-from codegemm.formats.names import name_of, spec_of
+from codegemm.formats.format import spec_of
 from codegemm.tables import Choice
 
-GPU, SINGLE = Device("cuda:0"), np.dtype(np.float32)
+GPU = Device("cuda:0")
 PRODUCT = Lookup("m1v4g128", (4096, 1024), 4, "float16")
 ESTIMATES = {"slow": 3.0, "fast": 1.0, "other": 2.0}
 
@@ -72,39 +72,27 @@ def test_crossovers_are_of_the_same_shape_or_the_nearest_size():
     assert choose(replace(PRODUCT, n=17), ESTIMATES, [], measured) == "fast"
 
 
-@pytest.mark.parametrize("config", ["m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "e8p"])
-@pytest.mark.parametrize("shape", [(128, 1920), (48, 256)])
-def test_specs_have_names(config, shape, make_weight):
-    if config != "e8p" and shape[1] % codegemm.CodebookConfig.parse(config).v:
-        with pytest.raises(ValueError, match="in_features=256: must be a multiple of the vector length v=5"):
-            spec_of(shape, config)
-        return
-    weight = make_weight(*shape, config)
-    assert spec_of(shape, config) == weight.spec
-    assert name_of(weight.spec) == config
-
-
 def test_a_group_as_long_as_a_row_is_the_row(make_weight):
     assert spec_of((16, 128), "m1v4g128") == make_weight(16, 128, "m1v4g128").spec
 
 
+TUNED = Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")
+
+
+def decided(weight):
+    """The kernel of products of one row, which is remembered."""
+    return products._chosen(weight, 1, np.dtype(np.float32), "auto", "full").kernel.name
+
+
 def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
     weight = make_weight(384, 384, "m1v4g128")
-    assert codegemm.plan(weight, 1).kernel.name == "psumbook"
-    place = tables.save(CPU, [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
+    assert codegemm.plan(weight, 1).kernel.name == decided(weight) == "psumbook"
+    place = tables.save(CPU, [TUNED])
     choose_anew()
-    assert codegemm.plan(weight, 1).kernel.name == "dequant"
+    assert codegemm.plan(weight, 1).kernel.name == decided(weight) == "dequant"
     assert codegemm.plan(weight, 1, np.float16).kernel.name == "psumbook"
     assert codegemm.plan(weight, 2).kernel.name == "dequant"
     assert place.parent == tuned_cache
-
-
-def test_products_decided_before_look_again(tuned_cache, make_weight):
-    weight = make_weight(384, 384, "m1v4g128")
-    assert products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name == "psumbook"
-    tables.save(CPU, [Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")])
-    choose_anew()
-    assert products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name == "dequant"
 
 
 @pytest.fixture
@@ -118,21 +106,14 @@ def two_instruction_sets(monkeypatch):
 def test_what_was_tuned_counts_for_its_instruction_set(two_instruction_sets, tuned_cache, make_weight, monkeypatch):
     """A product decided under another one is decided anew, and again when that is back."""
     weight = make_weight(384, 384, "m1v4g128")
-    tuned = Choice("m1v4g128", (384, 384), (1, 1), "float32", "dequant")
-    tables.save(CPU, [tuned])
+    tables.save(CPU, [TUNED])
     choose_anew()
-
-    def looked_up():
-        return tables.tuned(CPU), products._chosen(weight, 1, SINGLE, "auto", "full").kernel.name
-
-    assert looked_up() == ((tuned,), "dequant")
-    monkeypatch.setenv(isa.VARIABLE, "plain")
-    assert looked_up() == ((), "psumbook")
-    assert codegemm.plan(weight, 1).kernel.name == "psumbook"
-    for name in ("avx2", ""):
-        monkeypatch.setenv(isa.VARIABLE, name)
-        assert looked_up() == ((tuned,), "dequant"), name
-        assert codegemm.plan(weight, 1).kernel.name == "dequant"
+    for path, found, kernel in (
+        ("", (TUNED,), "dequant"), ("plain", (), "psumbook"), ("avx2", (TUNED,), "dequant"), ("", (TUNED,), "dequant"),
+    ):  # fmt: skip
+        monkeypatch.setenv(isa.VARIABLE, path)
+        assert (tables.tuned(CPU), decided(weight)) == (found, kernel), path
+        assert codegemm.plan(weight, 1).kernel.name == kernel
 
 
 def test_estimates_are_an_instruction_sets_too(two_instruction_sets, make_weight, monkeypatch):
@@ -154,7 +135,7 @@ def test_tables_are_of_an_engines_own_python(machine, device, monkeypatch, tmp_p
     folders = {path.parent.name for path in own}
     assert {"engines", device.engine} <= folders
     names = {path.name for path in own}
-    assert names >= {"kernel.py", "machine.py", "psumbook.py", "dequant.py", "aqlm.py", "extended.py"}
+    assert names >= {"kernel.py", "machine.py", "psumbook.py", "dequant.py", "aqlm.py", "transformed.py"}
     assert any(path.suffix != ".py" for path in own)
     assert len(own) == len(set(own))
     assert all(path.is_file() for path in own)
@@ -178,11 +159,10 @@ def test_each_engine_has_tables_of_its_own(monkeypatch):
 
 
 def test_choices_replace_those_for_the_same(tuned_cache):
-    first = Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")
-    other = replace(first, batches=(2, 2))
-    tables.save(CPU, [first, other])
-    tables.save(CPU, [replace(first, kernel="psumbook")])
-    assert set(tables.tuned(CPU)) == {replace(first, kernel="psumbook"), other}
+    other, changed = replace(TUNED, batches=(2, 2)), replace(TUNED, kernel="psumbook")
+    tables.save(CPU, [TUNED, other])
+    tables.save(CPU, [changed])
+    assert set(tables.tuned(CPU)) == {changed, other}
     assert len(list(tuned_cache.iterdir())) == 1
     assert cache.usage()[0] == 1
 
@@ -190,7 +170,7 @@ def test_choices_replace_those_for_the_same(tuned_cache):
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"weights": "m1v4"}]', '{"a": 1}', "[null]"])
 def test_a_damaged_table_is_a_miss(content, tuned_cache):
     """Both a file that isn't what its name says and one that never was right."""
-    place = tables.save(CPU, [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    place = tables.save(CPU, [TUNED])
     place.write_text(content)
     tables.forget()
     assert tables.tuned(CPU) == ()
@@ -201,7 +181,7 @@ def test_a_damaged_table_is_a_miss(content, tuned_cache):
 
 
 def test_another_version_finds_nothing(tuned_cache, monkeypatch, tmp_path):
-    tables.save(CPU, [Choice("m1v4g128", (8, 8), (1, 1), "float32", "dequant")])
+    tables.save(CPU, [TUNED])
     (tmp_path / "other.py").write_text("")
     name, instructions = processor.identity(CPU)
     for place, attribute, value in (

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from codegemm.arrays import float_dtype
 from codegemm.devices import FIRST_GPU
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.registry import kernel_for, refusal, registered
 

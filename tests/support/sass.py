@@ -1,9 +1,12 @@
 """Compiled kernels as text: what registers and stack they use, which instructions their loops have."""
 
+import atexit
 import re
 import subprocess
+import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import nvidia
@@ -11,30 +14,28 @@ import nvidia
 from codegemm.engines.cuda import compiler
 
 REGISTERS = 65536  # of a multiprocessor
-STATIC_SHARED = 1024  # the system's own, from sm_90 on
 _BINARIES = [path for folder in nvidia.__path__ for path in Path(folder).glob("*/bin")]
 
 
-def compile_all(kernels, folder):
-    """The paths of cubins by (source, instance, architecture), all of them compiled at once."""
-
+def compile_all(kernels):
+    """Compile each (source, instance, architecture), all at once, to be found by `cubin_of`."""
     with ThreadPoolExecutor() as pool:
-        return dict(zip(kernels, pool.map(lambda kernel: compile_one(*kernel, folder), kernels)))
+        list(pool.map(lambda kernel: cubin_of(*kernel), kernels))
 
 
-def compile_one(source, instance, arch, folder):
+@cache
+def cubin_of(source, instance, arch):
     """The path of its cubin."""
-    path = folder / f"{compiler.entry_name(instance)}_{arch}.cubin"
+    path = _folder() / f"{compiler.entry_name(instance)}_{arch}.cubin"
     path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
     return path
 
 
-def check_budgets(cubin, threads):
-    """That nothing is spilled, a multiprocessor's registers hold so many threads and shared memory is all dynamic."""
-    used = resources(cubin)
-    assert used["STACK"] == used["LOCAL"] == 0
-    assert used["REG"] * threads <= REGISTERS
-    assert used["SHARED"] <= STATIC_SHARED
+@cache
+def _folder():
+    folder = tempfile.TemporaryDirectory(prefix="codegemm-cubins-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _run(tool, *arguments):

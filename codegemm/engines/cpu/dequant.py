@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
-from ctypes import c_int, c_int32, c_void_p
+from ctypes import c_int, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from codegemm.devices import Device
-from codegemm.engines import cut
-from codegemm.engines.cpu import compiler, library
+from codegemm.engines import cut, declarations
+from codegemm.engines.cpu import compiler, kernel, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
 SOURCE = compiler.SOURCES / "dequant.cpp"
-_LANES = 16
-# Must match `max_block_rows` and `max_tile` in dequant.cpp.
-MAX_BLOCK_ROWS = 64
-MAX_TILE = 512
+_LANES = declarations.constant(SOURCE, "lanes")
+MAX_BLOCK_ROWS = declarations.constant(SOURCE, "max_block_rows")
+MAX_TILE = declarations.constant(SOURCE, "max_tile")
 # Rows of x from which a BLAS multiplies, and what is decoded for it at once.
 BLAS_FROM = 128
 _SLICE_BLOCKS = 8
 _SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
-
-
-class DequantArgs(ctypes.Structure):
-    """Must match `DequantArgs` in dequant.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales", "blocks")),
-        *((name, c_int32) for name in ("block_count", "x_dtype", "out_dtype", "n", "rows", "in_features")),
-        *((name, c_int32) for name in ("v", "m", "centroids", "wide_codes", "group_vectors", "tile_vectors")),
-    ]
+DequantArgs = declarations.structure(SOURCE, "DequantArgs")
 
 
 @dataclass
-class Prepared:
+class Prepared(kernel.Prepared[CodebookSpec]):
     """The weight's own codes and scales, centroids in float32 where they are few, and the row blocks."""
 
     weight: CodebookWeight
-    arguments: library.Arguments
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
-        return prepare(copy.deepcopy(self.weight, memo))
+        return prepare(copy.deepcopy(self.weight, memo))  # whose arrays the arguments point to again
 
 
 def prepare(weight: CodebookWeight) -> Prepared:
@@ -63,18 +51,15 @@ def prepare(weight: CodebookWeight) -> Prepared:
             "scales": weight.scales,
             "blocks": blocks,
         },
+        spec,
+        config,
         block_count=len(blocks),
         rows=spec.out_features,
-        in_features=spec.in_features,
-        v=config.v,
-        m=config.m,
-        centroids=config.centroids,
         wide_codes=int(config.b > 8),
-        group_vectors=spec.group_vectors,
         tile_vectors=tile_vectors(config.v),
     )
     # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
-    return Prepared(weight._with_arrays(weight.arrays), arguments)
+    return Prepared(spec, arguments, weight._with_arrays(weight.arrays))
 
 
 def tile_vectors(v: int) -> int:

@@ -70,5 +70,5 @@ def multiply_float32(dense: npt.NDArray, x: npt.NDArray, out: npt.NDArray, works
 
 def _dense(prepared: Prepared, workspace: Any) -> tuple[npt.NDArray[np.float32], Any]:
     """Where the matrix is rebuilt, float32 [M, K], and the rest of the workspace."""
-    m, k = prepared.weight.shape
+    m, k = prepared.spec.shape
     return workspace[: 4 * m * k].view(np.float32).reshape(m, k), workspace[4 * m * k :]

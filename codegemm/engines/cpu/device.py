@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codegemm.engines.cpu import compiler, library
+from codegemm.engines.cpu import compiler, isa, library
 
 _PROBE_BYTES = 1 << 29
 _PIECES = 64
@@ -21,12 +21,7 @@ _SMALLEST_CACHE = 32 << 20
 @cache
 def name() -> str:
     """The processor's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return isa.told("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def last_level_cache() -> int:
@@ -42,12 +37,8 @@ def last_level_cache() -> int:
 
 def available_memory() -> int:
     """Bytes of memory that are free to use, as far as the system says."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
+    if kibibytes := isa.told("/proc/meminfo", "MemAvailable"):
+        return int(kibibytes.split()[0]) << 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 

@@ -79,9 +79,13 @@ def chosen() -> InstructionSet:
 
 @cache
 def _features() -> frozenset[str]:
+    return frozenset(told("/proc/cpuinfo", "flags").split())
+
+
+def told(path: str, name: str) -> str:
+    """What the system says in a file of /proc behind the first of such a name, or nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:
-        return frozenset()
-    flags = [line.partition(":")[2] for line in lines if line.startswith("flags")]
-    return frozenset(flags[0].split()) if flags else frozenset()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from ctypes import Structure
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 from codegemm.devices import Device
 from codegemm.engines.cpu import library
@@ -15,6 +16,14 @@ from codegemm.kernel import Kernel, Product, S, W
 # Of a Psumbook's lookup for one row of x: estimates are in its multiples, as `codegemm compare` and `make cpu` measured
 # them, since only their order matters.
 LOOKUP_SECONDS = 5e-11
+
+
+@dataclass
+class Prepared(Generic[S]):
+    """A weight as a kernel reads it: what it is, and its arrays among the arguments."""
+
+    spec: S
+    arguments: library.Arguments
 
 
 class CpuKernel(Kernel[S, W]):

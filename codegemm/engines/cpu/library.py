@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import name_of
+from codegemm.engines import declarations
 from codegemm.engines.builds import CompilerError
 from codegemm.engines.cpu import compiler
 from codegemm.locks import ForkSafeLock
 
-# Must match `Dtype` in floats.hpp.
-DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 
 MAX_THREADS = 1024
 
@@ -93,13 +93,16 @@ def address(array: np.ndarray) -> int:
 class Arguments:
     """The argument structure of a kernel with the weight's own fields filled in, and the arrays they point to.
 
-    The structure must have the fields x, out, workspace, x_dtype, out_dtype and n, set by every call.
+    A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must have
+    the fields x, out, workspace, x_dtype, out_dtype and n, set by every call.
     """
 
-    def __init__(self, structure: type[Structure], arrays: dict[str, np.ndarray], **numbers: float) -> None:
-        self.arrays, self._numbers = arrays, numbers
-        pointers = {name: address(array) for name, array in arrays.items()}
-        self.filled = structure(**pointers, **numbers)
+    def __init__(
+        self, structure: type[Structure], arrays: dict[str, np.ndarray], *owners: Any, **numbers: float
+    ) -> None:
+        self.arrays = arrays
+        self._numbers = declarations.owned([name for name, *_ in structure._fields_], owners) | numbers
+        self.filled = structure(**self._numbers | {name: address(array) for name, array in arrays.items()})
 
     def call(self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
-from ctypes import c_int, c_int32, c_void_p
+from ctypes import c_int
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -14,21 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.devices import Device
-from codegemm.engines import cut
+from codegemm.engines import cut, declarations
 from codegemm.engines.cpu import compiler, isa, library
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
+from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel, Prepared
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
-BATCH = 16  # rows of x that share tables of words
+SOURCE = compiler.SOURCES / "psumbook.cpp"
+BATCH = declarations.constant(SOURCE, "batch")  # rows of x that share tables of words
 MAX_B = 8
 # Rows whose codes of a position lie side by side, and of which whole groups are stored; see lookup.hpp.
-BLOCK_ROWS = 256
-GROUP_ROWS = 64
+BLOCK_ROWS = declarations.constant(SOURCE, "block_rows")
+GROUP_ROWS = declarations.constant(SOURCE, "group_rows")
 # A tile's table for one row of x in float; in bytes it fits L1 beside the codes.
-TABLE_BYTES = 32 << 10
-MAX_POSITIONS = 256  # of a tile: sums of bytes hold no more
-_ENTRIES = (16, 64, 256)  # of a table; must match `for_entries` in psumbook.cpp
+TABLE_BYTES = declarations.constant(SOURCE, "max_table_bytes")
+MAX_POSITIONS = declarations.constant(SOURCE, "max_positions")  # of a tile: sums of bytes hold no more
+_ENTRIES = tuple(declarations.constant(SOURCE, f"{size}_entries") for size in ("few", "some", "most"))  # of a table
 _TASK_LOOKUPS = 1 << 16  # some tens of microseconds
 _MAX_TASKS = 32
 _MIN_SLICE_ROWS = 4096  # every slice makes the tables again
@@ -36,17 +36,7 @@ _MAX_PIECES = 16  # of K: each adds a pass over the output
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
 _BYTES_UP_TO = {"vbmi": {2: 4, 1: 8}, "avx512": {2: 2, 1: 3}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
-
-
-class PsumbookArgs(ctypes.Structure):
-    """Must match `PsumbookArgs` in psumbook.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "out", "workspace", "codes", "codebooks", "scales")),
-        *((name, c_void_p) for name in ("tiles", "pieces", "slices")),
-        *((name, c_int32) for name in ("piece_count", "slice_count", "x_dtype", "out_dtype", "n", "rows")),
-        *((name, c_int32) for name in ("padded_rows", "in_features", "v", "m", "entries", "group_vectors")),
-    ]
+PsumbookArgs = declarations.structure(SOURCE, "PsumbookArgs")
 
 
 @dataclass(frozen=True)
@@ -81,16 +71,6 @@ class Cut:
                 yield start, min(start + BLOCK_ROWS, end)
 
 
-@dataclass
-class Prepared:
-    """The weight as the kernel reads it: codes [tile][block][position][row of the block], codebooks
-    [parts, m, v, entries] in float32, scales [groups, padded rows], and the cut."""
-
-    spec: CodebookSpec
-    cut: Cut
-    arguments: library.Arguments
-
-
 def table_entries(b: int) -> int:
     """Entries of a position's table."""
     return next(entries for entries in _ENTRIES if entries >= 1 << b)
@@ -118,14 +98,10 @@ def cut_for(spec: CodebookSpec) -> Cut:
     pieces = cut.split(len(tiles) - 1, -(-(len(tiles) - 1) // min(tasks, _MAX_PIECES)))
     rows = max(-(-spec.out_features // (tasks // (len(pieces) - 1))), _MIN_SLICE_ROWS)
     slices = cut.row_slices(spec.part_rows, -(-rows // BLOCK_ROWS) * BLOCK_ROWS, BLOCK_ROWS)
-    return Cut(tiles.astype(np.int32), pieces, _padded(slices))
-
-
-def _padded(slices: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The slices with the bounds of their padded rows."""
-    groups = -(-(slices[:, 2] - slices[:, 1]) // GROUP_ROWS)
-    ends = GROUP_ROWS * np.cumsum(groups)
-    return np.column_stack([slices, ends - GROUP_ROWS * groups, ends]).astype(np.int32)
+    padded = -(-(slices[:, 2] - slices[:, 1]) // GROUP_ROWS) * GROUP_ROWS
+    ends = np.cumsum(padded)
+    padded_slices = np.column_stack([slices, ends - padded, ends]).astype(np.int32)
+    return Cut(tiles.astype(np.int32), pieces, padded_slices)
 
 
 def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uint8]:
@@ -148,14 +124,16 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     name = "psumbook"
     weights = CodebookWeight
     automatic = True
-    source = compiler.SOURCES / "psumbook.cpp"
+    source = SOURCE
     planes = 2  # bytes of an entry
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
         return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}" if b > MAX_B else None
 
-    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
+    def prepare(self, weight: CodebookWeight, device: Device) -> Prepared[CodebookSpec]:
+        """Codes [tile][block][position][row of the block], codebooks [parts, m, v, entries] in float32, scales
+        [groups, padded rows], and the cut."""
         spec = weight.spec
         plan = cut_for(spec)
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
@@ -171,17 +149,15 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
                 "pieces": plan.pieces,
                 "slices": plan.slices,
             },
+            spec,
+            spec.config,
+            plan,
             piece_count=len(plan.pieces) - 1,
             slice_count=len(plan.slices),
             rows=spec.out_features,
-            padded_rows=plan.padded_rows,
-            in_features=spec.in_features,
-            v=spec.config.v,
-            m=spec.config.m,
             entries=padded.shape[-1],
-            group_vectors=spec.group_vectors,
         )
-        return Prepared(spec, plan, arguments)
+        return Prepared(spec, arguments)
 
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
         spec, plan = product.spec, cut_for(product.spec)
@@ -191,12 +167,13 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
         return library.function(self.source, entry, PsumbookArgs, c_int)
 
-    def run_compiled(self, function: Any, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+    def run_compiled(self, function: Any, prepared: Prepared[CodebookSpec], x: Any, out: Any, workspace: Any) -> None:
         prepared.arguments.call(function, x, out, workspace, self.planes)
 
-    def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+    def run_numpy(self, prepared: Prepared[CodebookSpec], x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
-        spec, config, plan, arrays = prepared.spec, prepared.spec.config, prepared.cut, prepared.arguments.arrays
+        spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
+        plan = cut_for(spec)
         x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
         group = spec.group_vectors
         row_at = place_in_group()
@@ -231,7 +208,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
         spec, n = product.spec, product.n
         lookups = spec.out_features * spec.vectors * spec.config.m
-        components = _table_entries(spec) * spec.config.v
+        position_tables = len(cut_for(spec).slices) * spec.vectors * spec.config.m  # that one row of x needs
+        components = position_tables * table_entries(spec.config.b) * spec.config.v
         if n <= self._bytes_up_to():
             return LOOKUP_SECONDS * (lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD)
         return LOOKUP_SECONDS * -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
@@ -255,11 +233,6 @@ class PsumbookFast(Psumbook):
         if product.n > self._bytes_up_to():
             return f"n={product.n}: its tables are for up to {self._bytes_up_to()} rows"
         return super().refuses(product, device)
-
-
-def _table_entries(spec: CodebookSpec) -> int:
-    """Entries of all tables that one row of x needs."""
-    return len(cut_for(spec).slices) * spec.vectors * spec.config.m * table_entries(spec.config.b)
 
 
 # Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup

@@ -99,8 +99,9 @@ class DependentKernel:
         self, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int, cluster: int, constants: tuple[Any, ...]
     ) -> DependentLaunch:
         """A launch of so many thread blocks and threads, with its last arguments as CuPy's pointers to them."""
-        slots = _Slots(self._function, grid, (*block, 1, 1)[:3], shared_bytes, cluster, constants)
-        return DependentLaunch(self.cupys.name, slots)
+        attributes = ctypes.addressof(_attributes(grid, cluster)), 1 if cluster == 1 else 2
+        config = (*grid, 1, 1)[:3], (*block, 1, 1)[:3], shared_bytes, None, *attributes
+        return DependentLaunch(self.cupys.name, _Slots(self._function, config, constants))
 
 
 class DependentLaunch:
@@ -131,21 +132,12 @@ class _Slots(threading.local):
     """What the driver reads of a launch, filled up once but for three addresses and the stream. Each thread has its
     own, for ctypes lets other threads run meanwhile."""
 
-    def __init__(
-        self,
-        function: int,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        shared_bytes: int,
-        cluster: int,
-        constants: tuple[Any, ...],
-    ) -> None:
+    def __init__(self, function: int, config: tuple[Any, ...], constants: tuple[Any, ...]) -> None:
         _make_context_current()
         self.arrays = (ctypes.c_void_p * 3)()
         first = ctypes.addressof(self.arrays)
         places = (first, first + 8, first + 16, *(constant.ptr for constant in constants))
-        attributes = ctypes.addressof(_attributes(grid, cluster)), 1 if cluster == 1 else 2
-        self.config = _Config((*grid, 1, 1)[:3], block, shared_bytes, None, *attributes)
+        self.config = _Config(*config)
         self.start = partial(
             _driver().cuLaunchKernelEx,
             ctypes.byref(self.config), ctypes.c_void_p(function), (ctypes.c_void_p * len(places))(*places), None,

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
-from codegemm.engines.cuda.model import L2_BYTES, Work, weighted
-from codegemm.engines.cuda.rows import (
-    MAX_ROW_BLOCKS,
-    Slice,
-    join_trips,
-    partial_bytes,
-    received_bytes,
-    row_blocks,
-    slices,
-)
+from codegemm.engines.cuda.model import L2_BYTES, Work, fastest, weighted
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, received_bytes, row_blocks, slices, sum_bytes
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
 BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
 MAX_N = 64
-LINE_BYTES = 256
+LINE_BYTES = kernels_cu.constant("dequant_layout.cuh", "line_bytes")
 _COPIED = 8  # pieces of centroids of a thread, that are counted as one load of tables
 MIN_GROUP = 16  # weights
-STAGE_BYTES = 2560  # of a warp; must match `stage_bytes` in dequant_layout.cuh
+STAGE_BYTES = kernels_cu.constant("dequant_layout.cuh", "stage_bytes")  # of a warp
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
@@ -88,14 +80,14 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 
 
 def warp_blocks(spec: CodebookSpec, batch: int, shared: bool) -> int:
-    """Blocks of 32 rows of a warp: `row_blocks` in dequant_layout.cuh."""
+    """Blocks of 32 rows of a warp: `row_blocks` of `DequantShape`."""
     v = spec.config.v
     sums_fit = v <= 8 and batch == 32 and shared and layout.phases(spec) <= 1
     return 2 if spec.config.m == 1 and ((v == 4 and batch == 16) or sums_fit) else 1
 
 
 def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
-    """`most_threads` in dequant_layout.cuh."""
+    """Of a thread block, that registers are enough for: `most_threads` of `DequantShape`."""
     few = spec.config.m <= 2 and batch == 16 and spec.config.v < 16 and layout.phases(spec) <= 1
     return 16 if shared and few else 8
 
@@ -113,12 +105,9 @@ def x_bytes(spec: CodebookSpec, batch: int) -> int:
 
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
-    return _fastest(spec, -(-n // BATCHES[0]) * BATCHES[0], gpu)  # the same for all n that fill as many tiles
-
-
-@lru_cache(maxsize=1024)
-def _fastest(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
-    return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
+    return fastest(
+        candidates, estimate, spec, -(-n // BATCHES[0]) * BATCHES[0], gpu
+    )  # the same for all n that fill as many tiles
 
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
@@ -181,13 +170,15 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     waves, blocks = -(-each // resident), max(end - first for _, first, end, _, _ in cut.slices)
     wavefronts, l2_bytes = _wavefronts(cut, spec, blocks)
     rows = cut.batch * cut.passes
+    copies, pieces = (16 if spec.config.v == 4 else 8), (2 if spec.config.v == 16 else 1)
+    copied = spec.config.m * spec.config.centroids * pieces * copies if cut.shared else 0  # pieces of centroids
     return {
         "starts": int(resident <= each),
-        "loads of tables": waves * -(-_copied(cut, spec) // (_COPIED * LANES * cut.warps)),
+        "loads of tables": waves * -(-copied // (_COPIED * LANES * cut.warps)),
         "wavefronts": each * cut.split_blocks * (wavefronts + l2_bytes / L2_BYTES),
         "k blocks": waves * cut.split_blocks,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
-        "partial bytes": partial_bytes(cut.partials, rows, row_blocks(spec)) / gpu.multiprocessors,
+        "partial bytes": sum_bytes(cut.partials, rows, row_blocks(spec)) / gpu.multiprocessors,
         "trips": join_trips(cut.partials, cut.batch, -(-blocks // cut.warps)) * gpu.round_trip,
     }
 
@@ -219,9 +210,3 @@ def _wavefronts(cut: Cut, spec: CodebookSpec, blocks: int) -> tuple[float, float
     if cut.shared:
         return lookups * (2 if v == 4 else 4) + 4 * fragments, 0
     return 4 * fragments, lookups * (256 if v == 4 else 512)
-
-
-def _copied(cut: Cut, spec: CodebookSpec) -> int:
-    """Pieces of centroids that a thread block copies."""
-    copies, pieces = (16 if spec.config.v == 4 else 8), (2 if spec.config.v == 16 else 1)
-    return spec.config.m * spec.config.centroids * pieces * copies if cut.shared else 0

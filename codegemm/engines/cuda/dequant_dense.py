@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import gemm
 from codegemm.engines.cuda.gpu import Gpu
@@ -23,14 +23,9 @@ from codegemm.kernel import Product
 FEW_ROWS = 64  # of x; for more the weights may be rounded to bfloat16 unasked
 SLICE_BYTES = 256 << 20  # of dense weights at a time
 SOURCE = "dequantize.cu"
-THREADS = 256  # must match `most_threads` in dequantize.cu
+THREADS = kernels_cu.constant(SOURCE, "most_threads")
 BLOCKS = 8  # a multiprocessor
-# `Dequantize` in dequantize.cu.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
-    + [(name, np.int32) for name in ("rows", "vectors", "codebooks_count", "centroids", "group_vectors", "groups")],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Dequantize")
 
 
 class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
@@ -42,6 +37,7 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
     name = "dequant_dense"
     weights = CodebookWeight
     automatic = True
+    few_rows = 0  # the launches depend on neither n nor y
 
     def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
         self.slice_bytes = slice_bytes
@@ -55,12 +51,6 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
     def arrange(self, weight: CodebookWeight) -> Prepared:
         arrays = {"codes": weight.codes, "codebooks": _whole_words(weight.part_codebooks), "scales": weight.scales}
         return Prepared(weight.spec, weight.device, arrays)
-
-    def batches(self, n: int) -> Iterable[int]:
-        return (n,)
-
-    def alike(self, product: Product[CodebookSpec]) -> Product[CodebookSpec]:
-        return Product.of(product.spec, 1, product.dtype)  # the launches depend on neither n nor y
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         spec = product.spec

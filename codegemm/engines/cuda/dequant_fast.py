@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_cut import Cut, cut_for, work
@@ -16,15 +15,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Product
 
 SOURCE = "dequant.cu"
-# `Dequant` in dequant_layout.cuh.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
-    + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "k_blocks")]
-    + [(name, np.int32) for name in ("split_blocks", "chunk_blocks", "group_blocks")]
-    + [(name, np.int32) for name in ("group_vectors", "padded_vectors", "received")]
-    + [("slices", rows.SLICES)],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Dequant")
 
 
 def arrange(weight: CodebookWeight) -> Prepared:

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda.gpu import LANES
-from codegemm.engines.cuda.rows import container_bits, pad_rows, row_blocks
+from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 V = (4, 8, 16)  # vector lengths that fill fragments of mma
 STEP = 4  # k-vectors of a step
-STEPS = 4  # of a k block
+STEPS = kernels_cu.constant("dequant_layout.cuh", "steps")  # of a k block
 BLOCK = STEP * STEPS  # k-vectors of a k block
 TILES = 4  # of eight rows in a block of 32
 
@@ -82,14 +83,9 @@ def arrange_scales(weight: CodebookWeight) -> Any:
 def _pack(codes: Any, spec: CodebookSpec) -> Any:
     """[..., tile, step] -> uint8 [..., bytes]: byte i of a word has step i of a tile lowest, then of the next tiles."""
     bits = container_bits(spec.config.b)
-    if bits == 8:
-        return codes.reshape(*codes.shape[:-2], -1)
     if bits == 16:
         loads = codes.reshape(*codes.shape[:-2], 2, TILES // 2 * STEPS).swapaxes(-2, -3)
         return array_module(codes).ascontiguousarray(loads).view(np.uint8)
     tiles = 8 // bits  # of a word
-    fields = codes.reshape(*codes.shape[:-2], TILES // tiles, tiles, STEPS)
-    packed = fields[..., 0, :]
-    for field in range(1, tiles):
-        packed = packed | fields[..., field, :] << field * bits
-    return packed.reshape(*codes.shape[:-2], -1)
+    words = codes.reshape(*codes.shape[:-2], TILES // tiles, tiles, STEPS)
+    return packed(words, bits).reshape(*codes.shape[:-2], -1)

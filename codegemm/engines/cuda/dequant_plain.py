@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_cut import book_and_scale_bytes
@@ -19,18 +18,11 @@ from codegemm.kernel import Product
 
 SOURCE = "dequant_plain.cu"
 BATCHES = (1, 4, 16, 64)  # rows of x that a compiled kernel multiplies
-WARPS = 8  # must match `most_threads` in dequant_plain.cu
+WARPS = kernels_cu.constant(SOURCE, "most_threads") // LANES
 _TURNS = 4  # k-vectors that a warp has at least
 _BLOCKS = 4  # thread blocks of a multiprocessor
 _LATENCY = 2600.0  # clocks that nothing hides: a start, codes and then centroids, the sums of the warps
-# `DequantPlain` in dequant_plain.cu.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
-    + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "vectors", "split_vectors")]
-    + [(name, np.int32) for name in ("group_vectors", "codebooks_count", "centroids")]
-    + [("slices", rows.SLICES)],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "DequantPlain")
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
         bytes_read=decoded * m * LANES * spec.code_bytes + book_and_scale_bytes(spec)
         + product.x_bytes,
         bytes_written=product.y_bytes,
-        l2_bytes=decoded * 32 * 2 * v * m + rows.partial_bytes(cut.splits, n, blocks),
+        l2_bytes=decoded * 32 * 2 * v * m + rows.sum_bytes(cut.splits, n, blocks),
         instructions=decoded * (m * (4 + 3 * v) + 3 * v * n + 20),
         balance=balance(blocks * cut.splits, gpu.multiprocessors),
         latency=_LATENCY + gpu.round_trip * rows.join_trips(cut.splits, n, 1),

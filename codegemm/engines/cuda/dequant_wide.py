@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.dequant_fast import arguments
@@ -16,7 +17,7 @@ from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
 SOURCE, X_SOURCE = "dequant_wide.cu", "dequant_wide_x.cu"
-X_WARPS = 8  # must match `most_threads` in dequant_wide_x.cu
+X_WARPS = kernels_cu.constant(X_SOURCE, "most_threads") // LANES
 
 
 def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:

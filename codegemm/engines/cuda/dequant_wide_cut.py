@@ -4,23 +4,15 @@ of the GPU's limits."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_cut
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.gpu import LANES, RESERVED, Gpu
-from codegemm.engines.cuda.model import L2_BYTES, Work, weighted
-from codegemm.engines.cuda.rows import (
-    MAX_ROW_BLOCKS,
-    Slice,
-    container_bits,
-    join_trips,
-    partial_bytes,
-    row_blocks,
-    slices,
-)
+from codegemm.engines.cuda.model import L2_BYTES, Work, fastest, weighted
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, container_bits, join_trips, row_blocks, slices, sum_bytes
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -30,7 +22,7 @@ MIN_N, MAX_N = 33, BATCHES[-1]  # of fewer rows the fast form is done sooner
 MAX_SCALED_N = 64  # of x in other types than fp16, which comes under powers of two: sums of a group are apart
 MAX_BOOKS = 2
 _GROUP_WARPS = 4  # of a warpgroup
-_STAGE_BYTES = 8 * 36 * 4  # of a warp; `wide_stage_words` in dequant_wide.cu
+_STAGE_BYTES = 8 * 4 * kernels_cu.constant("dequant_wide.cu", "wide_stage_words")  # of a warp
 _COUNTER_BYTES = 16  # of x as it comes
 _SOON = 16 << 10  # bytes of x of a chunk
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
@@ -92,7 +84,7 @@ def chains(spec: CodebookSpec) -> tuple[int, ...]:
 
 
 def most_warps(spec: CodebookSpec, count: int) -> int:
-    """`most_threads` in dequant_wide.cu."""
+    """Of a thread block, that registers are enough for: `most_threads` of `WideShape`."""
     return 16 if spec.config.m * spec.config.v == 4 and count == 1 else 8
 
 
@@ -104,12 +96,7 @@ def x_bytes(spec: CodebookSpec, batch: int, dtype: np.dtype | None = None) -> in
 
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
-    return _fastest(spec, kernel_batch(n), gpu)  # the same for all n of a compiled kernel
-
-
-@lru_cache(maxsize=1024)
-def _fastest(spec: CodebookSpec, batch: int, gpu: Gpu) -> Cut:
-    return min(candidates(spec, batch, gpu), key=lambda cut: estimate(cut, spec, gpu))
+    return fastest(candidates, estimate, spec, kernel_batch(n), gpu)  # the same for all n of a compiled kernel
 
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
@@ -159,7 +146,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "k blocks": waves * cut.split_blocks,
         "first x": waves * cut.chunk_blocks * x_bytes(spec, cut.batch) / L2_BYTES,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
-        "partial bytes": partial_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
+        "partial bytes": sum_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
         "trips": join_trips(cut.splits, cut.batch, 1) * gpu.round_trip,
     }
 

@@ -64,40 +64,22 @@ def multiply(x: Any, dense: Any, out: Any, first: int = 0, stream: Any = None) -
     x: [n, K]. dense: [rows, K] of x's dtype (float16, bfloat16 or float32). out: [n, M], of x's dtype or float32.
     Raises RuntimeError where cuBLAS refuses.
     """
-    n, k = x.shape
-    with devices.scope(device_of(x), None, stream):
-        # cuBLAS counts columns first: its C is the transpose of out.
-        _gemm(
-            (len(dense), n, k),
-            (dense.data.ptr, k),
-            (x.data.ptr, k),
-            (out.data.ptr + first * out.itemsize, out.shape[1]),
-            _TYPES[x.dtype.name],
-            _TYPES[out.dtype.name],
-        )
-
-
-def _gemm(
-    shape: tuple[int, int, int],
-    a: tuple[int, int],
-    b: tuple[int, int],
-    c: tuple[int, int],
-    dtype: int,
-    out_dtype: int,
-) -> None:
-    """C = A^T B on CuPy's current stream; a, b, c: address and leading dimension."""
     import cupy
 
-    library, handle = _cublas(), _handle()
-    stream = cupy.cuda.get_current_stream().ptr
-    _check(library.cublasSetStream_v2(handle, stream))
-    # A new stream has cuBLAS's own workspace again, and a captured one would allocate at every product.
-    _check(library.cublasSetWorkspace_v2(handle, _workspace(stream).data.ptr, _WORKSPACE_BYTES))
-    _check(library.cublasGemmEx(
-        handle, _TRANSPOSE, _NO_TRANSPOSE, *shape,
-        ctypes.byref(_ONE), a[0], dtype, a[1], b[0], dtype, b[1],
-        ctypes.byref(_ZERO), c[0], out_dtype, c[1], _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM,
-    ))  # fmt: skip
+    (n, k), dtype = x.shape, _TYPES[x.dtype.name]
+    with devices.scope(device_of(x), None, stream):
+        library, handle = _cublas(), _handle()
+        current = cupy.cuda.get_current_stream().ptr
+        _check(library.cublasSetStream_v2(handle, current))
+        # A new stream has cuBLAS's own workspace again, and a captured one would allocate at every product.
+        _check(library.cublasSetWorkspace_v2(handle, _workspace(current).data.ptr, _WORKSPACE_BYTES))
+        # cuBLAS counts columns first: its C is the transpose of out.
+        _check(library.cublasGemmEx(
+            handle, _TRANSPOSE, _NO_TRANSPOSE, len(dense), n, k,
+            ctypes.byref(_ONE), dense.data.ptr, dtype, k, x.data.ptr, dtype, k,
+            ctypes.byref(_ZERO), out.data.ptr + first * out.itemsize, _TYPES[out.dtype.name], out.shape[1],
+            _COMPUTE_FLOAT32, _DEFAULT_ALGORITHM,
+        ))  # fmt: skip
 
 
 def _workspace(stream: int) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from codegemm import devices
+from codegemm import devices, kernels_cu
 from codegemm.devices import Device
 from codegemm.engines.cuda.dependent import MIN_ARCH, most_clusters
 
-LANES = 32  # threads of a warp
+LANES = kernels_cu.constant("ptx.cuh", "lanes")  # threads of a warp
 CLUSTER = 16  # thread blocks, at most
 RESERVED = 1024  # bytes of shared memory that the system takes of each thread block
 
@@ -70,25 +69,20 @@ def gpu_of(device: Device) -> Gpu:
 
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(device.number)
+    arch, shared_per_block = 10 * properties["major"] + properties["minor"], properties["sharedMemPerBlockOptin"]
     # The properties of CUDA 13 have no clocks any more.
     clock = runtime.deviceGetAttribute(runtime.cudaDevAttrClockRate, device.number)
     return Gpu(
-        arch=10 * properties["major"] + properties["minor"],
+        arch=arch,
         multiprocessors=properties["multiProcessorCount"],
-        shared_per_block=properties["sharedMemPerBlockOptin"],
+        shared_per_block=shared_per_block,
         shared_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
         threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
         clock=1e3 * clock or Gpu.clock,
         bandwidth=devices.bandwidth(device),
         l2_bytes=properties["l2CacheSize"],
-        clusters=_clusters(device.number, properties),
+        clusters=most_clusters(device.number, range(1, CLUSTER + 1), shared_per_block) if arch >= MIN_ARCH else (),
     )
-
-
-def _clusters(number: int, properties: dict[str, Any]) -> tuple[int, ...]:
-    if 10 * properties["major"] < MIN_ARCH:
-        return ()
-    return most_clusters(number, range(1, CLUSTER + 1), properties["sharedMemPerBlockOptin"])
 
 
 def cache_and_memory(device: Device) -> tuple[int, int]:

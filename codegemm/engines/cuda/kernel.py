@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from functools import lru_cache
@@ -28,6 +29,7 @@ class CudaKernel(Kernel[S, W]):
     """
 
     engine = "cuda"
+    few_rows: float = math.inf  # of x; more of them, however many, take the same kernels
 
     def unfit_for(self, product: Product[S], gpu: Gpu) -> str | None:
         """Why a product can't be on that GPU, or None; dtypes and GPUs that no kernel takes are refused before."""
@@ -42,13 +44,16 @@ class CudaKernel(Kernel[S, W]):
         """What a product does, in order, with places taken from `scratch`."""
 
     def batches(self, n: int) -> Iterable[int]:
-        """Also what a plan for n compiles and binds beforehand: all up to n, or those of which the others' launches and
+        """Also what a plan for n compiles and binds beforehand: all up to n but those of which the others' launches and
         workspace are no more."""
-        return range(1, n + 1)
+        few = range(1, int(min(n, self.few_rows)) + 1)
+        return few if n <= self.few_rows else (*few, n)
 
     def alike(self, product: Product[S]) -> Product[S]:
         """The product that is bound in place of this one: itself, or one for all whose launches are the same."""
-        return product
+        if product.n <= self.few_rows:
+            return product
+        return Product.of(product.spec, int(self.few_rows) + 1, product.dtype)
 
     def decide(self, product: Product[S], gpu: Gpu) -> Steps:
         """A product's steps, decided once."""

@@ -92,13 +92,7 @@ class BoundLaunch:
     x: Place | None
     y: Place | None
     held: Any  # arrays that the constants point to
-    dependent: Run | None = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        bound = None
-        if isinstance(self.function, DependentKernel):
-            bound = self.function.bound(self.grid, self.block, self.shared_bytes, self.cluster, self.constants)
-        object.__setattr__(self, "dependent", bound)
+    dependent: Run | None  # the same, where the kernel may start early
 
     def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         """Start it."""
@@ -133,8 +127,9 @@ class BoundGemm:
 def _launch(step: Launch, prepared: Prepared) -> BoundLaunch:
     constants = tuple(library.constant(filled(argument, prepared)) for argument in step.arguments)
     function = library.function(step.source, step.instance, prepared.device, step.dependent)
-    shape = step.grid, (step.threads,), step.shared_bytes, step.cluster
-    return BoundLaunch(function, *shape, constants, step.x, step.y, held=tuple(prepared.arrays.values()))
+    how = step.grid, (step.threads,), step.shared_bytes, step.cluster, constants
+    dependent = function.bound(*how) if isinstance(function, DependentKernel) else None
+    return BoundLaunch(function, *how, step.x, step.y, tuple(prepared.arrays.values()), dependent)
 
 
 def _gemm(step: Gemm, prepared: Prepared) -> BoundGemm:

@@ -5,8 +5,10 @@ It ranks kernels for `auto` where nothing was measured, and its times are predic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 from codegemm.engines.cuda.gpu import Gpu
 
@@ -55,6 +57,13 @@ def weighted(terms: Mapping[str, float], weights: Mapping[str, float]) -> dict[s
     return {name: weights[name] * value for name, value in terms.items()}
 
 
+@lru_cache(maxsize=4096)
+def fastest(candidates: Callable[..., list[Any]], estimate: Callable[..., float], *product: Hashable) -> Any:
+    """The cut with the least estimated time among those of a product (spec, rows of x, GPU); searched for once."""
+    spec, _, gpu = product
+    return min(candidates(*product), key=lambda cut: estimate(cut, spec, gpu))
+
+
 def seconds(works: Iterable[Work], gpu: Gpu) -> float:
     """Of launches one after the other."""
     return sum(sum(parts(work, gpu).values()) for work in works)
@@ -70,12 +79,13 @@ def parts(work: Work, gpu: Gpu) -> dict[str, float]:
         missing = memory - _OVERLAP * sum(terms.values())
         return terms | {"memory": terms.get("memory", 0.0) + missing} if missing > 0 else terms
     clocks = gpu.multiprocessors * gpu.clock * work.balance
+    known = max(arch for arch in _MMA_CLOCKS if arch <= gpu.arch)  # itself, or the newest older one
     busy = {
         "memory": memory,
         "L2": work.l2_bytes / (L2_BYTES * clocks),
         "wavefronts": work.wavefronts / clocks,
         "instructions": work.instructions / (ISSUED * _ISSUE_SHARE * clocks),
-        "mma": work.mma * mma_clocks(gpu) / clocks,
+        "mma": work.mma * _MMA_CLOCKS[known] / clocks,
     }
     busiest = max(busy, key=busy.__getitem__)
     return {"latency": LAUNCH + work.latency / gpu.clock, busiest: busy[busiest]}
@@ -85,11 +95,6 @@ def bound(works: Iterable[Work], gpu: Gpu) -> str:
     """What launches wait for longest, one of their parts."""
     waits = (max((time, name) for name, time in parts(work, gpu).items()) for work in works)
     return max(waits)[1]
-
-
-def mma_clocks(gpu: Gpu) -> float:
-    """Clocks of an m16n8k16 on a multiprocessor of that architecture, or of the newest older one that is known."""
-    return _MMA_CLOCKS[max(arch for arch in _MMA_CLOCKS if arch <= gpu.arch)]
 
 
 def balance(blocks: int, slots: int) -> float:

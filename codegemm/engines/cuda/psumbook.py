@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from codegemm import kernels_cu
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows
 from codegemm.engines.cuda.gpu import LANES, Gpu
@@ -17,14 +16,7 @@ from codegemm.kernel import Product
 SOURCE = "psumbook.cu"
 MAX_N = BATCHES[-1]
 MAX_B = 8
-# `Psumbook` in psumbook_layout.cuh.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("codes", "codebooks", "scales")]
-    + [(name, np.int32) for name in ("out_features", "in_features", "row_blocks", "scale_shift")]
-    + [(name, np.int32) for name in ("units", "units_per_tile", "units_per_split", "partials")]
-    + [("table_scale", np.float32), ("slices", rows.SLICES)],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Psumbook")
 
 
 class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
-from codegemm.engines.cuda.model import MEMORY_SHARE, Work, weighted
-from codegemm.engines.cuda.rows import (
-    MAX_ROW_BLOCKS,
-    Slice,
-    join_trips,
-    partial_bytes,
-    received_bytes,
-    row_blocks,
-    slices,
-)
+from codegemm.engines.cuda.model import MEMORY_SHARE, Work, fastest, weighted
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, received_bytes, row_blocks, slices, sum_bytes
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
 BATCHES = (1, 2, 4)  # rows of x that a compiled kernel has tables for
-MAX_WARPS = 16  # that the registers of a multiprocessor hold; must match `most_threads` in psumbook.cu
-LINE_BYTES = 256
+MAX_WARPS = kernels_cu.constant("psumbook.cu", "most_threads") // LANES  # that registers are enough for
+LINE_BYTES = kernels_cu.constant("psumbook_layout.cuh", "line_bytes")
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
@@ -82,12 +74,9 @@ def shared_bytes(spec: CodebookSpec, batch: int, rows: int, units_per_tile: int,
 
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
-    return _fastest(spec, kernel_batch(n), gpu)  # the same for all n that tables of a batch are made for
-
-
-@lru_cache(maxsize=1024)
-def _fastest(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
-    return min(candidates(spec, n, gpu), key=lambda cut: estimate(cut, spec, gpu))
+    return fastest(
+        candidates, estimate, spec, kernel_batch(n), gpu
+    )  # the same for all n that tables of a batch are made for
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
@@ -117,9 +106,9 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
         "turns of a warp": waves * cut.units_per_split * turns,
         "tiles": tiles,
         "rows of tables": tiles * cut.units_per_tile * cut.rows * cut.batch,
-        "stores": each * cut.units_per_split * _stores(cut, spec),
+        "stores": each * cut.units_per_split * spec.config.centroids * cut.rows * (2 if cut.batch == 4 else 1),
         "joins": int(cut.partials > 1),
-        "partial bytes": partial_bytes(cut.partials, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
+        "partial bytes": sum_bytes(cut.partials, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
         "trips": join_trips(cut.partials, cut.batch, -(-blocks // cut.cluster // cut.warps)) * gpu.round_trip,
         "memory": spec.packed_bits / 8 / (MEMORY_SHARE * gpu.bandwidth) * gpu.clock,
     }
@@ -139,11 +128,6 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
     )
 
 
-def _stores(cut: Cut, spec: CodebookSpec) -> int:
-    """Wavefronts of a unit's tables."""
-    return spec.config.centroids * cut.rows * (2 if cut.batch == 4 else 1)
-
-
 def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:
     """Of 32 rows in a unit: lookups, codes and scales."""
     lookups = layout.POSITIONS * cut.rows * (2 if cut.batch == 4 else 1)
@@ -155,7 +139,8 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     batch = kernel_batch(n)
     total = row_blocks(spec)
     found = []
-    for rows in _unit_rows(spec, batch):
+    # One position row of a unit where two would not fit its line, or their scales the registers.
+    for rows in (1,) if batch == 4 or layout.phases(spec) > 8 else (1, 2):
         units = -(-layout.k_blocks(spec) * spec.config.m // rows)
         most_tile = min(units, _TILE_LINES >> spec.config.b)
         for splits in sorted({-(-units // per) for per in range(1, units + 1)}):
@@ -188,10 +173,3 @@ def _clusters(splits: int, total: int, room: int, gpu: Gpu) -> list[tuple[int, i
         if 2 * blocks + cluster <= room:  # their sums, and what is received of them
             found.append((cluster, blocks))
     return found
-
-
-def _unit_rows(spec: CodebookSpec, batch: int) -> tuple[int, ...]:
-    """Position rows that a unit may have: one where two would not fit its line, or their scales the registers."""
-    if batch == 4 or layout.phases(spec) > 8:
-        return (1,)
-    return (1, 2)

@@ -12,7 +12,7 @@ import numpy as np
 
 from codegemm.arrays import array_module
 from codegemm.engines.cuda.gpu import LANES
-from codegemm.engines.cuda.rows import container_bits, pad_rows
+from codegemm.engines.cuda.rows import container_bits, packed, pad_rows
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 POSITIONS = 32  # k-vectors in a position row
@@ -74,9 +74,9 @@ def arrange_codes(weight: CodebookWeight) -> Any:
     order = positions(phases(spec))
     # [lane, step, block, k block, codebook] -> [k block, codebook, block, lane, step]
     steps = whole[:, xp.asarray(np.arange(LANES)[:, None]), :, xp.asarray(order)].transpose(3, 4, 2, 0, 1)
-    packed = _pack(steps.reshape(-1, blocks, LANES, POSITIONS), container_bits(config.b))
-    chunk = min(packed.shape[-1], 16)
-    chunks = packed.reshape(*packed.shape[:-1], -1, chunk).swapaxes(2, 3)
+    row_bytes = _pack(steps.reshape(-1, blocks, LANES, POSITIONS), container_bits(config.b))
+    chunk = min(row_bytes.shape[-1], 16)
+    chunks = row_bytes.reshape(*row_bytes.shape[:-1], -1, chunk).swapaxes(2, 3)
     arranged = xp.zeros((position_rows(spec), *chunks.shape[1:]), np.uint8)
     arranged[: len(chunks)] = chunks
     return arranged
@@ -117,10 +117,5 @@ def table_scale(weight: CodebookWeight) -> float:
 
 def _pack(codes: Any, bits: int) -> Any:
     """uint8 [..., 32] steps -> [..., 4 * bits] bytes: byte i of a word has step i lowest, then i + 4, i + 8, ..."""
-    if bits == 8:
-        return codes
-    fields = codes.reshape(*codes.shape[:-1], bits, 8 // bits, 4)  # `bits` words
-    packed = fields[..., 0, :]
-    for field in range(1, 8 // bits):
-        packed = packed | fields[..., field, :] << field * bits
-    return packed.reshape(*codes.shape[:-1], 4 * bits)
+    words = codes.reshape(*codes.shape[:-1], bits, 8 // bits, 4)
+    return packed(words, bits).reshape(*codes.shape[:-1], 4 * bits)

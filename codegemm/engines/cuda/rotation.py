@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import FLOAT32
 from codegemm.engines.cuda.model import START, Work, balance
@@ -16,8 +17,8 @@ from codegemm.formats.hadamard import hadamard, split_length
 from codegemm.kernel import Product
 
 SOURCE = "rotate.cu"
-MAX_THREADS = 512  # must match `most_threads` in rotate.cu
-EACH = 4  # numbers of a thread
+MAX_THREADS = kernels_cu.constant(SOURCE, "most_threads")
+EACH = kernels_cu.constant(SOURCE, "each")  # numbers of a thread
 DIGIT_UNIT = {3: 2.0**-21, 4: 2.0**-29}  # of a row's scale, where a number becomes so many digits of base 256
 FP16_UNIT = 2.0**-14  # where it becomes one of fp16
 _ENOUGH = 32  # thread blocks, where length and rows allow it
@@ -26,14 +27,7 @@ _GROUP_SEGMENTS = 4  # that a group of threads mixes at least
 # Clocks that nothing hides, at a start and until loads arrive that travel together, and instructions of a warp for an
 # element of each of its threads.
 _LOADS_LATENCY, _LOADS, _INSTRUCTIONS = 600.0, 4, 10.0
-# `Rotation` in rotate.cu.
-ARGUMENTS = np.dtype(
-    [(name, np.uint64) for name in ("signs", "factors")]
-    + [(name, np.int32) for name in ("segments", "segment", "groups", "digits", "y_is_float")]
-    + [("root", np.float32)]
-    + [(name, np.uint64) for name in ("scales", "rotated", "sums")],
-    align=True,
-)
+ARGUMENTS = kernels_cu.structure(SOURCE, "Rotation")
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines.cuda.gpu import LANES
 from codegemm.engines.cuda.steps import COUNTER_BYTES, Launch, Scratch, Structure
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
-MAX_ROW_BLOCKS = COUNTER_BYTES // 4  # of splits: a counter each; must match `most_row_blocks` in splits.cuh
-
-_IN_FLIGHT, _JOIN_GROUPS = 16, 4  # loads of a lane, and eight lanes of a warp, when it adds splits: `Splits` there
-_SENT_COUNTER = 128  # `counter_bytes` there
-MAX_PARTS = 16  # concatenated weights; must match `most_parts` there
+SOURCE = "splits.cuh"
+MAX_ROW_BLOCKS = COUNTER_BYTES // 4  # of splits: a counter each
+MAX_PARTS = kernels_cu.constant(SOURCE, "most_parts")  # concatenated weights
+SLICES = kernels_cu.structure(SOURCE, "Slices")
+_IN_FLIGHT = kernels_cu.constant(SOURCE, "in_flight")  # loads of a lane when it adds splits
+_JOIN_GROUPS = 4  # of eight lanes of a warp then
+_SENT_COUNTER = kernels_cu.constant(SOURCE, "counter_bytes")
 
 # (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
 Slice = tuple[int, int, int, int, int]
@@ -60,11 +63,6 @@ def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
     return tuple(found)
 
 
-# `Slices` in splits.cuh.
-_PART = np.dtype([(name, np.int32) for name in ("first_slice", "first_block", "first_row", "blocks", "larger")])
-SLICES = np.dtype([("parts", _PART, MAX_PARTS + 1)])
-
-
 def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
     """Slices as kernels take them: of each part, and of what comes behind the last."""
     rows, place = [], 0
@@ -74,7 +72,7 @@ def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
         rows.append((place, of_part[0][1], of_part[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
         place += len(of_part)
     rows += [(len(pieces), pieces[-1][2], pieces[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
-    return np.array((np.array(rows, _PART),), SLICES)
+    return np.array((rows,), SLICES)
 
 
 def too_many_parts(spec: CodebookSpec) -> str | None:
@@ -94,7 +92,7 @@ def join_trips(splits: int, n: int, blocks: int) -> int:
     return -(-blocks // together) * -(-n // rows) * -(-splits // (_IN_FLIGHT // items))
 
 
-def partial_bytes(splits: int, n: int, blocks: int) -> int:
+def sum_bytes(splits: int, n: int, blocks: int) -> int:
     """Of partial sums, written and read."""
     return 0 if splits == 1 else 8 * splits * n * LANES * blocks
 
@@ -108,6 +106,14 @@ def received_bytes(batch: int, blocks: int, cluster: int) -> int:
 def container_bits(b: int) -> int:
     """Bits that hold a code: 2, 4, 8 or 16."""
     return 2 if b <= 2 else 4 if b <= 4 else 8 if b <= 8 else 16
+
+
+def packed(fields: Any, bits: int) -> Any:
+    """uint8 [..., field, byte] -> [..., byte], of which field i begins at bit i * bits."""
+    found = fields[..., 0, :]
+    for field in range(1, 8 // bits):
+        found = found | fields[..., field, :] << field * bits
+    return found
 
 
 def code_type(spec: CodebookSpec) -> str:

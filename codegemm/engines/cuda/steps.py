@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm import kernels_cu
 from codegemm.engines.cuda.model import Work
+from codegemm.engines.declarations import owned
 
 X_TYPES = {"float16": "Half", "bfloat16": "Bfloat", "float32": "Float"}  # classes in floats.cuh
-COUNTER_BYTES = 1 << 16  # at a workspace's start: zero before and after every kernel; `most_row_blocks` in splits.cuh
+# At a workspace's start: zero before and after every kernel.
+COUNTER_BYTES = 4 * kernels_cu.constant("splits.cuh", "most_row_blocks")
 _ALIGNED = 256
 
 
@@ -107,8 +110,7 @@ def structure(dtype: np.dtype, *owners: Any, **values: Any) -> Structure:
     if unknown := values.keys() - set(names):
         raise TypeError(f"a structure has no {', '.join(unknown)}; it has {', '.join(names)}")
     pointers = {name: Array(name) for name in names if dtype[name] == np.uint64}
-    owned = {name: getattr(owner, name) for owner in reversed(owners) for name in names if hasattr(owner, name)}
-    fields = owned | pointers | values
+    fields = owned(names, owners) | pointers | values
     return Structure(dtype, tuple(fields[name] for name in names))
 
 

@@ -11,11 +11,11 @@ from support.processes import run_script
 
 import codegemm
 from codegemm import cache
-from codegemm.config import CodebookConfig
 from codegemm.engines.cpu import compiler, dequant, device, isa, library
 from codegemm.engines.cpu.psumbook import BLOCK_ROWS, GROUP_ROWS, MAX_POSITIONS, TABLE_BYTES, cut_for, table_entries
 from codegemm.engines.cut import row_slices, split
 from codegemm.formats.codebook import CodebookSpec
+from codegemm.formats.codebook_config import CodebookConfig
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")
 
@@ -85,10 +85,15 @@ def test_everything_that_matters_is_in_the_key(own_cache, monkeypatch, tmp_path)
     assert len({name.name.partition("-")[0] for name in names}) == 5
 
 
+def store(name):
+    """An entry of 1000 bytes."""
+    return cache.store("cpu", cache.key(name), ".bin", lambda path: path.write_bytes(bytes(1000)))
+
+
 def test_old_entries_go_when_the_cache_is_full(own_cache):
     places = []
     for i in range(4):
-        places.append(cache.store("cpu", cache.key(str(i)), ".bin", lambda path: path.write_bytes(bytes(1000))))
+        places.append(store(str(i)))
         os.utime(places[-1], (i, i))
     assert cache.lookup("cpu", cache.key("0"), ".bin") == places[0]  # used again
     cache.prune(limit=2500)
@@ -100,8 +105,7 @@ def test_old_entries_go_when_the_cache_is_full(own_cache):
 def test_what_was_just_made_stays(own_cache, monkeypatch):
     monkeypatch.setattr(cache, "SIZE_LIMIT", 500)
     monkeypatch.setattr(cache.prune, "__defaults__", (500, None))
-    place = cache.store("cpu", cache.key("large"), ".bin", lambda path: path.write_bytes(bytes(1000)))
-    assert place.exists()
+    assert store("large").exists()
 
 
 def test_other_peoples_files_are_left_alone(own_cache):
@@ -112,7 +116,7 @@ def test_other_peoples_files_are_left_alone(own_cache):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(1000))
         os.utime(path, (0, 0))
-    cache.store("cpu", cache.key("mine"), ".bin", lambda path: path.write_bytes(bytes(1000)))
+    store("mine")
     cache.prune(limit=0)
     assert cache.clear() == (0, 0)
     assert all(path.exists() for path in others)
@@ -142,16 +146,13 @@ def test_without_a_compiler_there_is_one_warning(no_compiler, make_weight):
 
 
 def test_number_of_threads(monkeypatch):
-    before = codegemm.get_num_threads()
-    try:
-        codegemm.set_num_threads(3)
-        assert codegemm.get_num_threads() == 3
-        for bad in (0, -1, 1.5, "2", True, 1 << 32):
-            with pytest.raises(ValueError, match="must be an integer from 1 to 1024"):
-                codegemm.set_num_threads(bad)
-    finally:
-        codegemm.set_num_threads(before)
     monkeypatch.setattr(library, "_threads", None)
+    codegemm.set_num_threads(3)
+    assert codegemm.get_num_threads() == 3
+    for bad in (0, -1, 1.5, "2", True, 1 << 32):
+        with pytest.raises(ValueError, match="must be an integer from 1 to 1024"):
+            codegemm.set_num_threads(bad)
+    library._threads = None
     monkeypatch.setenv("CODEGEMM_NUM_THREADS", "5")
     assert codegemm.get_num_threads() == 5
     monkeypatch.setenv("CODEGEMM_NUM_THREADS", "many")
@@ -167,12 +168,8 @@ def test_a_compiler_may_come_with_arguments(monkeypatch, fresh_engine):
 
 
 def test_where_the_system_gives_no_threads_the_caller_works_alone():
-    script = """
+    run_script("""
         import ctypes, resource
-        import numpy as np, codegemm
-        from codegemm.comparison.sources import random_weight
-        w = random_weight((4096, 512), "m1v4g128")
-        x = np.ones((1, 512), np.float32)
         codegemm.set_num_threads(1)
         y = x @ w.T
         # No thread's stack fits what is left of memory, and everything else does.
@@ -188,36 +185,25 @@ def test_where_the_system_gives_no_threads_the_caller_works_alone():
         with open("/proc/self/status") as f:
             [threads] = [int(line.split()[1]) for line in f if line.startswith("Threads:")]
         assert threads < 1000
-    """
-    run_script(script)
+    """)
 
 
 def test_threads_come_to_rest():
     """They look for work a moment longer than a product lasts, and then cost nothing."""
-    script = """
-        import time
-        import numpy as np, codegemm
-        from codegemm.comparison.sources import random_weight
+    run_script("""
         codegemm.set_num_threads(4)
-        w = random_weight((4096, 512), "m1v4g128")
         for kernel, n in (("psumbook", 1), ("psumbook", 16), ("dequant", 4)):
             codegemm.matmul(np.ones((n, 512), np.float32), w.T, kernel=kernel)
         time.sleep(0.1)
         begin = time.process_time()
         time.sleep(0.5)
         assert time.process_time() - begin < 0.1
-    """
-    run_script(script)
+    """)
 
 
 def test_a_forked_child_multiplies_too():
-    script = """
-        import os, threading
-        import numpy as np, codegemm
-        from codegemm.comparison.sources import random_weight
+    run_script("""
         codegemm.set_num_threads(4)
-        w = random_weight((4096, 512), "m1v4g128")
-        x = np.ones((1, 512), np.float32)
         y = x @ w.T
         stop = threading.Event()
         def busy():
@@ -226,15 +212,11 @@ def test_a_forked_child_multiplies_too():
         other = threading.Thread(target=busy)
         other.start()
         for _ in range(10):
-            child = os.fork()
-            if child == 0:
-                os._exit(0 if np.array_equal(x @ w.T, y) else 1)
-            assert os.waitpid(child, 0)[1] == 0
+            assert in_a_child(lambda: np.array_equal(x @ w.T, y))
         stop.set()
         other.join()
         assert np.array_equal(x @ w.T, y)
-    """
-    run_script(script)
+    """)
 
 
 @pytest.mark.parametrize("v", range(1, 17))

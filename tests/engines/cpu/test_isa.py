@@ -1,4 +1,4 @@
-"""The ways through the CPU engine's sources: which one is taken, and that all of them multiply."""
+"""The ways through the CPU engine's sources: which one is taken, and what each looks up."""
 
 import os
 import platform
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cpu import product
+from support.errors import error
 from support.processes import python
 
 import codegemm
-from codegemm import Product, choice
-from codegemm.comparison.sources import random_weight
-from codegemm.devices import CPU
 from codegemm.engines.cpu import compiler, isa, psumbook
+from codegemm.formats import random_weight
 
 FLAGS = {
     "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
@@ -24,27 +24,17 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("name", FLAGS)
-def test_the_fastest_that_a_processor_has(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("machine", "paths"),
+    [*(("x86_64", list(FLAGS)[first:]) for first in range(len(FLAGS))),
+     ("aarch64", ["neon", "plain"]), ("arm64", ["neon", "plain"]), ("riscv64", ["plain"])],
+)  # fmt: skip
+def test_the_fastest_that_a_processor_has(machine, paths, monkeypatch):
     monkeypatch.delenv(isa.VARIABLE, raising=False)
-    monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS[name].split()))
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    assert isa.chosen().name == name
-    assert [each.name for each in isa.available()] == list(FLAGS)[list(FLAGS).index(name) :]
-
-
-@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
-def test_arm_has_neon(machine, monkeypatch):
-    monkeypatch.delenv(isa.VARIABLE, raising=False)
-    monkeypatch.setattr(isa, "_features", frozenset)
+    monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS.get(paths[0], "").split()))
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    assert isa.chosen().name == "neon"
-
-
-def test_other_processors_take_plain_code(monkeypatch):
-    monkeypatch.delenv(isa.VARIABLE, raising=False)
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert isa.chosen().name == "plain"
+    assert isa.chosen().name == paths[0]
+    assert [each.name for each in isa.available()] == paths
 
 
 @pytest.mark.parametrize("wanted", ["neon", "AVX2", "sse"])
@@ -54,32 +44,6 @@ def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch):
     monkeypatch.setenv(isa.VARIABLE, wanted)
     with pytest.raises(ValueError, match=f"CODEGEMM_CPU={wanted}: this processor has avx2, plain"):
         isa.chosen()
-
-
-CONFIGS = [
-    (320, 512, "m1v4g128"), (77, 1024, "m2v8g128"), (33, 7, "m8v1b1g1"), (300, 96, "m1v4b3g12"),
-    (31, 528, "m2v11b7g-1"), (700, 64, "m1v4b6g32"), (5, 4864, "m1v4g4"), (130, 390, "m3v13g26"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [each.name for each in isa.available()])
-def test_every_path_multiplies(name, fresh_engine, monkeypatch, rng):
-    """Forced by name, whatever the processor has beside it; entries of one byte, two bytes and words for 16 rows."""
-    monkeypatch.setenv(isa.VARIABLE, name)
-    for rows, columns, config in CONFIGS:
-        weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
-        dense = weight.dequantize(np.float64)
-        for n in (1, 2, 3, 5, 16, 19):
-            x = rng.standard_normal((n, columns)).astype(np.float32)
-            # Rows of few weights can cancel: compare with the size of what was added.
-            size = np.linalg.norm(np.abs(x) @ np.abs(dense).T)
-            truth = x.astype(np.float64) @ dense.T
-            for kernel, bound in ((psumbook.Psumbook(), 2e-4), (psumbook.PsumbookFast(), 1.5e-2)):
-                out = np.full((n, rows), np.nan, np.float32)
-                product = Product.of(weight.spec, n, x.dtype)
-                workspace = np.full(kernel.workspace(product, CPU), 0xFF, np.uint8)
-                kernel.run(kernel.prepare(weight, CPU), x, out, workspace, None)
-                assert np.linalg.norm(out - truth) <= bound * size, (config, n, kernel)
 
 
 @pytest.mark.parametrize("name", [each.name for each in isa.available()])
@@ -95,7 +59,7 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
     [instructions] = [each for each in isa.ALL if each.name == name]
     options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
-    for source in ("psumbook.cpp", "dequant.cpp", "extended.cpp"):
+    for source in ("psumbook.cpp", "dequant.cpp", "transformed.cpp"):
         subprocess.run(["g++", *options, str(SOURCES / source)], check=True)
 
 
@@ -108,15 +72,8 @@ def test_what_entries_of_bytes_cost(outliers, rng):
         x[0, rng.choice(4096, 8, replace=False)] *= 50
     truth = x @ weight.dequantize(np.float64).T
 
-    def error(kernel):
-        product = Product.of(weight.spec, 1, x.dtype)
-        chosen = choice.select(product, CPU, kernel)
-        out, workspace = np.empty((1, 512), np.float32), np.empty(chosen.workspace(product, CPU), np.uint8)
-        chosen.run(chosen.prepared(weight), x, out, workspace, None)
-        return np.linalg.norm(out - truth) / np.linalg.norm(truth)
-
-    assert 1e-5 < error("psumbook") <= 2e-4
-    assert 3e-3 < error("psumbook_fast") <= (5e-2 if outliers else 1.5e-2)
+    assert 1e-5 < error(product(weight, x, "psumbook"), truth) <= 2e-4
+    assert 3e-3 < error(product(weight, x, "psumbook_fast"), truth) <= (5e-2 if outliers else 1.5e-2)
 
 
 def test_heavy_tails_cost_accuracy(rng):
@@ -125,8 +82,7 @@ def test_heavy_tails_cost_accuracy(rng):
     x = rng.standard_normal((16, 1024)).astype(np.float32)
     truth = x @ weight.dequantize(np.float64).T
     for n, kernel, most in ((1, "psumbook", 1e-3), (16, "psumbook", 1e-3), (1, "psumbook_fast", 0.3)):
-        y = codegemm.matmul(x[:n], weight.T, kernel=kernel)
-        assert np.linalg.norm(y - truth[:n]) <= most * np.linalg.norm(truth[:n]), (n, kernel)
+        assert error(product(weight, x[:n], kernel), truth[:n]) <= most, (n, kernel)
 
 
 def test_an_unknown_path_is_an_error_where_it_is_met():

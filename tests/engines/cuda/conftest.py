@@ -6,14 +6,8 @@ import pytest
 @pytest.fixture(scope="module")
 def compiled(request):
     """With the emulator: what the cases that run launch, by the module's `steps_of`."""
-    from emulator import cases, emulate
+    from emulator import emulate
 
-    emulate.compile_steps(map(request.module.steps_of, cases.of_tests(request)))
-
-
-@pytest.fixture(scope="module")
-def cubins(request, tmp_path_factory):
-    """By NVRTC: the paths of the module's `KERNELS`, by source, instance and architecture."""
-    from support import sass
-
-    return sass.compile_all(request.module.KERNELS, tmp_path_factory.mktemp("cubins"))
+    items = (item for item in request.session.items if item.module is request.module)
+    cases = (item.callspec.params["case"] for item in items if request.fixturename in item.fixturenames)
+    emulate.compile_steps(map(request.module.steps_of, cases))

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,8 +31,6 @@ class Driver:
         stream, attributes = np.frombuffer(data[32:48], np.uint64)
         count = np.frombuffer(data[48:52], np.uint32)[0]
         listed = np.frombuffer(ctypes.string_at(int(attributes), 72 * count), np.int32).reshape(count, 18)
-        values = [ctypes.c_uint64.from_address(pointer).value for pointer in arguments[:3]]
-        constants = [ctypes.c_int32.from_address(pointer).value for pointer in arguments[3:]]
         self.launches.append(
             {
                 "grid": tuple(numbers[:3]),
@@ -39,8 +39,8 @@ class Driver:
                 "stream": stream,
                 "attributes": {attribute[0]: tuple(attribute[2:5]) for attribute in listed},
                 "function": function.value,
-                "arrays": values,
-                "constants": constants,
+                "arrays": [ctypes.c_uint64.from_address(pointer).value for pointer in arguments[:3]],
+                "constants": [ctypes.c_int32.from_address(pointer).value for pointer in arguments[3:]],
                 "extra": extra,
             }
         )
@@ -69,31 +69,28 @@ def kernel():
     return types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=0x1234), name="codegemm_one", num_regs=77)
 
 
-def launch_one(stream=None):
+def launch_one(stream=None, grid=(1,), block=(32,), shared_bytes=0, cluster=1, constants=()):
     arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
-    launch = dependent.dependent(kernel(), ARCH).bound((1,), (32,), 0, 1, ())
+    launch = dependent.dependent(kernel(), ARCH).bound(grid, block, shared_bytes, cluster, constants)
     launch(*arrays, stream)
     return launch, arrays
 
 
 def test_what_the_driver_is_given(driver):
-    made = dependent.dependent(kernel(), ARCH)
-    arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
     constants = (library.constant(np.int32(5)), library.constant(np.int32(-7)))
-    made.bound((8, 16), (512,), 72704, 1, constants)(*arrays, Stream(99))
+    _, arrays = launch_one(Stream(99), (8, 16), (512,), 72704, constants=constants)
     [launch] = driver.launches
     assert (launch["grid"], launch["block"]) == ((8, 16, 1), (512, 1, 1))
     assert (launch["shared"], launch["stream"], launch["function"], launch["extra"]) == (72704, 99, 0x1234, None)
     assert launch["attributes"] == {6: (1, 0, 0)}  # programmatic stream serialization, allowed
     assert launch["arrays"] == [array.data.ptr for array in arrays]
     assert launch["constants"] == [5, -7]
-    assert made.num_regs == 77  # as CuPy's kernel has it
+    assert dependent.dependent(kernel(), ARCH).num_regs == 77  # as CuPy's kernel has it
 
 
 @pytest.mark.parametrize(("grid", "shape"), [((7, 32), (1, 16, 1)), ((7, 1, 32), (1, 1, 16)), ((32,), (16, 1, 1))])
 def test_clusters_lie_along_the_last_axis(driver, grid, shape):
-    arrays = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
-    dependent.dependent(kernel(), ARCH).bound(grid, (512,), 0, 16, ())(*arrays, Stream(1))
+    launch_one(Stream(1), grid, (512,), cluster=16)
     [launch] = driver.launches
     assert launch["attributes"] == {6: (1, 0, 0), 4: shape}  # cluster dimension
     assert driver.allowed == [(0x1234, 14, 1)]  # of any size
@@ -135,16 +132,13 @@ def test_each_thread_has_a_context_and_arguments_of_its_own(driver):
     launch_one(Stream(1))
     assert driver.contexts == [threading.get_ident()]
     others = [on_gpu(np.zeros(4, np.float16)) for _ in range(3)]
-    held = []
 
     def run():
         launch(*others, Stream(2))
-        held.append((launch._slots.arrays, threading.get_ident()))
+        return launch._slots.arrays, threading.get_ident()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    [(theirs, identifier)] = held
+    with ThreadPoolExecutor(1) as pool:
+        theirs, identifier = pool.submit(run).result()
     assert driver.contexts == [threading.get_ident(), identifier]
     assert driver.launches[-1]["arrays"] == [array.data.ptr for array in others] == list(theirs)
     assert list(launch._slots.arrays) == [array.data.ptr for array in arrays]
@@ -159,17 +153,14 @@ def test_a_refusal_names_the_kernel(driver):
 def test_older_gpus_and_drivers_launch_as_cupy_does(driver, monkeypatch):
     plain = kernel()
     assert dependent.dependent(plain, 89) is plain
-    dependent.unavailable.cache_clear()
-    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: 12020)
-    assert dependent.dependent(plain, ARCH) is plain
-    dependent.unavailable.cache_clear()
-    monkeypatch.setattr(dependent, "_driver", lambda: types.SimpleNamespace())
-    assert dependent.dependent(plain, ARCH) is plain
-    assert "too old" in dependent.unavailable()
-
-    def missing():
-        raise OSError("libcuda.so.1: cannot open shared object file")
-
-    dependent.unavailable.cache_clear()
-    monkeypatch.setattr(dependent, "_driver", missing)
-    assert dependent.dependent(plain, ARCH) is plain
+    missing = "libcuda.so.1: cannot open shared object file"
+    for place, name, instead, reason in (
+        (dependent, "_driver", Mock(side_effect=OSError(missing)), missing),
+        (dependent, "_driver", lambda: types.SimpleNamespace(), "too old"),
+        (cupy.cuda.runtime, "driverGetVersion", lambda: 12020, "too old"),
+    ):
+        dependent.unavailable.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, instead)
+            assert dependent.dependent(plain, ARCH) is plain
+            assert reason in dependent.unavailable()

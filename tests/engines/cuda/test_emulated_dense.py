@@ -1,6 +1,7 @@
 """Dense products on a GPU with a dequantised weight, the dequantising kernel in the emulator, the library in NumPy."""
 
 import itertools
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from codegemm import arrays, choice
 from codegemm.baselines.cuda import Dense
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda import DequantDense, dequant_dense, gemm
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 
 TOLERANCE = errors.TOLERANCE["dequant_dense"]
@@ -36,32 +37,28 @@ CASES = [
 
 
 SMALL_SLICES = 4096  # bytes: a few rows
-
-
 PRODUCTS = list(zip(CASES, itertools.cycle(TOLERANCE)))
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """The kernels of all products, compiled on all cores at once; parts of a weight have the same."""
-    products = (
-        Product.of(spec_of((rows, columns), config), 3, arrays.float_dtype(dtype), np.float32)
-        for (rows, columns, config, _), dtype in PRODUCTS
-    )
-    emulate.compile_steps(DequantDense().decide(product, emulate.SMALL_GPU) for product in products)
+def steps_of(case):
+    """Parts of a weight have the same."""
+    (rows, columns, config, _), dtype = case
+    product = Product.of(spec_of((rows, columns), config), 3, arrays.float_dtype(dtype), np.float32)
+    return DequantDense().decide(product, emulate.SMALL_GPU)
 
 
-@pytest.mark.parametrize(("case", "dtype"), PRODUCTS, ids=str)
+@pytest.mark.parametrize("case", PRODUCTS, ids=str)
 @pytest.mark.parametrize("order", ["forward", "shuffled"])
-def test_emulated_dequant_dense(case, dtype, order, compiled, make_weight, rng):
-    weight = make_weight(*case)
+def test_emulated_dequant_dense(case, order, compiled, make_weight, rng):
+    (*shape, config, parts), dtype = case
+    weight = make_weight(*shape, config, parts)
     x = rng.standard_normal((3, weight.shape[1])).astype(arrays.float_dtype(dtype))
     y, reports = emulate.multiply(DequantDense(SMALL_SLICES), weight, x, order=order)
     x, dense = x.astype(np.float64), weight.dequantize(np.float64)
     truth = x @ dense.T
     norm = max(np.linalg.norm(truth), cases.uncancelled_norm(x, dense))
     assert np.linalg.norm(y - truth) <= TOLERANCE[dtype] * norm
-    assert len(reports) == len(dequant_dense.slices(weight.spec, arrays.float_dtype(dtype), SMALL_SLICES)) >= case[3]
+    assert len(reports) == len(dequant_dense.slices(weight.spec, arrays.float_dtype(dtype), SMALL_SLICES)) >= parts
     stored = weight.codes.size * weight.codes.itemsize
     read = sum(report.of("dequantize", space="global").bytes for report in reports)
     assert read >= stored  # codes and scales
@@ -107,15 +104,6 @@ def test_slices_are_bounded_and_cover_the_rows(make_weight):
         assert all((end - first) * 192 <= max(size, 192) for _, first, end in slices)
         assert {part: sum(e - f for p, f, e in slices if p == part) for part in range(3)} == {0: 100, 1: 100, 2: 100}
     assert emulate.SMALL_GPU.shared_per_multiprocessor // 4 >= dequant_dense.codebook_bytes(weight.spec)
-
-
-@pytest.mark.parametrize(("file", "at"), cases.barriers("dequantize.cu"))
-def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
-    folder = cases.without_barrier(file, at, tmp_path / "kernels")
-    weight = make_weight(16, 512, "m1v4g128")
-    x = rng.standard_normal((1, 512)).astype(np.float16)
-    with pytest.raises(emulate.EmulatorError, match=r"no barrier between them|before it was written"):
-        emulate.multiply(DequantDense(), weight, x, folder=folder)
 
 
 @pytest.mark.parametrize("kernel", ["dense", "dequant_dense"])
@@ -173,11 +161,8 @@ def test_cublas_refuses_or_is_missing(emulated_gpu, make_weight, monkeypatch):
     monkeypatch.setattr(Cublas, "status", 13)
     with pytest.raises(RuntimeError, match="cuBLAS refused a product: status 13"):
         codegemm.matmul(x, weight.T, kernel="dense")
-
-    def missing():
-        raise ImportError("libcublas.so.12: cannot open\nand more")
-
-    monkeypatch.setattr(gemm, "_cublas", missing)
+    missing = ImportError("libcublas.so.12: cannot open\nand more")
+    monkeypatch.setattr(gemm, "_cublas", Mock(side_effect=missing))
     choice.choose_anew()
     reason = r"cuBLAS is missing: libcublas.so.12: cannot open; pip install 'codegemm\[cuda12\]' \(or cuda13\)"
     for kernel in ("dense", "dequant_dense", "aqlm"):

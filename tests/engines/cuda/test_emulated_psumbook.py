@@ -1,4 +1,4 @@
-"""The CUDA Psumbook kernel in the emulator: results, counters, barriers."""
+"""The CUDA Psumbook kernel in the emulator: results, counters, clusters."""
 
 import random
 import re
@@ -10,19 +10,14 @@ from emulator import cases, emulate, table
 from emulator.cases import COMMON, Truth, error, product_of, spec_of
 from support import errors
 
-from codegemm import arrays
 from codegemm.engines.cuda import psumbook, rows
 from codegemm.engines.cuda import psumbook_layout as layout
-from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.psumbook_cut import candidates, cut_for, shared_bytes
 from codegemm.kernel import Product
 
 KERNEL = psumbook.Psumbook()
 TOLERANCE = errors.TOLERANCE["psumbook"]
-GPUS = {
-    "data centre": emulate.SMALL_GPU,
-    "desktop": Gpu(89, 2, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536),
-}
+GPUS = {"data centre": emulate.SMALL_GPU, "desktop": emulate.DESKTOP_GPU}
 # Every pair of values of every two of these occurs in a case.
 AXES = {
     "v": (1, 2, 3, 4, 5, 7, 8, 12, 16),
@@ -53,11 +48,10 @@ def tolerance(cut, outputs):
     return TOLERANCE[cut.batch] * (2 if outputs < 64 and cut.batch > 1 else 1)
 
 
-def multiply(weight, x, cut=None, out_dtype=np.float32, gpu=emulate.SMALL_GPU, **options):
-    """The emulated product, cut so or as the kernel does, and the report."""
-    product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
-    steps = None if cut is None else emulate.cut_steps(psumbook, product, cut, gpu)
-    y, [report] = emulate.multiply(KERNEL, weight, x, out_dtype, gpu, steps, **options)
+def multiply(weight, x, cut, **options):
+    """The emulated product, cut so, and the report."""
+    steps = emulate.cut_steps(psumbook, Product.of(weight.spec, len(x), x.dtype, np.float32), cut)
+    y, [report] = emulate.multiply(KERNEL, weight, x, steps=steps, **options)
     return y, report
 
 
@@ -95,40 +89,6 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     if layout.phases(weight.spec):
         scales = report.of("load_scales", space="global")
         assert scales.sectors == scales.least_sectors
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("n", [1, 2, 4])
-@pytest.mark.parametrize("size", cases.SIZES)
-def test_emulated_range_of_x(n, dtype, size, make_weight, rng):
-    weight = make_weight(40, 512, "m2v4g64")
-    x = cases.x_of_size(size, n, 512, dtype, rng)
-    y, _ = multiply(weight, x)
-    assert error(y, Truth(x, weight)) <= TOLERANCE[n]
-
-
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_emulated_nonfinite_x_stays_in_its_row(bad, n, make_weight, rng):
-    weight = make_weight(40, 256, "m1v4g32")
-    x = rng.standard_normal((n, 256)).astype(np.float32)
-    cases.check_nonfinite_stays_in_its_row(lambda x: multiply(weight, x)[0], x, bad, -1, rng)
-
-
-def test_emulated_results_do_not_depend_on_the_order(make_weight, rng):
-    case = cases.case_of(AXES, rows=130, groups=5, parts=2)
-    spec = spec_of(case)
-    weight = make_weight(*spec.shape, str(spec.config), 2)
-    x = rng.standard_normal((2, spec.in_features)).astype(np.float16)
-    cut = next(c for c in candidates(spec, 2, emulate.SMALL_GPU) if c.splits > 1)
-    cases.check_the_order_does_not_matter(lambda **order: multiply(weight, x, cut, **order)[0])
-
-
-def test_emulated_output_in_the_dtype_of_x(make_weight, rng):
-    weight = make_weight(40, 256, "m1v4g32")
-    for name in ("float16", "bfloat16"):
-        x = rng.standard_normal((1, 256)).astype(arrays.float_dtype(name))
-        cases.check_rounded_once(multiply, weight, x)
 
 
 @pytest.mark.parametrize(("cluster", "partials"), [(2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2)])
@@ -186,38 +146,8 @@ def test_emulated_joins_make_as_many_trips_as_predicted(splits, n, make_weight, 
     cut = next(c for c in fitting if c.splits == splits and c.warps == 8)
     x = rng.standard_normal((n, weight.shape[1])).astype(np.float16)
     _, report = multiply(weight, x, cut)
-    predicted = 0
-    for _, first, end, _, _ in cut.slices:
-        for warp in range(cut.warps):
-            predicted += rows.join_trips(splits, n, len(range(first + warp, end, cut.warps)))
-    assert report.events["trip"] == predicted
-
-
-BARRIERS = cases.barriers("psumbook*", "splits.cuh")
-
-
-def test_barriers_are_found():
-    assert len(BARRIERS) == 4
-
-
-@pytest.mark.parametrize(("file", "at"), BARRIERS)
-def test_emulated_kernel_without_a_barrier_fails(file, at, tmp_path, make_weight, rng):
-    folder = cases.without_barrier(file, at, tmp_path / "kernels")
-    spec = spec_of(cases.case_of(AXES, rows=130, groups=9))
-    weight = make_weight(*spec.shape, str(spec.config))
-    x = rng.standard_normal((1, spec.in_features)).astype(np.float16)
-    truth = Truth(x, weight)
-    # Several tiles a split and several splits: every barrier matters.
-    cut = next(c for c in candidates(spec, 1, emulate.SMALL_GPU) if c.splits > 2 and c.units_per_split > 1)
-
-    def fails(order, seed):
-        return cases.fails(
-            lambda: multiply(weight, x, cut, order=order, seed=seed, folder=folder)[0], truth, TOLERANCE[1]
-        )
-
-    assert any(fails(order, seed) for seed in range(8) for order in emulate.ORDERS)
-    y, _ = multiply(weight, x, cut, order="shuffled")
-    assert error(y, truth) <= TOLERANCE[1]
+    blocks = [len(range(first + w, end, cut.warps)) for _, first, end, _, _ in cut.slices for w in range(cut.warps)]
+    assert report.events["trip"] == sum(rows.join_trips(splits, n, count) for count in blocks)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +164,9 @@ def test_emulated_kernel_that_does_not_wait_fails(call, instead, complaint, tmp_
     folder = cases.with_instead("psumbook.cu", call, instead, tmp_path / "kernels")
     weight = make_weight(64, 512, "m1v4g128")
     x = rng.standard_normal((1, 512)).astype(np.float16)
-    multiply(weight, x)
+    emulate.multiply(KERNEL, weight, x)
     with pytest.raises(emulate.EmulatorError, match=complaint):
-        multiply(weight, x, folder=folder)
+        emulate.multiply(KERNEL, weight, x, folder=folder)
 
 
 def test_emulated_published_layout_conflicts(rng):

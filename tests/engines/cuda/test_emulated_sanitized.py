@@ -10,8 +10,10 @@ from support.processes import python, under
 
 FOLDER = "tests/engines/cuda"
 # Tests of each file; those of missing barriers are meant to misbehave.
-SAMPLES = {"psumbook": 2, "dequant": 2, "wide": 1, "dense": 1, "aqlm": 1, "quip": 1}
-MORE = 4 if cases.ALL else 1  # times as many
+SAMPLES = {"psumbook": 1, "dequant": 1, "wide": 1, "aqlm": 1, "quip": 1} | (
+    {"dense": 1, "rules": 1} if cases.ALL else {}
+)
+MORE = 8 if cases.ALL else 1  # times as many
 LEFT_OUT = "without_a_barrier"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 

@@ -25,25 +25,36 @@ def words(array):
     return np.ascontiguousarray(array).view(np.uint32)
 
 
+@pytest.mark.parametrize("instance", ["mma", "integer_mma"])
 @pytest.mark.parametrize("order", emulate.ORDERS)
-def test_emulated_mma_has_the_manuals_fragments(order, rng):
-    a, b, c = halves(rng, 16, 16), halves(rng, 16, 8), rng.standard_normal((16, 8)).astype(np.float32)
-    # a_i: row = groupID, + 8 for i in {2, 3, 6, 7}; column = threadID * 2 + (i & 1), + 8 for i >= 4
-    i = np.arange(8)
-    rows = GROUP[:, None] + np.where(i % 4 >= 2, 8, 0)
-    columns = THREAD[:, None] * 2 + (i & 1) + np.where(i >= 4, 8, 0)
-    a_words = words(a[rows, columns])
-    # b_i: row = threadID * 2 + (i & 1), + 8 for i >= 2; column = groupID
-    i = np.arange(4)
-    b_words = words(b[THREAD[:, None] * 2 + (i & 1) + np.where(i >= 2, 8, 0), GROUP[:, None] + 0 * i])
+def test_emulated_mma_has_the_manuals_fragments(order, instance, rng):
+    """m16n8k16 of fp16 and m16n8k32 of 8-bit integers; a register has two of the ones, four of the others."""
+    if instance == "mma":
+        each, a, b = 2, halves(rng, 16, 16), halves(rng, 16, 8)
+        c = stored = rng.standard_normal((16, 8)).astype(np.float32)
+    else:
+        each, a, b = 4, rng.integers(0, 256, (16, 32), np.uint8), rng.integers(-128, 128, (32, 8), np.int8)
+        stored = rng.integers(-(1 << 31), 1 << 31, (16, 8), np.int32)
+        c = stored >> 4  # as the instance has it, lest sums leave 32 bits
+    # a_i: row = groupID, + 8 in every second register; column = threadID * each + its place in the register,
+    # + 4 * each in the registers from the third on
+    i = np.arange(4 * each)
+    rows = GROUP[:, None] + i // each % 2 * 8
+    a_words = words(a[rows, THREAD[:, None] * each + i % each + i // (2 * each) * 4 * each])
+    # b_i: row = threadID * each + its place in the register, + 4 * each in the second; column = groupID
+    i = np.arange(2 * each)
+    b_words = words(b[THREAD[:, None] * each + i % each + i // each * 4 * each, GROUP[:, None]])
     # c_i: row = groupID, + 8 for i >= 2; column = threadID * 2 + (i & 1)
-    rows, columns = GROUP[:, None] + np.where(i >= 2, 8, 0), THREAD[:, None] * 2 + (i & 1)
-    c_words = words(c[rows, columns])
-    data = np.concatenate([a_words.T, b_words.T, c_words.T]).copy()
-    out, _ = launch("mma", data, (4, 32), order=order)
+    i = np.arange(4)
+    place = GROUP[:, None] + i // 2 * 8, THREAD[:, None] * 2 + (i & 1)
+    data = np.concatenate([a_words.T, b_words.T, words(stored[place]).T]).copy()
+    out, _ = launch(instance, data, (4, 32), order=order)
     d = np.full((16, 8), np.nan)
-    d[rows, columns] = out.view(np.float32).T
-    assert np.allclose(d, a.astype(np.float64) @ b.astype(np.float64) + c, rtol=1e-6, atol=1e-6)
+    d[place] = out.view(c.dtype).T
+    if instance == "mma":
+        assert np.allclose(d, a.astype(np.float64) @ b.astype(np.float64) + c, rtol=1e-6, atol=1e-6)
+    else:
+        assert np.array_equal(d, a.astype(np.int64) @ b.astype(np.int64) + c)
 
 
 def test_emulated_shuffles_and_ballot(rng):
@@ -62,26 +73,6 @@ def test_emulated_permute_picks_bytes_as_prmt_does(rng):
     for row, selector in enumerate((0x3340, 0x3372, 0x7654, 0x0123, 0x1616)):
         picked = both[:, [selector >> 4 * i & 7 for i in range(4)]]
         assert np.array_equal(out[row], words(picked).ravel())
-
-
-@pytest.mark.parametrize("order", emulate.ORDERS)
-def test_emulated_integer_mma_has_the_manuals_fragments(order, rng):
-    data = rng.integers(0, 1 << 32, (10, 32), np.uint32)
-    out, _ = launch("integer_mma", data, (4, 32), order=order)
-    a, b = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64)
-    c, d = np.zeros((16, 8), np.int64), np.zeros((16, 8), np.int64)
-    for lane in range(32):
-        r, q = divmod(lane, 4)
-        for i in range(4):
-            row, k = r + 8 * (i % 2), 4 * q + 16 * (i // 2)
-            a[row, k : k + 4] = data[i, lane : lane + 1].view(np.uint8)
-        for i in range(2):
-            b[4 * q + 16 * i : 4 * q + 16 * i + 4, r] = data[4 + i, lane : lane + 1].view(np.int8)
-        for i in range(4):
-            place = r + 8 * (i // 2), 2 * q + i % 2
-            c[place] = data[6 + i, lane : lane + 1].view(np.int32)[0] >> 4
-            d[place] = out[i, lane : lane + 1].view(np.int32)[0]
-    assert np.array_equal(d, a @ b + c)
 
 
 def test_emulated_conversions(rng):

@@ -13,11 +13,13 @@ from support.gpu_products import CASES, LARGE
 
 import codegemm
 from codegemm import arrays, choice, devices, kernels_cu, tuning
-from codegemm.comparison import measure, sources
+from codegemm.comparison.selection import compared_kernels
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda import compiler, library, psumbook
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.kernel import Product
+from codegemm.measuring import sources
+from codegemm.measuring.stopwatch import Candidate
 from codegemm.quantize.progress import Progress
 from codegemm.registry import kernel_for, refusal
 from codegemm.warmup import build_all
@@ -105,7 +107,7 @@ def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
     for out in outs:
         codegemm.matmul(cupy.asarray(x), weight.T, out=out, kernel=kernel.name)
     allowed = limit(kernel.name, n, dtype)
-    if isinstance(weight, codegemm.ExtendedWeight):
+    if isinstance(weight, codegemm.TransformedWeight):
         allowed = max(allowed, 1e-3)  # the kernel's x may be of another dtype
     assert error(outs[0], truth_of(x, weight)) <= allowed
     assert all(cupy.array_equal(out, outs[0]) for out in outs)
@@ -235,11 +237,11 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
     weight = make_weight(1024, 1024, config).to("cuda")
     x = rng.standard_normal((n, 1024)).astype(np.float16)
     truth = truth_of(x, weight)
-    for kernel in measure.compared_kernels("cuda", None):
+    for kernel in compared_kernels("cuda", None):
         kernel = kernel_for(kernel, weight.spec)
         if refusal(kernel, Product.of(weight.spec, n, x.dtype), weight.device):
             continue
-        candidate = measure.Candidate(kernel, weight, [n], x.dtype)
+        candidate = Candidate(kernel, weight, [n], x.dtype)
         y, timing = candidate.measure(x, 0)
         assert timing.how == "graph", kernel
         assert error(y, truth) <= 1e-2

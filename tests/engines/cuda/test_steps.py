@@ -11,7 +11,7 @@ from codegemm.engines.cuda.model import Work
 from codegemm.engines.cuda.psumbook import Psumbook
 from codegemm.engines.cuda.rows import split_launch
 from codegemm.engines.cuda.steps import COUNTER_BYTES, Array, Launch, Number, Scratch, Steps, Table, instance, structure
-from codegemm.formats.names import spec_of
+from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.registry import multiplies, registered
 
@@ -59,7 +59,7 @@ def test_a_plans_workspace_is_enough_for_fewer_rows(config, emulated_gpu):
     """For every kernel, whatever y's dtype; a product has what it needs itself."""
     spec, gpu = spec_of((128, 1536), config), emulate.SMALL_GPU
     for kernel in registered("cuda", spec):
-        for n in (4, 7, 20, 64, 70, 130):
+        for n in (*range(1, 12), 20, 48, 49, 64, 70, 130):
             product = Product.of(spec, n, np.float16)
             if not isinstance(kernel, CudaKernel) or not multiplies(kernel, spec) or kernel.unfit_for(product, gpu):
                 continue

@@ -14,7 +14,6 @@
 
 namespace codegemm {
 
-// Must match `DequantArgs` in dequant.py.
 struct DequantArgs {
     const void* x;          // [n, in_features], x_dtype
     void* out;              // [n, rows], out_dtype
@@ -31,7 +30,6 @@ struct DequantArgs {
     int32_t tile_vectors;                 // k-vectors of a tile; tile_vectors * v is a multiple of `lanes`
 };
 
-// Must match `MAX_BLOCK_ROWS` and `MAX_TILE` in dequant.py.
 constexpr int max_block_rows = 64, max_tile = 512;
 
 namespace {

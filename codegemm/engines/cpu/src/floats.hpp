@@ -18,7 +18,6 @@ using half = __fp16;  // GCC knows the other name from version 13 on
 using half = _Float16;
 #endif
 
-// Must match `DTYPES` in library.py.
 enum class Dtype : int32_t { float16, bfloat16, float32, float64 };
 
 struct bfloat16 {

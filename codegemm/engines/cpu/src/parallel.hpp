@@ -14,4 +14,13 @@ void parallel_for(ParallelFor loop, int tasks, Task&& task) {
     loop(tasks, call, &task);
 }
 
+// run(first, end) for pieces of `size` of `count`, the last of what is left.
+template <class Run>
+void parallel_pieces(ParallelFor loop, int count, int size, Run&& run) {
+    parallel_for(loop, (count + size - 1) / size, [&](int task) {
+        const int first = task * size;
+        run(first, first + size < count ? first + size : count);
+    });
+}
+
 }  // namespace codegemm

@@ -125,8 +125,7 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
 // interleaved [in_features][16] of x [n][in_features], zeros beyond n.
 void interleave_rows(ParallelFor loop, const PsumbookArgs& a, const float* x, float* interleaved) {
     constexpr int columns = 1024;  // of a task
-    parallel_for(loop, (a.in_features + columns - 1) / columns, [&](int task) {
-        const int first = task * columns, end = first + columns < a.in_features ? first + columns : a.in_features;
+    parallel_pieces(loop, a.in_features, columns, [&](int first, int end) {
         std::memset(interleaved + size_t(first) * batch, 0, sizeof(float) * batch * (end - first));
         for (int i = 0; i < a.n; ++i)
             for (int k = first; k < end; ++k) interleaved[size_t(k) * batch + i] = x[size_t(i) * a.in_features + k];
@@ -170,13 +169,15 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
     });
 }
 
+constexpr int few_entries = 16, some_entries = 64, most_entries = 256;
+
 // run(entries of a table, as a constant).
 template <class Run>
 void for_entries(int entries, Run&& run) {
     switch (entries) {
-        case 16: return run(std::integral_constant<int, 16>());
-        case 64: return run(std::integral_constant<int, 64>());
-        default: return run(std::integral_constant<int, 256>());
+        case few_entries: return run(std::integral_constant<int, few_entries>());
+        case some_entries: return run(std::integral_constant<int, some_entries>());
+        default: return run(std::integral_constant<int, most_entries>());
     }
 }
 

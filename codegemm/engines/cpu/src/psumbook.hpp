@@ -5,7 +5,6 @@
 
 namespace codegemm {
 
-// Must match `PsumbookArgs` in psumbook.py.
 struct PsumbookArgs {
     const void* x;           // [n, in_features], x_dtype
     void* out;               // [n, rows], out_dtype
@@ -23,7 +22,6 @@ struct PsumbookArgs {
     int32_t group_vectors;  // k-vectors that share a scale
 };
 
-// Must match `BLOCK_ROWS`, `MAX_POSITIONS` and `TABLE_BYTES` in psumbook.py.
 constexpr int block_rows = 256;
 constexpr int max_positions = 256;         // of a tile
 constexpr int max_table_bytes = 32 << 10;  // of a tile in float, for one row of x

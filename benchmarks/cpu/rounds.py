@@ -1,0 +1,214 @@
+"""Times products in interleaved rounds: every kernel has its turn in every round, and so has the read bandwidth."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cpu import peers
+from benchmarks.cpu.targets import (
+    AQLM,
+    AQLM_CONFIG,
+    AUTO,
+    AUTO_LEAST,
+    AUTO_THREADS,
+    FAST,
+    FAST_ERROR,
+    FULL,
+    FULL_ERROR,
+    WHOLE_MATRIX,
+    Accuracy,
+    Bandwidth,
+    Measured,
+    Shape,
+    Timed,
+)
+from benchmarks.targets import MAIN
+from codegemm.choice import select
+from codegemm.devices import CPU
+from codegemm.engines.cpu import device
+from codegemm.formats import random_weight
+from codegemm.formats.weight import Weight
+from codegemm.kernel import Kernel, Product
+from codegemm.measuring import sources
+from codegemm.measuring.accuracy import exact, inputs, relative_error
+from codegemm.measuring.stopwatch import Candidate, repeated
+from codegemm.products import plan
+from codegemm.registry import registered
+from codegemm.reporting import by, counted
+
+THREADS = (1, AUTO_THREADS)
+FEW_ROWS = (1, 4, 16)  # of x, for which all kernels are compared
+CONFIGS = (*MAIN, AQLM_CONFIG)
+DTYPE = np.dtype(np.float32)
+_SAMPLES = 4  # rows of x for an error
+_TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
+OUTLIERS = f"outliers of {_TIMES} times"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """shapes, and rows of x for `auto`; rounds, the seconds of a kernel's turn in each, and those between two turns, in
+    which the threads of a BLAS or OpenMP come to rest."""
+
+    shapes: tuple[Shape, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    budget: float
+    quiet: float
+
+
+FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], tuple(1 << i for i in range(10)), 5, 0.1, 0.05)
+QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 16, 32), 2, 0.002, 0.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a kernel's name (or `auto`), weights and rows of x."""
+
+    kernel: str
+    config: str
+    batch: int
+
+
+def cases(threads: int, batches: Sequence[int]) -> list[Case]:
+    """All that is timed with so many threads; dense products are those of the first configuration."""
+    few = [n for n in batches if n in FEW_ROWS] if threads == AUTO_THREADS else [1]
+    many = batches if threads == AUTO_THREADS else few
+    return [
+        *(Case(name, MAIN[0], n) for n in many for name in WHOLE_MATRIX if n <= AUTO_LEAST[name][1]),
+        *(Case(AUTO, config, n) for n in many for config in MAIN),
+        *(Case(FULL, config, n) for n in few for config in MAIN),
+        *(Case(FAST, config, 1) for config in MAIN),
+        *(Case(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, FULL, AQLM)),
+    ]
+
+
+def run(settings: Settings, progress: Callable[[str], None]) -> Measured:
+    """Measure everything; `progress` hears what comes next."""
+    known = {kernel.name: kernel for kernel in registered("cpu")}
+    measured = Measured(left_out=left_out(known))
+    usable = {name: kernel for name, kernel in known.items() if name not in measured.left_out}
+    for shape in settings.shapes:
+        progress(f"{by(shape)}: weights")
+        bench = Bench(shape, usable, settings)
+        for threads in THREADS:
+            progress(f"{by(shape)}, {counted(threads, 'thread')}")
+            with peers.threads(threads):
+                rows, bandwidth = bench.time(threads)
+            measured.rows += rows
+            measured.bandwidths.append(bandwidth)
+        measured.accuracies += bench.accuracies()
+    return measured
+
+
+def left_out(known: dict[str, Kernel]) -> dict[str, str]:
+    """Kernels that are to be measured and can't run, with the reason."""
+    reasons = {
+        name: known[name].unavailable() if name in known else "there is no such kernel"
+        for name in (*WHOLE_MATRIX, FULL, FAST, AQLM)
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+class Bench:
+    """The weights of one shape, their products in float64, and every kernel with its copies of the weights."""
+
+    def __init__(self, shape: Shape, usable: dict[str, Kernel], settings: Settings) -> None:
+        self._shape, self._usable, self._settings = shape, usable, settings
+        self._x = inputs(shape[1], max(settings.batches), DTYPE)
+        self._weights: dict[str, Weight] = {config: random_weight(shape, config) for config in CONFIGS}
+        self._truth = {
+            config: exact(weight, self._x if config in MAIN else self._x[:1])
+            for config, weight in self._weights.items()
+        }
+        batches: dict[tuple[str, str], set[int]] = {}
+        for case in itertools.chain.from_iterable(map(self._cases, THREADS)):
+            batches.setdefault((case.kernel, case.config), set()).add(case.batch)
+        self._candidates = {
+            (kernel, config): Candidate(usable[kernel], self._weights[config], sorted(rows), DTYPE)
+            for (kernel, config), rows in batches.items()
+        }
+
+    def time(self, threads: int) -> tuple[list[Timed], Bandwidth]:
+        """All products with so many threads."""
+        calls = {
+            case: self._candidates[case.kernel, case.config].rotating_call(self._x[: case.batch])
+            for case in self._cases(threads)
+        }
+        seconds: dict[Case, list[float]] = {case: [] for case in calls}
+        errors = dict.fromkeys(calls, 0.0)
+        read = []
+        for _ in range(self._settings.rounds):
+            time.sleep(self._settings.quiet)
+            read.append(device.measure_bandwidth())
+            for case, (call, y) in calls.items():
+                time.sleep(self._settings.quiet)
+                seconds[case].append(time_turn(call, self._settings.budget))
+                error = relative_error(y, self._truth[case.config][: case.batch])
+                errors[case] = max(errors[case], error)
+        rows = [self._row(case, threads, seconds[case], errors[case]) for case in calls]
+        return rows, Bandwidth(self._shape, threads, tuple(read))
+
+    def accuracies(self) -> Iterator[Accuracy]:
+        """Errors of one row of x at a time, for both precisions."""
+        limits: dict[str, dict[str, float]] = {AUTO: dict.fromkeys(("normal", OUTLIERS), FULL_ERROR)}
+        if FAST in self._usable:
+            limits[FAST] = {"normal": FAST_ERROR}
+        for config in MAIN:
+            weight = self._weights[config]
+            for kind, x in samples(self._shape[1]).items():
+                truth = exact(weight, x)
+                for kernel, accepted in limits.items():
+                    y = [plan(weight, 1, DTYPE, kernel)(row) for row in x]
+                    error = max(relative_error(*pair) for pair in zip(y, truth, strict=True))
+                    precision = "fast" if kernel == FAST else "full"
+                    yield Accuracy(precision, kind, self._shape, config, error, accepted.get(kind))
+
+    def _cases(self, threads: int) -> list[Case]:
+        """What can be timed here, `auto` resolved to the kernel it takes."""
+        wanted = cases(threads, self._settings.batches)
+        here = [case for case in wanted if case.kernel == AUTO or case.kernel in self._usable]
+        return list(dict.fromkeys(replace(case, kernel=self._select(case).name) for case in here))
+
+    def _product(self, case: Case) -> Product:
+        return Product.of(self._weights[case.config].spec, case.batch, DTYPE)
+
+    def _select(self, case: Case) -> Kernel:
+        return select(self._product(case), CPU, case.kernel)
+
+    def _row(self, case: Case, threads: int, seconds: list[float], error: float) -> Timed:
+        kernel, is_dense = self._usable[case.kernel], case.kernel in WHOLE_MATRIX
+        return Timed(
+            shape=self._shape,
+            threads=threads,
+            kernel=case.kernel,
+            config="" if is_dense else case.config,
+            batch=case.batch,
+            seconds=tuple(seconds),
+            bytes_read=kernel.cost(self._product(case), CPU).bytes_read,
+            chosen=not is_dense and self._select(replace(case, kernel=AUTO)) is kernel,
+            error=error,
+        )
+
+
+def time_turn(call: Callable[[], float], budget: float) -> float:
+    """Seconds of a call: the median of as many as fit the budget, one at least, behind some that warm up."""
+    repeated(call, budget / 5)
+    return statistics.median(repeated(call, budget))
+
+
+def samples(columns: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Rows of x by their kind: normally distributed, and the same with outliers at random places."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((_SAMPLES, columns), np.float32)
+    with_outliers = normal.copy()
+    for row in with_outliers:
+        row[rng.choice(columns, -(-columns // _OUTLIERS_EVERY), replace=False)] *= _TIMES
+    return {"normal": normal, OUTLIERS: with_outliers}

@@ -1,0 +1,124 @@
+"""TransformedWeights on the CPU: x rotated and its groups added up before the core's product, offsets' part after."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codegemm.devices import CPU, Device
+from codegemm.engines import declarations
+from codegemm.engines.cpu import compiler, kernel, library
+from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
+from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
+from codegemm.formats.rotation import Rotation
+from codegemm.formats.transformed import TransformedSpec, TransformedWeight
+from codegemm.kernel import Cost, Product
+
+_SOURCE = compiler.SOURCES / "transformed.cpp"
+_ALIGNED = 256
+TransformedArgs = declarations.structure(_SOURCE, "TransformedArgs")
+
+
+@dataclass
+class Prepared(kernel.Prepared[TransformedSpec]):
+    """The core in the inner kernel's form, and `arrays_around` it."""
+
+    core: Any
+
+
+class CpuTransformed(TransformedKernel):
+    """Compiled code around the inner kernel, NumPy where there is no compiler.
+
+    In the workspace, behind the inner kernel's part: in float32 x' [n, terms * K], y' [n, M] and sums [n, K/g].
+    """
+
+    def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
+        return self.inner.refuses(inner_product(product), device)
+
+    def prepare(self, weight: TransformedWeight, device: Device) -> Prepared:
+        spec = weight.spec
+        arguments = library.Arguments(TransformedArgs, arrays_around(weight), spec, rows=spec.out_features)
+        return Prepared(spec, arguments, self.inner.prepare(weight.core, device))
+
+    def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
+        self.inner.load(prepared.core, inner_product(product))
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+        spec, n = prepared.spec, len(x)
+        product = Product(spec, n, x.dtype, out.dtype)
+        inner, begins = inner_product(product), self._places(product, CPU)
+        columns = (spec.core.in_features, spec.out_features, _groups(spec))
+        x32, y32, sums = (np.ndarray((n, k), np.float32, workspace, begin) for k, begin in zip(columns, begins))
+        _before(prepared, x, x32, sums)
+        inner_x = x32 if changes_x(spec) or inner.dtype != x.dtype else x
+        if not finishes(product, inner.dtype):
+            return self.inner.run(prepared.core, inner_x, out, workspace, stream)
+        self.inner.run(prepared.core, inner_x, y32, workspace, stream)
+        _after(prepared, y32, out, sums)
+
+    def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
+        return self._places(product, device)[-1]
+
+    def builds(self, product: Product[TransformedSpec], device: Device) -> Iterable[Callable[[], object]]:
+        return (*self.inner.builds(inner_product(product), device), *library.loads(_SOURCE))
+
+    def cost(self, product: Product[TransformedSpec], device: Device) -> Cost:
+        spec, n, (m, k) = product.spec, product.n, product.spec.shape
+        inner = inner_product(product)
+        cost = self.inner.cost(inner, device)
+        groups, finished = _groups(spec), finishes(product, inner.dtype)
+        before = n * (4 * groups + (4 * spec.core.in_features if changes_x(spec) else 0))
+        read = product.x_bytes + (4 * k if spec.block else 0) + (4 * (n * m + groups * (n + m)) if finished else 0)
+        return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
+
+    def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
+        spec, n, (m, k) = product.spec, product.n, product.spec.shape
+        groups, inner = _groups(spec), inner_product(product)
+        adds = k * max(spec.block.bit_length() - 1, 0) + (k + m * groups if groups else 0)
+        return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
+
+    def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
+        """Where x', y' and the sums begin in the workspace, and where those end."""
+        spec, inner_bytes = product.spec, self.inner.workspace(inner_product(product), device)
+        row_bytes = 4 * spec.core.in_features, 4 * spec.out_features, 4 * _groups(spec)
+        sizes = (inner_bytes, *(product.n * each for each in row_bytes))
+        return list(itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))
+
+
+# Of what is around the inner kernel, in units of a Psumbook's lookup for one row of x; the same for all of them.
+MULTIPLY_ADD = 0.06
+
+
+def _groups(spec: TransformedSpec) -> int:
+    """Whose sums are needed."""
+    return spec.groups if spec.offsets else 0
+
+
+def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
+    """x' and its sums over groups."""
+    call = library.function(_SOURCE, "before", TransformedArgs)
+    if call is not None:
+        return prepared.arguments.call(call, x, x32, sums)
+    spec, factors = prepared.spec, prepared.arguments.arrays.get("factors")
+    with np.errstate(over="ignore", invalid="ignore"):
+        rotated = x.astype(np.float32)
+        if factors is not None:
+            rotated = Rotation(np.sign(factors), spec.block).rotate(rotated)
+        x32.reshape(len(x), spec.terms, -1)[...] = rotated[:, None]
+        if spec.offsets:
+            rotated.reshape(len(x), spec.groups, -1).sum(-1, out=sums)
+
+
+def _after(prepared: Prepared, y32: Any, out: Any, sums: Any) -> None:
+    """out = y' and the offsets' part."""
+    call = library.function(_SOURCE, "after", TransformedArgs)
+    if call is not None:
+        return prepared.arguments.call(call, y32, out, sums)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if prepared.spec.offsets:
+            y32 += sums @ prepared.arguments.arrays["addends"]
+        out[...] = y32

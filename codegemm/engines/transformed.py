@@ -1,0 +1,75 @@
+"""TransformedWeights by the kernels of their cores: what is done before and after, the same on both engines.
+
+    before: x' = R x, once for each term; its sums over groups      inner: y' = x' @ C^T      after: y = y' + sums @ A^T
+
+A [M, K/g] is what is added to the weights of each group. x' is in float32 where it isn't x itself (or, where an engine
+says so, fp16 with a power of two for each row: `scaled`), y' where it isn't y itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codegemm import devices
+from codegemm.arrays import array_module
+from codegemm.formats.transformed import TransformedSpec, TransformedWeight
+from codegemm.formats.weight import Spec
+from codegemm.kernel import Kernel, Product
+
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+
+
+class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
+    """A kernel for weights of some kind, under its own name, for weights that have such a one as their core."""
+
+    weights = TransformedWeight
+
+    def __init__(self, inner: Kernel) -> None:
+        self.inner = inner
+        self.name, self.engine = inner.name, inner.engine
+        self.automatic, self.precision = inner.automatic, inner.precision
+
+    def unavailable(self) -> str | None:
+        return self.inner.unavailable()
+
+    def is_automatic(self, product: Product[TransformedSpec]) -> bool:
+        return self.inner.is_automatic(Product(product.spec.core, product.n, product.dtype, product.out_dtype))
+
+    def bits_per_weight(self, spec: TransformedSpec) -> float:
+        more = (spec.packed_bits - spec.core.packed_bits) / (spec.out_features * spec.in_features)
+        return spec.terms * self.inner.bits_per_weight(spec.core) + more
+
+
+def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
+    """In float32, where the weight is: `factors`, signs over the root of the block [K], and `addends` [K/g, M]."""
+    spec, arrays = weight.spec, {}
+    if spec.block:
+        factors = devices.to_host(weight.signs) / np.sqrt(spec.block)
+        arrays["factors"] = devices.move(factors.astype(np.float32), weight.device)
+    if spec.offsets:
+        with devices.beside(weight.offsets):
+            arrays["addends"] = array_module(weight.offsets).ascontiguousarray(weight.addends(np.float32).T)
+    return arrays
+
+
+def changes_x(spec: TransformedSpec) -> bool:
+    """Whether x' is another than x."""
+    return bool(spec.block) or spec.terms > 1
+
+
+def inner_product(product: Product[TransformedSpec], scaled: bool = False) -> Product[Spec]:
+    """What the inner kernel multiplies: x' in float32, which half types may not hold, unless it is `scaled`."""
+    spec, dtype = product.spec, product.dtype
+    if scaled:
+        dtype = FLOAT16
+    elif changes_x(spec) or dtype.itemsize == 8:
+        dtype = FLOAT32
+    finished = finishes(product, dtype, scaled)
+    return Product(spec.core, product.n, dtype, FLOAT32 if finished else product.out_dtype)
+
+
+def finishes(product: Product[TransformedSpec], dtype: np.dtype, scaled: bool = False) -> bool:
+    """Whether something comes after the inner kernel, for x' of `dtype`."""
+    return bool(product.spec.offsets) or scaled or (dtype == FLOAT32 and product.out_dtype != FLOAT32)

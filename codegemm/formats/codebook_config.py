@@ -1,0 +1,94 @@
+"""The configuration of a codebook-quantised weight: vector length v, codebooks m, bits b, group size g."""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_V, MAX_M, MAX_B = 16, 8, 16
+
+PATTERN = re.compile(r"m(?P<m>\d+)v(?P<v>\d+)(?:b(?P<b>\d+))?(?:g(?P<g>-1|\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """How a weight matrix is cut and coded, in the terms of the CodeGEMM paper.
+
+    v: weights in one vector (vector length), 1 .. 16.
+    m: codebooks whose centroids are added, 1 .. 8.
+    b: bits of one code, 1 .. 16; a codebook has 2**b centroids.
+    g: group size: weights of a row that share one scale, a multiple of v; -1 for the whole row.
+
+    Written `m1v4g128`; `m1v4b6g128` where b is not 8.
+    """
+
+    v: int = 4
+    m: int = 1
+    b: int = 8
+    g: int = -1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("v", 1, MAX_V), ("m", 1, MAX_M), ("b", 1, MAX_B)):
+            value = self._integer(name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}={value!r}: must be an integer from {low} to {high}")
+        if self._integer("g") != -1 and self.g < 1:
+            raise ValueError(f"g={self.g!r}: must be -1 (the whole row) or a positive multiple of v")
+        if self.g != -1 and self.g % self.v:
+            raise ValueError(f"g={self.g}: must be -1 or a multiple of v={self.v}")
+
+    def _integer(self, name: str) -> int:
+        """The field as a plain int (NumPy's integers become one)."""
+        value = getattr(self, name)
+        try:
+            plain = operator.index(value)
+        except TypeError:
+            raise ValueError(f"{name}={value!r}: must be an integer") from None
+        object.__setattr__(self, name, plain)
+        return plain
+
+    @classmethod
+    def parse(cls, text: str) -> CodebookConfig:
+        """Read `m1v4g128`, `m2v8b6g32`, `m1v4g-1`; b is 8 and g is -1 where they are not named."""
+        match = PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(
+                f"configuration {text!r}: expected m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
+            )
+        return cls(m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=int(match["g"] or -1))
+
+    def __str__(self) -> str:
+        bits = "" if self.b == 8 else f"b{self.b}"
+        return f"m{self.m}v{self.v}{bits}g{self.g}"
+
+    @property
+    def centroids(self) -> int:
+        """Centroids in one codebook, 2**b."""
+        return 1 << self.b
+
+    def group_size(self, in_features: int) -> int:
+        """Weights that share a scale in a row of `in_features`, g = -1 resolved."""
+        return in_features if self.g == -1 else self.g
+
+    def check_shape(self, out_features: int, in_features: int) -> None:
+        """Raise ValueError unless a matrix of this shape can be stored so."""
+        if out_features < 1 or in_features < 1:
+            raise ValueError(f"shape ({out_features}, {in_features}): both must be at least 1")
+        if in_features % self.v:
+            raise ValueError(f"in_features={in_features}: must be a multiple of the vector length v={self.v}")
+        if self.g != -1 and in_features % self.g:
+            raise ValueError(f"in_features={in_features}: must be a multiple of the group size g={self.g}")
+
+    def bits_per_weight(self, out_features: int, in_features: int) -> float:
+        """Average bits of one weight: codes, codebooks and scales (equation 1 of the paper)."""
+        return float(Fraction(self.packed_bits(out_features, in_features), out_features * in_features))
+
+    def packed_bits(self, out_features: int, in_features: int, parts: int = 1) -> int:
+        """Bits of the packed weight (equation 1, before the division); `parts` sets of codebooks."""
+        self.check_shape(out_features, in_features)
+        codebooks = 16 * parts * self.m * self.centroids * self.v
+        codes = self.b * self.m * out_features * (in_features // self.v)
+        scales = 16 * out_features * (in_features // self.group_size(in_features))
+        return codebooks + codes + scales

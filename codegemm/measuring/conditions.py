@@ -1,0 +1,66 @@
+"""What times depend on beside the kernel: threads, the instruction set, the dtype of x, the memory's bandwidth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from codegemm import devices
+from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
+from codegemm.engines.cuda import timing
+from codegemm.registry import registered
+
+
+@contextmanager
+def path(name: str) -> Iterator[None]:
+    """The CPU kernels compiled for that instruction set; nothing without a name."""
+    if not name:
+        yield
+        return
+    before = os.environ.get(isa.VARIABLE)
+    try:
+        os.environ[isa.VARIABLE] = name
+        library.forget()
+        yield
+    finally:
+        del os.environ[isa.VARIABLE]
+        if before is not None:
+            os.environ[isa.VARIABLE] = before
+        library.forget()
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """The same number of threads for the kernels, NumPy's BLAS and torch."""
+    before = get_num_threads()
+    count = before if count is None else count
+    with ExitStack() as stack:
+        set_num_threads(count)
+        stack.callback(set_num_threads, before)
+        from threadpoolctl import threadpool_limits
+
+        stack.enter_context(threadpool_limits(count))
+        if any(k.name == "dense_bf16" and k.unavailable() is None for k in registered("cpu")):
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(count)
+        yield
+
+
+def dtype_of(engine: str) -> np.dtype:
+    """Of x: what a model uses on that engine."""
+    return np.dtype(np.float32 if engine == "cpu" else np.float16)
+
+
+def machine(engine: str) -> tuple[str, int]:
+    """The name of the processor or GPU, and the threads that products have there."""
+    return (device.name(), get_num_threads()) if engine == "cpu" else (devices.name(), 1)
+
+
+def bandwidth(engine: str) -> float:
+    """Bytes a second that the processor reads, or a GPU's copy moves, now."""
+    return device.measure_bandwidth() if engine == "cpu" else timing.measure_bandwidth()

@@ -1,0 +1,133 @@
+"""Every registered format: its text, memory, files, rows, and the kernels that take it."""
+
+import numpy as np
+import pytest
+from emulator import cases
+from hypothesis import given
+from hypothesis import strategies as st
+from support import ROOT, format_checks
+
+import codegemm
+from codegemm import CodebookConfig, E8PConfig, TransformedConfig, files, formats
+from codegemm.formats.transformed import OFFSETS, USUAL
+
+EVERY = [(format, text) for format in formats.registered() for text in format.examples]
+every = pytest.mark.parametrize(("format", "text"), EVERY, ids=[text for _, text in EVERY])
+
+
+@every
+def test_text_and_configuration_invert_each_other(format, text):
+    format_checks.check_text(format, text)
+
+
+@every
+def test_copies_and_pickles(format, text):
+    format_checks.check_memory(text)
+
+
+@every
+def test_rows_and_joining(format, text, tmp_path):
+    format_checks.check_rows(text, tmp_path)
+
+
+@every
+def test_files(format, text, tmp_path):
+    format_checks.check_file(text, tmp_path)
+
+
+@every
+def test_kernels_of_the_cpu(format, text, rng):
+    format_checks.check_products(text, rng)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        text
+        for format in formats.registered()
+        for text in format.examples[:: 1 if cases.ALL else len(format.examples) - 1]
+    ],
+)
+def test_kernels_of_a_gpu(text, rng):
+    format_checks.check_emulated_products(text, rng)
+
+
+@st.composite
+def codebooks(draw):
+    v = draw(st.integers(1, 16))
+    g = draw(st.sampled_from((-1, v * draw(st.integers(1, 40)))))
+    return CodebookConfig(v=v, m=draw(st.integers(1, 8)), b=draw(st.integers(1, 16)), g=g)
+
+
+CORES = {"codebook": codebooks(), "e8p": st.builds(E8PConfig, st.sampled_from((2, 3, 4)))}
+
+
+@st.composite
+def surroundings(draw):
+    block, offsets = draw(st.sampled_from((0, USUAL, 1, 16, 4096))), draw(st.sampled_from(OFFSETS))
+    terms = draw(st.integers(1 if block or offsets else 2, 5))
+    return TransformedConfig(draw(st.one_of(*CORES.values())), block, offsets, terms)
+
+
+CONFIGS = CORES | {"transformed": surroundings()}
+
+
+def test_the_names_of_every_format_are_drawn():
+    assert CONFIGS.keys() == {format.name for format in formats.registered()}
+
+
+@given(st.one_of(*CONFIGS.values()))
+def test_every_name_is_read_as_what_it_names(config):
+    assert formats.parse(str(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("m1", "configuration 'm1': expected m<codebooks>v.*e8p.*rotated"),
+        ("e8p5", "e8p of 5 bits: must be of 2, 3, 4"),
+        ("m9v4", "m=9"),
+        ("m1v4+turned", r"behind m1v4 may come \+rotated\[<block>\], \+offsets"),
+        ("m1v4+offsets+rotated", "behind m1v4 may come"),
+        ("m1v4+rotated0", "block of a rotation must be at least 1"),
+        ("m1v4+terms1", "terms must be at least 2"),
+        ("+rotated", r"configuration '\+rotated': there is nothing for it to stand around"),
+    ],
+)
+def test_what_no_format_reads_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        formats.parse(text)
+    with pytest.raises(TypeError, match="config 3: must be of a registered format, or a configuration's text"):
+        formats.parse(3)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_former_versions(version, tmp_path):
+    """Written by the first code of their version, with the dense matrices that it made of them."""
+    path = ROOT / "tests" / "data" / "files" / f"version{version}.safetensors"
+    with np.load(path.with_suffix(".npz")) as dense:
+        weights = codegemm.load_all(path)
+        assert weights.keys() == dense.keys()
+        assert all(np.array_equal(weight.dequantize(), dense[name]) for name, weight in weights.items())
+    old = files.File(path)
+    again = tmp_path / "again.safetensors"
+    codegemm.save_all(again, weights, {"norm": old.tensors["norm"]}, {"note": "kept"})
+    new = files.File(again)
+    assert new.metadata == old.metadata
+    assert {name: str(tensor) for name, tensor in new.tensors.items()} == {n: str(t) for n, t in old.tensors.items()}
+    assert all(np.array_equal(tensor.data, old.tensors[name].data) for name, tensor in new.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"core": "m1v4+added", "block": 4}, "core 'm1v4g-1[+]added': must be of another format"),
+        ({"offsets": "odd"}, "offsets 'odd': must be one of '', 'scaled', 'added'"),
+        ({"block": True}, "block=True: must be an integer from -1"),
+        ({"terms": "2"}, "terms='2': must be an integer from 1"),
+    ],
+)
+def test_configurations_of_surroundings_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TransformedConfig(**{"core": "m1v4", **arguments})
+    assert TransformedConfig("m1v4", USUAL) == formats.parse("m1v4+rotated")
