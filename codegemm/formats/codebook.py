@@ -14,7 +14,7 @@ import numpy.typing as npt
 from codegemm.arrays import array_module, as_array
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats import bits
-from codegemm.formats.codebook_config import MAX_B, MAX_M, MAX_V, PATTERN, CodebookConfig
+from codegemm.formats.codebook_config import MAX_B, MAX_M, MAX_V, PATTERN, SYNTAX, CodebookConfig
 from codegemm.formats.format import Format, register_format
 from codegemm.formats.native import Stored
 from codegemm.formats.weight import Spec, Weight, check_one_device, frozen, same
@@ -246,7 +246,7 @@ class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
     """Additive codebooks: AQLM's and CodeGEMM's weights."""
 
     config, weight = CodebookConfig, CodebookWeight
-    syntax = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
+    syntax = SYNTAX
     examples = ("m1v4g32", "m2v8g-1", "m3v4b5g16", "m1v16b16g-1", "m2v4b11g32", "m1v1b1g1", "m1v8b6g-1")
 
     def parse(self, text: str) -> CodebookConfig | None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 MAX_V, MAX_M, MAX_B = 16, 8, 16
 
+SYNTAX = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
 PATTERN = re.compile(r"m(?P<m>\d+)v(?P<v>\d+)(?:b(?P<b>\d+))?(?:g(?P<g>-1|\d+))?")
 
 
@@ -54,9 +55,7 @@ class CodebookConfig:
         """Read `m1v4g128`, `m2v8b6g32`, `m1v4g-1`; b is 8 and g is -1 where they are not named."""
         match = PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(
-                f"configuration {text!r}: expected m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
-            )
+            raise ValueError(f"configuration {text!r}: expected {SYNTAX}")
         return cls(m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=int(match["g"] or -1))
 
     def __str__(self) -> str:

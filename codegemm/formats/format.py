@@ -122,7 +122,7 @@ def registered() -> list[Format]:
     return _formats.all()
 
 
-def check_name(name: Any) -> None:
+def check_registered(name: Any) -> None:
     """ValueError unless a format has that name."""
     names = [format.name for format in _formats.so_far()]
     if name not in names:

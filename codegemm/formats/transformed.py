@@ -113,8 +113,6 @@ def transformed_spec(core: Spec, block: int = 0, offsets: str = "", terms: int =
         raise ValueError(
             f"terms={terms}: must divide the core's {core.groups} groups of a row: no scale is of two terms"
         )
-    if offsets not in OFFSETS:
-        raise ValueError(f"offsets {offsets!r}: must be one of {', '.join(map(repr, OFFSETS))}")
     if offsets == "scaled" and terms > 1:
         raise ValueError(f"terms={terms}: offsets can't be scaled by several scales; they are added (scaled=False)")
     if offsets == "scaled" and not has_scales(core):

@@ -23,9 +23,9 @@ def configured(config: Any, rotate: bool = False, *, calibrated: bool = False) -
     config = parse(config)
     if rotate and not isinstance(config, TransformedConfig):
         config = TransformedConfig(config, USUAL)
-    if calibrated and not quantizer_for(config).calibrates(config):
+    quantizer = quantizer_for(config)
+    if calibrated and not quantizer.calibrates(config):
         raise ValueError(f"config '{config}': takes no calibration")
-    quantizer_for(config)
     return config
 
 

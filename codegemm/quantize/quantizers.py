@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.e8p import E8PConfig, E8PWeight
-from codegemm.formats.format import check_name, format_of
+from codegemm.formats.format import check_registered, format_of
 from codegemm.formats.rotation import Rotation, default_block
 from codegemm.formats.transformed import USUAL, TransformedConfig, TransformedWeight
 from codegemm.formats.weight import Weight
@@ -82,7 +82,7 @@ def register_quantizer(quantizer: Quantizer, *, replace: bool = False) -> Quanti
     """
     if not isinstance(quantizer, Quantizer):
         raise TypeError(f"quantizer {quantizer!r}: must be an instance of a subclass of codegemm.Quantizer")
-    check_name(getattr(quantizer, "format", None))
+    check_registered(getattr(quantizer, "format", None))
     _quantizers.add(quantizer.format, quantizer, replace)
     return quantizer
 
