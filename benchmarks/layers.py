@@ -24,7 +24,6 @@ from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.format import spec_of
-from codegemm.formats.hadamard import transform
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.measuring import sources
@@ -95,9 +94,8 @@ class Truth:
         else:
             assert isinstance(weight, E8PWeight)
             self._rows = np.arange(rows)
-            rotated = transform(x.astype(np.float64) * weight.SU, transpose=True)
-            product = rotated.astype(np.float32) @ weight.lattice(np.float32).T
-            self._products = transform(product.astype(np.float64)) * weight.SV
+            product = weight.right.rotate(x.astype(np.float64)).astype(np.float32) @ weight.lattice(np.float32).T
+            self._products = weight.left.unrotate(product.astype(np.float64))
 
     def error(self, y: np.ndarray) -> float:
         """Of y [n or fewer, M]; not a number where an element is none."""

@@ -19,7 +19,8 @@ from codegemm.engines.cpu import kernel, library
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
-from codegemm.formats.hadamard import hadamard, split_length, transform
+from codegemm.formats.hadamard import hadamard, split_length
+from codegemm.formats.rotation import Rotation
 from codegemm.kernel import Cost, Product
 
 SOURCE = Path(__file__).with_name("quip.cpp")
@@ -94,8 +95,8 @@ class Quip(CpuKernel[E8PSpec, E8PWeight]):
             if prepared.spec.bits > 2:
                 points = e8p_codebook.grid() if prepared.spec.bits == 4 else e8p_codebook.residual_grid()
                 lattice += (points.astype(np.float32) / np.float32(prepared.resid_scale))[arrays["residual"]]
-            rotated = transform(x.astype(np.float32) * arrays["SU"], transpose=True)
-            out[...] = transform(rotated @ lattice.reshape(m, k).T) * arrays["SV"]
+            rotated = Rotation(arrays["SU"]).rotate(x.astype(np.float32))
+            out[...] = Rotation(arrays["SV"]).unrotate(rotated @ lattice.reshape(m, k).T)
 
     def cost(self, product: Product[E8PSpec], device: Device) -> Cost:
         m, k = product.spec.shape
