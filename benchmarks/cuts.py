@@ -54,7 +54,7 @@ _SHAPES = ((14336, 4096), (4096, 14336), (4096, 4096), (1024, 4096))
 PRODUCTS = [
     *(("psumbook", shape, config, n) for shape in (*_SHAPES, (28672, 8192), (8192, 28672), (8192, 8192))
       for config in ("m1v4g128", "m2v8g128") for n in (1, 4)),
-    *((name, shape, config, n) for name, batches in (("dequant", (16, 64)), ("dequant_wide", (64, 128)))
+    *((name, shape, config, n) for name, batches in (("dequant", (8, 16, 64)), ("dequant_wide", (64, 128)))
       for shape in _SHAPES for config in ("m1v4g128", "m2v8g128") for n in batches),
 ]  # fmt: skip
 _LIKELIEST, _OTHERS = 20, 10  # cuts of a product by their estimates, and of the rest
@@ -139,7 +139,7 @@ def fitted(rows: Sequence[dict[str, Any]], clock: float) -> dict[str, dict[str, 
         names = list(kernel_rows[0]["terms"])
         clocks = np.array([row["seconds"] * clock for row in kernel_rows])
         terms = np.array([[row["terms"][term] for term in names] for row in kernel_rows])
-        counts = _share_of_fastest(kernel_rows) ** 2
+        counts = _share_of_fastest(kernel_rows) ** 3
         weights = least_squares(terms / clocks[:, None] * counts[:, None], counts)
         by_kernel[name] = dict(zip(names, map(float, weights), strict=True))
         off = np.quantile(np.abs(terms @ weights / clocks - 1), (0.5, 0.9))

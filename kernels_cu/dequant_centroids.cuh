@@ -66,6 +66,18 @@ struct Centroids {
             put_words(b, ptx::load(reinterpret_cast<const Piece*>(from)));
         }
     }
+
+    // The same of codebooks book and book + 1 together, if there is another among COUNT: their sum in fp16.
+    template <int COUNT>
+    DEVICE void look_up_pair(u32 (&b)[2 * S::quarters], const RowCodes<S> (&codes)[COUNT], int first_book, int book,
+                             int tile, int step, int piece) const {
+        look_up(b, codes[book], first_book + book, tile, step, piece);
+        if (book + 1 == COUNT) return;
+        u32 more[2 * S::quarters];
+        look_up(more, codes[book + 1], first_book + book + 1, tile, step, piece);
+#pragma unroll
+        for (int i = 0; i < 2 * S::quarters; i++) b[i] = ptx::add_half2(b[i], more[i]);
+    }
 };
 
 // Copies the codebooks of a part into the tables, every piece as often as it takes to fill 128 bytes, by all threads of
@@ -90,15 +102,15 @@ struct Copies {
     DEVICE void copy_codebooks(ptx::Shared tables, int first) const {
 #pragma unroll
         for (int i = 0; i < in_flight; i++) {
-            const int piece = first + i * int(blockDim.x);
-            if (piece >= items) break;
-            const int book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
-            const int centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
-            const int table = S::v == 16 ? book : book / 2;
+            const u32 piece = first + i * blockDim.x;
+            if (piece >= u32(items)) break;
+            const u32 book = piece / (S::centroids * S::pieces), rest = piece % (S::centroids * S::pieces);
+            const u32 centroid = rest / S::pieces, line = S::v == 16 ? rest % S::pieces : book % 2;
+            const u32 table = S::v == 16 ? book : book / 2;
             const ptx::Shared to = tables + (table * S::centroids + centroid) * line_bytes + line * 128;
 #pragma unroll 4
-            for (int copy = 0; copy < copies; copy++)
-                ptx::shared_store(to + (piece + copy) % copies * int(sizeof(Piece)), value[i]);
+            for (u32 copy = 0; copy < copies; copy++)
+                ptx::shared_store(to + (piece + copy) % copies * u32(sizeof(Piece)), value[i]);
         }
     }
 

@@ -43,8 +43,8 @@ struct Dequant {
 };
 
 // V: vector length, M: codebooks, B: bits of a code, PHASES: scales of a row in a k block, 0 for one scale a row of W,
-// N: rows of x at once (16, 32 or 64), X: their type, SHARED: whether the tables are in shared memory, or centroids in
-// L2.
+// N: rows of x at once (8, 16, 32 or 64), X: their type, SHARED: whether the tables are in shared memory, or centroids
+// in L2.
 template <int V, int M, int B, int PHASES, int N, class X, bool SHARED>
 struct DequantShape {
     static constexpr int v = V, m = M, phases = PHASES, n = N;
@@ -57,18 +57,25 @@ struct DequantShape {
     static constexpr int tables = V == 16 ? M : (M + 1) / 2;  // of 256 bytes a centroid
     static constexpr int code_bits = B <= 2 ? 2 : B <= 4 ? 4 : B <= 8 ? 8 : 16;
     static constexpr int code_words = code_bits / 2;  // a lane's codes of a k block: 16
+    static constexpr bool narrow = N == 8;            // weights are mma's A, else x is
+    // The kernels for few rows of x, of which registers leave room for most.
+    static constexpr bool lean = SHARED && M <= 2 && N <= 16 && V < 16 && PHASES <= 1;
     // Of 32 rows, that a warp multiplies: a fragment of x is read once for all of them.
     static constexpr bool sums_fit = V <= 8 && N == 32 && SHARED && PHASES <= 1;  // registers, for 32 rows of x, too
-    static constexpr int row_blocks = M == 1 && (V == 4 && N == 16 || sums_fit) ? 2 : 1;
-    static constexpr int x_tiles = N / 16;                                            // of 16 rows of x
-    static constexpr int x_bytes = steps * pieces * quarters * x_tiles * lanes * 16;  // of a k block
+    static constexpr int row_blocks = lean || (M == 1 && sums_fit) ? 2 : 1;
+    static constexpr int x_tiles = narrow ? 1 : N / 16;  // of the rows of x in an mma
+    static constexpr int x_tile_rows = narrow ? 8 : 16;
+    static constexpr int w_tiles = narrow ? 2 : 4;                    // of the rows of W in an mma, in 32
+    static constexpr int fragment_bytes = lanes * (narrow ? 8 : 16);  // of x
+    static constexpr int x_bytes = steps * pieces * quarters * x_tiles * fragment_bytes;  // of a k block
     static constexpr bool scaled = !X::is_half;  // x comes under a power of two for each row and k block
     // Codebooks at once: registers don't hold what more bring from L2, or in vectors of 16.
     static constexpr int books = SHARED && (V < 16 || M <= 2) ? M : 1;
-    static constexpr bool ahead =
-        books * row_blocks * code_words <= 12;  // registers hold the next k block's codes as well
+    // K blocks whose codes are in registers before they are looked up.
+    static constexpr int set_words = books * row_blocks * code_words;
+    static constexpr int ahead = lean && narrow && set_words <= 8 ? 2 : set_words <= (lean ? 16 : 12) ? 1 : 0;
     static constexpr bool scales_ahead =
         !scaled || (SHARED && M != 2);  // registers hold the next group's scales as well
     // Registers decide.
-    static constexpr int most_threads = SHARED && M <= 2 && N == 16 && V < 16 && PHASES <= 1 ? 512 : 256;
+    static constexpr int most_threads = lean && M * V == 4 ? 512 : 256;
 };

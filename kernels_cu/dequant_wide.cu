@@ -2,9 +2,9 @@
 //
 // Weights are wgmma's A, from registers; x is B, in shared memory, read once for 64 rows of W. A lookup brings four
 // neighbouring components of a k-vector (V = 4) or more to the lane whose rows and k they are: k is ordered within 16
-// so that they are the lane's words of A, and x lies in shared memory in that order. Each codebook is a wgmma of its
-// own into the same fp32 sums: centroids are never added in fp16. Sums of a group are scaled and added in fp32, which
-// also bounds what tensor cores lose by truncating.
+// so that they are the lane's words of A, and x lies in shared memory in that order. Centroids of two codebooks are
+// added in fp16, as in dequant.cu. Sums of a group are scaled and added in fp32, which also bounds what tensor cores
+// lose by truncating.
 //
 // A warp has 16 rows of each 64. Tiles 0, 1 of its block of 32 rows are in one wgmma, tiles 2, 3 in another: two
 // *chains* of products, 128 rows a warpgroup. With one chain two warps share a block, tiles 0, 1 and 2, 3.
@@ -21,7 +21,7 @@
 // Codes come through shared memory, many k blocks ahead: what registers had room for would leave memory idle.
 //
 // Shared memory: tables, x of a chunk and of the next, codes [warp][k block][codebook][lane], counters of x; in the end
-// a stage for y [warp][n][row].
+// a stage for y [warp][n][row]; what the other blocks of a cluster send.
 #include "dequant_centroids.cuh"
 #include "dequant_wide_x.cuh"
 
@@ -43,10 +43,9 @@ struct WideShape {
     static constexpr int ring = M == 1 ? 8 : 4;                // k blocks whose codes have room in shared memory
     static constexpr int ring_bytes = ring * M * code_words * 4 * lanes;  // of a warp
     static constexpr bool scaled = x::scaled;
-    static constexpr int slabs = V == 4 ? CHAINS : 2;       // of a stage
-    static constexpr int book_stages = V * CHAINS / slabs;  // of a k block and codebook
-    static constexpr int stages = M * book_stages;          // of a k block
-    static constexpr int tiles = 2 * CHAINS;                // of eight rows of W, of a warp
+    static constexpr int slabs = V == 4 ? CHAINS : 2;  // of a stage
+    static constexpr int stages = V * CHAINS / slabs;  // of a k block
+    static constexpr int tiles = 2 * CHAINS;           // of eight rows of W, of a warp
     // Whether a thread has sums of a group apart from those of all groups; else those are in units of a group's scale.
     static constexpr bool apart = N <= 64;
     static constexpr int most_threads = M * V == 4 && CHAINS == 1 ? 512 : 256;  // registers decide
@@ -62,11 +61,8 @@ struct Stage {
 
     // Where a stage of a k block is.
     struct Place {
-        int book, chain, slab;
-        DEVICE explicit Place(int stage)
-            : book(stage / S::book_stages),
-              chain(stage % S::chains),
-              slab(stage % S::book_stages / S::chains * S::slabs) {}
+        int chain, slab;
+        DEVICE explicit Place(int stage) : chain(stage % S::chains), slab(stage / S::chains * S::slabs) {}
     };
 
     DEVICE void look_up_tiles(const Centroids<S>& centroids, const RowCodes<S> (&codes)[S::m], int stage) {
@@ -78,7 +74,7 @@ struct Stage {
                 const int step = (place.slab + s) / (S::quarters * S::pieces);
                 const int piece = (place.slab + s) / S::quarters % S::pieces;
                 u32 words[2 * S::quarters];
-                centroids.look_up(words, codes[place.book], place.book, 2 * place.chain + i, step, piece);
+                centroids.look_up_pair(words, codes, 0, 0, 2 * place.chain + i, step, piece);
 #pragma unroll
                 for (int h = 0; h < S::quarters; h++) {
                     a[s + h][i] = words[2 * h];
@@ -219,6 +215,51 @@ struct WarpRows {
     DEVICE explicit WarpRows(int warp) : block(warp * S::chains / 2), pair(S::chains == 2 ? 0 : warp % 2) {}
 };
 
+// Pieces of a block of 32 rows that have so many rows of x: a tile's sums of eight of them each.
+DEVICE int sent_pieces(int rows) {
+    return (rows + 7) / 8 * 4;
+}
+
+// A warp's sums into y, by the blocks of a cluster together.
+template <class S>
+DEVICE void add_in_cluster(const float (&total)[S::chains][S::n / 2], void* y, int batch, int y_is_float,
+                           const Dequant& w) {
+    const Slice slice = w.slices.anew();
+    const int r = ptx::lane() >> 2, q = ptx::lane() & 3, blocks = slice.end_block - slice.first_block;
+    const WarpRows<S> mine(ptx::warp());
+    const Output<typename S::x_type> out{y, batch, y_is_float, w.out_features, nullptr, slice};
+    const int sent = sent_pieces(batch);
+    Cluster<float2> cluster{ptx::shared_memory() + w.received, S::n / 2};
+    cluster.wait_for_begin(mine.block);
+    if (mine.block < blocks) {
+        TileScales<S> scales;
+        if (!S::phases) scales.load_scales(w, slice.first_block + mine.block, mine.pair);
+#pragma unroll
+        for (int j = 0; j < S::n / 8; j++)
+#pragma unroll
+            for (int tile = 0; tile < S::tiles; tile++) {
+                const float* two = &total[tile / 2][4 * j + tile % 2 * 2];
+                const float scale = S::phases ? 1.0f : scales.of(tile);
+                if (8 * j < batch)
+                    cluster.send(4 * j + 2 * mine.pair + tile, make_float2(two[0] * scale, two[1] * scale));
+            }
+    }
+    // The pieces of all blocks that are this thread block's, a piece a warp.
+    int piece = ptx::warp(), owned = 0;
+    const auto skip_blocks = [&] {
+        for (; piece >= sent; piece -= sent) owned++;
+        return cluster.rank + owned * cluster.size;
+    };
+    int block = skip_blocks();
+    cluster.wait();
+    for (; block < blocks; piece += ptx::warps(), block = skip_blocks()) {
+        const int n = piece / 4 * 8 + 2 * q, row = piece % 4 * 8 + r;
+        const float2 sum = cluster.sum(piece, owned);
+        if (n < batch) out.write(n, block, row, sum.x);
+        if (n + 1 < batch) out.write(n + 1, block, row, sum.y);
+    }
+}
+
 // A warp's sums into y, or those of a split into the workspace.
 template <class S>
 DEVICE void write_sums(const float (&total)[S::chains][S::n / 2], void* y, u8* workspace, int batch, int y_is_float,
@@ -298,6 +339,8 @@ DEVICE void dequant_wide(const void* x, void* y, u8* workspace, int batch, int y
         ptx::make_counter(counters);
         ptx::make_counter(counters + 8);
     }
+    const Cluster<float2> cluster{ptx::shared_memory() + w.received, S::n / 2};
+    cluster.begin();
     // The k block behind the group under way, the place of its scales, and those of the next: they come from memory.
     TileScales<S> scales, next_scales;
     int group_end = end;
@@ -324,6 +367,7 @@ DEVICE void dequant_wide(const void* x, void* y, u8* workspace, int batch, int y
                        static_cast<const u8*>(x) + size_t(chunk) * S::x::x_bytes, bytes);
     };
     bring_x(first, 0);
+    cluster.expect(sent_pieces(batch), blocks);
     for (int i = 0; i < S::ring / 2; i++) ring.copy_block();
     if (has_rows) {
         ptx::wait_copies<S::ring - 1>();
@@ -389,7 +433,10 @@ DEVICE void dequant_wide(const void* x, void* y, u8* workspace, int batch, int y
         }
     }
     if (!S::apart && S::phases) multiply_rows<S>(total, [&](int tile) { return scales.unit(tile); });
-    write_sums<S>(total, y, workspace, batch, y_is_float, w);
+    if (cluster.size > 1)
+        add_in_cluster<S>(total, y, batch, y_is_float, w);
+    else
+        write_sums<S>(total, y, workspace, batch, y_is_float, w);
 }
 
 #define ENTRY(name, ...)                                                                    \

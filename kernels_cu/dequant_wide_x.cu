@@ -10,11 +10,11 @@ DEVICE void dequant_wide_x(const void* x, u8* slabs, int batch, const Dequant& w
     ptx::let_next_start();
     constexpr int tiles = S::n / 8;  // of a k block
     const int item = blockIdx.x * ptx::warps() + ptx::warp(), block = item / tiles, tile = item % tiles;
-    ptx::wait_for_previous();
-    if (block >= w.k_blocks) return;
     const int lane = ptx::lane(), n = tile * 8 + lane / 4;
     int columns[steps];
     find_columns<S>(columns, w, block);
+    ptx::wait_for_previous();
+    if (block >= w.k_blocks) return;
     RowOfX<S> row;
     row.load_row(static_cast<const typename S::x_type::storage*>(x) + size_t(n) * w.in_features, columns, n < batch);
     u8* to = slabs + size_t(block) * S::x_bytes;

@@ -10,7 +10,7 @@
 // V: vector length, N: rows of x, X: their type.
 template <int V, int N, class X>
 struct WideX {
-    static constexpr int v = V, n = N;
+    static constexpr int v = V, n = N, phases = 1;  // at most
     using x_type = X;
 
     static constexpr bool scaled = !X::is_half;                         // under a power of two each row and k block

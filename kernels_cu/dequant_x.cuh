@@ -1,4 +1,5 @@
-// Fragments of x in shared memory: what mma's A wants, in the order in which lanes hold k (dequant_layout.cuh).
+// Fragments of x in shared memory: what mma's A wants (of eight rows of x: its B), in the order in which lanes hold k
+// (dequant_layout.cuh).
 //
 //   fragment[k block of the chunk][step][piece][quarter][x tile][lane], then unscale[k block of the chunk][n]
 //
@@ -12,13 +13,13 @@
 template <class S>
 DEVICE void find_columns(int (&columns)[steps], const Dequant& w, int k_block) {
     const u32 first = k_block * block_vectors, padded = w.padded_vectors;
-    int group = first / padded, inside = first % padded + (ptx::lane() & 3);
+    int group = first / padded, inside = first - group * padded + (ptx::lane() & 3);
 #pragma unroll
     for (int step = 0; step < steps; step++) {
         const int column = (group * w.group_vectors + inside) * S::v;
         columns[step] = inside < w.group_vectors && column < w.in_features ? column : -1;
-        inside += 4;  // a group has whole steps
-        if (inside >= w.padded_vectors) {
+        inside += 4;                                        // a group has whole steps
+        if (S::phases > 1 && inside >= w.padded_vectors) {  // else whole k blocks
             inside -= w.padded_vectors;
             group++;
         }
@@ -85,10 +86,10 @@ struct ItemOfX {
     static constexpr bool ahead = S::x_type::is_half && S::v == 4 && S::code_bits == 8;
 
     int columns[steps];
-    RowOfX<S> rows[2];  // r and r + 8 of the tile
+    RowOfX<S> rows[S::x_tile_rows / 8];  // r and r + 8 of the tile
 
     DEVICE static bool exists(int item, int blocks) { return item < blocks * S::x_tiles; }
-    DEVICE static int row(int item, int i) { return item % S::x_tiles * 16 + 8 * i + (ptx::lane() >> 2); }
+    DEVICE static int row(int item, int i) { return item % S::x_tiles * S::x_tile_rows + 8 * i + (ptx::lane() >> 2); }
 
     DEVICE void find_item(const Dequant& w, int first_block, int item) {
         find_columns<S>(columns, w, first_block + item / S::x_tiles);
@@ -96,7 +97,7 @@ struct ItemOfX {
 
     DEVICE void load_item(const Dequant& w, const typename S::x_type::storage* x, int batch, int item) {
 #pragma unroll
-        for (int i = 0; i < 2; i++)
+        for (int i = 0; i < S::x_tile_rows / 8; i++)
             rows[i].load_row(x + size_t(row(item, i)) * w.in_features, columns, row(item, i) < batch);
     }
 
@@ -105,7 +106,7 @@ struct ItemOfX {
         float scale[2] = {1, 1};
         if constexpr (S::scaled) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+            for (int i = 0; i < S::x_tile_rows / 8; i++) {
                 const u32 exponent = rows[i].exponent();
                 scale[i] = power_of_two(exponent);
                 if ((lane & 3) == 0)
@@ -116,10 +117,16 @@ struct ItemOfX {
         for (int step = 0; step < steps; step++)
 #pragma unroll
             for (int h = 0; h < S::v / 4; h++) {
-                const ptx::Shared to = fragments + block * S::x_bytes +
-                                       (((step * (S::v / 4) + h) * S::x_tiles + tile) * lanes + lane) * 16;
-                const uint2 upper = rows[0].pairs(step, h, scale[0]), lower = rows[1].pairs(step, h, scale[1]);
-                ptx::shared_store(to, make_uint4(upper.x, lower.x, upper.y, lower.y));
+                const int place = (step * (S::v / 4) + h) * S::x_tiles + tile;
+                const ptx::Shared to =
+                    fragments + block * S::x_bytes + place * S::fragment_bytes + lane * (S::fragment_bytes / lanes);
+                const uint2 upper = rows[0].pairs(step, h, scale[0]);
+                if constexpr (S::narrow) {
+                    ptx::shared_store(to, upper);
+                } else {
+                    const uint2 lower = rows[1].pairs(step, h, scale[1]);
+                    ptx::shared_store(to, make_uint4(upper.x, lower.x, upper.y, lower.y));
+                }
             }
     }
 };

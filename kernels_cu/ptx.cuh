@@ -454,7 +454,8 @@ DEVICE void wait_wgmma() {
 struct WgmmaB {
     u32 place;
 
-    DEVICE static WgmmaB at(Shared address) { return {(address >> 4) + (128 >> 4 << 16)}; }
+    // In a cluster, addresses have a thread block's rank above the 18 bits that are the place in its shared memory.
+    DEVICE static WgmmaB at(Shared address) { return {((address & 0x3ffff) >> 4) + (128 >> 4 << 16)}; }
     DEVICE WgmmaB behind(int bytes) const { return {place + (bytes >> 4)}; }
     DEVICE u64 bits() const { return u64(256 >> 4) << 32 | place; }
 };

@@ -11,6 +11,7 @@ TOLERANCE = {
     # CUDA kernels, as they are emulated.
     "psumbook": {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3},
     "dequant": {"float16": 2e-5, "bfloat16": 2e-5, "float32": 1e-3},
+    "dequant of pairs": 5e-4,  # of codebooks, whose sums are fp16
     "dequant_dense": {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6},
     "aqlm": 1e-3,  # sums of up to eight terms in fp16
     "quip": {True: 2e-6, False: 2e-5},  # x in four digits, in three
@@ -19,6 +20,12 @@ TOLERANCE = {
     "gpu": {"aqlm": 3e-3, "quip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3},
 }
 FULL = 3e-6  # of a CPU kernel that is not in the table
+
+
+def of_dequant(codebooks, dtype):
+    """How far a CUDA product of so many codebooks and x of that dtype may be."""
+    alone = TOLERANCE["dequant"][dtype]
+    return alone if codebooks == 1 else max(alone, TOLERANCE["dequant of pairs"])
 
 
 def error(y, truth):

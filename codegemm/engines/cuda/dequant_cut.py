@@ -12,7 +12,8 @@ from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, receiv
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
-BATCHES = (16, 32, 64)  # rows of x that a compiled kernel multiplies at once
+BATCHES = (8, 16, 32, 64)  # rows of x that a compiled kernel multiplies at once
+TILE = 16  # rows of x of an mma, but of the smallest kernel's
 MAX_N = 64
 LINE_BYTES = kernels_cu.constant("dequant_layout.cuh", "line_bytes")
 _COPIED = 8  # pieces of centroids of a thread, that are counted as one load of tables
@@ -21,13 +22,13 @@ STAGE_BYTES = kernels_cu.constant("dequant_layout.cuh", "stage_bytes")  # of a w
 _CHUNK_BYTES = 32 << 10  # of x at a time, more where a split has no more
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "starts": 1628.0,
-    "loads of tables": 1294.0,
-    "wavefronts": 1.183,
-    "k blocks": 783.6,
-    "chunks": 2133.0,
-    "partial bytes": 0.05412,
-    "trips": 1.095,
+    "starts": 1596.0,
+    "loads of tables": 580.2,
+    "wavefronts": 1.027,
+    "k blocks": 817.2,
+    "chunks": 2486.0,
+    "partial bytes": 0.07348,
+    "trips": 0.8404,
 }
 
 
@@ -74,6 +75,12 @@ def kernel_batch(spec: CodebookSpec, n: int, shared: bool) -> int:
     return next(batch for batch in BATCHES if batch >= min(n, most))
 
 
+def is_lean(spec: CodebookSpec, batch: int, shared: bool) -> bool:
+    """Whether registers leave room for most: `lean` of `DequantShape`."""
+    config = spec.config
+    return shared and config.m <= 2 and batch <= 16 and config.v < 16 and layout.phases(spec) <= 1
+
+
 def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
     """Whether the codebooks' copies and some of x fit there."""
     return spec.config.b <= 8 and table_bytes(spec) + x_bytes(spec, 32) <= gpu.shared_per_block
@@ -81,15 +88,13 @@ def in_shared_memory(spec: CodebookSpec, gpu: Gpu) -> bool:
 
 def warp_blocks(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """Blocks of 32 rows of a warp: `row_blocks` of `DequantShape`."""
-    v = spec.config.v
-    sums_fit = v <= 8 and batch == 32 and shared and layout.phases(spec) <= 1
-    return 2 if spec.config.m == 1 and ((v == 4 and batch == 16) or sums_fit) else 1
+    sums_fit = spec.config.v <= 8 and batch == 32 and shared and layout.phases(spec) <= 1
+    return 2 if is_lean(spec, batch, shared) or (spec.config.m == 1 and sums_fit) else 1
 
 
 def most_warps(spec: CodebookSpec, batch: int, shared: bool) -> int:
     """Of a thread block, that registers are enough for: `most_threads` of `DequantShape`."""
-    few = spec.config.m <= 2 and batch == 16 and spec.config.v < 16 and layout.phases(spec) <= 1
-    return 16 if shared and few else 8
+    return 16 if is_lean(spec, batch, shared) and spec.config.m * spec.config.v == 4 else 8
 
 
 def table_bytes(spec: CodebookSpec) -> int:
@@ -100,14 +105,13 @@ def table_bytes(spec: CodebookSpec) -> int:
 
 def x_bytes(spec: CodebookSpec, batch: int) -> int:
     """Of a k block's fragments and powers of two."""
-    return layout.STEPS * (spec.config.v // 4) * (batch // 16) * LANES * 16 + 4 * batch
+    return layout.STEPS * (spec.config.v // 4) * batch * LANES + 4 * batch
 
 
 def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
     """The cut with the least estimated time among those that fit the GPU."""
-    return fastest(
-        candidates, estimate, spec, -(-n // BATCHES[0]) * BATCHES[0], gpu
-    )  # the same for all n that fill as many tiles
+    tiles = n if n <= BATCHES[0] else -(-n // TILE) * TILE
+    return fastest(candidates, estimate, spec, max(tiles, BATCHES[0]), gpu)  # the same for all n that fill as many
 
 
 def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
@@ -206,7 +210,7 @@ def _wavefronts(cut: Cut, spec: CodebookSpec, blocks: int) -> tuple[float, float
     pieces, quarters = (2 if v == 16 else 1), (1 if v == 4 else 2)
     lookups = blocks * layout.STEPS * layout.TILES * m * pieces
     each = 1 if cut.shared and (v < 16 or m <= 2) else m
-    fragments = min(cut.warps, blocks) * layout.STEPS * pieces * quarters * (cut.batch // 16) * each
+    fragments = min(cut.warps, blocks) * layout.STEPS * pieces * quarters * cut.batch / 16 * each
     if cut.shared:
         return lookups * (2 if v == 4 else 4) + 4 * fragments, 0
     return 4 * fragments, lookups * (256 if v == 4 else 512)

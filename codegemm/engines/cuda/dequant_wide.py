@@ -32,9 +32,9 @@ def launches(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratc
     work_on_x, work = works(cut, product, gpu)
     multiplying = rows.split_launch(
         product,
-        cut.splits,
+        cut.partials,
         scratch,
-        arguments(spec, cut, received=0),  # it has no clusters
+        arguments(spec, cut),
         source=SOURCE,
         instance=instance(
             "WideShape", config.v, config.m, config.b, layout.phases(spec), cut.batch, product.dtype, cut.chains
@@ -42,6 +42,7 @@ def launches(product: Product[CodebookSpec], cut: Cut, gpu: Gpu, scratch: Scratc
         grid=(len(cut.slices), 1, cut.splits),
         threads=LANES * cut.warps,
         shared_bytes=cut.shared_bytes,
+        cluster=cut.cluster,
         work=work,
     )
     x = scratch.take("x", (cut.k_blocks, x_bytes(spec, cut.batch, product.dtype)), np.uint8)

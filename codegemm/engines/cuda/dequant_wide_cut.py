@@ -10,9 +10,18 @@ import numpy as np
 from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_cut
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import LANES, RESERVED, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, LANES, RESERVED, Gpu
 from codegemm.engines.cuda.model import L2_BYTES, Work, fastest, weighted
-from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, container_bits, join_trips, row_blocks, slices, sum_bytes
+from codegemm.engines.cuda.rows import (
+    MAX_ROW_BLOCKS,
+    Slice,
+    container_bits,
+    join_trips,
+    received_bytes,
+    row_blocks,
+    slices,
+    sum_bytes,
+)
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -27,23 +36,25 @@ _COUNTER_BYTES = 16  # of x as it comes
 _SOON = 16 << 10  # bytes of x of a chunk
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launches": 9230.0,
-    "wavefronts": 1.253,
-    "products of a warp": 0.9635,
-    "k blocks": 388.2,
-    "first x": 0.4657,
-    "chunks": 467.8,
-    "partial bytes": 0.07037,
-    "trips": 0.8119,
+    "launches": 8849.0,
+    "wavefronts": 1.623,
+    "products of a warp": 0.9568,
+    "k blocks": 222.3,
+    "first x": 0.6713,
+    "chunks": 515.6,
+    "partial bytes": 0.0427,
+    "trips": 0.9428,
 }
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A launch: `slices` x 1 x `splits` thread blocks, all rows of x in one pass over W.
+    """A launch: `slices` x 1 x `splits` thread blocks, all rows of x in one pass over W, all splits of a slice a
+    cluster or none.
 
     batch: rows of x that the kernel is compiled for. chains: products of 64 rows of W that a warpgroup has under way.
-    chunk_blocks: k blocks whose x is brought into shared memory together, while those before are multiplied.
+    chunk_blocks: k blocks whose x is brought into shared memory together, while those before are multiplied. received:
+    where there is what a cluster's blocks send.
     """
 
     batch: int
@@ -53,12 +64,19 @@ class Cut:
     split_blocks: int
     chunk_blocks: int
     slices: tuple[Slice, ...]
+    received: int
     shared_bytes: int
+    cluster: int = 1
 
     @property
     def splits(self) -> int:
         """Parts of K whose sums are added at the end."""
         return -(-self.k_blocks // self.split_blocks)
+
+    @property
+    def partials(self) -> int:
+        """Sums that meet in the workspace, of each row: those of a cluster do not."""
+        return 1 if self.cluster > 1 else self.splits
 
 
 def fits(product: Product[CodebookSpec], gpu: Gpu) -> bool:
@@ -105,22 +123,35 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     each = x_bytes(spec, batch)
     found = []
     for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
-        if splits > 1 and total > MAX_ROW_BLOCKS:
-            break
         per_split = -(-blocks // splits)
         for count in chains(spec):
             for warps in range(_GROUP_WARPS, most_warps(spec, count) + 1, _GROUP_WARPS):
-                fixed = _fixed_bytes(spec, warps, count)
-                for turns in range(1, 5):
-                    wanted = -(-total // max(1, gpu.multiprocessors * turns // splits))
-                    rows = min(wanted, warps * count // 2)
-                    found += [(count, warps, rows, per_split, chunk) for chunk in _chunks(per_split, fixed, each, gpu)]
+                for rows, cluster in _slicings(total, splits, warps * count // 2, gpu):
+                    received = received_bytes(batch, rows, cluster)
+                    fixed = _fixed_bytes(spec, warps, count) + received
+                    chunks = _chunks(per_split, fixed, each, gpu)
+                    found += [(count, warps, rows, per_split, chunk, received, cluster) for chunk in chunks]
     cuts = []
-    for count, warps, rows, per_split, chunk in dict.fromkeys(found):
+    for count, warps, rows, per_split, chunk, received, cluster in dict.fromkeys(found):
         x = chunk * each * (2 if chunk < per_split else 1)
-        shared_bytes = max(_fixed_bytes(spec, warps, count) + x, warps * _STAGE_BYTES)
-        cuts.append(Cut(batch, count, warps, blocks, per_split, chunk, slices(spec, rows), shared_bytes))
+        before = max(_fixed_bytes(spec, warps, count) + x, warps * _STAGE_BYTES)
+        cuts.append(
+            Cut(batch, count, warps, blocks, per_split, chunk, slices(spec, rows), before, before + received, cluster)
+        )
     return cuts
+
+
+def _slicings(total: int, splits: int, most_rows: int, gpu: Gpu) -> list[tuple[int, int]]:
+    """Blocks of 32 rows that a slice may have, of `total` and at most `most_rows`, and splits that are a cluster: one,
+    or all where as many clusters run at once as have all rows."""
+    found = []
+    if splits == 1 or total <= MAX_ROW_BLOCKS:
+        wanted = [-(-total // max(1, gpu.multiprocessors * turns // splits)) for turns in range(1, 5)]
+        found = [(min(rows, most_rows), 1) for rows in wanted]
+    at_once = gpu.clusters_of(splits) if 1 < splits <= CLUSTER else 0
+    if at_once and -(-total // at_once) <= most_rows:
+        found.append((-(-total // at_once), splits))
+    return found
 
 
 def estimate(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> float:
@@ -142,12 +173,12 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     return {
         "launches": 1,
         "wavefronts": each * cut.split_blocks * _wavefronts(cut, spec),
-        "products of a warp": waves * cut.split_blocks * config.m * config.v * cut.chains * cut.batch / 2,
+        "products of a warp": waves * cut.split_blocks * config.v * cut.chains * cut.batch / 2,
         "k blocks": waves * cut.split_blocks,
         "first x": waves * cut.chunk_blocks * x_bytes(spec, cut.batch) / L2_BYTES,
         "chunks": waves * -(-cut.split_blocks // cut.chunk_blocks),
-        "partial bytes": sum_bytes(cut.splits, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
-        "trips": join_trips(cut.splits, cut.batch, 1) * gpu.round_trip,
+        "partial bytes": sum_bytes(cut.partials, cut.batch, row_blocks(spec)) / gpu.multiprocessors,
+        "trips": join_trips(cut.partials, cut.batch, 1) * gpu.round_trip,
     }
 
 
@@ -189,6 +220,6 @@ def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:
     groups = -(-2 * largest // (cut.chains * _GROUP_WARPS))  # warpgroups that multiply
     idle = groups * _GROUP_WARPS * cut.chains // 2 - largest  # blocks of rows that there are not: they take half
     lookups = (largest + idle / 2) * layout.STEPS * layout.TILES * m * (2 if v == 4 else 4 if v == 8 else 8)
-    products = groups * cut.chains * v * m  # of 64 rows and 16 k
+    products = groups * cut.chains * v  # of 64 rows and 16 k
     codes = m * largest * layout.block_bytes(spec)
     return lookups + products * cut.batch / 4 + (x_bytes(spec, cut.batch) + 2 * codes) / 128

@@ -18,17 +18,17 @@ LINE_BYTES = kernels_cu.constant("psumbook_layout.cuh", "line_bytes")
 _TILE_LINES = 256  # centroids of a tile: 64 KiB
 # What a cut's `terms` cost, in clocks, as `make gpu PART=cuts` fitted them to the times of many cuts on an H200.
 WEIGHTS = {
-    "launch": 1665.0,
-    "waves": 1247.0,
-    "wavefronts of a warp": 9.564,
-    "turns of a warp": 617.5,
-    "tiles": 177.5,
-    "rows of tables": 996.0,
-    "stores": 0.3602,
-    "joins": 1447.0,
-    "partial bytes": 0.1826,
-    "trips": 1.022,
-    "memory": 0.2105,
+    "launch": 1899.0,
+    "waves": 911.3,
+    "wavefronts of a warp": 9.382,
+    "turns of a warp": 653.6,
+    "tiles": 313.7,
+    "rows of tables": 941.7,
+    "stores": 0.364,
+    "joins": 1346.0,
+    "partial bytes": 0.1922,
+    "trips": 1.09,
+    "memory": 0.1849,
 }
 
 

@@ -128,7 +128,7 @@ def in_turns(source, instances, threads):
     return [((source, *each), threads) for each in zip(instances, itertools.cycle(ARCHITECTURES))]
 
 
-FULL = [f"DequantShape<8, 2, 8, {phases}, 16, Float, true>" for phases in (0, 1)]
+FULL = [f"DequantShape<4, 1, 8, {phases}, {n}, Float, true>" for phases in (0, 1) for n in (8, 16)]
 PUBLISHED = [f"aqlm<{shape}, Half>" for shape in ("8, 1, u16", "8, 2, u8", "16, 1, u16", "8, 1, u8")]
 AROUND = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X]
 AROUND += [f"rotate_x<{x}, {y}, {each}>" for x in X for y in ("Half", "Float") for each in (1, 2, 4)]

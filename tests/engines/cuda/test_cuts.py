@@ -152,7 +152,7 @@ def test_clusters_run_at_once_where_there_are_any(shape):
     ("module", "gpu", "first", "searches", "config"),
     [
         *(
-            (dequant_cut, gpu, 1, dequant_cut.MAX_N // dequant_cut.BATCHES[0], config)
+            (dequant_cut, gpu, 1, 1 + dequant_cut.MAX_N // dequant_cut.TILE, config)
             for gpu in (replace(emulate.SMALL_GPU, arch=80), emulate.DESKTOP_GPU)
             for config in ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "m2v16g32")
         ),

@@ -17,7 +17,6 @@ from codegemm.formats.codebook import CodebookWeight
 from codegemm.kernel import Product
 
 KERNEL, GPU = Dequant(), emulate.SMALL_GPU
-TOLERANCE = errors.TOLERANCE["dequant"]
 AXES = {
     "v": (4, 8, 16),
     "m": (1, 2),
@@ -53,7 +52,7 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     weight, x = cases.operands(case, make_weight, rng)
     steps = steps_of(case)
     y, [_, report] = emulate.multiply(KERNEL, weight, x, steps=steps, order=case["order"], seed=case["seed"])
-    assert error(y, Truth(x, weight)) <= TOLERANCE[case["dtype"]]
+    assert error(y, Truth(x, weight)) <= errors.of_dequant(case["m"], case["dtype"])
 
     spec, cut = weight.spec, cut_of(case)
     blocks, count = rows.row_blocks(spec), spec.config.m * layout.k_blocks(spec)
@@ -66,7 +65,7 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
     x_bytes = wide_cut.x_bytes(spec, cut.batch, x.dtype) * layout.k_blocks(spec)
     assert report.events["bytes sent in bulk"] == x_bytes * len(cut.slices)
     groups = sum(-(-2 * (end - first) // (4 * cut.chains)) for _, first, end, _, _ in cut.slices)
-    assert report.events["wgmma"] == 4 * groups * cut.chains * spec.config.v * count
+    assert report.events["wgmma"] == 4 * groups * cut.chains * spec.config.v * layout.k_blocks(spec)
 
 
 def test_scales_of_zero_leave_nothing_of_their_groups(make_weight, rng):
@@ -79,5 +78,5 @@ def test_scales_of_zero_leave_nothing_of_their_groups(make_weight, rng):
     product = Product.of(weight.spec, 100, x.dtype, np.float32)
     steps = emulate.cut_steps(dequant_wide, product, cut_for(weight.spec, 100, GPU))
     y, _ = emulate.multiply(KERNEL, weight, x, steps=steps)
-    assert error(y, Truth(x, weight)) <= TOLERANCE["float16"]
+    assert error(y, Truth(x, weight)) <= errors.of_dequant(1, "float16")
     assert np.abs(y[:, ::3]).max() < 1e-9

@@ -50,10 +50,12 @@ def cupy():
 LIMITS = errors.TOLERANCE["gpu"]
 
 
-def limit(kernel, n, dtype):
+def limit(kernel, spec, n, dtype):
     """Of the error of a product in a float32 output."""
     if kernel == "psumbook":
         return TOLERANCE[n]
+    if kernel == "dequant":
+        return errors.of_dequant(getattr(spec, "core", spec).config.m, dtype)
     return LIMITS.get(kernel, 1e-3 if dtype == "float32" else 2e-5)
 
 
@@ -106,7 +108,7 @@ def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
     outs = [cupy.full((n, weight.shape[0]), np.nan, np.float32) for _ in range(3)]
     for out in outs:
         codegemm.matmul(cupy.asarray(x), weight.T, out=out, kernel=kernel.name)
-    allowed = limit(kernel.name, n, dtype)
+    allowed = limit(kernel.name, weight.spec, n, dtype)
     if isinstance(weight, codegemm.TransformedWeight):
         allowed = max(allowed, 1e-3)  # the kernel's x may be of another dtype
     assert error(outs[0], truth_of(x, weight)) <= allowed
