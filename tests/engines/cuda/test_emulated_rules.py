@@ -33,6 +33,7 @@ from codegemm.engines.cuda.gpu import KNOWN, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.steps import Scratch, Steps
 from codegemm.engines.cuda.transformed import CudaTransformed
+from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.registry import refusal, registered
@@ -75,6 +76,8 @@ class Form:
     def limit(self, dtype):
         """Of its error."""
         name = "transformed" if isinstance(self.kernel, CudaTransformed) else self.kernel.name
+        if name == "dequant":
+            return errors.of_dequant(CodebookConfig.parse(self.config).m, dtype)
         limits = errors.TOLERANCE[name]
         key = {"psumbook": self.n, "quip": self.n <= EXACT_ROWS}.get(name, dtype)
         return limits[key] if isinstance(limits, dict) else limits
@@ -147,8 +150,8 @@ def test_emulated_output_in_the_dtype_of_x(case, compiled, make_weight, rng):
     "form",
     [
         *(Form(Psumbook(), (40, 512), "m2v4g64", n) for n in (1, 2, 4)),
-        Form(Dequant(), (40, 512), "m2v4g64", 9, gpu=AMPERE),
-        Form(Wide(), (40, 512), "m2v4g64", 34),
+        *(Form(Dequant(), (40, 512), config, n, gpu=AMPERE) for config, n in (("m2v4g64", 9), ("m1v4g64", 8))),
+        *(Form(Wide(), (40, 512), config, 34) for config in ("m2v4g64", "m1v4g64")),
     ],
     ids=str,
 )

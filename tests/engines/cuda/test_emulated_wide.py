@@ -1,5 +1,6 @@
 """The dequantising kernel's form for Hopper in the emulator: results and counters."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ from emulator import cases, emulate
 from emulator.cases import COMMON, Truth, error, product_of, spec_of
 from support import errors
 
+from codegemm import arrays
 from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda import dequant_wide, rows
 from codegemm.engines.cuda import dequant_wide_cut as wide_cut
@@ -80,3 +82,28 @@ def test_scales_of_zero_leave_nothing_of_their_groups(make_weight, rng):
     y, _ = emulate.multiply(KERNEL, weight, x, steps=steps)
     assert error(y, Truth(x, weight)) <= errors.of_dequant(1, "float16")
     assert np.abs(y[:, ::3]).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("config", "n", "dtype", "chains", "cluster"),
+    [
+        ("m1v4g128", 64, "float16", 1, 5), ("m1v4b4g-1", 100, "float16", 2, 3), ("m2v8g-1", 35, "float16", 2, 2),
+        ("m2v8g128", 40, "bfloat16", 1, 2),
+    ],
+)  # fmt: skip
+def test_emulated_clusters(config, n, dtype, chains, cluster, make_weight, rng):
+    """All splits of a slice, with parts, rows that fill no block, and blocks that none of a thread block's owns."""
+    weight = make_weight(70, 128 * 4 * cluster, config, 2)
+    gpu = dataclasses.replace(GPU, multiprocessors=64, clusters=tuple(64 // size for size in range(1, 17)))
+    product = Product.of(weight.spec, n, arrays.float_dtype(dtype), np.float32)
+    cut = next(c for c in candidates(weight.spec, n, gpu) if (c.cluster, c.chains) == (cluster, chains))
+    x = rng.standard_normal((n, weight.shape[1])).astype(product.dtype)
+    results = []
+    for order in emulate.ORDERS:
+        steps = emulate.cut_steps(dequant_wide, product, cut, gpu)
+        y, [_, report] = emulate.multiply(KERNEL, weight, x, steps=steps, order=order)
+        assert error(y, Truth(x, weight)) <= errors.of_dequant(weight.config.m, dtype)
+        assert report.events["sent"] == cut.splits * 32 * sum(rows.part_blocks(weight.spec)) * 8 * -(-n // 8)
+        assert "atomic" not in report.events
+        results.append(y)
+    assert all(np.array_equal(result, results[0]) for result in results)

@@ -12,14 +12,16 @@ from support import errors, gpu_products
 from support.gpu_products import CASES, LARGE
 
 import codegemm
+from benchmarks.cuts import Recut
 from codegemm import arrays, choice, devices, kernels_cu, tuning
 from codegemm.comparison.selection import compared_kernels
 from codegemm.devices import FIRST_GPU
-from codegemm.engines.cuda import compiler, library, psumbook
+from codegemm.engines.cuda import compiler, dequant_wide_cut, library, psumbook
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.kernel import Product
 from codegemm.measuring import sources
 from codegemm.measuring.stopwatch import Candidate
+from codegemm.products import Plan
 from codegemm.quantize.progress import Progress
 from codegemm.registry import kernel_for, refusal
 from codegemm.warmup import build_all
@@ -113,6 +115,22 @@ def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
         allowed = max(allowed, 1e-3)  # the kernel's x may be of another dtype
     assert error(outs[0], truth_of(x, weight)) <= allowed
     assert all(cupy.array_equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize(("config", "n"), [("m1v4g128", 64), ("m2v8g-1", 100)])
+def test_clusters_of_wide_products(config, n, make_weight, rng, cupy):
+    """wgmma finds x in the shared memory of every thread block of a cluster, whatever its rank."""
+    weight = make_weight(300, 2048, config).to("cuda")
+    product, gpu = Product.of(weight.spec, n, np.float16, np.float32), gpu_of(weight.device)
+    if not dequant_wide_cut.fits(product, gpu):
+        pytest.skip("no such kernel")
+    x = rng.standard_normal((n, 2048)).astype(np.float16)
+    cuts = {(cut.cluster, cut.chains): cut for cut in dequant_wide_cut.candidates(weight.spec, n, gpu)}
+    assert any(cluster > 1 for cluster, _ in cuts)
+    for cut in cuts.values():
+        out = cupy.full((n, 300), np.nan, np.float32)
+        Plan(weight, product, Recut("dequant_wide", cut))(cupy.asarray(x), out=out)
+        assert error(out, truth_of(x, weight)) <= errors.of_dequant(weight.config.m, "float16"), cut
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
