@@ -252,18 +252,25 @@ DEVICE void write_sums(const Sums<S>& total, void* y, u8* workspace, int batch, 
             const int first_x = first_n + S::x_tile_rows * t;
             for_each_piece<S>(total, scales, i, t, [&](int half, int tile, float first, float second) {
                 const int n = Places<S>::x_row(0, half), row = Places<S>::w_row(tile, half);
-                const int next_n = n + Places<S>::x_step, next_row = row + Places<S>::w_step;
-                if (splits.count == 1) {
-                    ptx::shared_store(stage + 4 * (n * stage_words + row), first);
-                    ptx::shared_store(stage + 4 * (next_n * stage_words + next_row), second);
-                    return;
-                }
-                const auto store = [&](int n, int row, float sum) {
-                    if (first_x + n < batch)
-                        ptx::store(splits.place(blockIdx.z, first_x + n, slice.first_block + block, row), sum);
+                const auto in_stage = [&](int n) { return stage + 4 * (n * stage_words + row); };
+                const auto in_workspace = [&](int n) {
+                    return splits.place(blockIdx.z, first_x + n, slice.first_block + block, row);
                 };
-                store(n, row, first);
-                store(next_n, next_row, second);
+                if constexpr (!S::narrow) {
+                    const float2 both = make_float2(first, second);
+                    if (splits.count == 1)
+                        ptx::shared_store(in_stage(n), both);
+                    else if (first_x + n < batch)
+                        ptx::store(reinterpret_cast<float2*>(in_workspace(n)), both);
+                } else {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        if (splits.count == 1)
+                            ptx::shared_store(in_stage(n + k), k ? second : first);
+                        else if (first_x + n + k < batch)
+                            ptx::store(in_workspace(n + k), k ? second : first);
+                    }
+                }
             });
             if (splits.count > 1) continue;
             // Lane = row, so that a row of y is written as a whole.
