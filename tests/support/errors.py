@@ -11,7 +11,7 @@ TOLERANCE = {
     # CUDA kernels, as they are emulated.
     "psumbook": {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3},
     "dequant": {"float16": 2e-5, "bfloat16": 2e-5, "float32": 1e-3},
-    "dequant of pairs": 5e-4,  # of codebooks, whose sums are fp16
+    "dequant of pairs": 1e-3,  # of codebooks, whose sums are fp16: 2.3e-4 on the whole, more of a single number
     "dequant_dense": {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6},
     "aqlm": 1e-3,  # sums of up to eight terms in fp16
     "quip": {True: 2e-6, False: 2e-5},  # x in four digits, in three
