@@ -37,11 +37,6 @@ def test_linear_with_a_bias(make_weight):
     assert np.allclose(codegemm.linear(x.numpy(), weight, bias), truth, atol=1e-4)
 
 
-def test_gradients_are_not_tracked(make_weight):
-    x = torch.randn(5, 32, requires_grad=True)
-    assert not codegemm.matmul(x, make_weight(24, 32, "m1v4g16").T).requires_grad
-
-
 def test_integers_are_refused(make_weight):
     with pytest.raises(TypeError, match="x: dtype int64"):
         codegemm.matmul(torch.ones(32, dtype=torch.int64), make_weight(24, 32, "m1v4g16").T)

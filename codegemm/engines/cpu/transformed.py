@@ -47,7 +47,11 @@ class CpuTransformed(TransformedKernel):
     def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
         self.inner.load(prepared.core, inner_product(product))
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    @property
+    def adds_bias(self) -> bool:  # type: ignore[override]
+        return self.inner.adds_bias
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         spec, n = prepared.spec, len(x)
         product = Product(spec, n, x.dtype, out.dtype)
         inner, begins = inner_product(product), self._places(product, CPU)
@@ -56,9 +60,10 @@ class CpuTransformed(TransformedKernel):
         _before(prepared, x, x32, sums)
         inner_x = x32 if changes_x(spec) or inner.dtype != x.dtype else x
         if not finishes(product, inner.dtype):
-            return self.inner.run(prepared.core, inner_x, out, workspace, stream)
+            added = () if bias is None else (bias,)
+            return self.inner.run(prepared.core, inner_x, out, workspace, stream, *added)
         self.inner.run(prepared.core, inner_x, y32, workspace, stream)
-        _after(prepared, y32, out, sums)
+        _after(prepared, y32, out, sums, bias)
 
     def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
         return self._places(product, device)[-1]
@@ -113,12 +118,14 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
             rotated.reshape(len(x), spec.groups, -1).sum(-1, out=sums)
 
 
-def _after(prepared: Prepared, y32: Any, out: Any, sums: Any) -> None:
-    """out = y' and the offsets' part."""
+def _after(prepared: Prepared, y32: Any, out: Any, sums: Any, bias: Any) -> None:
+    """out = y', the offsets' part and the bias."""
     call = library.function(_SOURCE, "after", TransformedArgs)
     if call is not None:
-        return prepared.arguments.call(call, y32, out, sums)
+        return prepared.arguments.call(call, y32, out, sums, bias=bias)
     with np.errstate(over="ignore", invalid="ignore"):
         if prepared.spec.offsets:
             y32 += sums @ prepared.arguments.arrays["addends"]
+        if bias is not None:
+            y32 += bias
         out[...] = y32

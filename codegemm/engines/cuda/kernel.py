@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from codegemm import devices
 from codegemm.devices import Device
 from codegemm.engines.cuda import compiler, gemm, library, model
+from codegemm.engines.cuda.bias import with_bias
 from codegemm.engines.cuda.gpu import Gpu, gpu_of
 from codegemm.engines.cuda.launch import Prepared, Run, bind
 from codegemm.engines.cuda.steps import X_TYPES, Gemm, Scratch, Step, Steps
@@ -20,6 +22,7 @@ from codegemm.kernel import Cost, Kernel, Product, S, W
 
 MIN_ARCH = 80
 FLOAT32 = np.dtype(np.float32)
+_MAX_RUNS = 256  # that a weight keeps: servers come with any number of rows
 
 
 class CudaKernel(Kernel[S, W]):
@@ -29,6 +32,7 @@ class CudaKernel(Kernel[S, W]):
     """
 
     engine = "cuda"
+    adds_bias = True
     few_rows: float = math.inf  # of x; more of them, however many, take the same kernels
 
     def unfit_for(self, product: Product[S], gpu: Gpu) -> str | None:
@@ -51,7 +55,7 @@ class CudaKernel(Kernel[S, W]):
 
     def alike(self, product: Product[S]) -> Product[S]:
         """The product that is bound in place of this one: itself, or one for all whose launches are the same."""
-        if product.n <= self.few_rows:
+        if product.n <= self.few_rows or product.biased:
             return product
         return Product.of(product.spec, int(self.few_rows) + 1, product.dtype)
 
@@ -80,16 +84,18 @@ class CudaKernel(Kernel[S, W]):
 
     def bind(self, prepared: Prepared, product: Product[S]) -> Run:
         product = self.alike(product)
-        key = product.n, product.dtype, product.out_dtype
+        key = product.n, product.dtype, product.out_dtype, product.biased
         run = prepared.runs.get(key)
         if run is None:
             steps = self.decide(product, gpu_of(prepared.device))
+            if len(prepared.runs) >= _MAX_RUNS:
+                prepared.runs.clear()
             run = prepared.runs.setdefault(key, bind(steps.each, prepared))
         return run
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        product: Product[Any] = Product(prepared.spec, len(x), x.dtype, out.dtype)
-        self.bind(prepared, product)(x, out, workspace, stream)
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
+        product: Product[Any] = Product(prepared.spec, len(x), x.dtype, out.dtype, bias is not None)
+        self.bind(prepared, product)(x, out, workspace, stream, bias)
 
     def load(self, prepared: Prepared, product: Product[S]) -> None:
         for smaller in self._all(product):
@@ -117,11 +123,15 @@ class CudaKernel(Kernel[S, W]):
 
     @staticmethod
     def _both(product: Product[S], rows: int) -> list[Product[S]]:
-        return [Product(product.spec, rows, product.dtype, y) for y in {product.dtype, FLOAT32}]
+        return [replace(product, n=rows, out_dtype=y) for y in {product.dtype, FLOAT32}]
 
 
 @lru_cache(maxsize=4096)
 def _decide(kernel: CudaKernel, product: Product, gpu: Gpu) -> Steps:
     scratch = Scratch()
-    each = tuple(kernel.steps(product, gpu, scratch))
-    return Steps(each, scratch.end)
+    if product.biased:
+        sums = replace(product, out_dtype=FLOAT32, biased=False)
+        each = with_bias(kernel.steps(sums, gpu, scratch), product, scratch)
+    else:
+        each = kernel.steps(product, gpu, scratch)
+    return Steps(tuple(each), scratch.end)

@@ -58,6 +58,8 @@ class Shortcut:
                 return None
             if not (x.is_cuda and out.is_cuda and x.device.index == self._number):
                 return None
+            if (x.requires_grad or out.requires_grad) and torch.is_grad_enabled():
+                return None
             if stream is None:
                 pointer = torch.cuda.current_stream(x.device).cuda_stream
                 stream = self._streams.get(pointer) or self._streams.setdefault(pointer, Stream(pointer))

@@ -74,6 +74,12 @@ Array* element(Array* values, Dtype dtype, size_t index) {
     });
 }
 
+// y[i] += bias[first + i] of `count` rows, where there is a bias
+inline void add_bias(const float* bias, size_t first, float* y, size_t count) {
+    if (bias)
+        for (size_t i = 0; i < count; ++i) y[i] += bias[first + i];
+}
+
 // A vector of N floats, for the compiler to map to the machine's registers.
 template <int N>
 struct Vector {

@@ -9,6 +9,7 @@ struct TransformedArgs {
     const void* x;         // before: [n, in_features], after: y' [n, rows]; x_dtype
     void* out;             // before: float x' [n, terms, in_features], after: [n, rows]; out_dtype
     float* workspace;      // sums [n, groups]
+    const float* bias;     // after: [rows], or null
     const float* factors;  // [in_features] signs over the root of the block, or null
     const float* addends;  // [groups][rows], or null
     int32_t x_dtype, out_dtype;
@@ -67,6 +68,7 @@ extern "C" void after(codegemm::ParallelFor loop, const codegemm::TransformedArg
                     const float* addends = a.addends + size_t(g) * a.rows + first;
                     for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
                 }
+            add_bias(a.bias, first, y, count);
             from_float(y, 1, a.out, Dtype(a.out_dtype), at, count);
         }
     });
