@@ -90,7 +90,7 @@ def _print_plan(planned: QuantizedFile, calibrated: bool) -> None:
     """A line for each matrix that would be quantised."""
     from codegemm.reporting import by, new_table, open_console
 
-    table = new_table("", "matrix", ">shape", ">bits/weight", ">MB", ">then", *["calibrated"] * calibrated)
+    table = new_table("", "matrix", ">shape", ">bits", ">MB", ">then", *["calibrated"] * calibrated)
     for one in planned.quantized:
         sizes = (f"{each / 1e6:.2f}" for each in (one.source_bytes, one.nbytes))
         known = ["yes" if one.calibrated else "no"] * calibrated

@@ -57,9 +57,7 @@ class Destination:
             if self.model.index is not None:
                 shards = [File(new / file.path.name) for file in self.model.files]
                 write_index(new / self.model.index.name, shards, self.model.index_metadata)
-            if self.path.exists():
-                os.rename(self.path, old)
-            os.rename(new, self.path)
+            _exchange(self.path, new, old)
         except OSError as error:
             raise CheckpointError(f"{self.path}: could not be written: {error.strerror or error}") from None
 
@@ -89,6 +87,18 @@ def destination(model: Model, target: Path, others: Sequence[Path], force: bool)
     if more:
         raise CheckpointError(f"{target}: holds {min(more)}, which would be lost: move it elsewhere")
     return found
+
+
+def _exchange(path: Path, new: Path, old: Path) -> None:
+    """Rename a new folder to `path`, and what was there to `old`; or leave it there."""
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists():
+            os.rename(old, path)
+        raise
 
 
 def _others(model: Model, folder: Path, target: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -110,11 +110,12 @@ def quantize_file(
         return _result(outcomes, place, sum(one.nbytes for one in outcomes), 0)
 
     work = Work(model, Parts(place.path), config, calibration or {}, seed, time_limit)
+    resumed = work.find(outcomes)
     try:
-        resumed = work.find(outcomes)
         outcomes = work.run(outcomes, progress, on_tensor)
         if not work.finished:
             raise nothing(model, outcomes, selection)
+        place = destination(model, Path(target), inputs, force)  # which may have come to be there meanwhile
         place.write(work.parts.work, work.write)
     except KeyboardInterrupt:
         if not work.finished:

@@ -125,7 +125,7 @@ def _bits(held: RawTensor, config: Any, spared: str | None) -> float:
     if not held.is_matrix or 0 in held.shape:
         raise ValueError(f"{held} is not a matrix of floats")
     if spared:
-        raise ValueError(f"{spared}, quantised only where include names it")
+        raise ValueError(f"{spared}; include can name it")
     rows, columns = held.shape
     spec = spec_of((rows, columns), config)
     if spec.packed_bits >= 8 * held.nbytes:

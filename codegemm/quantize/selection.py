@@ -54,7 +54,7 @@ class Selection:
         return spared(tensor) if self.include is None else None
 
     def __str__(self) -> str:
-        include = f"include {self.include or USUAL!r}"
+        include = f"include {self._included.pattern!r}"
         return include if self.exclude is None else f"{include} without exclude {self.exclude!r}"
 
     @cached_property

@@ -35,7 +35,7 @@ class Work:
         """Take what an earlier run finished; how many matrices that is."""
         for one in outcomes if self.parts else ():
             if isinstance(one, Quantized):
-                stored = self.parts.find(self._key(one))
+                stored = self.parts.find(self._key(one, self.calibrations.get(one.name)))
                 if stored is not None:
                     self.finished[one.tensor] = stored
         return len(self.finished)
@@ -47,7 +47,8 @@ class Work:
         matrices = [one for one in outcomes if isinstance(one, Quantized)]
         done, number = list[Outcome](), 0
         with Progress("quantizing", progress) as bar:
-            bar.total(sum(one.size for one in matrices if one.tensor not in self.finished))
+            bar.total(sum(one.size for one in matrices))
+            bar.advance(sum(one.size for one in matrices if one.tensor in self.finished))
             for one in outcomes:
                 number += isinstance(one, Quantized)
                 if isinstance(one, Quantized) and one.tensor not in self.finished:
@@ -69,7 +70,7 @@ class Work:
             )  # fmt: skip
         except ValueError as error:
             return Copied(one.tensor, str(error), one.source_bytes)
-        self.finished[one.tensor] = self.parts.keep(self._key(one), weight)
+        self.finished[one.tensor] = self.parts.keep(self._key(one, calibration), weight)
         return one
 
     def write(self, file: File, path: Path) -> None:
@@ -80,8 +81,7 @@ class Work:
         version = int(file.metadata["version"]) if is_native(file) else 1
         write_weights(path, weights, others, kept_metadata(file.metadata), version)
 
-    def _key(self, one: Quantized) -> str:
-        calibration = self.calibrations.get(one.name)
+    def _key(self, one: Quantized, calibration: Calibration | None) -> str:
         return part_key(self._matrix(one), calibration, self.config, self.seed, self.time_limit)
 
     def _matrix(self, one: Quantized) -> npt.NDArray:
