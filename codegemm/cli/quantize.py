@@ -61,18 +61,21 @@ def quantize(
     from codegemm.quantize.file import Interrupted, quantize_file
     from codegemm.quantize.plan import Quantized
 
+    progress = sys.stderr.isatty()
+    say = print if progress and sys.stdout.isatty() else click.echo  # which is not heard by bars
+
     def tell(one: Quantized | Copied) -> None:
         if isinstance(one, Quantized):
             known = one.calibrated or calibration_file is None
             note = "" if known else ", without calibration: the file has none for it"
-            click.echo(f"{one.tensor}: {list(one.shape)} at {one.bits_per_weight:.3f} bits/weight{note}")
+            say(f"{one.tensor}: {list(one.shape)} at {one.bits_per_weight:.3f} bits/weight{note}")
         elif one.reason is not None:
-            click.echo(f"copied as it is: {one.tensor}: {one.reason}")
+            say(f"copied as it is: {one.tensor}: {one.reason}")
 
     try:
         done = quantize_file(
             source, target, config, include=include, exclude=exclude, calibration=calibration_file, rotate=rotate,
-            time_limit=time_limit, seed=seed, progress=sys.stderr.isatty(), on_tensor=None if dry_run else tell,
+            time_limit=time_limit, seed=seed, progress=progress, on_tensor=None if dry_run else tell,
             force=force, dry_run=dry_run,
         )  # fmt: skip
     except Interrupted as stop:

@@ -261,9 +261,9 @@ def test_what_is_read_is_never_replaced(model, tmp_path, monkeypatch):
     before = contents(tmp_path)
     (tmp_path / "link").symlink_to(model)
     for target in (model, tmp_path / "link", model / ".." / "model", tmp_path):
-        with pytest.raises(codegemm.CheckpointError, match="would replace .*model, which is read"):
+        with pytest.raises(codegemm.CheckpointError, match=r"would replace .*model, which is read"):
             quantize_file(model, target, CONFIG, force=True)
-        with pytest.raises(codegemm.CheckpointError, match="would replace .*model, which is read"):
+        with pytest.raises(codegemm.CheckpointError, match=r"would replace .*model, which is read"):
             quantize_file(model / INDEX, target, CONFIG, force=True)
     other = tmp_path / "other"
     other.mkdir()

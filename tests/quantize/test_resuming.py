@@ -175,6 +175,8 @@ def test_a_failure_keeps_what_is_finished(source, target, made, monkeypatch):
 def test_others_files_stay(source, target, parts):
     interrupted(source, target, 1)
     (parts / "notes.txt").write_text("mine")
-    (parts / ".0123456789abcdef0123456789abcdef.safetensors.01234567").write_text("half a part, of a run that was killed")
+    (parts / ".0123456789abcdef0123456789abcdef.safetensors.01234567").write_text(
+        "half a part, of a run that was killed"
+    )
     quantize_file(source, target, CONFIG)
     assert [path.name for path in parts.iterdir()] == ["notes.txt"]

@@ -4,29 +4,29 @@ import pytest
 
 from codegemm.quantize.selection import Selection, spared
 
-LAYERS = """
-model.layers.0.self_attn.q_proj.weight
-model.layers.0.self_attn.o_proj.weight
-model.layers.0.mlp.gate_proj.weight
-model.layers.0.mlp.gate_up_proj.weight
-model.layers.0.mlp.experts.7.gate_proj.weight
-model.layers.0.mlp.shared_expert.gate_proj.weight
-model.layers.0.block_sparse_moe.experts.3.w1.weight
-model.layers.31.mlp.down_proj.weight
-encoder.layer.0.attention.output.dense.weight
-encoder.layer.0.output.dense.weight
-encoder.layer.0.intermediate.dense.weight
-pooler.dense.weight
-transformer.h.0.attn.c_attn.weight
-transformer.h.0.mlp.c_fc.weight
-gpt_neox.layers.0.attention.query_key_value.weight
-decoder.block.0.layer.1.EncDecAttention.q.weight
-blocks.0.att.output.weight
-backbone.layers.0.mixer.in_proj.weight
-layers.0.feed_forward.w2.weight
-a.weight
-a
-""".split()
+LAYERS = [
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.self_attn.o_proj.weight",
+    "model.layers.0.mlp.gate_proj.weight",
+    "model.layers.0.mlp.gate_up_proj.weight",
+    "model.layers.0.mlp.experts.7.gate_proj.weight",
+    "model.layers.0.mlp.shared_expert.gate_proj.weight",
+    "model.layers.0.block_sparse_moe.experts.3.w1.weight",
+    "model.layers.31.mlp.down_proj.weight",
+    "encoder.layer.0.attention.output.dense.weight",
+    "encoder.layer.0.output.dense.weight",
+    "encoder.layer.0.intermediate.dense.weight",
+    "pooler.dense.weight",
+    "transformer.h.0.attn.c_attn.weight",
+    "transformer.h.0.mlp.c_fc.weight",
+    "gpt_neox.layers.0.attention.query_key_value.weight",
+    "decoder.block.0.layer.1.EncDecAttention.q.weight",
+    "blocks.0.att.output.weight",
+    "backbone.layers.0.mixer.in_proj.weight",
+    "layers.0.feed_forward.w2.weight",
+    "a.weight",
+    "a",
+]
 
 SPARED = {
     "an embedding": """
