@@ -130,7 +130,7 @@ def _bits(held: RawTensor, config: Any, spared: str | None) -> float:
     spec = spec_of((rows, columns), config)
     if spec.packed_bits >= 8 * held.nbytes:
         bits = 8 * held.nbytes / (rows * columns)
-        raise ValueError(f"{spec.name} would take {spec.bits_per_weight:.1f} bits/weight, it has {bits:.0f}")
+        raise ValueError(f"would take {spec.bits_per_weight:.1f} bits/weight, has {bits:.0f}")
     return spec.bits_per_weight
 
 

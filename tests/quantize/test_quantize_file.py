@@ -60,7 +60,7 @@ def test_everything_is_told_as_it_happens(source, target, tensors):
         "c.weight": "W: nan at [0, 0], must be finite",
         "norm.weight": None,
         "other": None,
-        "small.weight": "m1v4b2g-1 would take 34.5 bits/weight, it has 16",
+        "small.weight": "would take 34.5 bits/weight, has 16",
         "whole.weight": "I8 [4, 8] is not a matrix of floats",
     }
     assert all(one.nbytes == tensors[one.tensor].nbytes for one in done.copied)
