@@ -31,31 +31,37 @@ from codegemm.formats.format import described
 from codegemm.formats.native import FORMAT, VERSION, check_name, is_native, write_weights
 from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
+from codegemm.shards import open_model
 
 _OLDEST: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight)  # whose descriptions don't say their format
 
 
 def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
-    """The only weight of a file, or the one called `name`. Codes are memory-mapped, and read at their first use."""
-    file = File(path)
-    found = _descriptions(file)
+    """The only weight of a file, or the one called `name`; of a model's folder or its index too, as `load_all`.
+
+    Codes are memory-mapped, and read at their first use.
+    """
+    found = _found(path)
     if name is None:
         if len(found) != 1:
             names = list(found)
             raise CheckpointError(
-                f"{file.path}: holds {len(names)} weights ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); "
+                f"{path}: holds {len(names)} weights ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); "
                 "name one or use load_all"
             )
         [name] = found
     if name not in found:
-        raise CheckpointError(f"{file.path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
-    return _read_weight(file, name, found[name])
+        raise CheckpointError(f"{path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
+    file, description = found[name]
+    return _read_weight(file, name, description)
 
 
 def load_all(path: str | os.PathLike[str]) -> dict[str, Weight]:
-    """Every weight of a file by name. Codes are memory-mapped, and read at their first use."""
-    file = File(path)
-    return {name: _read_weight(file, name, description) for name, description in _descriptions(file).items()}
+    """Every weight by its name: of a file, of a folder with `model.safetensors` or shards, or of the shards' index.
+
+    Codes are memory-mapped, and read at their first use.
+    """
+    return {name: _read_weight(file, name, description) for name, (file, description) in _found(path).items()}
 
 
 def save_all(
@@ -103,6 +109,18 @@ def _raw(name: str, tensor: np.ndarray | RawTensor) -> RawTensor:
         raise TypeError(f"tensor {name!r}: {error}") from None
 
 
+def weight_names(file: File) -> set[str]:
+    """Of a file in this package's format; none of a foreign one. CheckpointError for a later version."""
+    return set(_descriptions(file)) if is_native(file) else set()
+
+
+def _found(path: str | os.PathLike[str]) -> dict[str, tuple[File, dict[str, Any]]]:
+    """Where each weight is and its description, by sorted names."""
+    files = open_model(path).files
+    found = {name: (file, description) for file in files for name, description in _descriptions(file).items()}
+    return dict(sorted(found.items()))
+
+
 def _descriptions(file: File) -> dict[str, dict[str, Any]]:
     """The description of every weight by name; CheckpointError for a foreign file or a later version."""
     if not is_native(file):
@@ -113,7 +131,7 @@ def _descriptions(file: File) -> dict[str, dict[str, Any]]:
     version = file.metadata.get("version", "")
     if version not in map(str, range(1, VERSION + 1)):
         raise CheckpointError(f"{file.path}: version {version[:20]!r}, this package reads up to {VERSION}")
-    return {name: _description(file, name) for name in sorted(_weight_names(file))}
+    return {name: _description(file, name) for name in _weight_names(file)}
 
 
 def _weight_names(file: File) -> set[str]:
