@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from codegemm import arrays, devices
-from codegemm.devices import Device, device_of, from_torch
+from codegemm.arrays import from_torch
+from codegemm.devices import Device, device_of
 
 
 def incoming(x: Any, device: Device) -> Any:
@@ -125,7 +126,7 @@ def outgoing(target: Any, out: Any, x: Any) -> Any:
             (from_torch(out) if arrays.is_torch(out) else out)[...] = target.get()
         return out
     if arrays.is_torch(x):
-        return devices.to_torch(target)
+        return arrays.to_torch(target)
     if isinstance(target, np.ndarray) or not isinstance(arrays.as_array(x), np.ndarray):
         return target
     return target.get()

@@ -32,6 +32,8 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
 
     matmul(x, w.T): x [..., K] -> [..., M].   matmul(w, X): X [K] or [..., K, N] -> [M] or [..., M, N].
 
+    So do `x @ w.T`, numpy.matmul and torch.matmul; cupy.matmul asks nobody what it is given, and refuses a weight.
+
     x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU;
         with a weight on a GPU all but float64, CuPy or torch there, on whose current stream the product runs, or NumPy,
         which is copied there and back. A tensor that requires grad gets its gradient, g @ W, in float32 (float64 for
@@ -68,6 +70,9 @@ def linear(x: Any, w: Weight, bias: Any = None, *, kernel: str = "auto", precisi
     if not isinstance(w, Weight):
         raise TypeError(f"linear: w is {_named(w)}, must be a quantised weight")
     return _times_rows(x, w, None, kernel, precision, bias)
+
+
+Matrix.linear = staticmethod(linear)
 
 
 class Call(NamedTuple):
@@ -230,11 +235,11 @@ def _back(weight: Weight, g: Any) -> Any:
         array = operands.incoming(g, weight.device)
         rows = operands.as_rows(array, prod(array.shape[:-1]))
         if weight.device == CPU:
-            return devices.to_torch(
+            return arrays.to_torch(
                 cpu_backward.multiply(weight, rows).astype(rows.dtype).reshape(*g.shape[:-1], weight.shape[1])
             )
         result = g.new_empty((*g.shape[:-1], weight.shape[1]))
-        out = devices.from_torch(result).reshape(len(rows), -1)
+        out = arrays.from_torch(result).reshape(len(rows), -1)
         cuda_backward.multiply(rows, lambda x: _times_rows(x, weight, None, "auto", "full"), out)
         return result
 

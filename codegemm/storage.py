@@ -21,8 +21,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
+from codegemm.devices import CPU, Device, to_host
 from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor
 from codegemm.formats.codebook import CodebookWeight
@@ -36,11 +35,12 @@ from codegemm.shards import open_model
 _OLDEST: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight)  # whose descriptions don't say their format
 
 
-def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
+def load(path: str | os.PathLike[str], name: str | None = None, *, device: Any = CPU) -> Weight:
     """The only weight of a file, or the one called `name`; of a model's folder or its index too, as `load_all`.
 
-    Codes are memory-mapped, and read at their first use.
+    device: where it is to be, as `Weight.to` takes it. On the CPU codes are memory-mapped, and read at their first use.
     """
+    place = Device.parse(device)
     found = _found(path)
     if name is None:
         if len(found) != 1:
@@ -53,24 +53,26 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
     if name not in found:
         raise CheckpointError(f"{path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
     file, description = found[name]
-    return _read_weight(file, name, description)
+    return _read_weight(file, name, description).to(place)
 
 
-def load_all(path: str | os.PathLike[str]) -> dict[str, Weight]:
+def load_all(path: str | os.PathLike[str], *, device: Any = CPU) -> dict[str, Weight]:
     """Every weight by its name: of a file, of a folder with `model.safetensors` or shards, or of the shards' index.
 
-    Codes are memory-mapped, and read at their first use.
+    device: where they are to be, as `Weight.to` takes it. On the CPU codes are memory-mapped, and read at their first
+        use.
     """
-    return {name: _read_weight(file, name, description) for name, (file, description) in _found(path).items()}
+    place = Device.parse(device)
+    return {name: _read_weight(file, name, description).to(place) for name, (file, description) in _found(path).items()}
 
 
 def save_all(
     path: str | os.PathLike[str],
     weights: Mapping[str, Weight],
-    tensors: Mapping[str, np.ndarray | RawTensor] | None = None,
+    tensors: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights, and any other tensors and metadata, to one file.
+    """Write weights, and any other tensors (of any library) and metadata, to one file.
 
     An existing file is replaced only when everything is written. Raises ValueError or TypeError for names, metadata
     and dtypes that a file can't hold, CheckpointError where writing fails.
@@ -102,9 +104,9 @@ def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], me
                 raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
 
 
-def _raw(name: str, tensor: np.ndarray | RawTensor) -> RawTensor:
+def _raw(name: str, tensor: Any) -> RawTensor:
     try:
-        return tensor if isinstance(tensor, RawTensor) else RawTensor.of(np.asarray(tensor))
+        return tensor if isinstance(tensor, RawTensor) else RawTensor.of(to_host(tensor))
     except TypeError as error:
         raise TypeError(f"tensor {name!r}: {error}") from None
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.devices import Device, to_torch
+from codegemm.arrays import to_torch
+from codegemm.devices import Device
 from codegemm.engines.cpu.dequant_dense import multiply_float32, staging_bytes
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product

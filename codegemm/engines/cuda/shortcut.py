@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codegemm.arrays import FLOATS, float_dtype
-from codegemm.devices import Device, Stream, view
+from codegemm.arrays import FLOATS, float_dtype, view
+from codegemm.devices import Device, Stream
 
 _MAX_SEEN = 64
 

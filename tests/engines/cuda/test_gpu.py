@@ -298,6 +298,23 @@ def test_gradients(config, make_weight):
         assert torch.allclose(of_bias, upstream.sum(0), rtol=limit, atol=limit)
 
 
+def test_weights_of_tensors_there(make_weight, cupy):
+    torch = pytest.importorskip("torch")
+    weight = make_weight(64, 512, "m1v4g128")
+    tensors = {name: torch.from_numpy(array.copy()).cuda() for name, array in weight.arrays.items()}
+    made = codegemm.CodebookWeight(**tensors)
+    del tensors  # the weight keeps their memory
+    torch.cuda.empty_cache()
+    assert made == weight
+    x = torch.randn(2, 512, dtype=torch.float16, device="cuda")
+    moved = weight.to(x.device)
+    for y in (x @ made.T, torch.matmul(x, moved.T), torch.nn.functional.linear(x, moved)):
+        assert torch.equal(y, codegemm.matmul(x, moved.T))
+    there = cupy.asarray(x.cpu().numpy())
+    assert weight.to(there.device).device == moved.device
+    assert np.array_equal((there @ moved.T).get(), np.matmul(there, moved.T).get())
+
+
 def test_tuning(make_weight, tuned_cache):
     case = sources.shape_case((1024, 1024), ["m1v4g128"])
     with Progress("tuning", False) as progress:
