@@ -13,7 +13,7 @@ from codegemm.errors import CheckpointError
 from codegemm.files import File
 from codegemm.formats.format import parse, random_weight, spec_of
 from codegemm.formats.native import is_native
-from codegemm.formats.weight import Weight
+from codegemm.formats.weight import Spec, Weight
 from codegemm.quantize import configured
 from codegemm.quantize.stored import quantized
 from codegemm.reporting import by
@@ -48,6 +48,12 @@ class Case:
     original: npt.NDArray | None = None
     stored: Weight | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def spec(self, config: str) -> Spec:
+        """Of the weight in one of `configs`."""
+        if self.stored is not None:
+            return self.stored.spec
+        return spec_of(self.shape, config if self.original is None else configured(config))
 
     def weight(self, config: str) -> Weight:
         """The weight in one of `configs`: stored, quantised (and kept in the cache) or random."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from codegemm.devices import Device
+from codegemm.engines import limits
 from codegemm.engines.cpu import library
 from codegemm.kernel import Kernel, Product, S, W
 
@@ -42,6 +43,9 @@ class CpuKernel(Kernel[S, W]):
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
         return library.function(self.source, self.entry, self.structure)
+
+    def refuses(self, product: Product[S], device: Device) -> str | None:
+        return limits.beyond(product)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         function = self.function(len(x))
