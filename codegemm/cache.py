@@ -96,7 +96,7 @@ def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], object
 
 
 def prune(limit: int = SIZE_LIMIT, keep: Path | None = None) -> None:
-    """Remove what was left unfinished, then entries, those used longest ago first, until they have `limit` bytes or less."""
+    """Remove what was left unfinished; then entries, those used longest ago first, beyond `limit` bytes."""
     for path, _ in _leftovers():
         shutil.rmtree(path, ignore_errors=True)
     entries = sorted(_entries(), key=lambda entry: entry[1].st_mtime)

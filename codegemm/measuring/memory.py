@@ -34,7 +34,7 @@ def ensure(what: str, needed: int, device: Device = CPU) -> None:
 
 
 def _least_bytes(kernel: Kernel, product: Product, device: Device) -> int:
-    """The weight as the kernel holds it, or packed where that is more; the workspace; a plan's buffers of x and y; y."""
+    """The weight as the kernel holds it, or packed where that is more; the workspace; buffers of x and y; y."""
     spec, (m, k) = product.spec, product.spec.shape
     weight = max(spec.packed_bits, int(kernel.bits_per_weight(spec) * m * k)) // 8
     y = product.n * m * (max(4, product.dtype.itemsize) + 4)

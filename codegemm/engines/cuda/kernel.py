@@ -33,7 +33,7 @@ class CudaKernel(Kernel[S, W]):
     few_rows: float = math.inf  # of x; more of them, however many, take the same kernels
 
     def unfit_for(self, product: Product[S], gpu: Gpu) -> str | None:
-        """Why a product can't be on that GPU, or None; dtypes, sizes and GPUs that no kernel takes were refused before."""
+        """Why a product can't be on that GPU, or None; what no kernel takes (dtypes, sizes, GPUs) is refused before."""
         return None
 
     @abstractmethod
