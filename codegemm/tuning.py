@@ -45,7 +45,7 @@ def tune(
             spec = case.spec(config)
             timed = ((kernel, p) for kernel, fitting in _kernels(spec, batches, device, dtype) for p in fitting)
             x_bytes = Product.of(spec, batches[-1], dtype).x_bytes
-            memory.check(f"{case.title}, {config}", spec, timed, device, x_bytes)
+            memory.check(f"{case.title}, {config}", timed, device, case.least_bytes(config), x_bytes)
     progress.total(sum(len(case.configs) for case in cases))
     measured: list[Measured] = []
     for case in cases:

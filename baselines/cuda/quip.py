@@ -19,7 +19,7 @@ from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines import limits
 from codegemm.engines.cuda import gemm, rotation
-from codegemm.engines.cuda.dequant_dense import SLICE_BYTES, too_many_slices
+from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
@@ -82,10 +82,9 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
 
     def unfit_for(self, product: Product[E8PSpec], gpu: Gpu) -> str | None:
         n, (m, k) = product.n, product.spec.shape
-        codes = limits.too_many("loads of codes", m // TILE_ROWS * k // STEP * LANES)
-        if codes or n > MATVEC_ROWS:
-            return codes or too_many_slices(-(-m // TILE_ROWS // most_tiles(product.spec, self.slice_bytes)))
-        return limits.too_many("bytes of rotated x", n * digits(n) * k)
+        reason = limits.too_many("loads of codes", m // TILE_ROWS * k // STEP * LANES)
+        rotated = n * digits(n) * k if n <= MATVEC_ROWS else 0
+        return reason or limits.too_many("bytes of rotated x", rotated)
 
     def arrange(self, weight: E8PWeight) -> Prepared:
         vectors = {"in": weight.SU, "out": weight.SV}
@@ -189,13 +188,8 @@ def _counts(spec: E8PSpec) -> tuple[int, int, int]:
 
 def slices(spec: E8PSpec, most_bytes: int) -> list[tuple[int, int]]:
     """(first, end) of near-equal slices of tiles of 16 rows, of at most so many bytes in float16."""
-    bounds = split(spec.out_features // TILE_ROWS, most_tiles(spec, most_bytes))
-    return list(itertools.pairwise(bounds.tolist()))
-
-
-def most_tiles(spec: E8PSpec, most_bytes: int) -> int:
-    """Of such a slice; one at least."""
-    return max(1, most_bytes // (2 * TILE_ROWS * spec.in_features))
+    most = max(1, most_bytes // (2 * TILE_ROWS * spec.in_features))
+    return list(itertools.pairwise(split(spec.out_features // TILE_ROWS, most).tolist()))
 
 
 def blocks(spec: E8PSpec, gpu: Gpu) -> int:

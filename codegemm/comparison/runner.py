@@ -75,7 +75,7 @@ def _check_memory(case: Case, kernels: Sequence[Kernel], batches: Sequence[int],
         products = [Product.of(spec, n, dtype) for n in batches]
         pairs = ((kernel_for(kernel, spec), product) for kernel in kernels for product in products)
         timed = [(kernel, product) for kernel, product in pairs if not refusal(kernel, product, device)]
-        memory.check(f"{case.title}, {config}", spec, timed, device, beside)
+        memory.check(f"{case.title}, {config}", timed, device, case.least_bytes(config), beside)
 
 
 def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Row]:

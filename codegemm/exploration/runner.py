@@ -95,7 +95,7 @@ def _check_memory(matrix: Matrix, config: str, settings: Settings) -> None:
     spec = spec_of(matrix.values.shape, config)
     product = Product.of(spec, settings.rows, settings.dtype)
     dense = next(kernel for kernel in registered(settings.device.engine, spec) if kernel.name == "dense")
-    memory.check(matrix.name, spec, [(dense, product)], settings.device, product.x_bytes)
+    memory.check(matrix.name, [(dense, product)], settings.device, made=0, beside=product.x_bytes)
 
 
 def _candidates(matrix: Matrix, bits: Sequence[float], rotate: bool) -> list[str]:

@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from codegemm.devices import CPU, Device
 from codegemm.engines.cpu.device import available_memory
 from codegemm.engines.cuda.gpu import cache_and_memory
-from codegemm.formats.weight import Spec
 from codegemm.kernel import Kernel, Product
 
 
-def check(what: str, spec: Spec, timed: Iterable[tuple[Kernel, Product]], device: Device, beside: int) -> None:
-    """MemoryError unless there is room for a weight, and on `device` to time each of its products by itself.
+def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, made: int, beside: int) -> None:
+    """MemoryError unless there is room on `device` to time each of these products of one weight by itself.
 
-    beside: bytes that the processor's memory has to hold all the while, like x and what results are compared with.
+    Of the processor's memory, in bytes: made, that making the weight takes; beside, that are taken all the while, by x
+    and by what results are compared with.
     """
-    packed = spec.packed_bits // 8
-    needed = max([packed, *(_least_bytes(kernel, product, device) for kernel, product in timed)])
+    needed = max((_least_bytes(kernel, product, device) for kernel, product in timed), default=0)
     if device != CPU:
         ensure(what, needed, device)
-    ensure(what, beside + (needed if device == CPU else packed))
+    ensure(what, beside + (max(made, needed) if device == CPU else made))
 
 
 def ensure(what: str, needed: int, device: Device = CPU) -> None:
@@ -34,8 +33,9 @@ def ensure(what: str, needed: int, device: Device = CPU) -> None:
 
 
 def _least_bytes(kernel: Kernel, product: Product, device: Device) -> int:
-    """The weight as the kernel holds it, or packed where that is more; the workspace; buffers of x and y; y."""
-    spec, (m, k) = product.spec, product.spec.shape
-    weight = max(spec.packed_bits, int(kernel.bits_per_weight(spec) * m * k)) // 8
-    y = product.n * m * (max(4, product.dtype.itemsize) + 4)
-    return weight + kernel.workspace(product, device) + product.x_bytes + y
+    """The packed weight; its form for the kernel where that has more bits, as others may be the weight's own arrays;
+    the workspace; a plan's buffers for x and y; y."""
+    spec, bits = product.spec, kernel.bits_per_weight(product.spec)
+    form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
+    y = product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
+    return (spec.packed_bits + int(form)) // 8 + kernel.workspace(product, device) + product.x_bytes + y

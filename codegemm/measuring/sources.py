@@ -55,6 +55,11 @@ class Case:
             return self.stored.spec
         return spec_of(self.shape, config if self.original is None else configured(config))
 
+    def least_bytes(self, config: str) -> int:
+        """That making the weight takes: random arrays are copied once, others may be mapped from a file."""
+        copies = 2 if self.stored is None and self.original is None else 1
+        return copies * self.spec(config).packed_bits // 8
+
     def weight(self, config: str) -> Weight:
         """The weight in one of `configs`: stored, quantised (and kept in the cache) or random."""
         if self.stored is not None:

@@ -63,7 +63,7 @@ def _left_in_groups() -> Iterator[int]:
         for group in (_GROUP_FOLDERS / version / each for each in (inner, *inner.parents)):
             try:
                 most, now = (group / limit).read_text().strip(), int((group / used).read_text())
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                stat = dict(line.partition(" ")[::2] for line in (group / "memory.stat").read_text().splitlines())
             except OSError:
                 continue
             if most.isdecimal():

@@ -51,7 +51,8 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
 
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
         most = most_rows(product.spec, product.dtype, self.slice_bytes)
-        return too_many_slices(sum(-(-rows // most) for rows in product.spec.part_rows))
+        count = sum(-(-rows // most) for rows in product.spec.part_rows)
+        return None if count <= MOST_SLICES else f"{count} slices of the dense matrix: it rebuilds up to {MOST_SLICES}"
 
     def arrange(self, weight: CodebookWeight) -> Prepared:
         arrays = {"codes": weight.codes, "codebooks": _whole_words(weight.part_codebooks), "scales": weight.scales}
@@ -78,11 +79,6 @@ def slices(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> list[list[in
 def most_rows(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> int:
     """Of such a slice; one at least."""
     return max(1, most_bytes // (dtype.itemsize * spec.in_features))
-
-
-def too_many_slices(count: int) -> str | None:
-    """Why kernels that rebuild a weight slice by slice refuse it, or None."""
-    return None if count <= MOST_SLICES else f"{count} slices of the dense matrix: it rebuilds up to {MOST_SLICES}"
 
 
 def codebook_bytes(spec: CodebookSpec) -> int:
