@@ -45,6 +45,7 @@ class CpuKernel(Kernel[S, W]):
         return library.function(self.source, self.entry, self.structure)
 
     def refuses(self, product: Product[S], device: Device) -> str | None:
+        """What its integers don't count; a kernel that refuses more asks this, too."""
         return limits.beyond(product)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
