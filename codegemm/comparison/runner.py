@@ -67,15 +67,16 @@ def run(
 def _check_memory(case: Case, kernels: Sequence[Kernel], batches: Sequence[int], engine: str) -> None:
     """MemoryError where a case can't be measured, with a lower bound of what it takes."""
     device, dtype, (m, k), most = Device.parse(engine), conditions.dtype_of(engine), case.shape, max(batches)
-    beside = most * (dtype.itemsize * k + 8 * m)  # x, and the truth in float64
+    x_bytes, truth_bytes = most * dtype.itemsize * k, 8 * most * m  # the truth in float64
     if case.original is not None:
-        memory.ensure(f"{case.title}: its outputs in float64", beside + 8 * m * k)
+        memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
     for config in case.configs:
         spec = case.spec(config)
         products = [Product.of(spec, n, dtype) for n in batches]
         pairs = ((kernel_for(kernel, spec), product) for kernel in kernels for product in products)
         timed = [(kernel, product) for kernel, product in pairs if not refusal(kernel, product, device)]
-        memory.check(f"{case.title}, {config}", timed, device, case.least_bytes(config), beside)
+        made = x_bytes + case.least_bytes(config)
+        memory.check(f"{case.title}, {config}", timed, device, made, x_bytes + truth_bytes)
 
 
 def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Row]:

@@ -13,13 +13,13 @@ from codegemm.kernel import Kernel, Product
 def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, made: int, beside: int) -> None:
     """MemoryError unless there is room on `device` to time each of these products of one weight by itself.
 
-    Of the processor's memory, in bytes: made, that making the weight takes; beside, that are taken all the while, by x
-    and by what results are compared with.
+    Bytes of the processor's memory: made, that are taken when the weight is made; beside, that x and what results are
+    compared with take while products are timed.
     """
     needed = max((_least_bytes(kernel, product, device) for kernel, product in timed), default=0)
     if device != CPU:
         ensure(what, needed, device)
-    ensure(what, beside + (max(made, needed) if device == CPU else made))
+    ensure(what, max(made, beside + (needed if device == CPU else 0)))
 
 
 def ensure(what: str, needed: int, device: Device = CPU) -> None:

@@ -142,7 +142,7 @@ def test_a_gpus_memory_is_asked_for(emulated_gpu, monkeypatch):
     with Progress("comparing", False) as progress:
         for free, message in (
             (1000, r"needs at least 12\.1 GB, and 0\.0 GB of cuda:0's memory are free"),
-            (1 << 50, r"needs at least 11\.6 GB, and 10\.0 GB of memory are free"),  # what is made there first
+            (1 << 50, r"needs at least 11\.5 GB, and 10\.0 GB of memory are free"),  # what is compared there
         ):
             monkeypatch.setattr(memory, "cache_and_memory", lambda device, free=free: (0, free))
             with pytest.raises(MemoryError, match=message):
