@@ -243,7 +243,7 @@ def test_weights_of_a_format_that_left_still_multiply(rng):
     weight = formats.random_weight((4, 16), "ternary8")
     codegemm.unregister_format("ternary")
     x = rng.standard_normal((5, 16))
-    assert np.allclose(codegemm.matmul(x, weight.T, kernel="dense"), x @ weight.dequantize().T)
+    assert np.allclose(codegemm.matmul(x, weight.T, kernel="dense"), x @ weight.dequantize().T, atol=1e-4)
 
 
 class Biased(TernaryWeight):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import CPU, Device
-from codegemm.engines import declarations
+from codegemm.engines import declarations, limits
 from codegemm.engines.cpu import compiler, kernel, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
@@ -37,7 +37,7 @@ class CpuTransformed(TransformedKernel):
     """
 
     def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
-        return self.inner.refuses(inner_product(product), device)
+        return limits.beyond(product) or self.inner.refuses(inner_product(product), device)
 
     def prepare(self, weight: TransformedWeight, device: Device) -> Prepared:
         spec = weight.spec

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from codegemm import kernels_cu
+from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import FLOAT32, CudaKernel
 from codegemm.engines.cuda.launch import Prepared
@@ -55,7 +56,10 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
     inner: CudaKernel
 
     def unfit_for(self, product: Product[TransformedSpec], gpu: Gpu) -> str | None:
-        return self.inner.unfit_for(inner_product(product, is_scaled(product)), gpu)
+        inner = inner_product(product, is_scaled(product))
+        sums = product.n * product.spec.groups if product.spec.offsets else 0
+        reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
+        return reason or limits.too_many("sums of groups", sums, limits.ROWS)
 
     def batches(self, n: int) -> Iterable[int]:
         return dict.fromkeys((*self.inner.batches(min(n, FLOAT_ROWS)), *self.inner.batches(n)))
