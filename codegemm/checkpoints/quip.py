@@ -49,7 +49,7 @@ def from_quip(
         raise CheckpointError(f"qidxs: shape {qidxs.shape}, must be ({len(sv)}, {wanted}) for {codebook}")
     if not np.isfinite(wscale):
         raise CheckpointError(f"wscale={wscale}: must be finite")
-    factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * wscale
+    factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * float(wscale)
     if (factors != 1).any():
         sv = _single("SV", sv * factors)
     if scale_wh is not None:
@@ -59,7 +59,7 @@ def from_quip(
         if not divisor.all():
             raise CheckpointError(f"scale_wh: is 0 at {int(np.argmin(divisor != 0))}, must not be")
         su = _single("SU", su / divisor)
-    if resid_scale is not None and not resid_scale > 0:
+    if resid_scale is not None and resid_scale <= 0:
         resid_scale = None
     return E8PWeight(qidxs, su, sv, resid_scale)
 

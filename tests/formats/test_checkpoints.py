@@ -179,6 +179,12 @@ def test_quip_residual_scale(golden):
             "scale_wh: is 0 at 0",
         ),
         (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), wscale=np.inf), "wscale=inf"),
+        (
+            lambda a: from_quip(
+                np.zeros((16, 4), np.int64), np.ones(64), np.ones(16), "E8P12RVQ4B", resid_scale=np.nan
+            ),
+            "resid_scale=nan: must be",
+        ),
     ],
 )
 def test_bad_arrays_are_named(call, message, golden):
