@@ -46,7 +46,7 @@ def from_gptq(
         three words). bits is 2, 3 or 4.
     qzeros: int32 [ceil(K/g), M*bits/32], zero points 0 .. 2**bits - 1, packed the same way along a row.
     scales: float16 (or bfloat16, float32 of values that float16 has, times one power of two for all) [ceil(K/g), M].
-    g_idx: int32 [K], the group of each column of W; None for groups that follow each other, as it must say.
+    g_idx: int32 [K], the group of each column of W; None for groups that follow each other.
     version: of the checkpoint's format. 1 (`gptq`) stores zero points less one, 2 (`gptq_v2`) as they are.
     group_size: g, -1 for the whole row. With neither it nor g_idx, K / groups must be a power of two from 16 to 1024,
         or K. The last group may be short, as in `from_uniform`.
@@ -60,8 +60,9 @@ def from_gptq(
     2**(bits-1) + 1, as those of symmetric integers in version 2 read; or after each zero point of 0 a word has nothing
     but ones, which some writers leave there, and the zero points above it are lost.
 
-    A layer quantised in the order of activations (`desc_act`) has groups of columns that don't follow each other, which
-    no kernel here multiplies by. Raises CheckpointError.
+    A layer quantised in the order of activations (`desc_act`) has groups of columns that don't follow each other, as
+    g_idx says. Then the weight has its columns sorted by group, and an `order` by which products take x. All groups
+    must be of one size, but for a shorter last one. Raises CheckpointError.
     """
     check_bits(bits)
     if version not in _VERSIONS:

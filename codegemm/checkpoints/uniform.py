@@ -62,13 +62,16 @@ def of_groups(
     if offsets is not None:
         multiplied.append(Numbers("zeros", offsets, abs(offsets).max(keepdims=True), exact=True))
     half_scales, (centroids, *half_offsets) = halved(scales_of(scales, exact=True), multiplied)
-    parts = integers.astype(np.uint8).reshape(len(integers), -1, v)
+    columns = integers if groups.order is None else integers[:, groups.order]
+    parts = columns.astype(np.uint8).reshape(len(integers), -1, v)
     core = CodebookWeight(
         np.bitwise_or.reduce(parts << np.uint8(bits) * np.arange(v, dtype=np.uint8), axis=2, keepdims=True),
         centroids[None],
         groups.spread(half_scales),
     )
-    return TransformedWeight(core, offsets=groups.spread(half_offsets[0])) if half_offsets else core
+    if not half_offsets and groups.order is None:
+        return core
+    return TransformedWeight(core, offsets=groups.spread(half_offsets[0]) if half_offsets else None, order=groups.order)
 
 
 def check_bits(bits: int) -> None:

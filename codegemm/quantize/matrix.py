@@ -20,7 +20,8 @@ def as_matrix(W: Any) -> npt.NDArray[np.float32]:
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"W: shape {array.shape}, must be [out_features, in_features]")
     arrays.check_float("W", array)
-    largest = np.maximum(array.max(1), -array.min(1)).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaNs of bfloat16
+        largest = np.maximum(array.max(1), -array.min(1)).astype(np.float64)
     if not np.isfinite(largest).all():
         check_finite("W", array)
     lost = np.flatnonzero((largest > _SINGLE.max) | ((largest < _SINGLE.tiny) & (largest != 0)))

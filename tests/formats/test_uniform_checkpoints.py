@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import cpu
 
+import codegemm
 from codegemm import CheckpointError, CodebookWeight, TransformedWeight, arrays
 from codegemm.checkpoints import from_awq, from_binary, from_gptq, from_uniform
 from codegemm.checkpoints.binary import signs_per_code
@@ -202,6 +203,38 @@ def test_a_short_last_group(columns, size, rng):
     ):
         with pytest.raises(CheckpointError, match=f"scales: {groups} groups of {columns} columns .* give group_size="):
             read()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "columns", "group"), [(4, 512, 128), (4, 960, 128), (2, 320, 128), (3, 96, 32)])
+def test_columns_in_the_order_of_activations(bits, columns, group, symmetric, rng):
+    """Groups are of columns that a permutation puts together, the last of them short."""
+    rows, groups = 32, -(-columns // group)
+    integers, scales, zeros = draw(rng, bits, rows, columns, groups)
+    zeros = zeros * 0 + 2 if symmetric else zeros % (1 << bits)
+    g_idx = np.empty(columns, np.int32)
+    g_idx[rng.permutation(columns)] = np.arange(columns) // group
+    dense = np.asarray(scales, np.float64)[:, g_idx] * (integers - zeros[:, g_idx])
+    layer = words_of(integers, bits).T, words_of(zeros.T, bits), scales.T
+    weight = from_gptq(*layer, g_idx, bits=bits, version=2)
+    assert weight == from_gptq(*layer, g_idx.astype(np.int64), bits=bits, version=2, group_size=group)
+    check_products(weight, dense, rng, added=abs(np.asarray(scales, np.float64)[:, g_idx]) * (2 << bits))
+    x = rng.standard_normal((3, columns))
+    wanted = x @ dense.T
+    for product in (codegemm.matmul(x, weight.T, kernel="reference"), x.astype(np.float32) @ weight.T):
+        assert np.linalg.norm(product - wanted) <= 2e-4 * np.linalg.norm(wanted)
+    with pytest.raises(CheckpointError, match=f"group_size=64: makes|group_size=64: the groups of g_idx have {group}"):
+        from_gptq(*layer, g_idx, bits=bits, version=2, group_size=64)
+
+
+def test_sorted_columns_need_no_order(rng):
+    integers, scales, zeros = draw(rng, 4, 8, 256, 2)
+    layer = words_of(integers, 4).T, words_of(zeros.T % 16, 4), scales.T
+    g_idx = np.repeat(np.arange(2, dtype=np.int32), 128)
+    assert from_gptq(*layer, g_idx, bits=4, version=2) == from_gptq(*layer, bits=4, version=2)
+    g_idx[[0, 1, 255]] = 1, 1, 0
+    with pytest.raises(CheckpointError, match="g_idx: groups of 127, 129 columns, must be of one size"):
+        from_gptq(*layer, g_idx, bits=4, version=2)
 
 
 def test_group_sizes_that_contradict(rng):
