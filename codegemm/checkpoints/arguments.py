@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from codegemm import devices
 from codegemm.errors import CheckpointError
+from codegemm.formats.bits import code_dtype
 
 FLOATS = ("float16", "bfloat16", "float32")
 
@@ -34,12 +35,9 @@ def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.
     return array
 
 
-def exact_half(name: str, array: npt.NDArray) -> npt.NDArray[np.float16]:
-    """The same values in float16; CheckpointError, naming the first place, where one is not exactly the same."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = array.astype(np.float16)
-        changed = np.argwhere(rounded.astype(np.float64) != array.astype(np.float64))
-    if len(changed):
-        where = tuple(changed[0].tolist())
-        raise CheckpointError(f"{name}: {array[where]!s} at {list(where)} is not exactly a finite float16")
-    return rounded
+def as_codes(codes: npt.NDArray, b: int) -> npt.NDArray:
+    """Codes of b bits as unsigned integers, of such as were stored wrapped, -2**(b-1) .. 2**b - 1."""
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+    if low < -(1 << b - 1) or high >> b:
+        raise CheckpointError(f"codes: {low} to {high}, must be from {-(1 << b - 1)} to {(1 << b) - 1} for b={b}")
+    return (codes.astype(np.int32) & (1 << b) - 1).astype(code_dtype(b))

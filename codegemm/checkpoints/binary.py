@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.checkpoints.arguments import FLOATS, as_array, exact_half, refusing
+from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
+from codegemm.checkpoints.groups import find_groups
+from codegemm.checkpoints.halves import exact_half, halved, scales_of, vectors_of
 from codegemm.errors import CheckpointError
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.transformed import TransformedWeight
@@ -16,36 +18,39 @@ _MAX_V = 8  # signs of a code: kernels have tables of 2^8 entries
 
 
 @refusing()
-def from_binary(planes: Any, alphas: Any, offsets: Any = None) -> CodebookWeight | TransformedWeight:
+def from_binary(
+    planes: Any, alphas: Any, offsets: Any = None, *, group_size: int | None = None
+) -> CodebookWeight | TransformedWeight:
     """W[r, k] = sum over i of alphas[r, k // g, i] * planes[i, r, k] + offsets[r, k // g], exactly.
 
     planes: +-1, or bool with True for 1, [q, M, K].
-    alphas: float16 (or wider, of values that float16 has) [M, K/g, q].
-    offsets: the same dtypes [M, K/g], or None.
+    alphas: float16 (or wider, of values that float16 has, times one power of two for all) [M, ceil(K/g), q].
+    offsets: float16 (or wider, of values that float16 has) [M, ceil(K/g)], or None.
+    group_size: g, -1 for the whole row. None where K / groups is a power of two from 16 to 1024, or K. The last group
+        may be short, as in `from_uniform`.
 
     All planes share the codebook of all signs; each is a term. Raises CheckpointError.
     """
     signs = as_array("planes", planes, _SIGNED, 3)
     alphas = as_array("alphas", alphas, (*FLOATS, "float64"), 3)
     count, rows, columns = signs.shape
-    groups = alphas.shape[1]
-    if not signs.size or not groups or alphas.shape != (rows, groups, count) or columns % groups:
-        raise CheckpointError(
-            f"alphas: shape {alphas.shape}, must be [{rows}, n, {count}] with n a divisor of the {columns} columns of "
-            f"the planes {signs.shape}"
-        )
+    if not signs.size or alphas.shape[::2] != (rows, count):
+        raise CheckpointError(f"alphas: shape {alphas.shape}, must be [{rows}, n, {count}] for planes {signs.shape}")
+    groups = find_groups(columns, alphas.shape[1], group_size)
     if signs.dtype != bool and (abs(signs) != 1).any():
         raise CheckpointError(f"planes: {signs[abs(signs) != 1][0]}, must be 1 or -1")
-    v = signs_per_code(columns // groups)
+    v = signs_per_code(groups.size)
     positive = (signs > 0).transpose(1, 0, 2).reshape(rows, -1, v)
     codes = np.packbits(positive, axis=2, bitorder="little")  # [M, vectors, 1]
     books = 2.0 * (np.arange(1 << v)[:, None] >> np.arange(v) & 1) - 1
-    scales = exact_half("alphas", alphas).transpose(0, 2, 1).reshape(rows, -1)
-    core = CodebookWeight(codes, books[None].astype(np.float16), scales)
+    scales, (books,) = halved(scales_of(alphas, exact=True, name="alphas"), [vectors_of("planes", books, exact=True)])
+    core = CodebookWeight(codes, books[None], groups.spread(scales).transpose(0, 2, 1).reshape(rows, -1))
     if offsets is None:
         return core if count == 1 else TransformedWeight(core, terms=count)
     added = exact_half("offsets", as_array("offsets", offsets, (*FLOATS, "float64"), 2))
-    return TransformedWeight(core, offsets=added, scaled=False, terms=count)
+    if added.shape != alphas.shape[:2]:
+        raise CheckpointError(f"offsets: shape {added.shape}, must be {alphas.shape[:2]} as the alphas")
+    return TransformedWeight(core, offsets=groups.spread(added), scaled=False, terms=count)
 
 
 def signs_per_code(group: int) -> int:

@@ -24,17 +24,21 @@ def from_quip(
     resid_scale: float | None = None,
     wscale: float = 1.0,
     scale_wh: Any = None,
+    fuse_scales: Any = None,
+    fuse_sizes: Any = None,
 ) -> E8PWeight:
     """The weight of a QuIP# layer.
 
     qidxs: int64 [M, K/32] (E8P12), [M, 3K/64] (E8P12RVQ3B) or [M, K/16] (E8P12RVQ4B).
-    SU, SV: float16 (or bfloat16, float32) [K], [M].
+    SU, SV: float16 (or bfloat16, float32, float64) [K], [M]; kept as float16 or float32.
     codebook: its name in the checkpoint's config; only version 0 of E8P12RVQ3B is known.
     resid_scale: `resid_scale_override` of the config; None or a number that isn't positive leaves the default.
     wscale: `Wscale`, folded into SV.
     scale_wh: `scaleWH` [K], divided out of x, so folded into SU.
+    fuse_scales, fuse_sizes: of a layer that is several in one (q, k, v; up before gate): floats [parts], by which each
+        part's outputs are multiplied, folded into SV, and integers [parts], the rows of each, M in all.
 
-    Raises CheckpointError.
+    What is folded must be a normal float32, or zero. Raises CheckpointError.
     """
     if codebook not in CODEBOOKS:
         raise CheckpointError(f"codebook {codebook!r}: must be one of {', '.join(CODEBOOKS)}")
@@ -45,20 +49,49 @@ def from_quip(
         raise CheckpointError(f"qidxs: shape {qidxs.shape}, must be ({len(sv)}, {wanted}) for {codebook}")
     if not np.isfinite(wscale):
         raise CheckpointError(f"wscale={wscale}: must be finite")
-    if wscale != 1.0:
-        sv = sv.astype(np.float32) * np.float32(wscale)
+    factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * float(wscale)
+    if (factors != 1).any():
+        sv = _single("SV", sv * factors)
     if scale_wh is not None:
-        divisor = _vector("scale_wh", scale_wh).astype(np.float32)
+        divisor = _vector("scale_wh", scale_wh).astype(np.float64)
         if divisor.shape != su.shape:
             raise CheckpointError(f"scale_wh: shape {divisor.shape}, must be {su.shape}")
         if not divisor.all():
             raise CheckpointError(f"scale_wh: is 0 at {int(np.argmin(divisor != 0))}, must not be")
-        su = su.astype(np.float32) / divisor
-    if resid_scale is not None and not resid_scale > 0:
+        su = _single("SU", su / divisor)
+    if resid_scale is not None and resid_scale <= 0:
         resid_scale = None
     return E8PWeight(qidxs, su, sv, resid_scale)
 
 
+def _of_parts(scales: Any, sizes: Any, rows: int) -> npt.NDArray[np.float64]:
+    """The factor of each row, float64 [M]."""
+    if (scales is None) != (sizes is None):
+        raise CheckpointError("fuse_scales and fuse_sizes: one says nothing without the other")
+    if scales is None or sizes is None:
+        return np.ones(rows)
+    factors = _vector("fuse_scales", scales).astype(np.float64)
+    counts = as_array("fuse_sizes", sizes, ("int32", "int64"), 1).tolist()
+    if not np.isfinite(factors).all():
+        raise CheckpointError(f"fuse_scales: {factors}, must be finite")
+    if len(counts) != len(factors) or min(counts, default=0) < 1 or sum(counts) != rows:
+        raise CheckpointError(
+            f"fuse_sizes: {counts}, must be {len(factors)} positive numbers, as fuse_scales, that sum to {rows}"
+        )
+    return np.repeat(factors, counts)
+
+
 def _vector(name: str, values: Any) -> npt.NDArray:
     vector = as_array(name, values, (*FLOATS, "float64"), 1)
-    return vector if vector.dtype == np.float16 else vector.astype(np.float32)
+    return vector if vector.dtype == np.float16 else _single(name, vector)
+
+
+def _single(name: str, values: npt.NDArray) -> npt.NDArray[np.float32]:
+    """As float32; CheckpointError where that is too small or too large for one of them."""
+    exact = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = exact.astype(np.float32)
+        wrong = np.flatnonzero(~(abs(single - exact) <= 2.0**-24 * abs(exact)))
+    if len(wrong):
+        raise CheckpointError(f"{name}: {exact[wrong[0]]:.8g} at {wrong[0]} is not near a finite, normal float32")
+    return single

@@ -1,4 +1,5 @@
-"""E8P: random signs and Hadamard rotations on both sides, then the nearest lattice point, the scale by search."""
+"""E8P: rows made one size, random signs and Hadamard rotations on both sides, then the nearest lattice point, the scale
+by search."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PWeight, check_shape
 from codegemm.formats.hadamard import transform
 from codegemm.quantize.progress import Progress
+from codegemm.quantize.scaling import root_mean_squares
 
 _BLOCK = 4096  # vectors at a time
 _SEARCH_SAMPLE = 1 << 14  # vectors on which a scale is tried
@@ -20,21 +22,33 @@ _RMS = np.linspace(0.85, 1.15, 11)
 
 
 def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> E8PWeight:
-    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix."""
+    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix.
+
+    The rotation of columns spreads errors over all rows evenly; those of small rows are small, since SV has their size.
+    """
     rows, columns = matrix.shape
     check_shape(rows, columns)
     rng = np.random.default_rng(seed)
     su, sv = (rng.choice(np.array([-1, 1], np.float32), length) for length in (columns, rows))
-    rotated = transform(matrix * su * sv[:, None], transpose=True)
+    sizes = root_mean_squares(matrix, columns)[:, 0]
+    divisors = np.where(sizes > 0, sizes, 1).astype(np.float32)
+    rotated = transform(matrix / divisors[:, None] * su * sv[:, None], transpose=True)
     rotated = np.ascontiguousarray(transform(np.ascontiguousarray(rotated.T), transpose=True).T)
     vectors = rotated.reshape(-1, e8p_codebook.DIM)
 
     progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
     scale = _search_scale(vectors, rng, progress)
     codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress)
-    precision = np.float16 if scale == 0 or _is_normal_half(scale) else np.float32
-    signed = (sv * np.float32(scale)).astype(precision)
-    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), signed)
+    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), _held(sv, sizes * scale))
+
+
+def _held(signs: npt.NDArray[np.float32], scales: npt.NDArray[np.float64]) -> npt.NDArray:
+    """Signs times scales, in float16 where it loses no bits to underflow or overflow, else in float32."""
+    used = scales[scales > 0]
+    for dtype in (np.float16, np.float32):
+        if len(used) == 0 or np.finfo(dtype).tiny <= used.min() <= used.max() <= np.finfo(dtype).max / 2:
+            return (signs * scales).astype(dtype)
+    raise ValueError(f"W: root mean squares of rows from {used.min():.3g} to {used.max():.3g} do not fit float32")
 
 
 def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) -> npt.NDArray[np.uint16]:
@@ -52,7 +66,7 @@ def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) 
 
 
 def _search_scale(vectors: npt.NDArray[np.float32], rng: np.random.Generator, progress: Progress) -> float:
-    """The half-precision scale of the grid with the least squared error on a sample; 0 for a zero matrix."""
+    """The scale of the grid with the least squared error on a sample; 0 for a zero matrix."""
     rms = float(np.sqrt((vectors.astype(np.float64) ** 2).mean()))
     if rms == 0:
         return 0.0
@@ -68,13 +82,7 @@ def _search_scale(vectors: npt.NDArray[np.float32], rng: np.random.Generator, pr
     best = min(_RMS, key=error)
     step = (_RMS[1] - _RMS[0]) / 2
     best = min(np.linspace(best - step, best + step, len(_RMS)), key=error)
-    scale = rms / best
-    return float(np.float16(scale)) if _is_normal_half(scale) else scale
-
-
-def _is_normal_half(scale: float) -> bool:
-    """Whether float16 holds the scale without losing bits to underflow or overflow."""
-    return 2.0**-14 <= scale < 2.0**15
+    return rms / best
 
 
 def _nearest_block(block: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -105,7 +105,7 @@ def quantizer_for(config: Any) -> Quantizer:
 class CodebookQuantizer(Quantizer):
     """Additive codebooks by k-means, then joint code search and least squares in turn."""
 
-    format = "codebook"
+    format, version = "codebook", "3"
 
     def calibrates(self, config: CodebookConfig) -> bool:
         return True
@@ -124,7 +124,7 @@ class CodebookQuantizer(Quantizer):
 class E8PQuantizer(Quantizer):
     """The nearest points of the lattice, between random rotations."""
 
-    format, rotates = "e8p", True
+    format, rotates, version = "e8p", True, "3"
 
     def refuses(self, config: E8PConfig) -> str | None:
         return None if config.bits == 2 else "there is no quantizer for its residual; e8p, of 2 bits, has one"

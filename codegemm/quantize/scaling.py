@@ -10,6 +10,8 @@ import numpy.typing as npt
 from codegemm.quantize.search import Vectors
 
 _BLOCK = 1 << 20  # weights at a time, so that a large matrix is never held twice
+# Exponents: of typical weights whose codebooks are of unit variance, of the least and largest scales and centroids.
+_ORDINARY, _SMALLEST, _LARGEST = 10, -14, 15
 
 
 def row_blocks(matrix: Vectors) -> Iterator[slice]:
@@ -19,13 +21,38 @@ def row_blocks(matrix: Vectors) -> Iterator[slice]:
         yield slice(first, min(first + step, len(matrix)))
 
 
-def level(matrix: Vectors) -> float:
-    """The power of two that codebooks take from W, so that scales and centroids both stay normal halves."""
-    typical = float(np.sqrt(sum((matrix[rows].astype(np.float64) ** 2).sum() for rows in row_blocks(matrix))))
-    typical /= float(np.sqrt(matrix.size))
-    if typical == 0 or 2.0**-10 <= typical <= 2.0**10:
+def level(matrix: Vectors, sizes: npt.NDArray[np.float64]) -> float:
+    """The power of two that codebooks take from W, so that scales and centroids both stay normal halves.
+
+    sizes: root mean squares [M, K/g] of the groups. Those of small groups beside large ones of their row may fall
+    below, rows may not: ValueError where they are too small, too large or too different for that.
+    """
+    rows = sizes.max(1)
+    rows = rows[rows != 0]
+    if not len(rows):
         return 1.0
-    return float(2.0 ** np.round(np.log2(typical) / 2))
+    typical = np.log2(np.sqrt((sizes**2).mean()))
+    wanted = 0 if abs(typical) <= _ORDINARY else np.round(typical / 2)
+    least = max(np.log2(rows.max()) - _LARGEST, _SMALLEST)
+    most = min(np.log2(rows.min()) - _SMALLEST, _LARGEST - np.log2(_peak(matrix, sizes)))
+    exponent = max(np.ceil(least), np.floor(min(wanted, most, np.log2(sizes[sizes > 0].min()) - _SMALLEST)))
+    if not exponent <= most:
+        raise ValueError(
+            f"W: the largest weight is {abs(matrix).max():.3g}, root mean squares of rows are from {rows.min():.3g} to "
+            f"{rows.max():.3g}: these do not fit float16 scales times float16 centroids"
+        )
+    return float(2.0**exponent)
+
+
+def _peak(matrix: Vectors, sizes: npt.NDArray[np.float64]) -> float:
+    """The largest weight in terms of its group's size."""
+    peak = 1.0
+    for rows in row_blocks(matrix):
+        largest = abs(matrix[rows]).reshape(-1, sizes.shape[1], matrix.shape[1] // sizes.shape[1]).max(-1)
+        peak = max(
+            peak, float(np.divide(largest, sizes[rows], out=np.ones(largest.shape), where=sizes[rows] > 0).max())
+        )
+    return peak
 
 
 def root_mean_squares(matrix: Vectors, group: int) -> npt.NDArray[np.float64]:
@@ -42,7 +69,7 @@ def halves(values: npt.NDArray) -> Vectors:
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float16)
     if not np.isfinite(rounded).all():
-        raise ValueError(f"W: weights of magnitude {np.abs(values).max():.3g} do not fit float16 scales")
+        raise ValueError(f"W: weights of magnitude {np.abs(values).max():.3g} do not fit float16")
     return rounded.astype(np.float32)
 
 

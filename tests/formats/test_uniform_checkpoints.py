@@ -1,11 +1,13 @@
 """Integers and bit planes of other projects, against their own definitions, bit for bit in float64."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 from support import cpu
 
+import codegemm
 from codegemm import CheckpointError, CodebookWeight, TransformedWeight, arrays
 from codegemm.checkpoints import from_awq, from_binary, from_gptq, from_uniform
 from codegemm.checkpoints.binary import signs_per_code
@@ -14,9 +16,10 @@ from codegemm.checkpoints.uniform import integers_per_code
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def groups_of(values, columns):
-    """[M, K/g] -> [M, K] in float64."""
-    return np.repeat(np.asarray(values, np.float64), columns // values.shape[1], axis=1)
+def groups_of(values, columns, size=None):
+    """[M, K/g] -> [M, K] in float64; the last group may be short."""
+    size = columns // values.shape[1] if size is None else size
+    return np.asarray(values, np.float64)[:, np.arange(columns) // size]
 
 
 def draw(rng, bits, rows, columns, groups):
@@ -34,6 +37,16 @@ def words_of(values, bits):
         count = -(-len(row) * bits // 32)
         made.append([number >> 32 * i & 0xFFFFFFFF for i in range(count)])
     return np.array(made, np.uint32).view(np.int32)
+
+
+def version_1(zeros, bits, writer=None):
+    """Zero points [groups, M] as version 1 stores them: a word of 32 bits less its ones, or 3 bits one by one."""
+    if bits == 3 and writer is None:
+        return words_of((zeros - 1) % 8, 3)
+    ones = {2: [0x55555555], 4: [0x11111111], 3: [0x24924924, 0x92492492, 0x49249249]}[bits]
+    words = words_of(zeros, bits)
+    less = [[(int(word) - ones[i % len(ones)]) & 0xFFFFFFFF for i, word in enumerate(row)] for row in words]
+    return np.array(less, np.uint32).view(np.int32)
 
 
 def check_products(weight, dense, rng, *, added=None):
@@ -54,7 +67,7 @@ def check_products(weight, dense, rng, *, added=None):
 def test_uniform_groups(bits, rows, columns, groups, rng):
     integers, scales, zeros = draw(rng, bits, rows, columns, groups)
     dense = groups_of(scales, columns) * (integers - groups_of(zeros, columns))
-    weight = from_uniform(integers, scales, zeros, bits=bits)
+    weight = from_uniform(integers, scales, zeros, bits=bits, group_size=columns // groups)
     assert np.array_equal(weight.dequantize(np.float32), dense)
     core = weight.core if isinstance(weight, TransformedWeight) else weight
     assert core.config.v == integers_per_code(bits, columns // groups)
@@ -71,12 +84,12 @@ def test_equal_zero_points_are_in_the_codebook(rng):
 
 
 def test_fractional_zero_points(rng):
-    integers, scales, _ = draw(rng, 4, 8, 32, 4)
+    integers, scales, _ = draw(rng, 4, 8, 64, 4)
     for low, high in ((7, 9), (0, 1e-3)):
         zeros = rng.uniform(low, high, (8, 4)).astype(np.float16)
         zeros[0] = 8
         weight = from_uniform(integers, scales.astype(np.float32), zeros, bits=4)
-        dense = groups_of(scales, 32) * (integers - groups_of(zeros, 32))
+        dense = groups_of(scales, 64) * (integers - groups_of(zeros, 64))
         assert np.array_equal(weight.dequantize(np.float64), dense)
 
 
@@ -87,23 +100,181 @@ def test_integers_and_signs_of_a_code():
     assert [signs_per_code(group) for group in (128, 12, 7, 11, 1)] == [8, 6, 7, 1, 1]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("version", "writer"), [(1, None), (1, "gptqmodel"), (2, None)])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_gptq(bits, version, groups, rng):
-    rows, columns = 32, 128
+def test_gptq(bits, version, writer, groups, rng):
+    """With all zero points, 0 among them."""
+    rows, columns = 96, 128
     integers, scales, zeros = draw(rng, bits, rows, columns, groups)
-    zeros = np.clip(zeros, 1, 1 << bits) if version == 1 else zeros % (1 << bits)
+    zeros %= 1 << bits
     qweight = words_of(integers, bits).T
-    qzeros = words_of((zeros - (version == 1)).T, bits)
+    qzeros = version_1(zeros.T, bits, writer) if version == 1 else words_of(zeros.T, bits)
     assert qweight.shape == (columns * bits // 32, rows)
     assert qzeros.shape == (groups, rows * bits // 32)
     weight = from_gptq(
-        qweight, qzeros, scales.T, np.arange(columns, dtype=np.int32) // (columns // groups), bits=bits, version=version
-    )
+        qweight, qzeros, scales.T, np.arange(columns, dtype=np.int32) // (columns // groups), bits=bits,
+        version=version, writer=writer,
+    )  # fmt: skip
     dense = groups_of(scales, columns) * (integers - groups_of(zeros, columns))
     assert np.array_equal(weight.dequantize(np.float64), dense)
-    assert weight == from_gptq(qweight, qzeros, scales.T, bits=bits, version=version)
+    assert weight == from_gptq(qweight, qzeros, scales.T, bits=bits, version=version, writer=writer)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_zero_points_from_one_on_are_stored_alike(bits, rng):
+    """A writer that subtracts from each leaves what one leaves that subtracts from words."""
+    zeros = rng.integers(1, 1 << bits, (2, 32))
+    words = words_of(zeros - 1, bits)
+    assert np.array_equal(words, version_1(zeros, bits))
+    integers = rng.integers(0, 1 << bits, (32, 64))
+    weight = from_gptq(words_of(integers, bits).T, words, np.ones((2, 32), np.float16), bits=bits)
+    assert np.array_equal(weight.dequantize(np.float64), integers - groups_of(zeros.T, 64))
+
+
+def test_a_layer_of_few_rows_has_a_word_in_part(rng):
+    """Five rows of 4 bits, seven of 3 (by words, of which one is there)."""
+    for bits, rows, writer in ((4, 5, None), (3, 7, "gptqmodel"), (3, 7, None)):
+        integers, scales, zeros = draw(rng, bits, rows, 96, 3)
+        zeros %= 1 << bits
+        weight = from_gptq(
+            words_of(integers, bits).T, version_1(zeros.T, bits, writer), scales.T, bits=bits, writer=writer
+        )
+        dense = groups_of(scales, 96) * (integers - groups_of(zeros, 96))
+        assert np.array_equal(weight.dequantize(np.float64), dense)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_version_2_said_to_be_1_is_suspected(bits, rng):
+    integers, scales, _ = draw(rng, bits, 32, 64, 2)
+    qweight, symmetric = words_of(integers, bits).T, np.full((2, 32), 1 << bits - 1)
+    with pytest.warns(UserWarning, match=f"qzeros: all are {1 << bits - 1}, .* most likely it is version=2"):
+        from_gptq(qweight, words_of(symmetric, bits), scales.T, bits=bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_gptq(qweight, words_of(symmetric, bits), scales.T, bits=bits, version=2)
+        from_gptq(qweight, version_1(symmetric, bits), scales.T, bits=bits)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_zero_points_lost_above_a_zero_are_told(bits, rng):
+    """Of a writer that leaves 32 bits of ones where it subtracts one from nothing."""
+    zeros = rng.integers(1, 1 << bits, (2, 32))
+    integers = rng.integers(0, 1 << bits, (32, 64))
+    for place in (0, 1, 9) if bits == 3 else (0, 1, 32 // bits - 2):
+        stored = words_of(zeros - 1, bits).view(np.uint32)
+        stored[1, 0] |= np.uint32(0xFFFFFFFF << bits * place & 0xFFFFFFFF)
+        arguments = words_of(integers, bits).T, stored, np.ones((2, 32), np.float16)
+        if (bits, place) == (3, 9):  # two bits are left above it, which may well be ones
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                from_gptq(*arguments, bits=bits)
+            continue
+        with pytest.warns(UserWarning, match="nothing but ones above each zero point of 0"):
+            from_gptq(*arguments, bits=bits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for right in (zeros, np.arange(64).reshape(2, 32) % (1 << bits)):
+            from_gptq(words_of(integers, bits).T, version_1(right, bits), np.ones((2, 32), np.float16), bits=bits)
+
+
+@pytest.mark.parametrize(("columns", "size"), [(320, 64), (576, 64), (960, 64), (4304, 16)])
+def test_a_short_last_group(columns, size, rng):
+    """Of 128: scales are stored for what divides both, and counted."""
+    rows, groups = 32, -(-columns // 128)
+    integers, scales, zeros = draw(rng, 4, rows, columns, groups)
+    zeros %= 16
+    dense = groups_of(scales, columns, 128) * (integers - groups_of(zeros, columns, 128))
+    weight = from_uniform(integers, scales, zeros, bits=4, group_size=128)
+    check_products(weight, dense, rng, added=groups_of(abs(scales), columns, 128) * 32)
+    assert weight.spec.groups == columns // size
+    assert weight.bits_per_weight == 4 + 32 / size + 16 * 512 / weight.core.codes.size / 2
+
+    packed = words_of(integers, 4).T, words_of(zeros.T, 4), scales.T
+    g_idx = np.arange(columns, dtype=np.int32) // 128
+    assert from_gptq(*packed, bits=4, version=2, group_size=128) == weight
+    assert from_gptq(*packed, g_idx, bits=4, version=2) == weight
+    assert from_gptq(*packed, g_idx, bits=4, version=2, group_size=128) == weight
+    assert from_awq(pack_awq(integers.T), pack_awq(zeros.T), scales.T, group_size=128) == weight
+    for read in (
+        lambda: from_uniform(integers, scales, zeros, bits=4),
+        lambda: from_gptq(*packed, bits=4, version=2),
+        lambda: from_awq(pack_awq(integers.T), pack_awq(zeros.T), scales.T),
+    ):
+        with pytest.raises(CheckpointError, match=f"scales: {groups} groups of {columns} columns .* give group_size="):
+            read()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "columns", "group"), [(4, 512, 128), (4, 960, 128), (2, 320, 128), (3, 96, 32)])
+def test_columns_in_the_order_of_activations(bits, columns, group, symmetric, rng):
+    """Groups are of columns that a permutation puts together, the last of them short."""
+    rows, groups = 32, -(-columns // group)
+    integers, scales, zeros = draw(rng, bits, rows, columns, groups)
+    zeros = zeros * 0 + 2 if symmetric else zeros % (1 << bits)
+    g_idx = np.empty(columns, np.int32)
+    g_idx[rng.permutation(columns)] = np.arange(columns) // group
+    dense = np.asarray(scales, np.float64)[:, g_idx] * (integers - zeros[:, g_idx])
+    layer = words_of(integers, bits).T, words_of(zeros.T, bits), scales.T
+    weight = from_gptq(*layer, g_idx, bits=bits, version=2)
+    assert weight == from_gptq(*layer, g_idx.astype(np.int64), bits=bits, version=2, group_size=group)
+    check_products(weight, dense, rng, added=abs(np.asarray(scales, np.float64)[:, g_idx]) * (2 << bits))
+    x = rng.standard_normal((3, columns))
+    wanted = x @ dense.T
+    for product in (codegemm.matmul(x, weight.T, kernel="reference"), x.astype(np.float32) @ weight.T):
+        assert np.linalg.norm(product - wanted) <= 2e-4 * np.linalg.norm(wanted)
+    with pytest.raises(CheckpointError, match=f"group_size=64: makes|group_size=64: the groups of g_idx have {group}"):
+        from_gptq(*layer, g_idx, bits=bits, version=2, group_size=64)
+
+
+def test_sorted_columns_need_no_order(rng):
+    integers, scales, zeros = draw(rng, 4, 8, 256, 2)
+    layer = words_of(integers, 4).T, words_of(zeros.T % 16, 4), scales.T
+    g_idx = np.repeat(np.arange(2, dtype=np.int32), 128)
+    assert from_gptq(*layer, g_idx, bits=4, version=2) == from_gptq(*layer, bits=4, version=2)
+    g_idx[[0, 1, 255]] = 1, 1, 0
+    with pytest.raises(CheckpointError, match="g_idx: groups of 127, 129 columns, must be of one size"):
+        from_gptq(*layer, g_idx, bits=4, version=2)
+
+
+def test_group_sizes_that_contradict(rng):
+    integers, scales, zeros = draw(rng, 4, 8, 960, 8)
+    packed = words_of(integers, 4).T, words_of(zeros.T % 16, 4), scales.T
+    for size, message in ((64, "makes 15 groups of 960 columns"), (-1, "makes 1 groups"), (0, "must be a positive"),
+                          (128.0, "must be a positive"), (-2, "must be a positive")):  # fmt: skip
+        with pytest.raises(CheckpointError, match=rf"group_size={size}: {message}"):
+            from_uniform(integers, scales, zeros, bits=4, group_size=size)
+    g_idx = np.arange(960, dtype=np.int32) // 128
+    with pytest.raises(CheckpointError, match="group_size=120: the groups of g_idx have 128 columns"):
+        from_gptq(*packed, g_idx, bits=4, group_size=120)
+    with pytest.raises(CheckpointError, match="g_idx: groups of 104, 120, 136 columns, must be of one size"):
+        from_gptq(*packed, np.repeat(np.arange(8, dtype=np.int32), [136, *[120] * 6, 104]), bits=4)
+
+
+def test_one_group_of_a_whole_row(rng):
+    integers, scales, zeros = draw(rng, 4, 8, 960, 1)
+    weight = from_uniform(integers, scales, zeros, bits=4)
+    assert from_uniform(integers, scales, zeros, bits=4, group_size=-1) == weight
+    assert from_uniform(integers, scales, zeros, bits=4, group_size=1024) == weight
+    assert np.array_equal(weight.dequantize(np.float64), groups_of(scales, 960) * (integers - groups_of(zeros, 960)))
+
+
+@pytest.mark.parametrize("exponent", [-35, -24, 20])
+def test_scales_beyond_float16(exponent, rng):
+    """A power of two goes to the integers and zero points."""
+    integers, scales, zeros = draw(rng, 4, 8, 64, 2)
+    size = np.ldexp(rng.choice([1.0, 1.25, -1.5], scales.shape), exponent).astype(arrays.bfloat16())
+    for points in (zeros, 7.5):
+        dense = groups_of(size, 64) * (integers - groups_of(np.broadcast_to(points, size.shape), 64))
+        if exponent == -35:
+            with pytest.raises(
+                CheckpointError, match=r"scales: .* is not exactly a finite float16, and no power of two"
+            ):
+                from_uniform(integers, size, points, bits=4)
+            continue
+        weight = from_uniform(integers, size, points, bits=4)
+        assert np.array_equal(weight.dequantize(np.float64), dense)
+        check_products(weight, dense, rng, added=abs(groups_of(size, 64)) * 32)
 
 
 def test_gptq_of_three_bits_word_by_word():
@@ -118,19 +289,20 @@ def test_gptq_of_three_bits_word_by_word():
     assert np.array_equal(weight.dequantize(np.float64)[0], integers - 4)
 
 
+def pack_awq(values):
+    """Integers [n, M] in words [n, M/8]."""
+    words = np.zeros((len(values), values.shape[1] // 8), np.uint32)
+    for i, place in enumerate(AWQ_ORDER):
+        words |= values[:, place::8].astype(np.uint32) << np.uint32(4 * i)
+    return words.view(np.int32)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_awq(groups, rng):
     rows, columns = 24, 48
     integers, scales, zeros = draw(rng, 4, rows, columns, groups)
     zeros %= 16
-
-    def pack(values):
-        words = np.zeros((len(values), rows // 8), np.uint32)
-        for i, place in enumerate(AWQ_ORDER):
-            words |= values[:, place::8].astype(np.uint32) << np.uint32(4 * i)
-        return words.view(np.int32)
-
-    weight = from_awq(pack(integers.T), pack(zeros.T), scales.T)
+    weight = from_awq(pack_awq(integers.T), pack_awq(zeros.T), scales.T)
     dense = groups_of(scales, columns) * (integers - groups_of(zeros, columns))
     assert np.array_equal(weight.dequantize(np.float64), dense)
 
@@ -142,19 +314,40 @@ def test_binary_planes(count, rows, columns, groups, with_offsets, rng):
     # of few bits, so that sums in any order are exact
     alphas = (rng.integers(-99, 99, (rows, groups, count)) / 64).astype(np.float16)
     offsets = rng.integers(-9, 9, (rows, groups)).astype(np.float16) if with_offsets else None
-    weight = from_binary(planes, alphas, offsets)
+    weight = from_binary(planes, alphas, offsets, group_size=columns // groups)
     dense = sum(groups_of(alphas[..., i], columns) * planes[i] for i in range(count))
     if with_offsets:
         dense = dense + groups_of(offsets, columns)
-    assert weight == from_binary(planes > 0, alphas.astype(np.float32), offsets)
+    assert weight == from_binary(planes > 0, alphas.astype(np.float32), offsets, group_size=columns // groups)
     check_products(weight, dense, rng)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_binary_planes_with_a_short_last_group(count, rng):
+    planes = rng.choice(np.array([-1, 1], np.int8), (count, 5, 960))
+    alphas = (rng.integers(-99, 99, (5, 8, count)) / 64).astype(np.float16)
+    offsets = rng.integers(-9, 9, (5, 8)).astype(np.float16)
+    dense = sum(groups_of(alphas[..., i], 960, 128) * planes[i] for i in range(count))
+    assert np.array_equal(from_binary(planes, alphas, group_size=128).dequantize(np.float64), dense)
+    weight = from_binary(planes, alphas, offsets, group_size=128)
+    assert np.array_equal(weight.dequantize(np.float64), dense + groups_of(offsets, 960, 128))
+    with pytest.raises(CheckpointError, match=r"8 groups of 960 columns .* give group_size="):
+        from_binary(planes, alphas, offsets)
+
+
+def test_alphas_beyond_float16(rng):
+    planes = rng.choice(np.array([-1, 1], np.int8), (2, 5, 64))
+    for exponent in (-20, 20):
+        alphas = np.ldexp(rng.uniform(1, 2, (5, 2, 2)), exponent).astype(arrays.bfloat16())
+        dense = sum(groups_of(alphas[..., i], 64) * planes[i] for i in range(2))
+        assert np.array_equal(from_binary(planes, alphas).dequantize(np.float64), dense)
+
+
 def test_scales_in_bfloat16(rng):
-    integers, scales, zeros = draw(rng, 4, 8, 32, 4)
+    integers, scales, zeros = draw(rng, 4, 8, 64, 4)
     narrow = scales.astype(arrays.bfloat16())
     weight = from_uniform(integers, narrow, zeros, bits=4)
-    dense = groups_of(narrow, 32) * (integers - groups_of(zeros, 32))
+    dense = groups_of(narrow, 64) * (integers - groups_of(zeros, 64))
     assert np.array_equal(weight.dequantize(np.float64), dense)
 
 
@@ -162,23 +355,26 @@ def test_scales_in_bfloat16(rng):
     ("change", "message"),
     [
         ({"bits": 5}, "bits=5: must be one of 2, 3, 4"),
-        ({"integers": np.full((4, 16), 16)}, "integers: 16 to 16, must be from 0 to 15"),
-        ({"integers": np.full((4, 16), -1)}, "integers: -1 to -1"),
-        ({"integers": np.ones((4, 16))}, "integers: dtype float64"),
+        ({"integers": np.full((4, 32), 16)}, "integers: 16 to 16, must be from 0 to 15"),
+        ({"integers": np.full((4, 32), -1)}, "integers: -1 to -1"),
+        ({"integers": np.ones((4, 32))}, "integers: dtype float64"),
         (
-            {"scales": np.ones((4, 3), np.float16)},
-            r"scales: shape \(4, 3\), must be \[4, n\] with n a divisor of the integers' 16 columns",
+            {"scales": np.ones((3, 2), np.float16)},
+            r"scales: shape \(3, 2\), must be \[4, n\] for integers \(4, 32\)",
         ),
         ({"scales": np.full((4, 2), 0.1)}, r"scales: 0.1 at \[0, 0\] is not exactly a finite float16"),
         ({"scales": np.full((4, 2), 1e9)}, "is not exactly a finite float16"),
         ({"scales": np.full((4, 2), np.nan)}, "is not exactly a finite float16"),
+        ({"scales": np.ones((4, 0))}, "there are no groups"),
+        ({"scales": np.ones((4, 3))}, "3 groups of 32 columns don't say"),
+        ({"scales": np.ones((4, 4))}, "4 groups of 32 columns don't say"),
         ({"zeros": np.ones((4, 3), int)}, r"zeros: shape \(4, 3\), must be \(4, 2\)"),
         ({"zeros": np.full((4, 2), np.inf)}, "zeros: inf, must be finite"),
         ({"zeros": np.linspace(0.1, 0.7, 8).reshape(4, 2)}, "zeros: -0.1 at"),
     ],
 )
 def test_bad_integers_are_refused(change, message):
-    given = {"integers": np.ones((4, 16), int), "scales": np.ones((4, 2), np.float16), "zeros": 1, "bits": 4} | change
+    given = {"integers": np.ones((4, 32), int), "scales": np.ones((4, 2), np.float16), "zeros": 1, "bits": 4} | change
     with pytest.raises(CheckpointError, match=message):
         from_uniform(**given)
 
@@ -193,8 +389,10 @@ def test_bad_integers_are_refused(change, message):
         ({"qweight": np.zeros((4, 8), np.int64)}, "qweight: dtype int64"),
         ({"bits": 3}, "its first must be a multiple of 3"),
         ({"g_idx": np.zeros(31, np.int32)}, r"g_idx: shape \(31,\)"),
-        ({"g_idx": np.arange(32, dtype=np.int32) % 2}, r"g_idx: column 1 is of group 1.*desc_act"),
-        ({"scales": np.ones((3, 8), np.float16), "qzeros": np.zeros((3, 1), np.int32)}, "3 groups, must divide the 32"),
+        ({"g_idx": np.arange(32, dtype=np.int32) // 15}, "g_idx: 0 to 2, must be from 0 to 1"),
+        ({"g_idx": np.zeros(32, np.int32)}, "g_idx: groups of 0, 32 columns"),
+        ({"scales": np.ones((3, 8), np.float16), "qzeros": np.zeros((3, 1), np.int32)}, "3 groups of 32 columns"),
+        ({"writer": "me"}, "writer='me': must be one of None, 'gptqmodel'"),
     ],
 )
 def test_bad_gptq_layers_are_refused(change, message):
@@ -212,7 +410,7 @@ def test_other_bad_layers_are_refused():
         from_awq(words, np.zeros((3, 2), np.int32), ones)
     with pytest.raises(CheckpointError, match=r"qweight: shape \(16, 2\), must be \[16, M/8\] for scales of M=15"):
         from_awq(words, words[:2], ones[:, :15])
-    planes = np.ones((2, 3, 8))
+    planes = np.ones((2, 3, 32))
     with pytest.raises(CheckpointError, match=r"alphas: shape \(3, 2, 3\), must be \[3, n, 2\]"):
         from_binary(planes, np.ones((3, 2, 3), np.float16))
     with pytest.raises(CheckpointError, match=r"planes: 0\.0, must be 1 or -1"):

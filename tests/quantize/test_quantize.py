@@ -146,6 +146,61 @@ def test_small_and_large_weights(size, gaussian):
         assert relative_mse(matrix, codegemm.quantize(matrix, config)) <= 1.1 * reference
 
 
+def row_errors(matrix, weight):
+    """Relative squared errors [M]; of rows of zeros what they became."""
+    sizes = (matrix.astype(np.float64) ** 2).sum(1)
+    return ((matrix - weight.dequantize(np.float64)) ** 2).sum(1) / np.where(sizes > 0, sizes, 1)
+
+
+CONFIGS = ("m1v4b4g64", "m2v8b4g-1", "m1v4b4g64+rotated", "e8p")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e7, 1e30])
+def test_weights_far_from_one(config, size, gaussian):
+    """Are as near as others, row by row, or refused; never zeros."""
+    part = gaussian[:32, :128]
+    matrix = part * np.float32(size)
+    if config != "e8p" and not 1e-9 < size < 1e9:
+        with pytest.raises(ValueError, match=r"W: the largest weight is \S+e[+-]\d\d, .* do not fit float16 scales"):
+            codegemm.quantize(matrix, config)
+        return
+    reference = row_errors(part, codegemm.quantize(part, config))
+    errors = row_errors(matrix, codegemm.quantize(matrix, config))
+    assert errors.mean() <= 1.1 * reference.mean()
+    assert errors.max() <= 1.25 * reference.max()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("ratio", [1e-12, 1e-7, 1e6])
+def test_rows_of_very_different_sizes(config, ratio, gaussian):
+    part = gaussian[:32, :128]
+    sizes = np.ones((32, 1), np.float32)
+    sizes[1], sizes[2] = ratio, 0
+    matrix = part * sizes
+    if config != "e8p" and ratio == 1e-12:
+        with pytest.raises(ValueError, match=r"W: .* rows are from \S+e-1[23] to \S+: these do not fit float16 scales"):
+            codegemm.quantize(matrix, config)
+        return
+    reference = row_errors(part, codegemm.quantize(part, config))
+    errors = row_errors(matrix, codegemm.quantize(matrix, config))
+    assert errors.max() <= (1.5 if ratio < 1 else 2) * reference.max()  # codebooks go where the squared error is
+    assert errors[2] == 0
+
+
+@pytest.mark.parametrize("ratio", [1e-12, 1e-6])
+def test_groups_of_very_different_sizes(ratio, gaussian):
+    """A small group has an error of its own size while scales reach; beside that a row does not notice it."""
+    part = gaussian[:32, :128]
+    matrix = (part * np.where(np.arange(128) // 64 == 1, ratio, 1)).astype(np.float32)
+    reference = row_errors(part, codegemm.quantize(part, "m1v4b4g64"))
+    weight = codegemm.quantize(matrix, "m1v4b4g64")
+    assert row_errors(matrix, weight).max() <= 1.25 * reference.max()
+    small = matrix[:, 64:].astype(np.float64)
+    error = ((small - weight.dequantize(np.float64)[:, 64:]) ** 2).sum() / (small**2).sum()
+    assert error <= (1.25 * reference.max() if ratio == 1e-6 else 1.01)
+
+
 def test_unusual_rows(gaussian):
     matrix = gaussian[:64].copy()
     matrix[3] = 0
@@ -180,7 +235,14 @@ def test_other_dtypes(dtype, gaussian):
         (np.ones((0, 64)), "m1v4", ValueError, r"W: shape \(0, 64\)"),
         (np.ones((4, 64), int), "m1v4", TypeError, "W: dtype int64, must be one of"),
         (np.full((4, 64), np.nan), "m1v4", ValueError, r"W: nan at \[0, 0\], must be finite"),
-        (np.full((4, 64), 1e39), "m1v4", ValueError, r"W: inf at \[0, 0\]"),
+        (
+            np.full((4, 64), 1e39),
+            "m1v4",
+            ValueError,
+            r"W: the largest weight of row 0 is 1e\+39, must be a normal float32",
+        ),
+        (np.full((4, 64), np.inf), "m1v4", ValueError, r"W: inf at \[0, 0\], must be finite"),
+        (np.eye(4, 64) * 1e-39, "m1v4", ValueError, "W: the largest weight of row 0 is 1e-39, must be a normal"),
         (np.ones((4, 62)), "m1v4", ValueError, "in_features=62: must be a multiple of the vector length v=4"),
         (np.ones((4, 64)), "m1v4g48", ValueError, "in_features=64: must be a multiple of the group size g=48"),
         (np.ones((4, 64)), "m1v4g128x", ValueError, "configuration 'm1v4g128x': expected"),
@@ -188,7 +250,15 @@ def test_other_dtypes(dtype, gaussian):
         (np.ones((4, 64)), "e8p", ValueError, "out_features=4: E8P needs a multiple of 16"),
         (np.ones((16, 60)), "e8p", ValueError, "in_features=60: E8P needs a multiple of 64"),
         (np.ones((4, 64)), "m2v8b16", ValueError, "needs a table of 64.0 GiB, at most 1 are allowed"),
-        (np.full((4, 64), 1e30), "m1v4", ValueError, "do not fit float16"),
+        (np.full((4, 64), 1e30), "m1v4", ValueError, r"W: the largest weight is 1e\+30, .* do not fit float16 scales"),
+        (np.full((4, 64), 1e-30), "m1v4", ValueError, "W: the largest weight is 1e-30, .* do not fit float16 scales"),
+        (
+            np.diag([1, 1e-12]),
+            "m1v2",
+            ValueError,
+            "W: the largest weight is 1, .* from 7.07e-13 to 0.707: these do not",
+        ),
+        (np.full((16, 64), 3e38), "e8p", ValueError, "do not fit float32"),
     ],
 )
 def test_mistakes_are_named(matrix, config, kind, message):
