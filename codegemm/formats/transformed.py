@@ -428,9 +428,11 @@ def _as_order(order: Any, in_features: int) -> Any:
     if not 0 <= int(host.min()) <= int(host.max()) < in_features:
         wrong = np.flatnonzero((host < 0) | (host >= in_features))[0]
         raise ValueError(f"order: {host[wrong]} at {wrong}, must be from 0 to {in_features - 1}")
-    times = np.bincount(host.astype(np.int64), minlength=in_features)
-    if times.max() > 1:
-        raise ValueError(f"order: {times.argmax()} is there {times.max()} times, must be there once as every column")
+    times = np.bincount(host.astype(np.int64))
+    repeated = host[times[host] > 1]
+    if len(repeated):
+        often = times[repeated[0]]
+        raise ValueError(f"order: {repeated[0]} is there {often} times, must be there once as every column")
     with beside(order):
         return order.astype(np.int32, copy=False)
 

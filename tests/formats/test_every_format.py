@@ -102,7 +102,7 @@ def test_what_no_format_reads_is_named(text, message):
         formats.parse(3)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_files_of_former_versions(version, tmp_path):
     """Written by the first code of their version, with the dense matrices that it made of them."""
     path = ROOT / "tests" / "data" / "files" / f"version{version}.safetensors"

@@ -182,6 +182,7 @@ def test_a_format_without_a_quantiser_says_so():
         ("ternary8", "config 'ternary8': the format ternary has no quantizer"),
         ("e8p3", "config 'e8p3': there is no quantizer for its residual"),
         ("m1v4g8+offsets", "no quantizer looks for offsets, terms and orders"),
+        ("m1v4g8+ordered+rotated", "no quantizer looks for offsets, terms and orders"),
         ("e8p+rotated", "e8p rotates without being told"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -43,6 +43,8 @@ WEIGHTS = [
     (96, 4096, "m2v8g128+rotated+offsets", 1),
     (100, 480, "m1v4b4g48+terms3", 1),
     (65, 512, "m2v8g-1+rotated64+added", 1),
+    (100, 480, "m1v4g48+ordered", 1),
+    (96, 4096, "m2v8g128+ordered+rotated+offsets", 1),
 ]
 
 

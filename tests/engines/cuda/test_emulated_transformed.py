@@ -170,3 +170,12 @@ def test_what_is_compiled_and_predicted():
         model.seconds(dense.decide(Product.of(spec, 2048, dtype), h100).works, h100) for dtype in (HALF, FLOAT32)
     )
     assert half < 0.3 * single
+
+
+def test_the_bytes_of_an_order_are_counted():
+    kernel = CudaTransformed(Psumbook())
+    for other in ("+rotated", "+terms2"):
+        ordered, without = (spec_of((512, 1024), f"m2v8g128{more}{other}") for more in ("+ordered", ""))
+        works = [kernel.decide(Product.of(each, 2, HALF), KNOWN["h100"]).works[0] for each in (ordered, without)]
+        assert works[0].bytes_read == works[1].bytes_read + 4 * 1024
+        assert ordered.packed_bits == without.packed_bits + 32 * 1024

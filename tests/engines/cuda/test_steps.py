@@ -16,7 +16,10 @@ from codegemm.kernel import Product
 from codegemm.registry import multiplies, registered
 
 FIELDS = np.dtype([("codes", np.uint64), ("tables", np.uint64), ("sums", np.uint64), ("in_features", np.int32)])
-CONFIGS = ("m1v4g128", "m2v8g-1", "m1v3b2g3", "e8p", "m1v4g128+rotated+offsets", "m2v8g-1+rotated", "m1v8b16g-1+terms2")
+CONFIGS = (
+    "m1v4g128", "m2v8g-1", "m1v3b2g3", "e8p", "m1v4g128+rotated+offsets", "m2v8g-1+rotated", "m1v8b16g-1+terms2",
+    "m2v8g-1+ordered",
+)  # fmt: skip
 
 
 def test_a_structure_takes_names_owners_arrays_and_places():
