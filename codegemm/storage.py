@@ -12,6 +12,9 @@ such a weight is 2, for who does not know of them would multiply by another matr
 
 Of any other format the description says its name (`format`), the configuration's text, the shape and what its
 constructor takes beside the tensors (`options`); around such a core, `core` has the core's description. Version 3.
+
+A weight whose description says `ordered` also has `<name>.order` ([K], uint16 up to 65536 columns, uint32 beyond): all
+else of it multiplies x[order] in place of x. Version 4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-// What comes before and after the product with a transformed weight's core: x times signs and through a Hadamard
-// transform of every block, once for each term; its sums over groups; their products with what is added to the weights
-// of a group.
+// What comes before and after the product with a transformed weight's core: x in the order of its columns, times signs
+// and through a Hadamard transform of every block, once for each term; its sums over groups; their products with what
+// is added to the weights of a group.
 //
 //     rotate_x     x [n][K] --> x' [n][term][K]          a thread holds 1, 2 or 4 numbers, a thread block one block of
 //                                                        the rotation or several whole ones
@@ -18,6 +18,7 @@ constexpr int most_threads = 1024;
 constexpr int finish_rows = 8;  // of x, and warps of a block
 
 struct Transformed {
+    const int* order;      // [K] where in x each number is, or nullptr
     const float* factors;  // [K] signs over the root of the rotation's block, or nullptr
     const float* addends;  // [group][M], or nullptr
     int batch;             // n
@@ -58,13 +59,20 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Transformed& w) 
     const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
     const auto* from = static_cast<const typename X::storage*>(x) + size_t(row) * w.columns;
     if (w.factors && threadIdx.x == 0) prefetch_floats(w.factors + first, min(wide, w.columns - first));
+    int place[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        const int at = first + e * blockDim.x;
+        place[e] = w.order && at < w.columns ? ptx::load(w.order + at) : at;
+    }
     ptx::wait_for_previous();
     float value[EACH];
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         const int at = first + e * blockDim.x;
         value[e] = 0;
-        if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
+        if (at < w.columns)
+            value[e] = X::widen(ptx::load(from + place[e])) * (w.factors ? ptx::load(w.factors + at) : 1);
     }
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);

@@ -1,6 +1,8 @@
 """TransformedWeights by the kernels of their cores: what is done before and after, the same on both engines.
 
-    before: x' = R x, once for each term; its sums over groups      inner: y' = x' @ C^T      after: y = y' + sums @ A^T
+    before: x' = R x[order], once for each term; its sums over groups
+    inner: y' = x' @ C^T
+    after: y = y' + sums @ A^T
 
 A [M, K/g] is what is added to the weights of each group. x' is in float32 where it isn't x itself (or, where an engine
 says so, fp16 with a power of two for each row: `scaled`), y' where it isn't y itself.
@@ -43,8 +45,11 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
 
 
 def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
-    """In float32, where the weight is: `factors`, signs over the root of the block [K], and `addends` [K/g, M]."""
+    """Where the weight is: `order` int32 [K] and, in float32, `factors`, signs over the root of the block [K], and
+    `addends` [K/g, M]."""
     spec, arrays = weight.spec, {}
+    if spec.ordered:
+        arrays["order"] = weight.order
     if spec.block:
         factors = devices.to_host(weight.signs) / np.sqrt(spec.block)
         arrays["factors"] = devices.move(factors.astype(np.float32), weight.device)
@@ -56,7 +61,7 @@ def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
 
 def changes_x(spec: TransformedSpec) -> bool:
     """Whether x' is another than x."""
-    return bool(spec.block) or spec.terms > 1
+    return spec.ordered or bool(spec.block) or spec.terms > 1
 
 
 def inner_product(product: Product[TransformedSpec], scaled: bool = False) -> Product[Spec]:

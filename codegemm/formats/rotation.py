@@ -1,4 +1,4 @@
-"""Randomised Hadamard rotations, which stand on either side of a weight's core."""
+"""Randomised Hadamard rotations, which stand on either side of a weight's core, and an order of columns with them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ MAX_BLOCK = 4096
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """R = U^T diag(factors), U an orthogonal Hadamard transform of the whole length as in QuIP#, or of every `block`.
+    """R = U^T diag(factors) P, U an orthogonal Hadamard transform of the whole length as in QuIP#, or of every `block`.
 
     factors: [length], NumPy's; signs or, after fine-tuning, any reals. block: a power of two up to 4096 that divides
-    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`).
+    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`). order: integers
+    [length], each of 0 .. length-1 once, by which P x is x[order]; None where P is the identity.
     """
 
     factors: npt.NDArray
     block: int | None = None
+    order: npt.NDArray | None = None
 
     def rotate(self, x: npt.NDArray) -> npt.NDArray:
         """x R^T: R times every row of x [..., length], computed in its own dtype, float32 or float64.
 
         Of a dense matrix W [M, K] it makes, where factors are signs, the C whose product with R is W.
         """
+        x = x if self.order is None else x[..., self.order]
         factors = self.factors.astype(x.dtype)
         if self.block is None:
             return transform(x * factors, transpose=True)
@@ -47,7 +50,11 @@ class Rotation:
             walsh_hadamard(y)
             y = y.reshape(x.shape)
         y *= self.factors.astype(x.dtype)
-        return y
+        if self.order is None:
+            return y
+        x = np.empty_like(y)
+        x[..., self.order] = y
+        return x
 
 
 def default_block(length: int) -> int:

@@ -1,11 +1,13 @@
-"""Weights that are a core with more around it: a rotation of x, offsets of groups, several scales a group.
+"""Weights that are a core with more around it: an order of x, a rotation of it, offsets of groups, several scales a
+group.
 
-    W = (fold(C) + offsets) @ R
+    W = (fold(C) + offsets) @ R @ P
 
 C [M, T*K] is the core, a weight of any other format. `fold` adds its T terms [M, K], each with codes and scales of its
-own; offsets are one number a group; R is a randomised Hadamard rotation by blocks. A product is one with the core:
+own; offsets are one number a group; R is a randomised Hadamard rotation by blocks, P the permutation P x = x[order], as
+groups of columns have that don't lie side by side. A product is one with the core:
 
-    x' = R x        y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
+    x' = R x[order]        y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from codegemm.formats.weight import Spec, Weight, check_one_device, concat, froz
 OFFSETS = ("", "scaled", "added")
 USUAL = -1  # the block of a rotation that the shape gives
 
-_PATTERN = re.compile(r"(?P<core>.*?)(\+rotated(?P<block>\d*))?(\+(?P<offsets>offsets|added))?(\+terms(?P<terms>\d+))?")
-_EXTENSIONS = "+rotated[<block>], +offsets or +added, +terms<number>"
+_PATTERN = re.compile(
+    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>\d*))?(\+(?P<offsets>offsets|added))?"
+    r"(\+terms(?P<terms>\d+))?"
+)
+_EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
+_AROUND = ("terms", "block", "offsets", "ordered")  # what a file's description says of it
 _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
 
 
@@ -43,13 +49,15 @@ class TransformedConfig:
     """A core's configuration and what stands around it: `m1v4g128+rotated`, `e8p+added`.
 
     block: of the rotation, `USUAL` for the one that the shape gives, 0 without one. offsets: `scaled` (`+offsets`,
-    times their group's scale), `added` (as they are) or empty. terms: that are added up.
+    times their group's scale), `added` (as they are) or empty. terms: that are added up. ordered: whether the core's
+    columns have an order of their own.
     """
 
     core: Any
     block: int = 0
     offsets: str = ""
     terms: int = 1
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "core", parse(self.core))
@@ -61,36 +69,42 @@ class TransformedConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: must be an integer from {least}")
+        if not isinstance(self.ordered, bool):
+            raise ValueError(f"ordered={self.ordered!r}: must be True or False")
 
     def __str__(self) -> str:
+        ordered, terms = "+ordered" if self.ordered else "", f"+terms{self.terms}" if self.terms > 1 else ""
         rotated = "" if not self.block else "+rotated" if self.block == USUAL else f"+rotated{self.block}"
-        return f"{self.core}{rotated}{_WORDS[self.offsets]}" + (f"+terms{self.terms}" if self.terms > 1 else "")
+        return f"{self.core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
 
 
 @dataclass(frozen=True)
 class TransformedSpec(Spec):
     """Shape and configuration of a TransformedWeight.
 
-    core: of its core [M, terms * K]. block: of the rotation, 0 without one. offsets, terms: as the configuration's.
+    core: of its core [M, terms * K]. block: of the rotation, 0 without one. offsets, terms, ordered: as the
+    configuration's.
     """
 
     core: Spec
     block: int = 0
     offsets: str = ""
     terms: int = 1
+    ordered: bool = False
 
     @property
     def config(self) -> TransformedConfig:
         """The configuration; the block is told where it isn't the usual one."""
         block = USUAL if self.block and self.block == default_block(self.in_features) else self.block
-        return TransformedConfig(self.core.config, block, self.offsets, self.terms)
+        return TransformedConfig(self.core.config, block, self.offsets, self.terms, self.ordered)
 
     @property
     def packed_bits(self) -> int:
-        """The core's, a bit for each sign and 16 for each offset."""
+        """The core's, those of a column's number for each of an order, a bit for each sign and 16 for each offset."""
+        order = 8 * _order_dtype(self.in_features).itemsize * self.in_features if self.ordered else 0
         signs = self.in_features if self.block else 0
         offsets = 16 * self.out_features * self.groups if self.offsets else 0
-        return self.core.packed_bits + signs + offsets
+        return self.core.packed_bits + order + signs + offsets
 
     @property
     def groups(self) -> int:
@@ -98,14 +112,16 @@ class TransformedSpec(Spec):
         return self.core.groups // self.terms
 
 
-def transformed_spec(core: Spec, block: int = 0, offsets: str = "", terms: int = 1) -> TransformedSpec:
+def transformed_spec(
+    core: Spec, block: int = 0, offsets: str = "", terms: int = 1, ordered: bool = False
+) -> TransformedSpec:
     """The spec of a weight around `core`; ValueError where the parts don't fit."""
     try:
         terms = operator.index(terms)
     except TypeError:
         raise ValueError(f"terms={terms!r}: must be an integer") from None
     if set(format_of(core).weight.tensor_names) & set(TransformedWeight.tensor_names):
-        raise ValueError(f"{core.name}: it has signs or offsets of its own, and nothing can stand around it")
+        raise ValueError(f"{core.name}: it has an order, signs or offsets of its own, and nothing can stand around it")
     rows, columns = core.shape
     if terms < 1 or columns % terms:
         raise ValueError(f"terms={terms}: must be at least 1 and divide the core's {columns} columns")
@@ -119,7 +135,7 @@ def transformed_spec(core: Spec, block: int = 0, offsets: str = "", terms: int =
         raise ValueError(f"offsets of {core.name}: it has no scales; they are added (scaled=False)")
     if block:
         block = check_block(block, columns // terms)
-    return TransformedSpec(rows, columns // terms, core, block, offsets, terms)
+    return TransformedSpec(rows, columns // terms, core, block, offsets, terms, ordered)
 
 
 def has_scales(core: Spec) -> bool:
@@ -128,9 +144,11 @@ def has_scales(core: Spec) -> bool:
 
 
 class TransformedWeight(Weight):
-    """W = (sum of the core's terms + offsets) @ R, with R = (blocks of Hadamard matrices / sqrt(block)) @ diag(signs).
+    """W[:, order] = (sum of the core's terms + offsets) @ R, with R = (blocks of Hadamard matrices / sqrt(block)) @
+    diag(signs).
 
     core: Weight [M, terms * K] of any format but this one.
+    order: integers [K], each of 0 .. K-1 once, kept as int32: x is x[order] to all that follows; None for x as it is.
     signs: +-1 [K] of any real dtype, kept as int8; None without a rotation.
     block: of the rotation, a power of two up to 4096 that divides K; the largest such unless given.
     offsets: float16 [M, K/g], added to the weights of a group (of a whole row where the core has no groups): times the
@@ -142,12 +160,13 @@ class TransformedWeight(Weight):
 
     format_name = "transformed"
     spec_type = TransformedSpec
-    tensor_names = ("signs", "offsets")  # beside the core's
+    tensor_names = ("order", "signs", "offsets")  # beside the core's
 
     def __init__(
         self,
         core: Weight,
         *,
+        order: npt.ArrayLike | None = None,
         signs: npt.ArrayLike | None = None,
         block: int | None = None,
         offsets: npt.ArrayLike | None = None,
@@ -171,10 +190,12 @@ class TransformedWeight(Weight):
         if scales is not None and scales.shape != expected:
             raise ValueError(f"core: its spec says scales of shape {expected}, it has {scales.shape}")
         self.core = core
-        self._spec = transformed_spec(core.spec, 0, "" if offsets is None else "scaled" if scaled else "added", terms)
+        kind = "" if offsets is None else "scaled" if scaled else "added"
+        self._spec = transformed_spec(core.spec, 0, kind, terms, order is not None)
         if signs is not None:
             block = default_block(self._spec.in_features) if block is None else block
             self._spec = replace(self._spec, block=check_block(block, self._spec.in_features))
+        self.order: Any = None if order is None else frozen(_as_order(as_array(order), self._spec.in_features))
         self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs), self._spec.in_features))
         self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
         check_one_device({"core": next(iter(core.arrays.values()))} | self._around)
@@ -183,16 +204,19 @@ class TransformedWeight(Weight):
     def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
         """The inverse of `stored`; the core's codes are unpacked at their first use."""
         rows, columns = description["shape"]
-        terms, block, offsets = (description.get(key) for key in ("terms", "block", "offsets"))
+        terms, block, offsets, ordered = (description.get(key) for key in _AROUND)
         terms = 1 if terms is None else terms
-        inner = description["core"] if "format" in description else _without(description, "terms", "block", "offsets")
+        inner = description["core"] if "format" in description else _without(description, *_AROUND)
         if not isinstance(inner, dict) or inner.get("format") == cls.format_name:
             raise ValueError(f"core {inner!r}: must be the description of a weight of another format")
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
         if offsets not in (None, "scaled", "added"):
             raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
+        if ordered not in (None, True):
+            raise ValueError(f"ordered {ordered!r}, must be true")
         return cls(
             core,
+            order=tensor("order") if ordered else None,
             signs=None if block is None else _unpack_signs(tensor("signs"), columns),
             block=block,
             offsets=tensor("offsets") if offsets else None,
@@ -201,20 +225,23 @@ class TransformedWeight(Weight):
         )
 
     def stored(self) -> Stored:
-        """The core's, signs as bits, offsets; `block` and `offsets` only where there are such, the whole's shape.
+        """The core's, the order, signs as bits, offsets; what is said of them only where there are such, the whole's
+        shape.
 
         A codebook core's description goes on with them, any other's is inside.
         """
         host, spec = self.to("cpu"), self.spec
         core = host.core.stored()
         tensors = core.tensors | host._around
+        if host.order is not None:
+            tensors["order"] = host.order.astype(_order_dtype(spec.in_features))
         if host.signs is not None:
             tensors["signs"] = bits.pack(host.signs[None] < 0, 1)[0]
-        around = {"block": spec.block, "offsets": spec.offsets}
+        around = {"block": spec.block, "offsets": spec.offsets, "ordered": spec.ordered}
         description = {"shape": list(spec.shape), "terms": spec.terms} | {k: v for k, v in around.items() if v}
-        if self.core.format_name == "codebook":
-            return Stored(tensors, core.description | description, version=2)
-        return Stored(tensors, {"format": self.format_name, "core": core.description} | description, version=3)
+        inside = self.core.format_name != "codebook"
+        inner = {"format": self.format_name, "core": core.description} if inside else core.description
+        return Stored(tensors, inner | description, version=4 if spec.ordered else 3 if inside else 2)
 
     @property
     def spec(self) -> TransformedSpec:
@@ -228,7 +255,7 @@ class TransformedWeight(Weight):
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The core's, and signs and offsets where there are such."""
+        """The core's, and order, signs and offsets where there are such."""
         return self.core.arrays | self._around
 
     @property
@@ -244,8 +271,11 @@ class TransformedWeight(Weight):
 
     @property
     def right(self) -> Rotation | None:
-        """Of blocks, times signs."""
-        return Rotation(self.signs, self.spec.block) if self.spec.block else None
+        """Of blocks, times signs, behind the order; of an order alone, by blocks of one."""
+        if self.signs is None and self.order is None:
+            return None
+        signs = np.ones(self.shape[1], np.int8) if self.signs is None else self.signs
+        return Rotation(signs, self.spec.block or 1, self.order)
 
     def addends(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Any:
         """What is added to the weights of each group, [rows, K/g] in float32 or float64, where the arrays are."""
@@ -268,18 +298,19 @@ class TransformedWeight(Weight):
 
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
-        core = self.core[rows]
-        return self._around_core(core, self.signs, None if self.offsets is None else self.offsets[rows])
+        offsets = {} if self.offsets is None else {"offsets": self.offsets[rows]}
+        return self._around_core(self.core[rows], self._around | offsets)
 
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         core = self.core._with_arrays({name: arrays[name] for name in self.core.arrays})
-        return self._around_core(core, arrays.get("signs"), arrays.get("offsets"))
+        return self._around_core(core, arrays)
 
-    def _around_core(self, core: Weight, signs: Any, offsets: Any) -> Self:
+    def _around_core(self, core: Weight, arrays: dict[str, Any]) -> Self:
         """The same around another core, with arrays that fit."""
         weight = type(self).__new__(type(self))
         weight.core, weight._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
-        weight.signs, weight.offsets = (None if array is None else frozen(array) for array in (signs, offsets))
+        for name in self.tensor_names:
+            setattr(weight, name, frozen(arrays[name]) if name in arrays else None)
         return weight
 
     def __eq__(self, other: object) -> bool:
@@ -297,16 +328,17 @@ class TransformedWeight(Weight):
     @classmethod
     def join(cls, weights: Sequence[Self]) -> Self:
         """The cores' rows as one core's."""
-        for what in ("block", "offsets", "terms"):
+        for what in ("block", "offsets", "terms", "ordered"):
             same(what, [getattr(w.spec, what) for w in weights])
         core, first = concat([w.core for w in weights]), weights[0]
-        if first.signs is not None and any((to_host(first.signs) != to_host(w.signs)).any() for w in weights[1:]):
-            raise ValueError("concat: signs must be the same, for all parts multiply one rotated x")
-        offsets = None
+        around = first._around
+        for name, array in around.items():
+            if name != "offsets" and any((to_host(array) != to_host(w._around[name])).any() for w in weights[1:]):
+                raise ValueError(f"concat: {name} must be the same, for all parts multiply one x'")
         if first.offsets is not None:
             with beside(first.offsets):
-                offsets = array_module(first.offsets).concatenate([w.offsets for w in weights])
-        return first._around_core(core, first.signs, offsets)
+                around["offsets"] = array_module(first.offsets).concatenate([w.offsets for w in weights])
+        return first._around_core(core, around)
 
 
 class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWeight]):
@@ -316,7 +348,7 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
     syntax = f"behind any of these {_EXTENSIONS}"
     examples = (
         "m2v4g32+rotated", "m1v4g8+rotated16+offsets", "m1v4b4g16+terms3", "m2v8g-1+rotated4+added+terms2",
-        "m1v1b1g1+added", "m1v8g-1+offsets", "e8p+rotated", "e8p4+rotated16+added",
+        "m1v1b1g1+added", "m1v8g-1+offsets", "m1v4g8+ordered+offsets", "e8p+rotated", "e8p4+ordered+rotated16+added",
     )  # fmt: skip
 
     def parse(self, text: str) -> TransformedConfig | None:
@@ -334,14 +366,14 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
             raise ValueError(f"configuration {text!r}: the block of a rotation must be at least 1")
         block = 0 if match["block"] is None else int(match["block"] or USUAL)
         offsets = {None: "", "offsets": "scaled", "added": "added"}[match["offsets"]]
-        return TransformedConfig(core, block, offsets, int(match["terms"] or 1))
+        return TransformedConfig(core, block, offsets, int(match["terms"] or 1), match["ordered"] is not None)
 
     def spec(self, shape: tuple[int, int], config: TransformedConfig) -> TransformedSpec:
         rows, columns = shape
         spec_of(shape, config.core)  # an error names the whole's columns
         core = spec_of((rows, config.terms * columns), _of_terms(config, columns))
         block = default_block(columns) if config.block == USUAL else config.block
-        return transformed_spec(core, block, config.offsets, config.terms)
+        return transformed_spec(core, block, config.offsets, config.terms, config.ordered)
 
     def random(self, spec: TransformedSpec, seed: int) -> TransformedWeight:
         rng, (rows, columns) = np.random.default_rng(seed), spec.shape
@@ -352,13 +384,14 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
             offsets=rng.standard_normal((rows, spec.groups)).astype(np.float16) if spec.offsets else None,
             scaled=spec.offsets == "scaled" if spec.offsets else None,
             terms=spec.terms,
+            order=rng.permutation(columns) if spec.ordered else None,
         )
 
     def core(self, spec: TransformedSpec) -> Spec:
         return spec.core
 
     def describes(self, description: Mapping[str, Any]) -> bool:
-        around = any(description.get(key) is not None for key in ("block", "offsets", "terms"))
+        around = any(description.get(key) is not None for key in _AROUND)
         return super().describes(description) or ("format" not in description and around)
 
 
@@ -371,6 +404,28 @@ def _of_terms(config: TransformedConfig, columns: int) -> Any:
 
 def _without(description: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in description.items() if key not in keys}
+
+
+def _order_dtype(columns: int) -> np.dtype:
+    """Of a column's number in a file."""
+    return np.dtype(np.uint16 if columns <= 1 << 16 else np.uint32)
+
+
+def _as_order(order: Any, in_features: int) -> Any:
+    """int32 [K], a permutation."""
+    if order.shape != (in_features,):
+        raise ValueError(f"order: shape {order.shape}, must be ({in_features},), one a column of W")
+    if order.dtype.kind not in "iu":
+        raise ValueError(f"order: dtype {order.dtype}, must be of integers")
+    host = to_host(order)
+    outside = np.flatnonzero((host < 0) | (host >= in_features))
+    if len(outside):
+        raise ValueError(f"order: {host[outside[0]]} at {outside[0]}, must be from 0 to {in_features - 1}")
+    again = np.setdiff1d(np.arange(in_features), np.unique(host, return_index=True)[1])
+    if len(again):
+        raise ValueError(f"order: {host[again[0]]} at {again[0]} again, must have each of 0 .. {in_features - 1} once")
+    with beside(order):
+        return order.astype(np.int32, copy=False)
 
 
 def _as_signs(signs: Any, in_features: int) -> Any:

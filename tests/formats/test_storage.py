@@ -163,7 +163,7 @@ def described(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="4"), "version '4', this package reads up to 3"),
+        (lambda h: h["__metadata__"].update(version="5"), "version '5', this package reads up to 4"),
         (lambda h: h["__metadata__"].update(version="x"), "version 'x'"),
         (lambda h: h["__metadata__"].pop("weight"), "description is missing or broken"),
         (lambda h: h["__metadata__"].update(weight="{"), "description is missing or broken"),

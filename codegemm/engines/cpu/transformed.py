@@ -1,4 +1,5 @@
-"""TransformedWeights on the CPU: x rotated and its groups added up before the core's product, offsets' part after."""
+"""TransformedWeights on the CPU: x in order, rotated and its groups added up before the core's product, offsets' part
+after."""
 
 from __future__ import annotations
 
@@ -72,13 +73,14 @@ class CpuTransformed(TransformedKernel):
         cost = self.inner.cost(inner, device)
         groups, finished = _groups(spec), finishes(product, inner.dtype)
         before = n * (4 * groups + (4 * spec.core.in_features if changes_x(spec) else 0))
-        read = product.x_bytes + (4 * k if spec.block else 0) + (4 * (n * m + groups * (n + m)) if finished else 0)
+        read = product.x_bytes + 4 * k * (spec.ordered + bool(spec.block))
+        read += 4 * (n * m + groups * (n + m)) if finished else 0
         return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
         groups, inner = _groups(spec), inner_product(product)
-        adds = k * max(spec.block.bit_length() - 1, 0) + (k + m * groups if groups else 0)
+        adds = k * (spec.ordered + max(spec.block.bit_length() - 1, 0)) + (k + m * groups if groups else 0)
         return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
 
     def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
@@ -103,9 +105,9 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
     call = library.function(_SOURCE, "before", TransformedArgs)
     if call is not None:
         return prepared.arguments.call(call, x, x32, sums)
-    spec, factors = prepared.spec, prepared.arguments.arrays.get("factors")
+    spec, (order, factors) = prepared.spec, map(prepared.arguments.arrays.get, ("order", "factors"))
     with np.errstate(over="ignore", invalid="ignore"):
-        rotated = x.astype(np.float32)
+        rotated = (x if order is None else x[:, order]).astype(np.float32)
         if factors is not None:
             rotated = Rotation(np.sign(factors), spec.block).rotate(rotated)
         x32.reshape(len(x), spec.terms, -1)[...] = rotated[:, None]

@@ -1,4 +1,5 @@
-"""TransformedWeights on a GPU: x rotated and its groups added up before the core's product, the offsets' part after."""
+"""TransformedWeights on a GPU: x in order, rotated and its groups added up before the core's product, the offsets' part
+after."""
 
 from __future__ import annotations
 
@@ -108,7 +109,7 @@ class Around:
         cut, stages = cut_for(spec.block), max(spec.block.bit_length() - 1, 0)
         warps = n * k / LANES
         work = Work(
-            bytes_read=self.product.x_bytes + (4 * k if spec.block else 0),
+            bytes_read=self.product.x_bytes + 4 * k * (spec.ordered + bool(spec.block)),
             l2_bytes=self.inner_dtype.itemsize * n * spec.core.in_features
             + (self.product.x_bytes * cut.row_blocks(k) if self.scales else 0),
             wavefronts=warps * (2 + 2 * max(0, stages - 5)),
@@ -145,7 +146,8 @@ class Around:
     def _launch(self, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, work: Work) -> Launch:
         spec, product = self.product.spec, self.product
         places = {name: getattr(self, name) or 0 for name in ("x", "y", "sums", "scales")}
-        arrays = {"factors": Array("factors") if spec.block else 0, "addends": Array("addends") if spec.offsets else 0}
+        held = {"order": spec.ordered, "factors": spec.block, "addends": spec.offsets}
+        arrays = {name: Array(name) if there else 0 for name, there in held.items()}
         arguments = structure(
             ARGUMENTS,
             spec,
