@@ -27,7 +27,11 @@ def name_of(dtype: np.dtype) -> str:
 
 
 def float_dtype(dtype: Any) -> np.dtype:
-    """A dtype or its name as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
+    """A dtype of NumPy's or torch's, or its name, as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
+    if type(dtype).__module__ == "torch":
+        dtype = str(dtype).removeprefix("torch.")
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype {dtype}: must be one of {', '.join(FLOATS)}")
     if isinstance(dtype, str) and dtype == "bfloat16":
         return bfloat16()
     resolved = np.dtype(dtype).newbyteorder("=")
@@ -44,9 +48,12 @@ def check_float(what: str, array: Any) -> None:
 
 
 def as_array(values: Any) -> Any:
-    """NumPy's and CuPy's arrays as they are, others on a GPU as CuPy's, anything else through NumPy."""
+    """NumPy's and CuPy's arrays as they are, tensors and others as NumPy's or, on a GPU, CuPy's on the same memory,
+    anything else through NumPy."""
     if isinstance(values, np.ndarray) or array_module(values) is not np:
         return values
+    if is_torch(values):
+        return _held(values.detach()) if values.device.type == "cuda" else from_torch(values)
     if hasattr(type(values), "__cuda_array_interface__"):
         import cupy
 
@@ -64,3 +71,55 @@ def is_torch(array: Any) -> bool:
     """Whether this is a torch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def from_torch(tensor: Any) -> Any:
+    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included).
+
+    TypeError for a tensor that has no such memory: on another device, sparse, of a dtype that NumPy hasn't.
+    """
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.device.type == "cuda":
+        return view(tensor)
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise TypeError(f"tensor of layout {tensor.layout} on {tensor.device}: must be dense, on the CPU or a GPU")
+    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(bfloat16())
+    return tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> Any:
+    """The inverse of `from_torch`, on the same memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def view(tensor: Any) -> Any:
+    """A CuPy array on a CUDA tensor's memory, valid as long as the tensor is; nothing is copied or synchronised."""
+    import cupy
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = bfloat16() if name == "bfloat16" else np.dtype(name)
+    size = tensor.element_size()
+    extent = (
+        1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
+    )
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), extent * size, None, tensor.device.index)
+    strides = tuple(step * size for step in tensor.stride())
+    return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
+
+
+def _held(tensor: Any) -> Any:
+    """A CuPy array on a CUDA tensor's memory, which keeps it."""
+    import cupy
+
+    torch = sys.modules["torch"]
+    if tensor.dtype == torch.bfloat16:
+        return cupy.asarray(tensor.view(torch.int16)).view(bfloat16())
+    return cupy.asarray(tensor)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,18 +93,49 @@ def save(path: str | os.PathLike[str], calibrations: Mapping[str, Calibration]) 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Calibration]:
     """The calibrations of a file by name; CheckpointError for a file that has none or is broken."""
-    file = File(path)
-    calibrations = {}
-    for tensor, held in file.tensors.items():
-        name = tensor.removesuffix(_PART)
-        if name != tensor:
-            try:
-                calibrations[name] = Calibration.of(held.numpy(), int(file.metadata[name]))
-            except (KeyError, ValueError) as error:
-                raise CheckpointError(f"{file.path}: {name}: {error}") from None
-    if not calibrations:
-        raise CheckpointError(f"{file.path}: holds no calibration (codegemm.calibration.save writes such a file)")
-    return calibrations
+    return dict(CalibrationFile(path))
+
+
+class CalibrationFile(Mapping[str, Calibration]):
+    """The calibrations of a file by name, each read when it is asked for: those of a whole model fill no memory.
+
+    CheckpointError for a file that has none or is broken; for numbers that can't be, when they are read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = File(path)
+        held = self._file.tensors
+        self._names = [tensor.removesuffix(_PART) for tensor in held if tensor.endswith(_PART)]
+        for name in self._names:
+            gram, rows = held[name + _PART], self._file.metadata.get(name)
+            if not gram.is_matrix or gram.shape[0] != gram.shape[1]:
+                raise CheckpointError(f"{self._file.path}: {name}: H is {gram}, must be [in_features, in_features]")
+            if rows is None or not rows.isdecimal():
+                raise CheckpointError(f"{self._file.path}: {name}: rows={rows!r}, must be a number")
+        if not self._names:
+            raise CheckpointError(
+                f"{self._file.path}: holds no calibration (codegemm.calibration.save writes such a file)"
+            )
+
+    def in_features(self, name: str) -> int:
+        """Of the inputs of one, which is not read for that."""
+        return self._file.tensors[name + _PART].shape[0]
+
+    def __getitem__(self, name: str) -> Calibration:
+        try:
+            held = self._file.tensors[name + _PART]
+            return Calibration.of(held.numpy(), int(self._file.metadata[name]))
+        except ValueError as error:
+            raise CheckpointError(f"{self._file.path}: {name}: {error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _gram(rows: Any) -> npt.NDArray[np.float64]:

@@ -51,8 +51,8 @@ def select(product: Product, device: Device, name: str = "auto", precision: str 
     what a name or precision can't be, KernelError where the kernel can't run.
     """
     check(name, precision)
-    if product.out_dtype != product.dtype:
-        product = replace(product, out_dtype=product.dtype)
+    if product.out_dtype != product.dtype or product.biased:
+        product = replace(product, out_dtype=product.dtype, biased=False)
     return _select(product, device, name, precision, state(device))
 
 

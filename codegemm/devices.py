@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from codegemm.arrays import bfloat16, is_torch
+from codegemm.arrays import from_torch, is_torch
 
 HERE: AbstractContextManager[Any] = nullcontext()
 _PROCESSOR_BANDWIDTH, _GPU_BANDWIDTH = 2e10, 1e12
@@ -27,8 +27,8 @@ class Device(str):
 
     @classmethod
     def parse(cls, text: object) -> Self:
-        """Of `cpu`, `cuda` (which is cuda:0) or `cuda:<number>`; ValueError for anything else."""
-        match = re.fullmatch(r"cpu|cuda(?::(\d+))?", text) if isinstance(text, str) else None
+        """Of `cpu`, `cuda` (which is cuda:0), `cuda:<number>` or a device of torch or CuPy; ValueError for all else."""
+        match = re.fullmatch(r"cpu|cuda(?::(\d+))?", _name_of(text))
         if match is None:
             raise ValueError(f"device {text!r}: must be 'cpu', 'cuda' or 'cuda:<number>'")
         return cls("cpu" if match[0] == "cpu" else f"cuda:{int(match[1] or 0)}")
@@ -42,6 +42,19 @@ class Device(str):
     def number(self) -> int:
         """1 of `cuda:1`."""
         return int(self.partition(":")[2])
+
+
+def _name_of(device: object) -> str:
+    """Of a device of any library as torch writes it; found without importing one."""
+    if isinstance(device, str):
+        return device
+    libraries = (sys.modules.get(name) for name in ("torch", "cupy"))
+    torch, cupy = libraries
+    if torch is not None and isinstance(device, torch.device):
+        return str(device)
+    if cupy is not None and isinstance(device, cupy.cuda.Device):
+        return f"cuda:{device.id}"
+    return ""
 
 
 CPU, FIRST_GPU = Device("cpu"), Device("cuda:0")
@@ -156,8 +169,13 @@ def move(array: Any, device: Device) -> Any:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """A NumPy array with the same values."""
-    return array if isinstance(array, np.ndarray) else array.get()
+    """The values of any library's array, a tensor on a GPU too, as a NumPy array; on the same memory where that is
+    possible."""
+    if isinstance(array, np.ndarray):
+        return array
+    if is_torch(array):
+        return from_torch(array.detach().cpu())
+    return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
 def using(device: Device) -> Any:
@@ -203,39 +221,3 @@ def scope(device: Device, x: Any = None, stream: Any = None) -> AbstractContextM
     stack.enter_context(using(device))
     stack.enter_context(cupy.cuda.Stream.from_external(Stream(stream.ptr)))
     return stack
-
-
-def from_torch(tensor: Any) -> Any:
-    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included)."""
-    import torch
-
-    tensor = tensor.detach()
-    if tensor.device.type == "cuda":
-        return view(tensor)
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(bfloat16())
-    return tensor.numpy()
-
-
-def to_torch(array: np.ndarray) -> Any:
-    """The inverse of `from_torch`, on the same memory."""
-    import torch
-
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def view(tensor: Any) -> Any:
-    """A CuPy array on a CUDA tensor's memory, valid as long as the tensor is; nothing is copied or synchronised."""
-    import cupy
-
-    name = str(tensor.dtype).removeprefix("torch.")
-    dtype = bfloat16() if name == "bfloat16" else np.dtype(name)
-    size = tensor.element_size()
-    extent = (
-        1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
-    )
-    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), extent * size, None, tensor.device.index)
-    strides = tuple(step * size for step in tensor.stride())
-    return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import numpy as np
 
 from codegemm.arrays import bfloat16
 from codegemm.errors import CheckpointError
+
+_MOST_SECONDS = 24 * 3600  # from one write to the next of a file that is being written
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
 _DTYPES = {
@@ -45,6 +50,11 @@ class RawTensor:
         return cls(name, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     @property
+    def nbytes(self) -> int:
+        """Of its data."""
+        return self.data.nbytes
+
+    @property
     def is_matrix(self) -> bool:
         """Whether it is a matrix of floats that NumPy (with ml_dtypes) can read."""
         return len(self.shape) == 2 and self.dtype in ("F16", "BF16", "F32", "F64")
@@ -61,6 +71,25 @@ class RawTensor:
         return self.data.view(_DTYPES[self.dtype]).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class UnopenedTensor:
+    """The same of a file that is opened at each reading: of thousands of files not all can stay open."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+    nbytes: int
+
+    @property
+    def data(self) -> np.ndarray:
+        """Its bytes, read anew."""
+        return np.fromfile(self.path, np.uint8, self.nbytes, offset=self.begin)
+
+
+Tensor = RawTensor | UnopenedTensor
+
+
 class File:
     """A safetensors file, validated and memory-mapped: `tensors` by name and `metadata`."""
 
@@ -68,6 +97,8 @@ class File:
         from safetensors import SafetensorError, safe_open
 
         self.path = Path(path)
+        if self.path.is_dir():
+            raise CheckpointError(f"{self.path}: is a folder, must be a safetensors file")
         try:
             with safe_open(self.path, "numpy") as checked:
                 self.metadata: dict[str, str] = checked.metadata() or {}
@@ -78,6 +109,8 @@ class File:
         mapped = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
         start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
         header = json.loads(mapped[8:start].tobytes())
+        header.pop("__metadata__", None)
+        self._begins = {name: start + entry["data_offsets"][0] for name, entry in header.items()}
         self.tensors = {
             name: RawTensor(
                 entry["dtype"],
@@ -85,15 +118,21 @@ class File:
                 mapped[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
             )
             for name, entry in header.items()
-            if name != "__metadata__"
+        }
+
+    def unopened(self) -> dict[str, UnopenedTensor]:
+        """Its tensors by name, none of which keeps the file open."""
+        return {
+            name: UnopenedTensor(held.dtype, held.shape, self.path, self._begins[name], held.nbytes)
+            for name, held in self.tensors.items()
         }
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str]) -> None:
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file tensor by tensor, beside its place, and rename it there."""
     # Largest elements first, as the format's own writer does, so that every tensor is aligned; of bytes those of an
     # even number, since 16-bit codes are stored as bytes.
-    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), tensors[name].data.nbytes % 2, name))
+    order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), tensors[name].nbytes % 2, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in order:
@@ -101,19 +140,25 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metada
         header[name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.data.nbytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += tensor.data.nbytes
+        offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    replace_file(path, (len(text).to_bytes(8, "little"), text, *(tensors[name].data.data for name in order)))
+    start = (len(text).to_bytes(8, "little"), text)
+    replace_file(path, chain(start, (tensors[name].data.data for name in order)))
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """CheckpointError for a file that can't be made where it is to be."""
-    path = Path(path)
-    if path.is_dir():
+    if Path(path).is_dir():
         raise CheckpointError(f"{path}: is a folder")
+    check_folder_of(path)
+
+
+def check_folder_of(path: str | os.PathLike[str]) -> None:
+    """CheckpointError where nothing can be made in the folder in which a file or folder is to be."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise CheckpointError(f"{path}: there is no folder {path.parent}")
     try:
@@ -123,9 +168,21 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"{path}: can't be written to: {error.strerror}") from None
 
 
+def same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether both name one file or folder that is there, by links of any kind too."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
-    """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails."""
+    """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails.
+
+    What a process that was killed had begun to write there goes a day later.
+    """
     path = Path(os.path.realpath(path))  # a link stays one
+    _remove_leftovers(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         with temporary.open("xb") as file:
@@ -143,6 +200,17 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
             temporary.unlink()
 
 
-def _item_size(tensor: RawTensor) -> int:
+def _remove_leftovers(path: Path) -> None:
+    """Of writers to this path that were killed: older than any file takes to be written."""
+    begun = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if begun.fullmatch(other.name):
+                state = other.lstat()
+                if state.st_uid == os.getuid() and time.time() - state.st_mtime > _MOST_SECONDS:
+                    other.unlink()
+
+
+def _item_size(tensor: Tensor) -> int:
     count = prod(tensor.shape)
-    return tensor.data.nbytes // count if count else 1
+    return tensor.nbytes // count if count else 1

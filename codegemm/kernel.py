@@ -22,18 +22,20 @@ W = TypeVar("W", bound=Weight)
 class Product(Generic[S]):
     """y [n, M] = x [n, K] @ W^T without its arrays: what kernels decide by.
 
-    spec: the weight's. n: rows of x and y. dtype, out_dtype: of x, and of y: x's or float32.
+    spec: the weight's. n: rows of x and y. dtype, out_dtype: of x, and of y: x's or float32. biased: whether the kernel
+    adds a bias to y.
     """
 
     spec: S
     n: int
     dtype: np.dtype
     out_dtype: np.dtype
+    biased: bool = False
 
     @classmethod
-    def of(cls, spec: S, n: int, dtype: Any, out_dtype: Any = None) -> Self:
+    def of(cls, spec: S, n: int, dtype: Any, out_dtype: Any = None, biased: bool = False) -> Self:
         """One whose y is of x's dtype unless another is named."""
-        return cls(spec, int(n), np.dtype(dtype), np.dtype(dtype if out_dtype is None else out_dtype))
+        return cls(spec, int(n), np.dtype(dtype), np.dtype(dtype if out_dtype is None else out_dtype), biased)
 
     @property
     def x_bytes(self) -> int:
@@ -68,6 +70,8 @@ class Kernel(ABC, Generic[S, W]):
         of the output's norm before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many rows in
         bfloat16).
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
+    adds_bias: whether `run`, and what `bind` returns, take a last argument `bias`: None, or float32 [M] on the device,
+        to be added before y is rounded. Of other kernels y is taken in float32, and the bias added after them.
     """
 
     name: str = ""
@@ -75,6 +79,7 @@ class Kernel(ABC, Generic[S, W]):
     weights: type[Weight] = Weight  # type: ignore[type-abstract]
     automatic: bool = False
     precision: str = "full"
+    adds_bias: bool = False
 
     @property
     def full_name(self) -> str:

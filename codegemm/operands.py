@@ -3,12 +3,14 @@ them."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from codegemm import arrays, devices
-from codegemm.devices import Device, device_of, from_torch
+from codegemm.arrays import from_torch
+from codegemm.devices import Device, device_of
 
 
 def incoming(x: Any, device: Device) -> Any:
@@ -29,7 +31,7 @@ def incoming(x: Any, device: Device) -> Any:
     return on_device(array, device)
 
 
-def on_device(array: Any, device: Device) -> Any:
+def on_device(array: Any, device: Device, name: str = "x") -> Any:
     """NumPy goes to a GPU; every other move is the caller's to make: a TypeError."""
     array = arrays.as_array(array)
     here = device_of(array)
@@ -37,7 +39,7 @@ def on_device(array: Any, device: Device) -> Any:
         return array
     if here == devices.CPU:
         return devices.move(array, device)
-    raise TypeError(f"x is on {here} and the weight is on {device}: move one of them, like w.to('{here}')")
+    raise TypeError(f"{name} is on {here} and the weight is on {device}: move one of them, like w.to('{here}')")
 
 
 def result_shape(x: Any, weight_shape: tuple[int, int]) -> tuple[int, ...]:
@@ -83,10 +85,10 @@ def target(out: Any, shape: tuple[int, ...], dtype: np.dtype, device: Device) ->
 def as_rows(x: Any, rows: int, buffer: Any = None) -> Any:
     """x as kernels read it, contiguous [rows, K]: itself where it is so, else a copy, in `buffer` if there is one."""
     if x.flags.c_contiguous and _is_aligned(x):
-        return x.reshape(rows, -1)
+        return x.reshape(rows, x.shape[-1])
     if buffer is None:
         copy = arrays.array_module(x).ascontiguousarray(x)
-        return (copy if _is_aligned(copy) else copy.copy()).reshape(rows, -1)
+        return (copy if _is_aligned(copy) else copy.copy()).reshape(rows, x.shape[-1])
     staged = buffer[:rows]
     staged.reshape(x.shape)[...] = x
     return staged
@@ -102,12 +104,19 @@ def takes_kernels(target: Any, x: Any) -> bool:
     return target.flags.aligned and target.dtype.isnative and not np.may_share_memory(target, x)
 
 
-def staged(target: Any, buffer: Any = None) -> Any:
-    """An array for a kernel to write in place of `target`, in the bytes of `buffer` if there is one."""
-    dtype = target.dtype.newbyteorder("=")
+def staged(target: Any, buffer: Any = None, dtype: Any = None) -> Any:
+    """An array for a kernel to write in place of `target`, of its dtype or the one named, in the bytes of `buffer` if
+    there is one."""
+    dtype = target.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
     if buffer is None:
         return arrays.array_module(target).empty(target.shape, dtype)
-    return buffer[: target.size * target.itemsize].view(dtype).reshape(target.shape)
+    return buffer[: target.size * dtype.itemsize].view(dtype).reshape(target.shape)
+
+
+def add_bias(y: Any, bias: Any, target: Any) -> None:
+    """target = y + bias, rounded once to the target's dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        arrays.array_module(target).add(y, bias, out=target, casting="unsafe")
 
 
 def outgoing(target: Any, out: Any, x: Any) -> Any:
@@ -117,14 +126,14 @@ def outgoing(target: Any, out: Any, x: Any) -> Any:
             (from_torch(out) if arrays.is_torch(out) else out)[...] = target.get()
         return out
     if arrays.is_torch(x):
-        return devices.to_torch(target)
+        return arrays.to_torch(target)
     if isinstance(target, np.ndarray) or not isinstance(arrays.as_array(x), np.ndarray):
         return target
     return target.get()
 
 
 def bias_of(bias: Any, out_features: int, device: Device) -> Any:
-    """A bias as a NumPy or CuPy array [M]; ValueError or TypeError for what can't be one."""
+    """A bias as a NumPy or CuPy array [M] on the device; ValueError or TypeError for what can't be one."""
     if arrays.is_torch(bias):
         array = from_torch(bias if device_of(bias) == device else bias.cpu())
     else:
@@ -133,7 +142,25 @@ def bias_of(bias: Any, out_features: int, device: Device) -> Any:
         raise TypeError(f"bias: dtype {array.dtype}, must be real numbers")
     if array.shape != (out_features,):
         raise ValueError(f"bias: shape {tuple(array.shape)}, must be ({out_features},)")
-    return array
+    return on_device(array, device, "bias")
+
+
+def summand(bias: Any, dtype: np.dtype) -> Any:
+    """A bias as it is added to products of x in `dtype`: float64 for float64, else float32; contiguous and aligned."""
+    with np.errstate(over="ignore"):
+        wide = bias.astype(np.float64 if dtype.itemsize == 8 else np.float32, copy=False)
+    return as_rows(wide, 1)[0]
+
+
+def tracks(*values: Any) -> bool:
+    """Whether torch keeps a graph for one of these."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            return bool(torch.is_grad_enabled())
+    return False
 
 
 def _is_aligned(x: Any) -> bool:

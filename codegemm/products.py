@@ -1,12 +1,14 @@
 """Multiplying by a weight: `matmul`, `linear` and `plan`.
 
 A product goes the long way of `_multiply`, or on a GPU the short way where x and out are what kernels take
-(engines/cuda/shortcut.py).
+(engines/cuda/shortcut.py). Where torch keeps a graph, it is a node of that (gradients.py).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -15,11 +17,14 @@ from weakref import ref
 import numpy as np
 
 from codegemm import arrays, choice, devices, operands
-from codegemm.devices import CPU, from_torch, scope
+from codegemm.devices import CPU, HERE, scope
+from codegemm.engines.cpu import backward as cpu_backward
+from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
 from codegemm.engines.cuda.shortcut import Shortcut
-from codegemm.formats.weight import Matrix, Spec, TransposedWeight, Weight
+from codegemm.formats.weight import Matrix, TransposedWeight, Weight
 from codegemm.kernel import Kernel, Product
+from codegemm.locks import ForkSafeLock
 
 
 def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: str = "full") -> Any:
@@ -27,10 +32,13 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
 
     matmul(x, w.T): x [..., K] -> [..., M].   matmul(w, X): X [K] or [..., K, N] -> [M] or [..., M, N].
 
-    x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU
-        (gradients are not tracked); with a weight on a GPU all but float64, CuPy or torch there, on whose current
-        stream the product runs, or NumPy, which is copied there and back.
-    out: where to write, of the result's shape; x's dtype, or float32 for half x.
+    So do `x @ w.T`, numpy.matmul and torch.matmul; cupy.matmul asks nobody what it is given, and refuses a weight.
+
+    x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU;
+        with a weight on a GPU all but float64, CuPy or torch there, on whose current stream the product runs, or NumPy,
+        which is copied there and back. A tensor that requires grad gets its gradient, g @ W, in float32 (float64 for
+        float64) on the CPU and in its own dtype on a GPU.
+    out: where to write, of the result's shape; x's dtype, or float32 for half x. Not where torch keeps a graph.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the result's norm (on the CPU more where a few centroids are much
         larger than all others), on a GPU 1e-3 for more than one row of x or x in
@@ -38,7 +46,8 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
         `auto` take kernels with an error of about 1.2e-2 for normally distributed x where there are such
         (`psumbook_fast`).
 
-    Raises ValueError (shapes), TypeError (dtypes, devices) or KernelError (a kernel that can't run).
+    Raises ValueError (shapes), TypeError (dtypes, devices), KernelError (a kernel that can't run) or RuntimeError
+    (`out` where torch keeps a graph).
     """
     if isinstance(b, TransposedWeight) and not isinstance(a, (Weight, TransposedWeight)):
         return _times_rows(a, b.T, out, kernel, precision)
@@ -53,17 +62,17 @@ Matrix.matmul = staticmethod(matmul)
 
 
 def linear(x: Any, w: Weight, bias: Any = None, *, kernel: str = "auto", precision: str = "full") -> Any:
-    """x @ w.T + bias, a linear layer: x [..., K], bias [M] or None -> [..., M] in x's dtype."""
+    """x @ w.T + bias, a linear layer: x [..., K], bias [M] or None -> [..., M] in x's dtype.
+
+    bias: of any real dtype, added in float32 (float64 for float64 x) before y is rounded to its dtype. A tensor that
+        requires grad gets its gradient, for x a tensor.
+    """
     if not isinstance(w, Weight):
         raise TypeError(f"linear: w is {_named(w)}, must be a quantised weight")
-    if bias is not None:
-        bias = operands.bias_of(bias, w.shape[0], w.device)
-    y = matmul(x, w.T, kernel=kernel, precision=precision)
-    if bias is not None:
-        with scope(w.device, x):
-            total = from_torch(y) if arrays.is_torch(y) else y
-            total += operands.on_device(bias, devices.device_of(total)).astype(total.dtype, copy=False)
-    return y
+    return _times_rows(x, w, None, kernel, precision, bias)
+
+
+Matrix.linear = staticmethod(linear)
 
 
 class Call(NamedTuple):
@@ -80,18 +89,25 @@ class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
     With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
-    compiler, do allocate). It holds a workspace, so it serves one thread and stream at a time. With x and out on its
-    GPU a call never synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can
-    capture it.
+    compiler, do allocate). It holds a workspace: on the CPU threads take turns; on a GPU it serves the thread that
+    called it first, one stream at a time. It has no graph of torch's. With x and out on its GPU a call never
+    synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can capture it.
     """
 
-    def __init__(self, weight: Weight, product: Product, kernel: Kernel) -> None:
-        """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them."""
-        self.weight, self.kernel, self._product = weight, kernel, product
+    def __init__(self, weight: Weight, product: Product, kernel: Kernel, bias: Any = None) -> None:
+        """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them.
+
+        bias: NumPy's or CuPy's [M] on the weight's device, not written to any more, or None.
+        """
+        self.weight, self.kernel, self._bias = weight, kernel, bias
         self.n, self.dtype = product.n, product.dtype
+        self._product = product = replace(product, biased=_is_added(kernel, self.dtype, bias))
+        self._added = (bias,) if product.biased else ()
+        self._turn = ForkSafeLock() if weight.device == CPU else None
+        self._thread: int | None = None
         with scope(weight.device):
             prepared = kernel.prepared(weight)
-            smaller = (Product.of(weight.spec, rows, self.dtype) for rows in kernel.batches(self.n))
+            smaller = (replace(product, n=rows) for rows in kernel.batches(self.n))
             self._workspace = _new_workspace(weight, max(kernel.workspace(each, weight.device) for each in smaller))
             xp = devices.module(weight.device)
             self._x = xp.empty((self.n, weight.shape[1]), self.dtype)
@@ -113,21 +129,39 @@ class Plan:
             if device != CPU:
                 devices.synchronize()  # the calls may come on any stream
                 # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
-                bind = partial(_bind, self.kernel, prepared, self.weight.spec)
-                self._shortcut = Shortcut(device, self.weight.shape, bind, self.n, self.dtype)
+                bind = partial(_bind, self.kernel, prepared, self._product)
+                if self._bias is None or self._added:
+                    self._shortcut = Shortcut(device, self.weight.shape, bind, self.n, self.dtype)
 
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
 
         stream: on a GPU what to run on, an object with `ptr`; else x's own library's current stream.
+
+        Raises what `matmul` does, and RuntimeError for an x that requires grad while torch tracks gradients and, on a
+        GPU, in another thread than the first.
         """
+        if self._turn is None and threading.get_ident() != self._thread:
+            self._take_thread()
         if self._shortcut is not None:
             ready = self._shortcut.find(x, out, stream)
             if ready is not None:
                 run, rows, out_rows, stream = ready
-                run(rows, out_rows, self._workspace, stream)
+                run(rows, out_rows, self._workspace, stream, *self._added)
                 return out
-        return _multiply(self.weight, x, out, self._call_for, stream)
+        if operands.tracks(x, out):
+            raise RuntimeError(
+                "x or out requires grad, and a plan has no graph: call codegemm.linear or matmul, or the plan under "
+                "torch.no_grad()"
+            )
+        with self._turn or HERE:
+            return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
+
+    def _take_thread(self) -> None:
+        """RuntimeError in another thread than the first: products on its stream would write to the same workspace."""
+        if self._thread is not None:
+            raise RuntimeError("this plan was called in another thread before: on a GPU make one for each thread")
+        self._thread = threading.get_ident()
 
     def _call_for(self, rows: int, dtype: np.dtype) -> Call:
         if dtype != self.dtype:
@@ -140,28 +174,74 @@ class Plan:
         return f"<plan {self.kernel.full_name} for {self.n} x {self.dtype} times {self.weight!r}>"
 
 
-def plan(w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto", precision: str = "full") -> Plan:
-    """Decide and prepare the product of up to n rows of `dtype` with `w`, so that calls cost no more than the work."""
+def plan(
+    w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto", precision: str = "full", bias: Any = None
+) -> Plan:
+    """Decide and prepare the product of up to n rows of `dtype` with `w`, so that calls cost no more than the work.
+
+    bias: [M], of any real dtype, added to every row as in `linear`; a copy is kept. RuntimeError for one that requires
+        grad while torch tracks gradients, since a plan has no graph.
+    """
     choice.check(kernel, precision)
     if not isinstance(w, Weight):
         raise TypeError(f"plan: w is {_named(w)}, must be a quantised weight")
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n={n!r}: must be an integer of at least 1")
+    if operands.tracks(bias):
+        raise RuntimeError("bias requires grad, and a plan has no graph: give it bias.detach()")
     product = Product.of(w.spec, n, arrays.float_dtype(dtype))
-    return Plan(w, product, choice.select(product, w.device, kernel, precision))
+    if bias is not None:
+        with scope(w.device, bias):
+            bias = operands.summand(operands.bias_of(bias, w.shape[0], w.device), product.dtype).copy()
+    return Plan(w, product, choice.select(product, w.device, kernel, precision), bias)
 
 
-def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str) -> Any:
-    """x @ W^T."""
+def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any = None) -> Any:
+    """x @ W^T + bias."""
     choice.check(kernel, precision)
-    if weight.device != CPU and out is not None and _by_shortcut(weight, x, out, kernel, precision):
+    shortest = weight.device != CPU and out is not None and bias is None
+    if shortest and _by_shortcut(weight, x, out, kernel, precision):
         return out
+    if operands.tracks(x, out, bias):
+        return _tracked(x, weight, out, kernel, precision, bias)
+    if bias is not None:
+        bias = operands.bias_of(bias, weight.shape[0], weight.device)
 
     def call_for(rows: int, dtype: np.dtype) -> Call:
-        chosen = _chosen(weight, max(rows, 1), dtype, kernel, precision)
+        chosen = _chosen(weight, max(rows, 1), dtype, kernel, precision, bias is not None)
         return Call(chosen.kernel, chosen.prepared, _workspace(weight, chosen.workspace_bytes))
 
-    return _multiply(weight, x, out, call_for)
+    return _multiply(weight, x, out, call_for, bias=bias)
+
+
+def _tracked(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any) -> Any:
+    """x @ W^T + bias as a node of torch's graph; RuntimeError where it can't be one."""
+    from codegemm import gradients
+
+    if out is not None:
+        raise RuntimeError("out: torch keeps a graph for x or out, which a result written there would not be in")
+    if not arrays.is_torch(x):
+        raise RuntimeError(f"bias requires grad and x is {type(x).__name__}: only products of tensors have a graph")
+
+    def forward(x: Any, bias: Any) -> Any:
+        return _times_rows(x, weight, None, kernel, precision, bias)
+
+    return gradients.linear(x, bias, forward, partial(_back, weight))
+
+
+def _back(weight: Weight, g: Any) -> Any:
+    """g @ W for a tensor g [..., M], in its dtype."""
+    with scope(weight.device, g):
+        array = operands.incoming(g, weight.device)
+        rows = operands.as_rows(array, prod(array.shape[:-1]))
+        if weight.device == CPU:
+            return arrays.to_torch(
+                cpu_backward.multiply(weight, rows).astype(rows.dtype).reshape(*g.shape[:-1], weight.shape[1])
+            )
+        result = g.new_empty((*g.shape[:-1], weight.shape[1]))
+        out = arrays.from_torch(result).reshape(len(rows), -1)
+        cuda_backward.multiply(rows, lambda x: _times_rows(x, weight, None, "auto", "full"), out)
+        return result
 
 
 def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str) -> Any:
@@ -182,10 +262,18 @@ def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str
     return y.swapaxes(-1, -2) if out is None else out
 
 
-def _multiply(weight: Weight, x: Any, out: Any, call_for: Callable[[int, np.dtype], Call], stream: Any = None) -> Any:
-    """x @ W^T the long way, for whatever x and out are.
+def _multiply(
+    weight: Weight,
+    x: Any,
+    out: Any,
+    call_for: Callable[[int, np.dtype], Call],
+    stream: Any = None,
+    bias: Any = None,
+) -> Any:
+    """x @ W^T + bias the long way, for whatever x and out are.
 
-    call_for: what to call for a number of rows and x's dtype; it raises for those that can't be.
+    call_for: what to call for a number of rows and x's dtype; it raises for those that can't be. bias: [M] on the
+    weight's device, or None.
     """
     with scope(weight.device, x, stream):
         array = operands.incoming(x, weight.device)
@@ -195,10 +283,20 @@ def _multiply(weight: Weight, x: Any, out: Any, call_for: Callable[[int, np.dtyp
         target = operands.target(out, shape, array.dtype, weight.device)
         call = call_for(rows, array.dtype)
         if rows:
-            y = target if operands.takes_kernels(target, array) else operands.staged(target, call.y)
+            added: tuple[Any, ...] = ()
+            if bias is not None:
+                bias = operands.summand(bias, array.dtype)
+                added = (bias,) if _is_added(call.kernel, array.dtype, bias) else ()
+            later = bias is not None and not added
+            if later:
+                y = operands.staged(target, call.y, bias.dtype)
+            else:
+                y = target if operands.takes_kernels(target, array) else operands.staged(target, call.y)
             x_rows = operands.as_rows(array, rows, call.x)
-            call.kernel.run(call.prepared, x_rows, y.reshape(rows, -1), call.workspace, None)
-            if y is not target:
+            call.kernel.run(call.prepared, x_rows, y.reshape(rows, -1), call.workspace, None, *added)
+            if later:
+                operands.add_bias(y, bias, target)
+            elif y is not target:
                 target[...] = y
         return operands.outgoing(target, out, x)
 
@@ -214,7 +312,8 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) 
             weight = itself()
             assert weight is not None
             chosen = _chosen(weight, rows, dtype, kernel, precision)
-            return _bind(chosen.kernel, chosen.prepared, weight.spec, rows, dtype, out_dtype), chosen.workspace_bytes
+            product = Product.of(weight.spec, rows, dtype)
+            return _bind(chosen.kernel, chosen.prepared, product, rows, dtype, out_dtype), chosen.workspace_bytes
 
         shortcut = weight.memo[key] = Shortcut(weight.device, weight.shape, bind)
     ready = shortcut.find(x, out, None)
@@ -228,8 +327,13 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) 
     return True
 
 
-def _bind(kernel: Kernel, prepared: Any, spec: Spec, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
-    return kernel.bind(prepared, Product(spec, rows, dtype, out_dtype))
+def _bind(kernel: Kernel, prepared: Any, product: Product, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
+    return kernel.bind(prepared, replace(product, n=rows, dtype=dtype, out_dtype=out_dtype))
+
+
+def _is_added(kernel: Kernel, dtype: np.dtype, bias: Any) -> bool:
+    """Whether the kernel itself adds a bias to products of x in `dtype`; to those of float64 it is added in float64."""
+    return bias is not None and kernel.adds_bias and dtype.itemsize < 8
 
 
 class _Chosen(NamedTuple):
@@ -240,14 +344,14 @@ class _Chosen(NamedTuple):
     workspace_bytes: int
 
 
-def _chosen(weight: Weight, rows: int, dtype: np.dtype, name: str, precision: str) -> _Chosen:
+def _chosen(weight: Weight, rows: int, dtype: np.dtype, name: str, precision: str, biased: bool = False) -> _Chosen:
     """Kept with the weight: deciding anew costs more than a small product."""
-    key = (rows, dtype, name, precision, choice.state(weight.device))
+    key = (rows, dtype, name, precision, biased, choice.state(weight.device))
     chosen = weight.memo.get(key)
     if chosen is None:
         product = Product.of(weight.spec, rows, dtype)
         kernel = choice.select(product, weight.device, name, precision)
-        size = kernel.workspace(product, weight.device)
+        size = kernel.workspace(replace(product, biased=biased and kernel.adds_bias), weight.device)
         chosen = weight.memo[key] = _Chosen(kernel, kernel.prepared(weight), size)
     return chosen
 

@@ -28,12 +28,14 @@ def open_console() -> Console:
 
 
 def new_table(title: str, *headings: str) -> Table:
-    """Columns by their headings; those of numbers, aligned right, have a `>` in front."""
+    """Columns by their headings; those of numbers, aligned right, have a `>` in front. Long text is folded, not cut."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
+        table.add_column(
+            heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left", overflow="fold"
+        )
     return table
 
 

@@ -10,11 +10,11 @@ first, set for -1) where its description names a `block`, `<name>.offsets` (floa
 that they are `scaled` or `added`; with `terms`, codes and scales are of terms * K columns. The version of a file with
 such a weight is 2, for who does not know of them would multiply by another matrix.
 
+Where columns lie in another order, the description says `ordered`, and `<name>.order` (int32 [K]) says in which. The
+version of a file with such a weight is 4.
+
 Of any other format the description says its name (`format`), the configuration's text, the shape and what its
 constructor takes beside the tensors (`options`); around such a core, `core` has the core's description. Version 3.
-
-A weight whose description says `ordered` also has `<name>.order` ([K], uint16 up to 65536 columns, uint32 beyond): all
-else of it multiplies x[order] in place of x. Version 4.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
+from codegemm.devices import CPU, Device, to_host
 from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor
 from codegemm.formats.codebook import CodebookWeight
@@ -34,40 +33,49 @@ from codegemm.formats.format import described
 from codegemm.formats.native import FORMAT, VERSION, check_name, is_native, write_weights
 from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
+from codegemm.shards import open_model
 
 _OLDEST: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight)  # whose descriptions don't say their format
 
 
-def load(path: str | os.PathLike[str], name: str | None = None) -> Weight:
-    """The only weight of a file, or the one called `name`. Codes are memory-mapped, and read at their first use."""
-    file = File(path)
-    found = _descriptions(file)
+def load(path: str | os.PathLike[str], name: str | None = None, *, device: Any = CPU) -> Weight:
+    """The only weight of a file, or the one called `name`; of a model's folder or its index too, as `load_all`.
+
+    device: where it is to be, as `Weight.to` takes it. On the CPU codes are memory-mapped, and read at their first use.
+    """
+    place = Device.parse(device)
+    found = _found(path)
     if name is None:
         if len(found) != 1:
             names = list(found)
             raise CheckpointError(
-                f"{file.path}: holds {len(names)} weights ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); "
+                f"{path}: holds {len(names)} weights ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); "
                 "name one or use load_all"
             )
         [name] = found
     if name not in found:
-        raise CheckpointError(f"{file.path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
-    return _read_weight(file, name, found[name])
+        raise CheckpointError(f"{path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
+    file, description = found[name]
+    return _read_weight(file, name, description).to(place)
 
 
-def load_all(path: str | os.PathLike[str]) -> dict[str, Weight]:
-    """Every weight of a file by name. Codes are memory-mapped, and read at their first use."""
-    file = File(path)
-    return {name: _read_weight(file, name, description) for name, description in _descriptions(file).items()}
+def load_all(path: str | os.PathLike[str], *, device: Any = CPU) -> dict[str, Weight]:
+    """Every weight by its name: of a file, of a folder with `model.safetensors` or shards, or of the shards' index.
+
+    device: where they are to be, as `Weight.to` takes it. On the CPU codes are memory-mapped, and read at their first
+        use.
+    """
+    place = Device.parse(device)
+    return {name: _read_weight(file, name, description).to(place) for name, (file, description) in _found(path).items()}
 
 
 def save_all(
     path: str | os.PathLike[str],
     weights: Mapping[str, Weight],
-    tensors: Mapping[str, np.ndarray | RawTensor] | None = None,
+    tensors: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights, and any other tensors and metadata, to one file.
+    """Write weights, and any other tensors (of any library) and metadata, to one file.
 
     An existing file is replaced only when everything is written. Raises ValueError or TypeError for names, metadata
     and dtypes that a file can't hold, CheckpointError where writing fails.
@@ -99,11 +107,23 @@ def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], me
                 raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
 
 
-def _raw(name: str, tensor: np.ndarray | RawTensor) -> RawTensor:
+def _raw(name: str, tensor: Any) -> RawTensor:
     try:
-        return tensor if isinstance(tensor, RawTensor) else RawTensor.of(np.asarray(tensor))
+        return tensor if isinstance(tensor, RawTensor) else RawTensor.of(to_host(tensor))
     except TypeError as error:
         raise TypeError(f"tensor {name!r}: {error}") from None
+
+
+def weight_names(file: File) -> set[str]:
+    """Of a file in this package's format; none of a foreign one. CheckpointError for a later version."""
+    return set(_descriptions(file)) if is_native(file) else set()
+
+
+def _found(path: str | os.PathLike[str]) -> dict[str, tuple[File, dict[str, Any]]]:
+    """Where each weight is and its description, by sorted names."""
+    files = open_model(path).files
+    found = {name: (file, description) for file in files for name, description in _descriptions(file).items()}
+    return dict(sorted(found.items()))
 
 
 def _descriptions(file: File) -> dict[str, dict[str, Any]]:
@@ -116,7 +136,7 @@ def _descriptions(file: File) -> dict[str, dict[str, Any]]:
     version = file.metadata.get("version", "")
     if version not in map(str, range(1, VERSION + 1)):
         raise CheckpointError(f"{file.path}: version {version[:20]!r}, this package reads up to {VERSION}")
-    return {name: _description(file, name) for name in sorted(_weight_names(file))}
+    return {name: _description(file, name) for name in _weight_names(file)}
 
 
 def _weight_names(file: File) -> set[str]:

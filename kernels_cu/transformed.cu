@@ -1,6 +1,6 @@
-// What comes before and after the product with a transformed weight's core: x in the order of its columns, times signs
-// and through a Hadamard transform of every block, once for each term; its sums over groups; their products with what
-// is added to the weights of a group.
+// What comes before and after the product with a transformed weight's core: x in the core's order, times signs and
+// through a Hadamard transform of every block, once for each term; its sums over groups; their products with what is
+// added to the weights of a group.
 //
 //     rotate_x     x [n][K] --> x' [n][term][K]          a thread holds 1, 2 or 4 numbers, a thread block one block of
 //                                                        the rotation or several whole ones
@@ -8,9 +8,8 @@
 //     finish       y' [n][M] + sums A^T --> y [n][M]     a thread block has 32 rows of W and up to 8 rows of x; a warp
 //                                                        takes every 8th group, then the warps' parts are added
 //
-// x' has x's type without a rotation. With one it is float of few rows of x, and fp16 of many, times a power of two,
-// the same for the whole row, that leaves nothing above 2^15: no number of x' is larger than the largest of x times the
-// root of the rotation's block.
+// Of few rows of x, x' is float. Of many it is fp16 times a power of two, the same for the whole row, that leaves
+// nothing above 2^15: no number of x' is larger than the largest of x times the root of the rotation's block.
 //
 // No atomics: the same bits in every run.
 #include "hadamard.cuh"
@@ -19,9 +18,9 @@ constexpr int most_threads = 1024;
 constexpr int finish_rows = 8;  // of x, and warps of a block
 
 struct Transformed {
-    const int* order;      // [K] where in x each number is, or nullptr
     const float* factors;  // [K] signs over the root of the rotation's block, or nullptr
     const float* addends;  // [group][M], or nullptr
+    const int* order;      // [K] the place in x of each number of x', or nullptr
     int batch;             // n
     int columns;           // K
     int rows;              // M
@@ -29,16 +28,16 @@ struct Transformed {
     int terms;
     int groups;   // of a row of W, 0 without offsets
     int changed;  // whether sum_groups takes x' instead of x
-    int scaled;   // whether the rows of x', which is fp16, are under powers of two
+    int scaled;   // whether x' is fp16, its rows under powers of two
     int y_is_float;
-    u64 x;       // where in the workspace: [n][term][K]
+    u64 x;       // where in the workspace: float or fp16 [n][term][K]
     u64 y;       // float [n][M]
     u64 sums;    // float [n][group]
     u64 scales;  // float [n], powers of two that bring rows back
 };
 
 // What of them comes in pieces of 16 bytes; the first is aligned to such a piece.
-DEVICE void prefetch_floats(const float* from, int count) {
+DEVICE void prefetch_words(const void* from, int count) {
     ptx::prefetch(from, 4 * (count & ~3));
 }
 
@@ -59,12 +58,10 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Transformed& w) 
     const int wide = EACH * blockDim.x, row_blocks = (w.columns + wide - 1) / wide;
     const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
     const auto* from = static_cast<const typename X::storage*>(x) + size_t(row) * w.columns;
-    if (w.factors && threadIdx.x == 0) prefetch_floats(w.factors + first, min(wide, w.columns - first));
-    int place[EACH];
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        const int at = first + e * blockDim.x;
-        place[e] = w.order && at < w.columns ? ptx::load(w.order + at) : at;
+    if (threadIdx.x == 0) {
+        const int count = min(wide, w.columns - first);
+        if (w.factors) prefetch_words(w.factors + first, count);
+        if (w.order) prefetch_words(w.order + first, count);
     }
     ptx::wait_for_previous();
     float value[EACH];
@@ -73,12 +70,13 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Transformed& w) 
         const int at = first + e * blockDim.x;
         value[e] = 0;
         if (at < w.columns)
-            value[e] = X::widen(ptx::load(from + place[e])) * (w.factors ? ptx::load(w.factors + at) : 1);
+            value[e] = X::widen(ptx::load(from + (w.order ? ptx::load(w.order + at) : at))) *
+                       (w.factors ? ptx::load(w.factors + at) : 1);
     }
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);
     float scale = 1;
-    if (Y::is_half && w.scaled) {
+    if constexpr (Y::is_half) {
         const int exponent = row_exponent<X>(from, w, shared + EACH * blockDim.x * 8);
         scale = power_of_two(exponent);
         if (blockIdx.x % row_blocks == 0 && threadIdx.x == 0)
@@ -119,8 +117,8 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Transformed& w) {
     float parts[finish_rows] = {};
     if (w.rows % 4 == 0)  // as a prefetch has to be aligned
         for (int group = threadIdx.x; group < w.groups; group += blockDim.x)
-            prefetch_floats(w.addends + size_t(group) * w.rows + blockIdx.x * lanes,
-                            min(lanes, w.rows - int(blockIdx.x) * lanes));
+            prefetch_words(w.addends + size_t(group) * w.rows + blockIdx.x * lanes,
+                           min(lanes, w.rows - int(blockIdx.x) * lanes));
     ptx::wait_for_previous();
     for (int group = mine; group < w.groups; group += finish_rows) {
         const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;

@@ -10,6 +10,7 @@ struct AqlmArgs {
     const void* x;          // [n, in_features], x_dtype
     void* out;              // [n, rows], out_dtype
     float* workspace;       // x as float [in_features], y [rows], tables [vectors][m][centroids]
+    const float* bias;      // [rows], or null
     const void* codes;      // uint8 [vectors][m][rows], or uint16 [rows][vectors][m]
     const void* codebooks;  // [m][centroids][v], float (uint8 codes) or half (uint16 codes)
     const half* scales;     // [rows]
@@ -83,6 +84,7 @@ void multiply(ParallelFor loop, const AqlmArgs& a, int i) {
         else
             gather<0>(a, x, first, end, y);
         for (int row = first; row < end; ++row) y[row] *= float(a.scales[row]);
+        add_bias(a.bias, first, y + first, end - first);
         from_float(y + first, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first, end - first);
     });
 }

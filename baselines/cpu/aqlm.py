@@ -50,7 +50,7 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
             return f"g={spec.config.g}: AQLM has one scale a row, g=-1"
         if len(spec.part_rows) > 1:
             return f"{len(spec.part_rows)} concatenated parts: AQLM has one set of codebooks"
-        return None
+        return super().refuses(product, device)
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
         spec, config = weight.spec, weight.config
@@ -79,11 +79,11 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
         more = self.many_rows.builds(product, device) if product.n > MATVEC_ROWS else ()
         return (*super().builds(product, device), *more)
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         if len(x) > MATVEC_ROWS:
-            self.many_rows.run(prepared.dequantiser, x, out, workspace, stream)
+            self.many_rows.run(prepared.dequantiser, x, out, workspace, stream, bias)
         else:
-            super().run(prepared, x, out, workspace, stream)
+            super().run(prepared, x, out, workspace, stream, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays

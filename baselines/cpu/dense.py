@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.devices import Device, to_torch
+from codegemm.arrays import to_torch
+from codegemm.devices import Device
 from codegemm.engines.cpu.dequant_dense import multiply_float32, staging_bytes
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product
@@ -35,6 +36,7 @@ class Dense(_Dense):
 
     name = "dense"
     bits = 32
+    adds_bias = True
 
     def prepare(self, weight: Weight, device: Device) -> Any:
         return weight.dequantize(np.float32)
@@ -42,8 +44,8 @@ class Dense(_Dense):
     def workspace(self, product: Product[Spec], device: Device) -> int:
         return staging_bytes(product)
 
-    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        multiply_float32(prepared, x, out, workspace)
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
+        multiply_float32(prepared, x, out, workspace, bias)
 
 
 class DenseBf16(_Dense):

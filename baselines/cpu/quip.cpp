@@ -12,6 +12,7 @@ struct QuipArgs {
     const void* x;              // [n, in_features], x_dtype
     void* out;                  // [n, rows], out_dtype
     float* workspace;           // rotated x [n][in_features], y [n][rows], a transform's other half [n][longest]
+    const float* bias;          // [rows], or null
     const uint16_t* codes;      // [rows][in_features / 8], abs index << 8 | sign byte
     const void* residual;       // the same (4 bit), uint8 ball indices (3 bit) or null (2 bit)
     const float* SU;            // [in_features]
@@ -119,6 +120,7 @@ extern "C" void quip(codegemm::ParallelFor loop, const codegemm::QuipArgs* args)
         float* mine = other + size_t(i) * longest;
         rotate(y + size_t(i) * a.rows, mine, a.rows, a.order_out, a.had_out);
         for (int row = 0; row < a.rows; ++row) mine[row] *= a.SV[row];
+        add_bias(a.bias, 0, mine, a.rows);
         from_float(mine, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows, a.rows);
     });
 }

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from codegemm.arrays import to_torch
 from codegemm.baselines.cpu.aqlm import Aqlm
 from codegemm.baselines.cpu.dense import Dense
-from codegemm.devices import Device, to_torch
+from codegemm.devices import Device
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product

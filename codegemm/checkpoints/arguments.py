@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm import arrays, devices
+from codegemm import devices
 from codegemm.errors import CheckpointError
 
 FLOATS = ("float16", "bfloat16", "float32")
@@ -26,7 +26,7 @@ def refusing() -> Iterator[None]:
 
 def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.NDArray:
     """`values` as a NumPy array of one of `dtypes` with that many axes; CheckpointError names what is wrong."""
-    array = devices.from_torch(values.cpu()) if arrays.is_torch(values) else np.asarray(values)
+    array = devices.to_host(values)
     if array.dtype.name not in dtypes:
         raise CheckpointError(f"{name}: dtype {array.dtype}, must be {' or '.join(dtypes)}")
     if array.ndim != axes:

@@ -12,7 +12,9 @@ from codegemm.registry import PRECISIONS
 
 
 @click.command()
-@click.option("--weights", type=click.Path(path_type=Path), help="A safetensors file to take matrices from.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="A safetensors file, or a model's folder, to take matrices from."
+)
 @options.TENSORS
 @options.SHAPES
 @options.CONFIGS
@@ -43,8 +45,8 @@ def compare(
     """Multiply by quantised weights with every kernel of this machine, and print the times and errors.
 
     Without --weights or --shape it takes trained weights of MiniLM and the shapes of Llama-3-8B; of a file, without
-    --tensor, the first matrix of each shape. `error` is ||y - y_ref|| / ||y_ref||, with y_ref the product with the
-    dequantised weight in float64; `error to original` the same with the matrix that was quantised.
+    --tensor, the first matrix of each shape that layers have. `error` is ||y - y_ref|| / ||y_ref||, with y_ref the
+    product with the dequantised weight in float64; `error to original` the same with the matrix that was quantised.
     """
     from codegemm.comparison import report, runner, selection
     from codegemm.measuring import conditions, sources
@@ -55,6 +57,7 @@ def compare(
         raise click.UsageError("--tensor needs --weights")
     if names and precision:
         raise click.UsageError("--precision and --kernels: give one of them")
+    options.check_outputs([json_path, plot_path], weights)
     kernels = selection.compared_kernels(engine, names, precision)
     compared_paths = selection.compared_paths(engine, paths)
     cases = [] if weights is None else sources.file_cases(weights, tensors, configs)

@@ -51,7 +51,8 @@ def explore(
 ) -> None:
     """Quantise a matrix of WEIGHTS in the ways that fit a budget of bits; print size, error and time.
 
-    Without --tensor it takes the first matrix of the shape that the file has most of. `error` is |W - W'|^2 / |W|^2;
+    WEIGHTS is a safetensors file or a model's folder. Without --tensor it takes the first matrix of the shape that it
+    has most of. `error` is |W - W'|^2 / |W|^2;
     with --calibration `output error` is the same of the outputs. `x dense` is the speed in multiples of the dense
     product's. What was measured is kept in the cache: Ctrl-C ends the work with what there is, and another run goes on
     from there.
@@ -62,6 +63,7 @@ def explore(
     from codegemm.measuring import conditions
     from codegemm.quantize.progress import Progress
 
+    options.check_outputs([plot_path, json_path], weights, calibration)
     matrices = load_matrices(weights, tensors, calibration)
     with conditions.threads(threads), Progress("exploring", sys.stderr.isatty()) as progress:
         result = runner.run(matrices, bits, rotate, Settings(engine, rows, seed, seconds), progress)

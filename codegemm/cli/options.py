@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,20 @@ class NewFile(click.Path):
         except CheckpointError as error:
             self.fail(str(error), param, ctx)
         return super().convert(value, param, ctx)
+
+
+def check_outputs(outputs: Sequence[Path | None], model: Path | None, *others: Path | None) -> None:
+    """UsageError for an output that is another one, or one of the command's inputs: a model's files, and others."""
+    from codegemm.shards import open_model
+
+    inputs = [] if model is None else open_model(model).paths
+    written = [output for output in outputs if output is not None]
+    if len({output.resolve() for output in written}) < len(written):
+        raise click.UsageError(f"{written[0]}: is named for two outputs")
+    for output in written:
+        for each in filter(None, (*inputs, *others)):
+            if files.same(output, each):
+                raise click.UsageError(f"{output}: would replace {each}, which is read")
 
 
 class Picture(NewFile):

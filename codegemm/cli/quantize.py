@@ -1,25 +1,29 @@
-"""`codegemm quantize`: the matrices of a safetensors file into the package's format."""
+"""`codegemm quantize`: the matrices of a safetensors file, or of a model's folder, into the package's format."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from codegemm.cli.options import NewFile
+if TYPE_CHECKING:
+    from codegemm.quantize.file import QuantizedFile
+    from codegemm.quantize.plan import Copied, Quantized
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=NewFile())
+@click.argument("target", type=click.Path(path_type=Path))
 @click.option("--config", required=True, help="Like m2v8g128, or e8p.")
 @click.option(
     "--include",
-    default=r".*\.weight",
-    show_default=True,
-    help="Regular expression of the whole tensor names.",
+    metavar="REGEX",
+    help="Of the whole tensor names. Default: all that end in .weight but embeddings, output heads and routers of "
+    "experts, which are quantised only where this names them.",
 )
+@click.option("--exclude", metavar="REGEX", help="Of the whole names of those to be left as they are.")
 @click.option(
     "--calibration",
     "calibration_file",
@@ -31,35 +35,79 @@ from codegemm.cli.options import NewFile
     "--time-limit", type=click.FloatRange(0), help="Seconds for each matrix; then it is left as good as it is."
 )
 @click.option("--seed", default=0, show_default=True)
+@click.option("--force", is_flag=True, help="Replace TARGET where it exists, once all is written.")
+@click.option("--dry-run", is_flag=True, help="Print what would become of each matrix; write nothing.")
 def quantize(
     source: Path,
     target: Path,
     config: str,
-    include: str,
+    include: str | None,
+    exclude: str | None,
     calibration_file: Path | None,
     rotate: bool,
     time_limit: float | None,
     seed: int,
+    force: bool,
+    dry_run: bool,
 ) -> None:
-    """Quantise the matrices of SOURCE whose names match, copy everything else, write TARGET.
+    """Quantise the matrices of SOURCE, copy everything else, write TARGET.
 
-    A matrix `name.weight` becomes the weight `name`. Embeddings are matrices too: name what you want with --include.
+    SOURCE is a safetensors file; or a folder with model.safetensors or with shards and their index, or the index. Then
+    TARGET is a folder of the same form, to which the other files are copied, hidden ones and weights in other forms
+    aside. A matrix `name.weight` becomes the weight `name`. One that would take more bits than it has stays as it is.
+
+    What is finished is kept beside TARGET until that is whole: after Ctrl-C the same command goes on from there.
     """
-    from codegemm.quantize.file import Copied, Quantized, quantize_file
+    from codegemm.quantize.file import Interrupted, quantize_file
+    from codegemm.quantize.plan import Quantized
+
+    progress = sys.stderr.isatty()
+    say = print if progress and sys.stdout.isatty() else click.echo  # which is not heard by bars
 
     def tell(one: Quantized | Copied) -> None:
         if isinstance(one, Quantized):
             known = one.calibrated or calibration_file is None
             note = "" if known else ", without calibration: the file has none for it"
-            click.echo(f"{one.tensor}: {list(one.shape)} at {one.bits_per_weight:.3f} bits/weight{note}")
+            say(f"{one.tensor}: {list(one.shape)} at {one.bits_per_weight:.3f} bits/weight{note}")
         elif one.reason is not None:
-            click.echo(f"copied as it is: {one.tensor}: {one.reason}")
+            say(f"copied as it is: {one.tensor}: {one.reason}")
 
-    done = quantize_file(
-        source, target, config, include=include, calibration=calibration_file, rotate=rotate,
-        time_limit=time_limit, seed=seed, progress=sys.stderr.isatty(), on_tensor=tell,
-    )  # fmt: skip
-    click.echo(
-        f"{target}: {len(done.quantized)} quantised, {len(done.copied)} copied; "
-        f"{done.source_bytes / 1e6:.1f} MB -> {done.target_bytes / 1e6:.1f} MB"
-    )
+    try:
+        done = quantize_file(
+            source, target, config, include=include, exclude=exclude, calibration=calibration_file, rotate=rotate,
+            time_limit=time_limit, seed=seed, progress=progress, on_tensor=None if dry_run else tell,
+            force=force, dry_run=dry_run,
+        )  # fmt: skip
+    except Interrupted as stop:
+        kept = f"{stop.kept} of {stop.total} matrices are kept in {stop.folder}"
+        click.echo(f"stopped: {kept}; the same command goes on from there", err=True)
+        sys.exit(130)
+    if dry_run:
+        _print_plan(done, calibration_file is not None)
+        for one in done.copied:
+            tell(one)
+    _print_summary(target, done, dry_run)
+
+
+def _print_plan(planned: QuantizedFile, calibrated: bool) -> None:
+    """A line for each matrix that would be quantised."""
+    from codegemm.reporting import by, new_table, open_console
+
+    table = new_table("", "matrix", ">shape", ">bits", ">MB", ">then", *["calibrated"] * calibrated)
+    for one in planned.quantized:
+        sizes = (f"{each / 1e6:.2f}" for each in (one.source_bytes, one.nbytes))
+        known = ["yes" if one.calibrated else "no"] * calibrated
+        table.add_row(one.tensor, by(one.shape), f"{one.bits_per_weight:.3f}", *sizes, *known)
+    open_console().print(table)
+
+
+def _print_summary(target: Path, done: QuantizedFile, dry_run: bool) -> None:
+    named = sum(one.reason is not None for one in done.copied)
+    if done.left_out:
+        click.echo(f"not copied: {', '.join(done.left_out)}")
+    parts = [f"{len(done.quantized)} {'to be ' * dry_run}quantised"]
+    parts += [f"{done.resumed} of them before"] * bool(done.resumed)
+    parts += [f"{named} left as they are"] * bool(named)
+    parts += [f"{len(done.copied) - named} others copied"]
+    size = f"{done.source_bytes / 1e6:.1f} MB -> {'about ' * dry_run}{done.target_bytes / 1e6:.1f} MB"
+    click.echo(f"{target}: {', '.join(parts)}; {size}")

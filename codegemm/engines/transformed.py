@@ -1,11 +1,11 @@
 """TransformedWeights by the kernels of their cores: what is done before and after, the same on both engines.
 
-    before: x' = R x[order], once for each term; its sums over groups
+    before: x' = R P x, once for each term; its sums over groups
     inner: y' = x' @ C^T
     after: y = y' + sums @ A^T
 
 A [M, K/g] is what is added to the weights of each group. x' is in float32 where it isn't x itself (or, where an engine
-says so, in another dtype, and `scaled`: with a power of two for each row), y' where it isn't y itself.
+says so, fp16 with a power of two for each row: `scaled`), y' where it isn't y itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from codegemm.formats.transformed import TransformedSpec, TransformedWeight
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Kernel, Product
 
-FLOAT32 = np.dtype(np.float32)
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 
 
 class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
@@ -45,31 +45,34 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
 
 
 def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
-    """Where the weight is: `order` int32 [K] and, in float32, `factors`, signs over the root of the block [K], and
-    `addends` [K/g, M]."""
+    """Where the weight is: in float32 `factors`, signs over the root of the block [K], and `addends` [K/g, M]; in int32
+    `order`, the place in x of each number of x' [K]."""
     spec, arrays = weight.spec, {}
-    if spec.ordered:
-        arrays["order"] = weight.order
     if spec.block:
         factors = devices.to_host(weight.signs) / np.sqrt(spec.block)
         arrays["factors"] = devices.move(factors.astype(np.float32), weight.device)
     if spec.offsets:
         with devices.beside(weight.offsets):
             arrays["addends"] = array_module(weight.offsets).ascontiguousarray(weight.addends(np.float32).T)
+    if spec.ordered:
+        arrays["order"] = weight.order
     return arrays
 
 
 def changes_x(spec: TransformedSpec) -> bool:
     """Whether x' is another than x."""
-    return spec.ordered or bool(spec.block) or spec.terms > 1
+    return bool(spec.block) or spec.terms > 1 or spec.ordered
 
 
-def inner_product(product: Product[TransformedSpec], dtype: np.dtype = FLOAT32, scaled: bool = False) -> Product[Spec]:
-    """What the inner kernel multiplies: x itself where kernels know its dtype, else x' of `dtype`."""
-    if not changes_x(product.spec) and product.dtype.itemsize < 8:
-        dtype = product.dtype
+def inner_product(product: Product[TransformedSpec], scaled: bool = False) -> Product[Spec]:
+    """What the inner kernel multiplies: x' in float32, which half types may not hold, unless it is `scaled`."""
+    spec, dtype = product.spec, product.dtype
+    if scaled:
+        dtype = FLOAT16
+    elif changes_x(spec) or dtype.itemsize == 8:
+        dtype = FLOAT32
     finished = finishes(product, dtype, scaled)
-    return Product(product.spec.core, product.n, dtype, FLOAT32 if finished else product.out_dtype)
+    return Product(spec.core, product.n, dtype, FLOAT32 if finished else product.out_dtype)
 
 
 def finishes(product: Product[TransformedSpec], dtype: np.dtype, scaled: bool = False) -> bool:

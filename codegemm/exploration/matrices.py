@@ -1,10 +1,11 @@
-"""The matrices of a safetensors file that are explored, with their calibration."""
+"""The matrices of a model that are explored, with their calibration."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 
 from codegemm.calibration import Calibration, load
 from codegemm.errors import CheckpointError
-from codegemm.files import File
 from codegemm.formats.native import is_native
-from codegemm.measuring import sources
+from codegemm.measuring import memory, sources
 from codegemm.quantize.matrix import as_matrix
+from codegemm.shards import Model, open_model
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,24 @@ class Matrix:
 
 
 def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) -> list[Matrix]:
-    """The named tensors of a file, or `typical` of it; calibration: the file to take theirs from.
+    """The named tensors of a safetensors file or a model's folder, or `typical` of it.
+
+    calibration: the file to take theirs from.
 
     Raises CheckpointError for a file or a tensor that won't do, ValueError for values that aren't finite or all zero
-    and where the calibration lacks a tensor or is for another in_features.
+    and where the calibration lacks a tensor or is for another in_features, MemoryError where they have no room.
     """
-    file = File(path)
-    if is_native(file):
+    model = open_model(path)
+    if any(map(is_native, model.files)):
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
-    names = list(dict.fromkeys(tensors)) or [typical(file)]
+    names = list(dict.fromkeys(tensors)) or [typical(model)]
     calibrations = {} if calibration is None else load(calibration)
+    copied = [tensor for name in names if (tensor := model.tensors.get(name)) and tensor.dtype != "F32"]
+    memory.ensure(f"{path}: {', '.join(names)}", sum(4 * prod(tensor.shape) for tensor in copied))
     matrices = []
     for name in names:
         try:
-            values = as_matrix(sources.read_matrix(file, name))
+            values = as_matrix(sources.read_matrix(model, name))
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
         if not values.any():
@@ -51,12 +56,12 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     return matrices
 
 
-def typical(file: File) -> str:
-    """The first matrix of the shape that the file has most of, of several such shapes the largest.
+def typical(model: Model) -> str:
+    """The first matrix of the shape that the model has most of, of several such shapes the largest.
 
     Linear layers come once in every block of a model; larger matrices that come once are embeddings.
     """
-    shapes = sources.matrices(file)
+    shapes = sources.matrices(model)
     counts = Counter(shapes.values())
     chosen = max(counts, key=lambda shape: (counts[shape], shape[0] * shape[1]))
     return next(name for name, shape in shapes.items() if shape == chosen)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from codegemm.files import File, RawTensor, write
+from codegemm.files import File, RawTensor, Tensor, UnopenedTensor, write
 
 FORMAT = "codegemm"
 VERSION = 4
@@ -21,9 +21,9 @@ RESERVED = ("", "format", "version", "__metadata__")
 class Stored:
     """A weight as a file holds it: tensors by the end of their name, what JSON says of them, the format's version."""
 
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray | UnopenedTensor]
     description: dict[str, Any]
-    version: int = 3  # whose descriptions name formats
+    version: int = 3
 
 
 def write_weights(
@@ -31,16 +31,21 @@ def write_weights(
     weights: Mapping[str, Stored],
     tensors: Mapping[str, RawTensor],
     metadata: Mapping[str, str],
+    version: int = 1,
 ) -> None:
     """Write weights, other tensors and metadata to one file.
 
-    Its version is the least that has all of these weights. ValueError where tensors' names
+    Its version is the least that has all of these weights, and at least `version`. ValueError where tensors' names
     collide; CheckpointError, and `path` as it was, if writing fails.
     """
-    out = {f"{name}.{end}": RawTensor.of(array) for name, one in weights.items() for end, array in one.tensors.items()}
+    out: dict[str, Tensor] = {
+        f"{name}.{end}": array if isinstance(array, UnopenedTensor) else RawTensor.of(array)
+        for name, one in weights.items()
+        for end, array in one.tensors.items()
+    }
     if len(out.keys() | tensors.keys()) < sum(len(one.tensors) for one in weights.values()) + len(tensors):
         raise ValueError(f"weights {', '.join(map(repr, weights))}: some of their tensors have the same name")
-    version = max((one.version for one in weights.values()), default=1)
+    version = max([version, *(one.version for one in weights.values())])
     described = {name: json.dumps(one.description) for name, one in weights.items()}
     write(path, {**out, **tensors}, {**metadata, "format": FORMAT, "version": str(version), **described})
 

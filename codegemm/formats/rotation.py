@@ -1,4 +1,5 @@
-"""Randomised Hadamard rotations, which stand on either side of a weight's core, and an order of columns with them."""
+"""Randomised Hadamard rotations, behind another order of columns or not, which stand on either side of a weight's
+core."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class Rotation:
     """R = U^T diag(factors) P, U an orthogonal Hadamard transform of the whole length as in QuIP#, or of every `block`.
 
     factors: [length], NumPy's; signs or, after fine-tuning, any reals. block: a power of two up to 4096 that divides
-    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`). order: integers
-    [length], each of 0 .. length-1 once, by which P x is x[order]; None where P is the identity.
+    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`). order: P as the place
+    in x that each number is taken from, int [length]; None for all in their own.
     """
 
     factors: npt.NDArray
@@ -32,8 +33,9 @@ class Rotation:
 
         Of a dense matrix W [M, K] it makes, where factors are signs, the C whose product with R is W.
         """
-        x = x if self.order is None else x[..., self.order]
         factors = self.factors.astype(x.dtype)
+        if self.order is not None:
+            x = x[..., self.order]
         if self.block is None:
             return transform(x * factors, transpose=True)
         y = np.multiply(x, factors, order="C").reshape(-1, self.block)
@@ -52,9 +54,9 @@ class Rotation:
         y *= self.factors.astype(x.dtype)
         if self.order is None:
             return y
-        x = np.empty_like(y)
-        x[..., self.order] = y
-        return x
+        placed = np.empty_like(y)
+        placed[..., self.order] = y
+        return placed
 
 
 def default_block(length: int) -> int:

@@ -1,13 +1,13 @@
-"""Weights that are a core with more around it: an order of x, a rotation of it, offsets of groups, several scales a
-group.
+"""Weights that are a core with more around it: columns in another order, a rotation of x, offsets of groups, several
+scales a group.
 
     W = (fold(C) + offsets) @ R @ P
 
 C [M, T*K] is the core, a weight of any other format. `fold` adds its T terms [M, K], each with codes and scales of its
-own; offsets are one number a group; R is a randomised Hadamard rotation by blocks, P the permutation P x = x[order], as
-groups of columns have that don't lie side by side. A product is one with the core:
+own; offsets are one number a group; R is a randomised Hadamard rotation by blocks; P is a permutation, so that columns
+of W that share a scale may lie anywhere. A product is one with the core:
 
-    x' = R x[order]        y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
+    x' = R P x      y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PATTERN = re.compile(
     r"(\+terms(?P<terms>\d+))?"
 )
 _EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
-_AROUND = ("terms", "block", "offsets", "ordered")  # what a file's description says of it
+_AROUND = ("terms", "block", "offsets", "ordered")  # of a description
 _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
 
 
@@ -49,8 +49,8 @@ class TransformedConfig:
     """A core's configuration and what stands around it: `m1v4g128+rotated`, `e8p+added`.
 
     block: of the rotation, `USUAL` for the one that the shape gives, 0 without one. offsets: `scaled` (`+offsets`,
-    times their group's scale), `added` (as they are) or empty. terms: that are added up. ordered: whether the core's
-    columns have an order of their own.
+    times their group's scale), `added` (as they are) or empty. terms: that are added up. ordered: whether the core has
+    its columns in another order.
     """
 
     core: Any
@@ -73,8 +73,8 @@ class TransformedConfig:
             raise ValueError(f"ordered={self.ordered!r}: must be True or False")
 
     def __str__(self) -> str:
-        ordered, terms = "+ordered" if self.ordered else "", f"+terms{self.terms}" if self.terms > 1 else ""
         rotated = "" if not self.block else "+rotated" if self.block == USUAL else f"+rotated{self.block}"
+        ordered, terms = "+ordered" * self.ordered, f"+terms{self.terms}" if self.terms > 1 else ""
         return f"{self.core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
 
 
@@ -100,11 +100,10 @@ class TransformedSpec(Spec):
 
     @property
     def packed_bits(self) -> int:
-        """The core's, those of a column's number for each of an order, a bit for each sign and 16 for each offset."""
-        order = 8 * _order_dtype(self.in_features).itemsize * self.in_features if self.ordered else 0
+        """The core's, a bit for each sign, 16 for each offset and 32 for each column's place."""
         signs = self.in_features if self.block else 0
         offsets = 16 * self.out_features * self.groups if self.offsets else 0
-        return self.core.packed_bits + order + signs + offsets
+        return self.core.packed_bits + signs + offsets + 32 * self.in_features * self.ordered
 
     @property
     def groups(self) -> int:
@@ -121,7 +120,7 @@ def transformed_spec(
     except TypeError:
         raise ValueError(f"terms={terms!r}: must be an integer") from None
     if set(format_of(core).weight.tensor_names) & set(TransformedWeight.tensor_names):
-        raise ValueError(f"{core.name}: it has an order, signs or offsets of its own, and nothing can stand around it")
+        raise ValueError(f"{core.name}: it has signs, offsets or an order of its own, and nothing can stand around it")
     rows, columns = core.shape
     if terms < 1 or columns % terms:
         raise ValueError(f"terms={terms}: must be at least 1 and divide the core's {columns} columns")
@@ -144,34 +143,34 @@ def has_scales(core: Spec) -> bool:
 
 
 class TransformedWeight(Weight):
-    """W[:, order] = (sum of the core's terms + offsets) @ R, with R = (blocks of Hadamard matrices / sqrt(block)) @
-    diag(signs).
+    """W = (sum of the core's terms + offsets) @ R @ P, R = (blocks of Hadamard matrices / sqrt(block)) @ diag(signs).
 
     core: Weight [M, terms * K] of any format but this one.
-    order: integers [K], each of 0 .. K-1 once, kept as int32: x is x[order] to all that follows; None for x as it is.
     signs: +-1 [K] of any real dtype, kept as int8; None without a rotation.
     block: of the rotation, a power of two up to 4096 that divides K; the largest such unless given.
     offsets: float16 [M, K/g], added to the weights of a group (of a whole row where the core has no groups): times the
         group's scale where `scaled` (as it is unless given, where there are scales of one term), else as they are.
     terms: parts of K columns whose sum is meant: codes and scales of each its own, codebooks shared.
+    order: a permutation of 0 .. K-1 of any integer dtype, kept as int32: P makes x[..., order] of x, before it is
+        rotated, so that W[:, order] is the product of the rest. None where columns lie in order.
 
     All on one device, read-only. A wrong shape, dtype or value raises ValueError.
     """
 
     format_name = "transformed"
     spec_type = TransformedSpec
-    tensor_names = ("order", "signs", "offsets")  # beside the core's
+    tensor_names = ("signs", "offsets", "order")  # beside the core's
 
     def __init__(
         self,
         core: Weight,
         *,
-        order: npt.ArrayLike | None = None,
         signs: npt.ArrayLike | None = None,
         block: int | None = None,
         offsets: npt.ArrayLike | None = None,
         scaled: bool | None = None,
         terms: int = 1,
+        order: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(core, Weight) or isinstance(core, TransformedWeight):
             raise TypeError(f"core: {type(core).__name__}, must be a weight of another format")
@@ -190,14 +189,14 @@ class TransformedWeight(Weight):
         if scales is not None and scales.shape != expected:
             raise ValueError(f"core: its spec says scales of shape {expected}, it has {scales.shape}")
         self.core = core
-        kind = "" if offsets is None else "scaled" if scaled else "added"
-        self._spec = transformed_spec(core.spec, 0, kind, terms, order is not None)
+        self._spec = transformed_spec(core.spec, 0, "" if offsets is None else "scaled" if scaled else "added", terms)
         if signs is not None:
             block = default_block(self._spec.in_features) if block is None else block
             self._spec = replace(self._spec, block=check_block(block, self._spec.in_features))
-        self.order: Any = None if order is None else frozen(_as_order(as_array(order), self._spec.in_features))
         self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs), self._spec.in_features))
         self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
+        self._spec = replace(self._spec, ordered=order is not None)
+        self.order: Any = None if order is None else frozen(_as_order(as_array(order), self._spec.in_features))
         check_one_device({"core": next(iter(core.arrays.values()))} | self._around)
 
     @classmethod
@@ -212,36 +211,33 @@ class TransformedWeight(Weight):
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
         if offsets not in (None, "scaled", "added"):
             raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
-        if ordered not in (None, True):
-            raise ValueError(f"ordered {ordered!r}, must be true")
         return cls(
             core,
-            order=tensor("order") if ordered else None,
             signs=None if block is None else _unpack_signs(tensor("signs"), columns),
             block=block,
             offsets=tensor("offsets") if offsets else None,
             scaled=offsets == "scaled" if offsets else None,
             terms=terms,
+            order=tensor("order") if ordered else None,
         )
 
     def stored(self) -> Stored:
-        """The core's, the order, signs as bits, offsets; what is said of them only where there are such, the whole's
-        shape.
+        """The core's, signs as bits, offsets, order; `block`, `offsets` and `ordered` only where there are such, the
+        whole's shape.
 
         A codebook core's description goes on with them, any other's is inside.
         """
         host, spec = self.to("cpu"), self.spec
         core = host.core.stored()
         tensors = core.tensors | host._around
-        if host.order is not None:
-            tensors["order"] = host.order.astype(_order_dtype(spec.in_features))
         if host.signs is not None:
             tensors["signs"] = bits.pack(host.signs[None] < 0, 1)[0]
         around = {"block": spec.block, "offsets": spec.offsets, "ordered": spec.ordered}
         description = {"shape": list(spec.shape), "terms": spec.terms} | {k: v for k, v in around.items() if v}
-        inside = self.core.format_name != "codebook"
-        inner = {"format": self.format_name, "core": core.description} if inside else core.description
-        return Stored(tensors, inner | description, version=4 if spec.ordered else 3 if inside else 2)
+        if self.core.format_name == "codebook":
+            return Stored(tensors, core.description | description, version=4 if spec.ordered else 2)
+        description = {"format": self.format_name, "core": core.description} | description
+        return Stored(tensors, description, version=4 if spec.ordered else 3)
 
     @property
     def spec(self) -> TransformedSpec:
@@ -255,7 +251,7 @@ class TransformedWeight(Weight):
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The core's, and order, signs and offsets where there are such."""
+        """The core's, and signs and offsets where there are such."""
         return self.core.arrays | self._around
 
     @property
@@ -271,11 +267,10 @@ class TransformedWeight(Weight):
 
     @property
     def right(self) -> Rotation | None:
-        """Of blocks, times signs, behind the order; of an order alone, by blocks of one."""
-        if self.signs is None and self.order is None:
-            return None
-        signs = np.ones(self.shape[1], np.int8) if self.signs is None else self.signs
-        return Rotation(signs, self.spec.block or 1, self.order)
+        """Of blocks, times signs, of columns in their order."""
+        if self.signs is not None:
+            return Rotation(self.signs, self.spec.block, self.order)
+        return None if self.order is None else Rotation(np.ones(self.shape[1], np.int8), 1, self.order)
 
     def addends(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Any:
         """What is added to the weights of each group, [rows, K/g] in float32 or float64, where the arrays are."""
@@ -298,19 +293,20 @@ class TransformedWeight(Weight):
 
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
-        offsets = {} if self.offsets is None else {"offsets": self.offsets[rows]}
-        return self._around_core(self.core[rows], self._around | offsets)
+        core = self.core[rows]
+        return self._around_core(core, self.signs, None if self.offsets is None else self.offsets[rows], self.order)
 
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         core = self.core._with_arrays({name: arrays[name] for name in self.core.arrays})
-        return self._around_core(core, arrays)
+        return self._around_core(core, *map(arrays.get, self.tensor_names))
 
-    def _around_core(self, core: Weight, arrays: dict[str, Any]) -> Self:
+    def _around_core(self, core: Weight, signs: Any, offsets: Any, order: Any) -> Self:
         """The same around another core, with arrays that fit."""
         weight = type(self).__new__(type(self))
         weight.core, weight._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
-        for name in self.tensor_names:
-            setattr(weight, name, frozen(arrays[name]) if name in arrays else None)
+        weight.signs, weight.offsets, weight.order = (
+            None if array is None else frozen(array) for array in (signs, offsets, order)
+        )
         return weight
 
     def __eq__(self, other: object) -> bool:
@@ -331,14 +327,15 @@ class TransformedWeight(Weight):
         for what in ("block", "offsets", "terms", "ordered"):
             same(what, [getattr(w.spec, what) for w in weights])
         core, first = concat([w.core for w in weights]), weights[0]
-        around = first._around
-        for name, array in around.items():
-            if name != "offsets" and any((to_host(array) != to_host(w._around[name])).any() for w in weights[1:]):
-                raise ValueError(f"concat: {name} must be the same, for all parts multiply one x'")
+        for what in ("signs", "order"):
+            mine, *others = (getattr(w, what) for w in weights)
+            if mine is not None and any((to_host(mine) != to_host(other)).any() for other in others):
+                raise ValueError(f"concat: {what} must be the same, for all parts multiply one x'")
+        offsets = None
         if first.offsets is not None:
             with beside(first.offsets):
-                around["offsets"] = array_module(first.offsets).concatenate([w.offsets for w in weights])
-        return first._around_core(core, around)
+                offsets = array_module(first.offsets).concatenate([w.offsets for w in weights])
+        return first._around_core(core, first.signs, offsets, first.order)
 
 
 class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWeight]):
@@ -348,7 +345,8 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
     syntax = f"behind any of these {_EXTENSIONS}"
     examples = (
         "m2v4g32+rotated", "m1v4g8+rotated16+offsets", "m1v4b4g16+terms3", "m2v8g-1+rotated4+added+terms2",
-        "m1v1b1g1+added", "m1v8g-1+offsets", "m1v4g8+ordered+offsets", "e8p+rotated", "e8p4+ordered+rotated16+added",
+        "m1v1b1g1+added", "m1v8g-1+offsets", "e8p+rotated", "e8p4+rotated16+added", "m1v4g16+ordered+offsets",
+        "m2v4b5g16+ordered+rotated16+terms2",
     )  # fmt: skip
 
     def parse(self, text: str) -> TransformedConfig | None:
@@ -406,28 +404,6 @@ def _without(description: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in description.items() if key not in keys}
 
 
-def _order_dtype(columns: int) -> np.dtype:
-    """Of a column's number in a file."""
-    return np.dtype(np.uint16 if columns <= 1 << 16 else np.uint32)
-
-
-def _as_order(order: Any, in_features: int) -> Any:
-    """int32 [K], a permutation."""
-    if order.shape != (in_features,):
-        raise ValueError(f"order: shape {order.shape}, must be ({in_features},), one a column of W")
-    if order.dtype.kind not in "iu":
-        raise ValueError(f"order: dtype {order.dtype}, must be of integers")
-    host = to_host(order)
-    outside = np.flatnonzero((host < 0) | (host >= in_features))
-    if len(outside):
-        raise ValueError(f"order: {host[outside[0]]} at {outside[0]}, must be from 0 to {in_features - 1}")
-    again = np.setdiff1d(np.arange(in_features), np.unique(host, return_index=True)[1])
-    if len(again):
-        raise ValueError(f"order: {host[again[0]]} at {again[0]} again, must have each of 0 .. {in_features - 1} once")
-    with beside(order):
-        return order.astype(np.int32, copy=False)
-
-
 def _as_signs(signs: Any, in_features: int) -> Any:
     """int8 [K] of +-1."""
     if signs.shape != (in_features,):
@@ -440,6 +416,23 @@ def _as_signs(signs: Any, in_features: int) -> Any:
         raise ValueError(f"signs: {host[bad[0]]} at {bad[0]}, must be 1 or -1")
     with beside(signs):
         return signs.astype(np.int8, copy=False)
+
+
+def _as_order(order: Any, in_features: int) -> Any:
+    """int32 [K], each of 0 .. K-1 once."""
+    if order.shape != (in_features,):
+        raise ValueError(f"order: shape {order.shape}, must be ({in_features},), one a column of W")
+    if order.dtype.kind not in "iu":
+        raise ValueError(f"order: dtype {order.dtype}, must be of integers")
+    host = to_host(order)
+    if not 0 <= int(host.min()) <= int(host.max()) < in_features:
+        wrong = np.flatnonzero((host < 0) | (host >= in_features))[0]
+        raise ValueError(f"order: {host[wrong]} at {wrong}, must be from 0 to {in_features - 1}")
+    times = np.bincount(host.astype(np.int64), minlength=in_features)
+    if times.max() > 1:
+        raise ValueError(f"order: {times.argmax()} is there {times.max()} times, must be there once as every column")
+    with beside(order):
+        return order.astype(np.int32, copy=False)
 
 
 def _unpack_signs(packed: npt.NDArray, columns: int) -> npt.NDArray:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm import devices
+from codegemm.arrays import float_dtype
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats.native import Stored, check_name, write_weights
 from codegemm.formats.rotation import Rotation
@@ -64,7 +65,9 @@ class Matrix:
     """What `@`, numpy.matmul and NumPy's conversions find on a weight and on its transpose."""
 
     ndim = 2
-    matmul: ClassVar[Callable[..., Any]]  # `codegemm.products` registers its own here: formats know nothing of products
+    # `codegemm.products` registers its own here: formats know nothing of products.
+    matmul: ClassVar[Callable[..., Any]]
+    linear: ClassVar[Callable[..., Any]]
 
     def __matmul__(self, other: Any) -> Any:
         return self.matmul(self, other)
@@ -79,6 +82,19 @@ class Matrix:
         if kwargs:
             raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
         return self.matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, named = getattr(function, "__name__", str(function)), kwargs or {}
+        if name in ("matmul", "__matmul__"):
+            return cls.matmul(*args, **named)
+        if name == "__rmatmul__":
+            return cls.matmul(*reversed(args))
+        if name == "linear":
+            return cls.linear(*args, **named)
+        raise TypeError(
+            f"torch's {name} takes no quantised weight: x @ w.T, torch.matmul and torch.nn.functional.linear do"
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
         raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
@@ -137,12 +153,12 @@ class Weight(Matrix, ABC):
         """What the constructor takes beside the arrays, as JSON can hold it."""
         return {}
 
-    def dense_blocks(self, dtype: npt.DTypeLike) -> Iterator[tuple[int, npt.NDArray]]:
+    def dense_blocks(self, dtype: Any) -> Iterator[tuple[int, npt.NDArray]]:
         """The dense matrix in blocks of whole rows: (first row, rows); float64 for float64, else float32.
 
         A single one where a rotation on the left mixes all rows.
         """
-        compute = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+        compute = np.dtype(np.float64 if float_dtype(dtype) == np.float64 else np.float32)
         host = self.to("cpu")
         left, right = host.left, host.right
         blocks = host.core_blocks(compute)
@@ -152,10 +168,10 @@ class Weight(Matrix, ABC):
             rows = block if right is None else right.unrotate(block)
             yield start, rows if left is None else left.unrotate(np.ascontiguousarray(rows.T)).T
 
-    def dequantize(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray:
+    def dequantize(self, dtype: Any = np.float32) -> npt.NDArray:
         """The dense matrix [out_features, in_features] as a new NumPy array; computed in float64 for float64, else in
-        float32 and rounded once."""
-        dense = np.empty(self.shape, dtype)
+        float32 and rounded once. dtype: float16, bfloat16, float32 or float64, by name, NumPy's or torch's."""
+        dense = np.empty(self.shape, float_dtype(dtype))
         for start, block in self.dense_blocks(dense.dtype):
             dense[start : start + len(block)] = block
         return dense
@@ -226,8 +242,9 @@ class Weight(Matrix, ABC):
         """W^T [in_features, out_features], to be written on the right: `x @ w.T`."""
         return TransposedWeight(self)
 
-    def to(self, device: str) -> Self:
-        """This weight on `device` (`cpu`, `cuda` or `cuda:<number>`); itself if it is there already."""
+    def to(self, device: Any) -> Self:
+        """This weight on `device` (`cpu`, `cuda`, `cuda:<number>`, or the `.device` of a tensor or of CuPy's array);
+        itself if it is there already."""
         target = Device.parse(device)
         if target == self.device:
             return self
@@ -253,7 +270,7 @@ def concat(weights: Sequence[Weight]) -> Any:
     """The rows of several weights that share x (q, k and v; gate and up) as one weight, multiplied in one call.
 
     All of one class, in_features and device. CodebookWeights: of the same v, m, b and g, each of which keeps its own
-    codebooks; TransformedWeights: with such cores and the same order, signs, block, terms and kind of offsets. Raises
+    codebooks; TransformedWeights: with such cores and the same signs, block, terms and kind of offsets. Raises
     TypeError for other weights, ValueError for those that don't fit.
     """
     weights = list(weights)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy.typing as npt
 
 from codegemm.errors import CheckpointError
-from codegemm.files import File
 from codegemm.formats.format import parse, random_weight, spec_of
 from codegemm.formats.native import is_native
-from codegemm.formats.weight import Weight
+from codegemm.formats.weight import Spec, Weight
 from codegemm.quantize import configured
+from codegemm.quantize.selection import spared
 from codegemm.quantize.stored import quantized
 from codegemm.reporting import by
+from codegemm.shards import Model, open_model
 from codegemm.storage import load, load_all
 
 REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "e8p")
@@ -49,6 +50,17 @@ class Case:
     stored: Weight | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def spec(self, config: str) -> Spec:
+        """Of the weight in one of `configs`."""
+        if self.stored is not None:
+            return self.stored.spec
+        return spec_of(self.shape, config if self.original is None else configured(config))
+
+    def least_bytes(self, config: str) -> int:
+        """That making the weight takes: random arrays are copied once, others may be mapped from a file."""
+        copies = 2 if self.stored is None and self.original is None else 1
+        return copies * self.spec(config).packed_bits // 8
+
     def weight(self, config: str) -> Weight:
         """The weight in one of `configs`: stored, quantised (and kept in the cache) or random."""
         if self.stored is not None:
@@ -77,43 +89,49 @@ def minilm() -> Path:
 
 
 def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] | None) -> list[Case]:
-    """The named tensors of a safetensors file, else its first matrix of each shape.
+    """The named tensors of a safetensors file or a model's folder, else its layers' first matrix of each shape.
 
-    Of a file in this package's format, its weights as they are.
+    Of one in this package's format, its weights as they are.
     """
-    file = File(path)
-    if is_native(file):
+    model = open_model(path)
+    if any(map(is_native, model.files)):
         if configs:
             raise ValueError(f"{path}: its weights are quantised already; --config {','.join(configs)} does not apply")
         weights = {name: load(path, name) for name in tensors} if tensors else load_all(path)
         return [Case(f"{name} {by(w.shape)}", w.shape, (w.spec.name,), stored=w) for name, w in weights.items()]
     if not tensors:
-        tensors = sorted({shape: name for name, shape in reversed(matrices(file).items())}.values())
+        tensors = sorted({shape: name for name, shape in reversed(matrices(model).items())}.values())
     return [file_case(path, tensor, configs, "") for tensor in tensors]
 
 
 def file_case(path: str | Path, tensor: str, configs: Sequence[str] | None, model: str) -> Case:
-    """One matrix of a safetensors file."""
-    matrix = read_matrix(File(path), tensor)
+    """One matrix of a model."""
+    matrix = read_matrix(open_model(path), tensor)
     title = f"{model} {by(matrix.shape)} ({tensor.removesuffix('.weight')})".lstrip()
     return _case(title, matrix.shape, matrix, configs, REAL_CONFIGS)
 
 
-def matrices(file: File) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's dense matrices by their sorted names; CheckpointError where there are none."""
-    shapes = {name: tensor.shape for name, tensor in sorted(file.tensors.items()) if tensor.is_matrix}
-    if not shapes:
-        raise CheckpointError(f"{file.path}: has no matrix of floats")
-    return shapes
+def matrices(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's dense matrices by their sorted names, embeddings and the like aside.
+
+    CheckpointError where there are none.
+    """
+    shapes = {name: held.shape for name, held in sorted(model.tensors.items()) if held.is_matrix}
+    layers = {name: shape for name, shape in shapes.items() if spared(name) is None}
+    if not layers:
+        others = "".join(f"; {name} is {spared(name)}: name it to take it" for name in list(shapes)[:1])
+        raise CheckpointError(f"{model.path}: has no matrix of floats{others}")
+    return layers
 
 
-def read_matrix(file: File, tensor: str) -> npt.NDArray:
-    """A dense matrix of a file, memory-mapped; CheckpointError where there is none of that name."""
-    if tensor not in file.tensors:
-        raise CheckpointError(f"{file.path}: no tensor {tensor!r}")
-    if not file.tensors[tensor].is_matrix:
-        raise CheckpointError(f"{file.path}: {tensor}: {file.tensors[tensor]}, must be a matrix of floats")
-    return file.tensors[tensor].numpy()
+def read_matrix(model: Model, tensor: str) -> npt.NDArray:
+    """A dense matrix of a model, memory-mapped; CheckpointError where there is none of that name."""
+    held = model.tensors.get(tensor)
+    if held is None:
+        raise CheckpointError(f"{model.path}: no tensor {tensor!r}")
+    if not held.is_matrix:
+        raise CheckpointError(f"{model.path}: {tensor}: {held}, must be a matrix of floats")
+    return held.numpy()
 
 
 def shape_case(shape: tuple[int, int], configs: Sequence[str] | None, model: str = "") -> Case:

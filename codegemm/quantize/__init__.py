@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from codegemm.formats.format import parse, spec_of
@@ -12,6 +13,7 @@ from codegemm.quantize.quantizers import Job, quantizer_for
 if TYPE_CHECKING:
     from codegemm.calibration import Calibration
     from codegemm.quantize.arithmetic import Backend
+    from codegemm.quantize.progress import Progress
     from codegemm.quantize.stopping import OnInterrupt
 
 
@@ -36,7 +38,7 @@ def quantize(
     calibration: Calibration | None = None,
     rotate: bool = False,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | Callable[[str], Progress] = False,
     time_limit: float | None = None,
     on_interrupt: OnInterrupt = "raise",
     backend: Backend | None = None,
@@ -53,7 +55,7 @@ def quantize(
         rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. A text may say so, too
         (`m2v8g128+rotated`). `e8p` rotates anyhow.
     seed: the same seed gives the same weight on the same machine and backend.
-    progress: show a progress bar on standard error.
+    progress: show a progress bar on standard error; or what opens one by its title.
     time_limit: seconds after which codebooks are left as good as they are; only rows that have no codes yet are coded
         then, in the fastest way. `e8p` has nothing to leave out.
     on_interrupt: `return` makes Ctrl-C such an end, too (in the main thread; a second one raises KeyboardInterrupt).
@@ -81,8 +83,9 @@ def quantize(
         backend = "cuda"
     arithmetic = find(backend, matrix.size)
     gram = None if calibration is None else calibration.H
+    open_bar = progress if callable(progress) else lambda title: Progress(title, progress)
     with Stop(time_limit, on_interrupt) as stop:
-        job = Job(seed, gram, lambda title: Progress(title, progress), arithmetic, stop)
+        job = Job(seed, gram, open_bar, arithmetic, stop)
         return quantizer_for(config).quantize(matrix, config, job)
 
 

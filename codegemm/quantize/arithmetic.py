@@ -161,7 +161,7 @@ def find(backend: Backend | None, weights: int) -> Arithmetic:
     ValueError for an unknown name or one that this machine does not have.
     """
     if backend is None:
-        backend = "torch" if weights >= TORCH_FROM and find_spec("torch") is not None else "numpy"
+        backend = usual(weights)
     if backend == "numpy":
         return Arithmetic()
     if backend not in BACKENDS:
@@ -169,6 +169,11 @@ def find(backend: Backend | None, weights: int) -> Arithmetic:
     if find_spec("torch") is None:
         raise ValueError(f"backend {backend!r}: torch is not installed (pip install 'codegemm[torch]')")
     return Cuda() if backend == "cuda" else Torch()
+
+
+def usual(weights: int) -> Backend:
+    """The backend of a matrix of so many weights where none is named."""
+    return "torch" if weights >= TORCH_FROM and find_spec("torch") is not None else "numpy"
 
 
 def smallest(scores: npt.NDArray, count: int) -> npt.NDArray[np.intp]:

@@ -13,7 +13,7 @@ from codegemm.formats.codebook import check_finite
 
 def as_matrix(W: Any) -> npt.NDArray[np.float32]:
     """W as float32 [out_features, in_features]; ValueError or TypeError for anything that isn't a finite matrix."""
-    array = devices.from_torch(W.cpu()) if arrays.is_torch(W) else np.asarray(W)
+    array = devices.to_host(W)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"W: shape {array.shape}, must be [out_features, in_features]")
     arrays.check_float("W", array)

@@ -40,5 +40,6 @@ def made(config: Any) -> str:
 
 def digest(array: npt.NDArray) -> str:
     """A hash of an array's values, dtype and shape."""
-    array = np.ascontiguousarray(array)
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+    hashed = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    hashed.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()

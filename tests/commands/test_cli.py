@@ -1,7 +1,13 @@
 """`codegemm quantize`, `info` and `cache`, run as a user runs them."""
 
 import importlib
+import json
 import os
+import pty
+import re
+import signal
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -17,9 +23,16 @@ from codegemm import calibration
 doctor = importlib.import_module("codegemm.cli.doctor")
 
 
+CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli import main; main()"
+
+
 def run(*arguments, **options):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli import main; main()"
-    return python("-c", code, *map(str, arguments), timeout=120, **options)
+    return python("-c", CODE, *map(str, arguments), timeout=120, **options)
+
+
+def begun(*arguments, **options):
+    """A command that is running."""
+    return subprocess.Popen([sys.executable, "-c", CODE, *arguments], text=True, **options)
 
 
 def said(*arguments, **options):
@@ -51,8 +64,10 @@ def test_quantize_and_info(tensors):
     told = said(*QUANTIZE, "--config", "m1v4b4g32")
     assert "a.weight: [32, 64] at 2.000 bits/weight" in told
     assert "copied as it is: b.weight: in_features=30: must be a multiple of the vector length v=4" in told
-    assert "copied as it is: norm.weight: F32 [64] is not a matrix of floats" in told
-    assert "1 quantised, 4 copied" in told
+    assert "norm.weight" not in told
+    assert "a.bias" not in told
+    sizes = (f"{os.path.getsize(f'{name}.safetensors') / 1e6:.1f} MB" for name in ("in", "out"))
+    assert told.endswith(f"1 quantised, 1 left as they are, 3 others copied; {' -> '.join(sizes)}\n")
     weight = codegemm.load("out.safetensors")
     assert weight == codegemm.quantize(tensors["a.weight"], "m1v4b4g32")
     stored = load_file("out.safetensors")
@@ -86,6 +101,136 @@ def test_include_chooses(tensors):
     assert list(codegemm.load_all("out.safetensors")) == ["b"]
 
 
+def test_exclude_subtracts(tensors):
+    said(*QUANTIZE, "--config", "m1v2b2", "--exclude", "b.*")
+    assert list(codegemm.load_all("out.safetensors")) == ["a"]
+
+
+def test_embeddings_are_taken_where_they_are_named(tensors):
+    save_file(tensors | {"model.embed_tokens.weight": tensors["a.weight"]}, "in.safetensors")
+    told = said(*QUANTIZE, "--config", "m1v4b2")
+    assert "copied as it is: model.embed_tokens.weight: an embedding; include can name it" in told
+    assert list(codegemm.load_all("out.safetensors")) == ["a"]
+    said(*QUANTIZE, "--config", "m1v4b2", "--include", ".*embed.*", "--force")
+    assert list(codegemm.load_all("out.safetensors")) == ["model.embed_tokens"]
+
+
+@pytest.mark.parametrize("target", ["in.safetensors", "link", "hard"])
+def test_the_source_is_never_replaced(target, tensors, tmp_path):
+    os.symlink("in.safetensors", "link")
+    os.link("in.safetensors", "hard")
+    before = (tmp_path / "in.safetensors").read_bytes()
+    for more in ([], ["--force"]):
+        done = run("quantize", "in.safetensors", target, "--config", "m1v4b2", *more)
+        assert done.returncode == 1
+        assert done.stderr == f"codegemm: {target}: would replace in.safetensors, which is read\n"
+    assert (tmp_path / "in.safetensors").read_bytes() == before
+
+
+def test_an_existing_target_is_replaced_by_force(tensors, tmp_path):
+    (tmp_path / "out.safetensors").write_text("before")
+    done = run(*QUANTIZE, "--config", "m1v4b2")
+    assert done.returncode == 1
+    assert done.stderr == "codegemm: out.safetensors: exists, and is replaced only by force (--force)\n"
+    assert (tmp_path / "out.safetensors").read_text() == "before"
+    said(*QUANTIZE, "--config", "m1v4b2", "--force")
+    assert list(codegemm.load_all("out.safetensors")) == ["a"]
+
+
+def test_a_dry_run(tensors, tmp_path):
+    calibration.save("inputs.safetensors", {"a": codegemm.Calibration.of(np.eye(64), 1)})
+    before = sorted(tmp_path.iterdir())
+    told = said(*QUANTIZE, "--config", "m1v2b2", "--calibration", "inputs.safetensors", "--dry-run")
+    rows = [re.findall(r"[^│\s]+", line) for line in told.splitlines() if "│" in line]
+    assert rows == [
+        ["a.weight", "32", "x", "64", "1.312", "0.01", "0.00", "yes"],
+        ["b.weight", "16", "x", "30", "1.800", "0.00", "0.00", "no"],
+    ]
+    assert told.endswith("out.safetensors: 2 to be quantised, 3 others copied; 0.0 MB -> about 0.0 MB\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch, rng):
+    """A file whose second matrix takes about a second, and the configuration for that."""
+    monkeypatch.chdir(tmp_path)
+    large = rng.standard_normal((384, 384)).astype(np.float32)
+    save_file({"a.weight": large[:256, :256], "b.weight": large}, "in.safetensors")
+    return [*QUANTIZE, "--config", "m2v8b7g-1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_is_gone_on_with(number, slow, tmp_path):
+    with begun(*slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith("a.weight: [256, 256]")
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    parts = tmp_path / ".out.safetensors.parts"
+    if number == signal.SIGINT:
+        kept = f"1 of 2 matrices are kept in {parts}"
+        assert (process.returncode, error) == (130, f"stopped: {kept}; the same command goes on from there\n")
+    assert not (tmp_path / "out.safetensors").exists()
+    assert len(list(parts.glob("[0-9a-f]*"))) == 1
+    assert "2 quantised, 1 of them before, 0 others copied" in said(*slow)
+    assert not parts.exists()
+    resumed = (tmp_path / "out.safetensors").read_bytes()
+    said(*slow, "--force")
+    assert (tmp_path / "out.safetensors").read_bytes() == resumed
+
+
+def test_bars_of_the_file_and_of_the_matrix_on_a_terminal(slow):
+    """The first counts all matrices; lines appear above both."""
+    ours, theirs = pty.openpty()
+    with begun(*slow, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "80", "TERM": "xterm"}) as process:
+        os.close(theirs)
+        drawn = b""
+        while piece := _read(ours):
+            drawn += piece
+    os.close(ours)
+    assert process.returncode == 0
+    erased = re.sub(r"\r|\x1b\[2K", "\n", drawn.decode())
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", erased).split("\n")
+    assert any(re.match("2 of 2 matrices +━.* 31%", line) for line in lines)
+    assert any(re.match("quantizing to m2v8b7g-1 ━", line) for line in lines)
+    assert any(line.startswith("b.weight: [384, 384] at") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # nobody has its other end any more
+        return b""
+
+
+def test_a_models_folder(tensors, tmp_path):
+    (tmp_path / "model").mkdir()
+    names = [f"model-{i}.safetensors" for i in (1, 2)]
+    save_file({"a.weight": tensors["a.weight"]}, f"model/{names[0]}")
+    save_file({"b.weight": tensors["a.weight"][:16]}, f"model/{names[1]}")
+    places = {"a.weight": names[0], "b.weight": names[1]}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "pytorch_model.bin").write_text("")
+    told = said("quantize", "model", "small", "--config", "m1v4b4")
+    assert "not copied: pytorch_model.bin\nsmall: 2 quantised, 0 others copied;" in told
+    size = sum(os.path.getsize(f"small/{name}") for name in names)
+    for path in ("small", "small/model.safetensors.index.json"):
+        told = said("info", path)
+        assert f"2 weights, 0.0 MB of {size / 1e6:.1f} MB" in told
+    assert (tmp_path / "small" / "config.json").read_text() == "{}"
+    done = run("info", "model/config.json")
+    assert done.stderr.startswith("codegemm: model/config.json: not an index of shards")
+
+
+def test_long_names_are_not_cut(tmp_path, make_weight):
+    name = "model." + "layers." * 20 + "end"
+    make_weight(16, 64, "m1v4").save(tmp_path / "w.safetensors", name)
+    told = said("info", tmp_path / "w.safetensors", env=os.environ | {"COLUMNS": "60"})
+    assert "…" not in told
+    assert "end" in told
+
+
 def test_info_prints_names_as_they_are(tmp_path, make_weight):
     make_weight(16, 64, "m1v4").save(tmp_path / "w.safetensors", "x[/b][red]y")
     assert "x[/b][red]y" in said("info", tmp_path / "w.safetensors")
@@ -100,7 +245,8 @@ MATRIX = np.ones((4, 8), np.float32)
         ({}, ["--config", "m1v4", "--include", "nothing"], "no matrix matches include 'nothing'"),
         ({}, ["--config", "m1v4", "--include", "("], "include '(': missing )"),
         ({}, ["--config", "x"], "configuration 'x': expected"),
-        ({}, ["--config", "m1v2b2", "--calibration", "c.safetensors"], "c is none of the matrices to quantise"),
+        ({}, ["--config", "m1v4", "--exclude", "("], "exclude '(': missing )"),
+        ({}, ["--config", "m1v2b2", "--calibration", "c.safetensors"], "c is none of the matrices of in.safetensors"),
         ({"a": MATRIX}, ["--config", "m1v4b2", "--include", "a|a.weight"], "both a and a.weight match include"),
         ({"format.weight": MATRIX}, ["--config", "m1v4b2"], "name 'format': can't be that of a weight"),
         ({"a.codes": np.ones(3)}, ["--config", "m1v4b2"], "tensor 'a.codes': is part of a weight"),
@@ -121,6 +267,7 @@ def test_files_that_are_not_there(tmp_path):
     done = run("info", tmp_path / "nowhere")
     assert done.returncode == 1
     assert done.stderr == f"codegemm: {tmp_path / 'nowhere'}: no such file\n"
+    save_file({"a.weight": MATRIX}, tmp_path / "in")
     done = run("quantize", tmp_path / "in", tmp_path / "no folder" / "out", "--config", "m1v4")
     assert "there is no folder" in done.stderr
 

@@ -6,6 +6,7 @@ import json
 import time
 from unittest.mock import Mock
 
+import click
 import numpy as np
 import pytest
 import rich.console
@@ -122,6 +123,44 @@ def test_of_a_file_the_first_matrix_of_each_shape(tmp_path):
     save_file({"d": np.ones(3)}, tmp_path / "m.safetensors")
     with pytest.raises(codegemm.CheckpointError, match="has no matrix of floats"):
         sources.file_cases(tmp_path / "m.safetensors", (), None)
+
+
+def test_embeddings_are_taken_only_where_they_are_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    embedding = {"model.embed_tokens.weight": np.ones((64, 8))}
+    save_file(embedding | {"model.layers.0.q_proj.weight": np.ones((4, 8))}, path)
+    assert [case.shape for case in sources.file_cases(path, (), ["m1v4b2"])] == [(4, 8)]
+    assert [case.shape for case in sources.file_cases(path, tuple(embedding), ["m1v4b2"])] == [(64, 8)]
+    save_file(embedding, path)
+    with pytest.raises(codegemm.CheckpointError, match=r"model\.embed_tokens\.weight is an embedding: name it"):
+        sources.file_cases(path, (), None)
+
+
+def test_a_models_folder(tmp_path, make_weight):
+    shards = {"1.safetensors": {"a.weight": np.ones((4, 8))}, "2.safetensors": {"b.weight": np.ones((8, 8))}}
+    for name, tensors in shards.items():
+        save_file(tensors, tmp_path / name)
+    places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert [case.shape for case in sources.file_cases(tmp_path, (), ["m1v4b2"])] == [(4, 8), (8, 8)]
+    assert [case.shape for case in sources.file_cases(tmp_path, ("b.weight",), ["m1v4b2"])] == [(8, 8)]
+    codegemm.quantize_file(tmp_path, tmp_path / "small", "m1v4b2")
+    assert [case.title for case in sources.file_cases(tmp_path / "small", (), None)] == ["a 4 x 8", "b 8 x 8"]
+
+
+def test_outputs_never_replace_what_is_read_or_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "quantize", None)
+    path = tmp_path / "m.safetensors"
+    save_file({"a": np.ones((4, 8))}, path)
+    (tmp_path / "link").symlink_to(path)
+    before = path.read_bytes()
+    for option in ("--json", "--plot"):
+        for name in ("m.safetensors", "link"):
+            with pytest.raises(click.UsageError, match=r"would replace .*m\.safetensors, which is read"):
+                compare("--weights", str(path), option, str(tmp_path / name))
+    with pytest.raises(click.UsageError, match="is named for two outputs"):
+        compare("--weights", str(path), "--json", str(tmp_path / "x"), "--plot", str(tmp_path / "." / "x"))
+    assert path.read_bytes() == before
 
 
 def test_a_third_partys_kernel_joins(tmp_path):

@@ -132,12 +132,17 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
         (("--tensor", "odd.weight"), "no configuration stores 5 x 3"),
         (("--output", "no folder/x.png"), "there is no folder"),
         (("--calibration", "dense.safetensors"), "holds no calibration"),
+        (("--output", "dense.safetensors"), "would replace dense.safetensors, which is read"),
+        (("--json", "./dense.safetensors"), "would replace dense.safetensors, which is read"),
+        (("--calibration", "inputs", "--json", "inputs"), "inputs: would replace inputs, which is read"),
         (("--tensor", "a.weight", "--rows", "0"), "0"),
     ],
 )
 def test_mistakes_are_named_before_work_begins(arguments, message, folder, monkeypatch):
     monkeypatch.setattr(exploring.Bench, "measure", None)
+    (folder / "inputs").write_text("sums")
     done = explore(*arguments)
+    assert (folder / "inputs").read_text() == "sums"
     assert done.exit_code not in (0, 130)
     assert message in done.output + str(done.exception)
 

@@ -95,13 +95,13 @@ class _Launch(ctypes.Structure):
     _fields_ += [("seed", ctypes.c_uint32), ("awaited", ctypes.c_uint64 * 6)]
 
 
-def multiply(kernel, weight, x, out_dtype=np.float32, gpu=SMALL_GPU, steps=None, **options):
+def multiply(kernel, weight, x, out_dtype=np.float32, gpu=SMALL_GPU, steps=None, bias=None, **options):
     """x @ W^T by a kernel's emulated steps for `gpu`, and the reports of its launches. steps: in place of its own."""
-    product = Product.of(weight.spec, len(x), x.dtype, out_dtype)
+    product = Product.of(weight.spec, len(x), x.dtype, out_dtype, bias is not None)
     if reason := kernel.unfit_for(product, gpu):
         raise ValueError(reason)
     out = aligned(np.full((len(x), weight.shape[0]), np.nan, product.out_dtype))
-    return out, run(steps or kernel.decide(product, gpu), arranged(kernel, weight), x, out, **options)
+    return out, run(steps or kernel.decide(product, gpu), arranged(kernel, weight), x, out, bias=bias, **options)
 
 
 def cut_steps(module, product, cut, gpu=SMALL_GPU):
@@ -125,7 +125,7 @@ def new_workspace(size):
     return workspace
 
 
-def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder=kernels_cu.FOLDER):
+def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder=kernels_cu.FOLDER, bias=None):
     """Steps with a workspace, a new one by default; the reports of the launches among them."""
     x, workspace = aligned(x), new_workspace(steps.workspace) if workspace is None else workspace
     reports = []
@@ -136,6 +136,7 @@ def run(steps, prepared, x, out, workspace=None, order="forward", seed=0, folder
             dense = prepared.arrays[step.dense.name] if isinstance(step.dense, Array) else step.dense.of(workspace)
             there[:, step.first : step.first + len(dense)] = here.astype(np.float32) @ dense.astype(np.float32).T
             continue
+        here = aligned(bias) if step.takes_bias else here
         arguments = [here, there, workspace, *(filled(argument, prepared) for argument in step.arguments)]
         shape = step.grid, (step.threads,), step.shared_bytes
         reports.append(launch(step.source, step.instance, *shape, arguments, order, seed, folder, step.cluster))

@@ -302,7 +302,7 @@ class Event:
 class Tensor:
     """A torch tensor on `cuda:0`, on host memory."""
 
-    is_cuda = True
+    is_cuda, requires_grad = True, False
     device = types.SimpleNamespace(type="cuda", index=0)
 
     def __init__(self, array):

@@ -90,7 +90,6 @@ def test_every_name_is_read_as_what_it_names(config):
         ("m9v4", "m=9"),
         ("m1v4+turned", r"behind m1v4 may come \+ordered, \+rotated\[<block>\], \+offsets"),
         ("m1v4+offsets+rotated", "behind m1v4 may come"),
-        ("m1v4+rotated+ordered", r"behind m1v4 may come \+ordered, \+rotated"),
         ("m1v4+rotated0", "block of a rotation must be at least 1"),
         ("m1v4+terms1", "terms must be at least 2"),
         ("+rotated", r"configuration '\+rotated': there is nothing for it to stand around"),
@@ -127,7 +126,6 @@ def test_files_of_former_versions(version, tmp_path):
         ({"offsets": "odd"}, "offsets 'odd': must be one of '', 'scaled', 'added'"),
         ({"block": True}, "block=True: must be an integer from -1"),
         ({"terms": "2"}, "terms='2': must be an integer from 1"),
-        ({"ordered": 1}, "ordered=1: must be True or False"),
     ],
 )
 def test_configurations_of_surroundings_are_checked(arguments, message):

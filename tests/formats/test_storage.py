@@ -135,7 +135,7 @@ def test_truncated_files(saved):
 def test_foreign_files(saved, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere: no such file"):
         codegemm.load(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor"):
         codegemm.load(tmp_path)
     save_file({"a": np.ones(3)}, saved, {"format": "pt"})
     with pytest.raises(CheckpointError, match="format 'pt', must be 'codegemm'"):
@@ -283,3 +283,16 @@ def test_names_that_collide(tmp_path, make_weight):
     for name in ("", "format", "version"):
         with pytest.raises(ValueError, match="can't be that of a weight"):
             weight.save(tmp_path / "w.safetensors", name)
+
+
+def test_what_a_killed_writer_left_goes_a_day_later(tmp_path, make_weight):
+    path = tmp_path / "w [1].safetensors"
+    old, young, foreign = (
+        tmp_path / name for name in (f".{path.name}.0123abcd", f".{path.name}.0123abce", ".w.0123abcd")
+    )
+    for each in (old, young, foreign):
+        each.write_bytes(b"begun")
+    for each in (old, foreign):
+        os.utime(each, times=(0, 0))
+    make_weight(4, 16, "m1v4").save(path)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, young.name, foreign.name}

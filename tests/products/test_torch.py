@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm import arrays
+from codegemm.files import File
 
 torch = pytest.importorskip("torch")
+functional = torch.nn.functional
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -37,11 +40,6 @@ def test_linear_with_a_bias(make_weight):
     assert np.allclose(codegemm.linear(x.numpy(), weight, bias), truth, atol=1e-4)
 
 
-def test_gradients_are_not_tracked(make_weight):
-    x = torch.randn(5, 32, requires_grad=True)
-    assert not codegemm.matmul(x, make_weight(24, 32, "m1v4g16").T).requires_grad
-
-
 def test_integers_are_refused(make_weight):
     with pytest.raises(TypeError, match="x: dtype int64"):
         codegemm.matmul(torch.ones(32, dtype=torch.int64), make_weight(24, 32, "m1v4g16").T)
@@ -50,3 +48,104 @@ def test_integers_are_refused(make_weight):
 def test_quantize_takes_tensors():
     matrix = torch.randn(32, 64).to(torch.bfloat16)
     assert codegemm.quantize(matrix, "m1v4b4") == codegemm.quantize(matrix.float().numpy(), "m1v4b4")
+
+
+def tensors_of(weight):
+    """A weight's arrays as tensors of their own memory."""
+    signed = {np.dtype(np.uint16): np.int16}
+    return {
+        name: torch.from_numpy(array.copy().view(signed.get(array.dtype, array.dtype)))
+        for name, array in weight.arrays.items()
+    }
+
+
+def test_weights_are_made_of_tensors(make_weight, rng):
+    """And do not change when somebody writes to these."""
+    x = torch.randn(3, 64)
+    for config in ("m1v4g16", "e8p"):
+        weight = make_weight(16, 64, config)
+        tensors = tensors_of(weight)
+        made = type(weight)(**tensors, **weight.options)
+        assert made == weight
+        for tensor in tensors.values():
+            tensor.zero_()
+        assert made == weight
+        assert torch.equal(x @ made.T, x @ weight.T)
+    core, signs = make_weight(16, 64, "m1v4g16"), torch.from_numpy(rng.choice([-1.0, 1.0], 64))
+    offsets = torch.randn(16, 4).half().requires_grad_()
+    made = codegemm.TransformedWeight(core, signs=signs, offsets=offsets)
+    expected = codegemm.TransformedWeight(core, signs=signs.numpy(), offsets=offsets.detach().numpy())
+    assert made == expected
+    with torch.no_grad():
+        offsets.zero_()
+    assert made == expected
+    crooked = core.codebooks.copy()[..., ::-1].copy()
+    made = codegemm.CodebookWeight(core.codes, torch.from_numpy(crooked).flip(-1), core.scales)
+    assert made == core
+    with pytest.raises(ValueError, match="codebooks: dtype bfloat16, must be float16"):
+        codegemm.CodebookWeight(core.codes, torch.from_numpy(core.codebooks.copy()).bfloat16(), core.scales)
+
+
+def test_tensors_without_memory_are_refused(make_weight):
+    weight = make_weight(16, 64, "m1v4g16")
+    for x in (torch.ones(2, 64).to_sparse(), torch.ones(2, 64, device="meta")):
+        with pytest.raises(TypeError, match=r"must be dense, on the CPU or a GPU|x is a torch tensor on meta"):
+            x @ weight.T
+    with pytest.raises(TypeError, match=r"tensor of layout torch\.strided on meta"):
+        codegemm.CodebookWeight(weight.codes, weight.codebooks, torch.ones(16, 4, device="meta"))
+
+
+def test_devices_and_dtypes_by_torchs_names(make_weight):
+    weight = make_weight(16, 64, "m1v4g16")
+    x = torch.ones(2, 64)
+    assert weight.to(x.device) is weight
+    for device in (torch.device("meta"), torch.device("mps"), 0, None):
+        with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:<number>'"):
+            weight.to(device)
+    for name in ("float16", "bfloat16", "float32", "float64"):
+        dtype = getattr(torch, name)
+        assert codegemm.plan(weight, dtype=dtype)(x[0].to(dtype)).dtype == dtype
+        dense = weight.dequantize(dtype)
+        assert np.array_equal(dense, weight.dequantize(name))
+        assert dense.dtype.name == name
+    for refused in (torch.int8, torch.float8_e4m3fn, torch.complex64, np.int32):
+        for call in (weight.dequantize, lambda dtype: codegemm.plan(weight, dtype=dtype)):
+            with pytest.raises(TypeError, match="must be one of float16, bfloat16, float32, float64"):
+                call(refused)
+
+
+def test_tensors_of_any_library_are_saved(make_weight, tmp_path):
+    weight, path = make_weight(16, 64, "m1v4g16"), tmp_path / "file.safetensors"
+    norm = torch.randn(64).bfloat16().requires_grad_()
+    codegemm.save_all(path, {"layer": weight}, {"norm": norm, "strided": torch.arange(12).view(3, 4).T})
+    file = File(path)
+    assert torch.equal(arrays.to_torch(file.tensors["norm"].numpy().copy()), norm)
+    assert np.array_equal(file.tensors["strided"].numpy(), np.arange(12).reshape(3, 4).T)
+    assert codegemm.load(path, device=torch.device("cpu")) == weight
+    assert codegemm.load_all(path, device="cpu") == {"layer": weight}
+    for read in (codegemm.load, codegemm.load_all):
+        with pytest.raises(ValueError, match="device 'tpu': must be 'cpu'"):
+            read(path, device="tpu")
+
+
+def test_torchs_own_functions_take_weights(make_weight):
+    weight, x, bias = make_weight(24, 32, "m1v4g16"), torch.randn(2, 3, 32), torch.randn(24, requires_grad=True)
+    y = codegemm.matmul(x, weight.T)
+    out = torch.empty(2, 3, 24)
+    assert torch.matmul(x, weight.T, out=out) is out
+    for product in (torch.matmul(x, weight.T), x.matmul(weight.T), x @ weight.T, functional.linear(x, weight), out):
+        assert torch.equal(product, y)
+    assert torch.equal(torch.matmul(weight, x.mT), y.mT)
+    assert torch.equal(functional.linear(x, weight, bias), codegemm.linear(x, weight, bias))
+    assert functional.linear(x, weight, bias).requires_grad
+    for wrong in (
+        lambda: torch.add(x, weight),
+        lambda: torch.nn.functional.conv1d(x, weight),
+        lambda: torch.stack([x, weight]),
+    ):
+        with pytest.raises(TypeError, match=r"torch's \w+ takes no quantised weight: x @ w\.T, torch\.matmul"):
+            wrong()
+    with pytest.raises(TypeError, match=r"linear: w is w\.T, must be a quantised weight"):
+        functional.linear(x, weight.T)
+    with pytest.raises(TypeError, match="matmul of Tensor and CodebookWeight"):
+        torch.matmul(x, weight)

@@ -286,7 +286,10 @@ def test_files_without_calibrations(tmp_path, matrix):
     with pytest.raises(codegemm.CheckpointError, match="holds no calibration"):
         calibration.load(path)
     codegemm.save_all(path, {}, {"w.gram": np.eye(3)})
-    with pytest.raises(codegemm.CheckpointError, match="w: "):
+    with pytest.raises(codegemm.CheckpointError, match="w: rows=None"):
+        calibration.load(path)
+    codegemm.save_all(path, {}, {"w.gram": np.eye(3)[:2]}, {"w": "1"})
+    with pytest.raises(codegemm.CheckpointError, match=r"w: H is F64 \[2, 3\], must be \[in_features"):
         calibration.load(path)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from ctypes import c_int, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from codegemm.devices import Device
 from codegemm.engines import cut, declarations
@@ -24,7 +26,7 @@ MAX_TILE = declarations.constant(SOURCE, "max_tile")
 # Rows of x from which a BLAS multiplies, and what is decoded for it at once.
 BLAS_FROM = 128
 _SLICE_BLOCKS = 8
-_SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
+SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 DequantArgs = declarations.structure(SOURCE, "DequantArgs")
 
 
@@ -83,14 +85,14 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
         spec, n = product.spec, product.n
         padded = -(-spec.in_features // _LANES) * _LANES
         few = min(n, BLAS_FROM - 1) * (padded + spec.out_features)
-        many = n * (spec.in_features + _SLICE_ROWS) + _SLICE_ROWS * spec.in_features
+        many = n * (spec.in_features + SLICE_ROWS) + SLICE_ROWS * spec.in_features
         return 4 * (few if n < BLAS_FROM else max(few, many))
 
-    def run_compiled(self, function: Any, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         if len(x) >= BLAS_FROM:
-            _run_blas(prepared, x, out, workspace)
+            _run_blas(prepared, x, out, workspace, bias)
         else:
-            super().run_compiled(function, prepared, x, out, workspace)
+            super().run_compiled(function, prepared, x, out, workspace, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         x32 = x.astype(np.float32)
@@ -130,19 +132,28 @@ def decoder() -> Any:
     return library.function(SOURCE, "dequantize", DequantArgs, c_void_p, c_int, c_int)
 
 
-def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+def dense_slices(prepared: Prepared, dense: npt.NDArray[np.float32]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """The dense matrix in slices of rows, by compiled code: (first row, rows), these in `dense` [SLICE_ROWS, K] until
+    the next slice."""
+    decode, blocks = decoder(), prepared.arguments.arrays["blocks"]
+    for first in range(0, len(blocks), _SLICE_BLOCKS):
+        end = min(first + _SLICE_BLOCKS, len(blocks))
+        row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
+        decode(prepared.arguments.filled, library.address(dense), first, end)
+        yield row, dense[: end_row - row]
+
+
+def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any, bias: Any) -> None:
     """Slices of many rows, decoded and multiplied by NumPy's BLAS, on its threads."""
-    decode = decoder()
-    blocks, (n, k) = prepared.arguments.arrays["blocks"], x.shape
+    n, k = x.shape
     floats = workspace[: workspace.nbytes // 4 * 4].view(np.float32)
-    x32, dense, y = np.split(floats[: n * k + _SLICE_ROWS * (k + n)], [n * k, n * k + _SLICE_ROWS * k])
-    x32, dense = x32.reshape(n, k), dense.reshape(_SLICE_ROWS, k)
+    x32, dense, y = np.split(floats[: n * k + SLICE_ROWS * (k + n)], [n * k, n * k + SLICE_ROWS * k])
+    x32, dense = x32.reshape(n, k), dense.reshape(SLICE_ROWS, k)
     with np.errstate(over="ignore", invalid="ignore"):
         x32[...] = x
-        for first in range(0, len(blocks), _SLICE_BLOCKS):
-            end = min(first + _SLICE_BLOCKS, len(blocks))
-            row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
-            decode(prepared.arguments.filled, library.address(dense), first, end)
-            product = y[: n * (end_row - row)].reshape(n, -1)
-            np.matmul(x32, dense[: end_row - row].T, out=product)
-            out[:, row:end_row] = product
+        for row, rows in dense_slices(prepared, dense):
+            product = y[: n * len(rows)].reshape(n, -1)
+            np.matmul(x32, rows.T, out=product)
+            if bias is not None:
+                product += bias[row : row + len(rows)]
+            out[:, row : row + len(rows)] = product

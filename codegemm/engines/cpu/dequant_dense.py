@@ -31,11 +31,11 @@ class DequantDense(CpuKernel[CodebookSpec, CodebookWeight]):
     def function(self, n: int) -> Any:
         return dequant.decoder()
 
-    def run_compiled(self, function: Any, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
+    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         dense, rest = _dense(prepared, workspace)
         arguments = prepared.arguments
         function(arguments.filled, library.address(dense), 0, len(arguments.arrays["blocks"]))
-        multiply_float32(dense, x, out, rest)
+        multiply_float32(dense, x, out, rest, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         dense, rest = _dense(prepared, workspace)
@@ -53,8 +53,8 @@ def staging_bytes(product: Product) -> int:
     return 4 * product.n * sum(product.spec.shape)
 
 
-def multiply_float32(dense: npt.NDArray, x: npt.NDArray, out: npt.NDArray, workspace: Any) -> None:
-    """out = x @ dense^T in float32, through copies in the workspace where x or out is of another dtype."""
+def multiply_float32(dense: npt.NDArray, x: npt.NDArray, out: npt.NDArray, workspace: Any, bias: Any = None) -> None:
+    """out = x @ dense^T + bias in float32, through copies in the workspace where x or out is of another dtype."""
     n, (m, k) = len(x), dense.shape
     floats = workspace[: 4 * n * (m + k)].view(np.float32)
     x32, y32 = floats[: n * k].reshape(n, k), floats[n * k :].reshape(n, m)
@@ -62,10 +62,12 @@ def multiply_float32(dense: npt.NDArray, x: npt.NDArray, out: npt.NDArray, works
         if x.dtype != np.float32:
             x32[...] = x
             x = x32
-        is_float = out.dtype == np.float32
-        np.matmul(x, dense.T, out=out if is_float else y32)
-        if not is_float:
-            out[...] = y32
+        y = out if out.dtype == np.float32 else y32
+        np.matmul(x, dense.T, out=y)
+        if bias is not None:
+            y += bias
+        if y is not out:
+            out[...] = y
 
 
 def _dense(prepared: Prepared, workspace: Any) -> tuple[npt.NDArray[np.float32], Any]:

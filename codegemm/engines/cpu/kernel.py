@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+import numpy as np
+
 from codegemm.devices import Device
+from codegemm.engines import limits
 from codegemm.engines.cpu import library
 from codegemm.kernel import Kernel, Product, S, W
 
@@ -35,6 +38,7 @@ class CpuKernel(Kernel[S, W]):
     """
 
     engine = "cpu"
+    adds_bias = True
     source: ClassVar[Path]
     entry: ClassVar[str]
     structure: ClassVar[type[Structure]]
@@ -43,16 +47,24 @@ class CpuKernel(Kernel[S, W]):
         """The compiled function for n rows of x; None without a compiler."""
         return library.function(self.source, self.entry, self.structure)
 
-    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        function = self.function(len(x))
-        if function is None:
-            self.run_numpy(prepared, x, out, workspace)
-        else:
-            self.run_compiled(function, prepared, x, out, workspace)
+    def refuses(self, product: Product[S], device: Device) -> str | None:
+        """What its integers don't count; a kernel that refuses more asks this, too."""
+        return limits.beyond(product)
 
-    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any) -> None:
-        """out = x @ W^T by the compiled function."""
-        prepared.arguments.call(function, x, out, workspace)
+    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
+        function, added = self.function(len(x)), () if bias is None else (bias,)
+        if function is not None:
+            self.run_compiled(function, prepared, x, out, workspace, *added)
+            return
+        y = np.empty(out.shape, np.float32) if added else out
+        self.run_numpy(prepared, x, y, workspace)
+        if added:
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.add(y, bias, out=out, casting="unsafe")
+
+    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
+        """out = x @ W^T + bias by the compiled function."""
+        prepared.arguments.call(function, x, out, workspace, bias=bias)
 
     @abstractmethod
     def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:

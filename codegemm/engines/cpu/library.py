@@ -23,6 +23,7 @@ from codegemm.locks import ForkSafeLock
 DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 
 MAX_THREADS = 1024
+_SET_BY_CALLS = {"x", "out", "workspace", "bias", "x_dtype", "out_dtype", "n"}
 
 _lock = ForkSafeLock()
 _libraries: dict[Path, ctypes.CDLL | None] = {}
@@ -94,22 +95,28 @@ class Arguments:
     """The argument structure of a kernel with the weight's own fields filled in, and the arrays they point to.
 
     A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must have
-    the fields x, out, workspace, x_dtype, out_dtype and n, set by every call.
+    the fields x, out, workspace, bias (null for none), x_dtype, out_dtype and n, which calls set: else a TypeError.
     """
 
     def __init__(
         self, structure: type[Structure], arrays: dict[str, np.ndarray], *owners: Any, **numbers: float
     ) -> None:
+        if missing := _SET_BY_CALLS - {name for name, *_ in structure._fields_}:
+            raise TypeError(f"{structure.__name__}: it has no {', '.join(sorted(missing))}")
         self.arrays = arrays
         self._numbers = declarations.owned([name for name, *_ in structure._fields_], owners) | numbers
         self.filled = structure(**self._numbers | {name: address(array) for name, array in arrays.items()})
 
-    def call(self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int) -> None:
+    def call(
+        self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int, bias: Any = None
+    ) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
         filled = type(self.filled).from_buffer_copy(self.filled)
         filled.x, filled.out, filled.workspace = address(x), address(out), address(workspace)
         filled.x_dtype, filled.out_dtype = DTYPES[name_of(x.dtype)], DTYPES[name_of(out.dtype)]
         filled.n = len(x)
+        if bias is not None:
+            filled.bias = address(bias)
         function(filled, *more)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:

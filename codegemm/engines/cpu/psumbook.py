@@ -129,7 +129,9 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
-        return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}" if b > MAX_B else None
+        if b > MAX_B:
+            return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}"
+        return super().refuses(product, device)
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared[CodebookSpec]:
         """Codes [tile][block][position][row of the block], codebooks [parts, m, v, entries] in float32, scales
@@ -167,8 +169,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
         return library.function(self.source, entry, PsumbookArgs, c_int)
 
-    def run_compiled(self, function: Any, prepared: Prepared[CodebookSpec], x: Any, out: Any, workspace: Any) -> None:
-        prepared.arguments.call(function, x, out, workspace, self.planes)
+    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
+        prepared.arguments.call(function, x, out, workspace, self.planes, bias=bias)
 
     def run_numpy(self, prepared: Prepared[CodebookSpec], x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""

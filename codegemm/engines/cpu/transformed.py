@@ -1,5 +1,4 @@
-"""TransformedWeights on the CPU: x in order, rotated and its groups added up before the core's product, offsets' part
-after."""
+"""TransformedWeights on the CPU: x rotated and its groups added up before the core's product, offsets' part after."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import CPU, Device
-from codegemm.engines import declarations
+from codegemm.engines import declarations, limits
 from codegemm.engines.cpu import compiler, kernel, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
@@ -38,7 +37,7 @@ class CpuTransformed(TransformedKernel):
     """
 
     def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
-        return self.inner.refuses(inner_product(product), device)
+        return limits.beyond(product) or self.inner.refuses(inner_product(product), device)
 
     def prepare(self, weight: TransformedWeight, device: Device) -> Prepared:
         spec = weight.spec
@@ -48,7 +47,11 @@ class CpuTransformed(TransformedKernel):
     def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
         self.inner.load(prepared.core, inner_product(product))
 
-    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    @property
+    def adds_bias(self) -> bool:  # type: ignore[override]
+        return self.inner.adds_bias
+
+    def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         spec, n = prepared.spec, len(x)
         product = Product(spec, n, x.dtype, out.dtype)
         inner, begins = inner_product(product), self._places(product, CPU)
@@ -57,9 +60,10 @@ class CpuTransformed(TransformedKernel):
         _before(prepared, x, x32, sums)
         inner_x = x32 if changes_x(spec) or inner.dtype != x.dtype else x
         if not finishes(product, inner.dtype):
-            return self.inner.run(prepared.core, inner_x, out, workspace, stream)
+            added = () if bias is None else (bias,)
+            return self.inner.run(prepared.core, inner_x, out, workspace, stream, *added)
         self.inner.run(prepared.core, inner_x, y32, workspace, stream)
-        _after(prepared, y32, out, sums)
+        _after(prepared, y32, out, sums, bias)
 
     def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
         return self._places(product, device)[-1]
@@ -73,14 +77,14 @@ class CpuTransformed(TransformedKernel):
         cost = self.inner.cost(inner, device)
         groups, finished = _groups(spec), finishes(product, inner.dtype)
         before = n * (4 * groups + (4 * spec.core.in_features if changes_x(spec) else 0))
-        read = product.x_bytes + 4 * k * (spec.ordered + bool(spec.block))
-        read += 4 * (n * m + groups * (n + m)) if finished else 0
+        tables = 4 * k * (bool(spec.block) + spec.ordered)
+        read = product.x_bytes + tables + (4 * (n * m + groups * (n + m)) if finished else 0)
         return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
         groups, inner = _groups(spec), inner_product(product)
-        adds = k * (spec.ordered + max(spec.block.bit_length() - 1, 0)) + (k + m * groups if groups else 0)
+        adds = k * (max(spec.block.bit_length() - 1, 0) + spec.ordered) + (k + m * groups if groups else 0)
         return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
 
     def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
@@ -105,9 +109,11 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
     call = library.function(_SOURCE, "before", TransformedArgs)
     if call is not None:
         return prepared.arguments.call(call, x, x32, sums)
-    spec, (order, factors) = prepared.spec, map(prepared.arguments.arrays.get, ("order", "factors"))
+    spec, (factors, order) = prepared.spec, map(prepared.arguments.arrays.get, ("factors", "order"))
     with np.errstate(over="ignore", invalid="ignore"):
-        rotated = (x if order is None else x[:, order]).astype(np.float32)
+        rotated = x.astype(np.float32)
+        if order is not None:
+            rotated = rotated[:, order]
         if factors is not None:
             rotated = Rotation(np.sign(factors), spec.block).rotate(rotated)
         x32.reshape(len(x), spec.terms, -1)[...] = rotated[:, None]
@@ -115,12 +121,14 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
             rotated.reshape(len(x), spec.groups, -1).sum(-1, out=sums)
 
 
-def _after(prepared: Prepared, y32: Any, out: Any, sums: Any) -> None:
-    """out = y' and the offsets' part."""
+def _after(prepared: Prepared, y32: Any, out: Any, sums: Any, bias: Any) -> None:
+    """out = y', the offsets' part and the bias."""
     call = library.function(_SOURCE, "after", TransformedArgs)
     if call is not None:
-        return prepared.arguments.call(call, y32, out, sums)
+        return prepared.arguments.call(call, y32, out, sums, bias=bias)
     with np.errstate(over="ignore", invalid="ignore"):
         if prepared.spec.offsets:
             y32 += sums @ prepared.arguments.arrays["addends"]
+        if bias is not None:
+            y32 += bias
         out[...] = y32

@@ -16,22 +16,23 @@ from codegemm.engines.cuda.dependent import DependentKernel
 from codegemm.engines.cuda.steps import Array, Gemm, Launch, Number, Place, Step, Structure, Table
 from codegemm.formats.weight import Spec
 
-# What a product is once everything is decided: a function of x, out, workspace and stream.
-Run = Callable[[Any, Any, Any, Any], None]
+# What a product is once everything is decided: a function of x, out, workspace, stream and, where it has one, a bias.
+Run = Callable[..., None]
 
 
 @dataclass
 class Prepared:
-    """A weight in a kernel's order where its arrays are, and what was bound so far, by rows, dtype of x and of y.
+    """A weight in a kernel's order where its arrays are, and what was bound so far.
 
     arrays: NumPy's or CuPy's, by name, and tables once they were needed. numbers: what else kernels take of the weight.
+    runs: by rows, dtype of x and of y, and whether there is a bias.
     """
 
     spec: Spec
     device: Device
     arrays: dict[Any, Any]
     numbers: dict[str, float] = field(default_factory=dict)
-    runs: dict[tuple[int, np.dtype, np.dtype], Run] = field(default_factory=dict)
+    runs: dict[tuple[int, np.dtype, np.dtype, bool], Run] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
         return Prepared(self.spec, self.device, copy.deepcopy(self.arrays, memo), dict(self.numbers))
@@ -73,10 +74,10 @@ class Sequence:
 
     each: tuple[Run, ...]
 
-    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         """Start them."""
         for run in self.each:
-            run(x, out, workspace, stream)
+            run(x, out, workspace, stream, bias)
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,16 @@ class BoundLaunch:
     constants: tuple[Any, ...]
     x: Place | None
     y: Place | None
+    takes_bias: bool
     held: Any  # arrays that the constants point to
     dependent: Run | None  # the same, where the kernel may start early
 
-    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         """Start it."""
         if self.x is not None:
             x = workspace[self.x.start :]
+        elif self.takes_bias:
+            x = bias
         if self.y is not None:
             out = workspace[self.y.start :]
         if self.dependent is not None:
@@ -115,7 +119,7 @@ class BoundGemm:
     step: Gemm
     dense: Any
 
-    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any) -> None:
+    def __call__(self, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         """Start it."""
         step = self.step
         x = x if step.x is None else step.x.of(workspace)
@@ -129,7 +133,7 @@ def _launch(step: Launch, prepared: Prepared) -> BoundLaunch:
     function = library.function(step.source, step.instance, prepared.device, step.dependent)
     how = step.grid, (step.threads,), step.shared_bytes, step.cluster, constants
     dependent = function.bound(*how) if isinstance(function, DependentKernel) else None
-    return BoundLaunch(function, *how, step.x, step.y, tuple(prepared.arrays.values()), dependent)
+    return BoundLaunch(function, *how, step.x, step.y, step.takes_bias, tuple(prepared.arrays.values()), dependent)
 
 
 def _gemm(step: Gemm, prepared: Prepared) -> BoundGemm:

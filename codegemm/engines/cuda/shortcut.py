@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codegemm.arrays import FLOATS, float_dtype
-from codegemm.devices import Device, Stream, view
+from codegemm.arrays import FLOATS, float_dtype, view
+from codegemm.devices import Device, Stream
 
 _MAX_SEEN = 64
 
@@ -57,6 +57,8 @@ class Shortcut:
             if torch is None or type(x) is not torch.Tensor or type(out) is not torch.Tensor:
                 return None
             if not (x.is_cuda and out.is_cuda and x.device.index == self._number):
+                return None
+            if (x.requires_grad or out.requires_grad) and torch.is_grad_enabled():
                 return None
             if stream is None:
                 pointer = torch.cuda.current_stream(x.device).cuda_stream

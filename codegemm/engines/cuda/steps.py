@@ -119,9 +119,9 @@ class Launch:
     """One start of a kernel: a template's instance in a source of kernels_cu.
 
     arguments: behind x, y and the workspace: NumPy's numbers, structures, and what stands for the weight's arrays and
-    numbers. x, y: where it has those; None for the product's own. dependent: whether it may start before the one before
-    it has ended, and waits for that itself; cluster: how many neighbours along the grid's last axis are a cluster
-    (`engines/cuda/dependent.py` does both).
+    numbers. x, y: where it has those; None for the product's own. takes_bias: its x is the product's bias. dependent:
+    whether it may start before the one before it has ended, and waits for that itself; cluster: how many neighbours
+    along the grid's last axis are a cluster (`engines/cuda/dependent.py` does both).
     """
 
     source: str
@@ -133,6 +133,7 @@ class Launch:
     work: Work
     x: Place | None = None
     y: Place | None = None
+    takes_bias: bool = False
     dependent: bool = True
     cluster: int = 1
 

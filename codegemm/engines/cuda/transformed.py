@@ -1,5 +1,4 @@
-"""TransformedWeights on a GPU: x in order, rotated and its groups added up before the core's product, the offsets' part
-after."""
+"""TransformedWeights on a GPU: x rotated and its groups added up before the core's product, the offsets' part after."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from codegemm import kernels_cu
+from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import FLOAT32, CudaKernel
 from codegemm.engines.cuda.launch import Prepared
@@ -16,17 +16,14 @@ from codegemm.engines.cuda.model import START, Work, balance
 from codegemm.engines.cuda.steps import Array, Launch, Place, Scratch, Step, instance, structure
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
 from codegemm.formats.transformed import TransformedSpec, TransformedWeight
-from codegemm.formats.weight import Spec
 from codegemm.kernel import Product
 
 SOURCE = "transformed.cu"
 MAX_THREADS = kernels_cu.constant(SOURCE, "most_threads")
 FINISH_ROWS = kernels_cu.constant(SOURCE, "finish_rows")  # of x, and warps of a thread block
-# Rows beyond which a rotated x is fp16: a library's product takes as long for float32 as for eight times the rows.
+# Rows of x beyond which x' is fp16: a library's product takes the same time for float32 as for eight times the rows.
 FLOAT_ROWS = 64
-FLOAT16 = np.dtype(np.float16)
 _LEAST_THREADS = 256
-_SECTOR_BYTES = 32  # that a number takes through L2 which no neighbour needs
 _STEP_LATENCY = 40.0  # clocks of a step of a Hadamard transform, which wait for each other
 ARGUMENTS = kernels_cu.structure(SOURCE, "Transformed")
 
@@ -59,7 +56,10 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
     inner: CudaKernel
 
     def unfit_for(self, product: Product[TransformedSpec], gpu: Gpu) -> str | None:
-        return self.inner.unfit_for(inside(product), gpu)
+        inner = inner_product(product, is_scaled(product))
+        sums = product.n * product.spec.groups if product.spec.offsets else 0
+        reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
+        return reason or limits.too_many("sums of groups", sums, limits.ROWS)
 
     def batches(self, n: int) -> Iterable[int]:
         return dict.fromkeys((*self.inner.batches(min(n, FLOAT_ROWS)), *self.inner.batches(n)))
@@ -70,7 +70,7 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
 
     def steps(self, product: Product[TransformedSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         spec, n, scaled = product.spec, product.n, is_scaled(product)
-        inner = inside(product)
+        inner = inner_product(product, scaled)
         core = self.inner.steps(inner, gpu, scratch)
         finished = finishes(product, inner.dtype, scaled)
         around = Around(
@@ -89,18 +89,9 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
         ]
 
 
-def inside(product: Product[TransformedSpec]) -> Product[Spec]:
-    """The inner kernel's product: x' has x's dtype where numbers are only moved. A rotation's may leave those of two
-    bytes: it is float32, or scaled."""
-    if not product.spec.block:
-        return inner_product(product, product.dtype)
-    scaled = is_scaled(product)
-    return inner_product(product, FLOAT16 if scaled else FLOAT32, scaled)
-
-
 def is_scaled(product: Product[TransformedSpec]) -> bool:
     """Whether x' is fp16 under powers of two."""
-    return bool(product.spec.block) and product.n > FLOAT_ROWS and product.dtype.itemsize == 2
+    return changes_x(product.spec) and product.n > FLOAT_ROWS and product.dtype.itemsize == 2
 
 
 @dataclass(frozen=True)
@@ -120,14 +111,12 @@ class Around:
         spec, n, k = self.product.spec, self.product.n, self.product.spec.in_features
         cut, stages = cut_for(spec.block), max(spec.block.bit_length() - 1, 0)
         warps = n * k / LANES
-        gathered = _SECTOR_BYTES * n * k if spec.ordered else 0
         work = Work(
-            bytes_read=self.product.x_bytes + 4 * k * (spec.ordered + bool(spec.block)),
+            bytes_read=self.product.x_bytes + 4 * k * (bool(spec.block) + spec.ordered),
             l2_bytes=self.inner_dtype.itemsize * n * spec.core.in_features
-            + gathered
             + (self.product.x_bytes * cut.row_blocks(k) if self.scales else 0),
             wavefronts=warps * (2 + 2 * max(0, stages - 5)),
-            instructions=warps * (10 + 4 * stages + 2 * spec.terms),
+            instructions=warps * (10 + 4 * stages + 2 * spec.terms + 2 * spec.ordered),
             balance=balance(n * cut.row_blocks(k), gpu.multiprocessors),
             latency=START + stages * _STEP_LATENCY,
         )
@@ -160,8 +149,8 @@ class Around:
     def _launch(self, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, work: Work) -> Launch:
         spec, product = self.product.spec, self.product
         places = {name: getattr(self, name) or 0 for name in ("x", "y", "sums", "scales")}
-        held = {"order": spec.ordered, "factors": spec.block, "addends": spec.offsets}
-        arrays = {name: Array(name) if there else 0 for name, there in held.items()}
+        has = {"factors": spec.block, "addends": spec.offsets, "order": spec.ordered}
+        arrays = {name: Array(name) if there else 0 for name, there in has.items()}
         arguments = structure(
             ARGUMENTS,
             spec,

@@ -408,7 +408,7 @@ def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):
     weight = make_weight(64, 128, "e8p").to("cuda")
     xs = [emulated_gpu.asarray(rng.standard_normal((1, 128)).astype(np.float16)) for _ in range(2)]
     expected = [codegemm.matmul(x, weight.T, kernel="quip").host for x in xs]
-    key = 1, np.dtype(np.float16), np.dtype(np.float16)
+    key = 1, np.dtype(np.float16), np.dtype(np.float16), False
     prepared = choice.select(Product.of(weight.spec, 1, np.float16), GPU, "quip").prepared(weight)
     rotation, *rest = prepared.runs[key].each
     found = []

@@ -268,6 +268,53 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
         assert 0 < timing.median < 1e-3
 
 
+@pytest.mark.parametrize(("kernel", "config"), [("psumbook", "m1v4g128"), ("dequant", "m2v8g128"), ("quip", "e8p")])
+def test_a_bias_is_added_before_y_is_rounded(kernel, config, make_weight, rng, cupy):
+    weight = make_weight(1024, 1024, config)
+    x = rng.standard_normal((2, 1024)).astype(np.float16)
+    product, _ = truth_of(x, weight)
+    bias = (-0.9 * product[0]).astype(np.float32)
+    plan = codegemm.plan(weight.to("cuda"), 2, np.float16, kernel, bias=bias)
+    out = cupy.full((2, 1024), np.nan, np.float16)
+    plan(cupy.asarray(x), out=out)
+    far = np.linalg.norm(out.get().astype(np.float64) - (product + bias))
+    assert far <= 1e-3 * np.linalg.norm(product) + np.linalg.norm(np.spacing(out.get()).astype(np.float64))
+    linear = codegemm.linear(cupy.asarray(x), weight.to("cuda"), bias, kernel=kernel)
+    assert np.array_equal(linear.get(), out.get())
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "e8p"])
+def test_gradients(config, make_weight):
+    torch = pytest.importorskip("torch")
+    weight = make_weight(512, 1024, config)
+    moved, dense = weight.to("cuda"), torch.from_numpy(weight.dequantize(np.float64))
+    for dtype, limit in ((torch.float16, 2e-3), (torch.bfloat16, 1e-2), (torch.float32, 1e-3)):
+        x = torch.randn(3, 1024, dtype=dtype, device="cuda", requires_grad=True)
+        bias = torch.randn(512, dtype=dtype, device="cuda", requires_grad=True)
+        upstream = torch.randn(3, 512, dtype=dtype, device="cuda")
+        of_x, of_bias = torch.autograd.grad(codegemm.linear(x, moved, bias), (x, bias), upstream)
+        exact = upstream.double().cpu() @ dense
+        assert torch.linalg.norm(of_x.double().cpu() - exact) <= limit * torch.linalg.norm(exact)
+        assert torch.allclose(of_bias, upstream.sum(0), rtol=limit, atol=limit)
+
+
+def test_weights_of_tensors_there(make_weight, cupy):
+    torch = pytest.importorskip("torch")
+    weight = make_weight(64, 512, "m1v4g128")
+    tensors = {name: torch.from_numpy(array.copy()).cuda() for name, array in weight.arrays.items()}
+    made = codegemm.CodebookWeight(**tensors)
+    del tensors  # the weight keeps their memory
+    torch.cuda.empty_cache()
+    assert made == weight
+    x = torch.randn(2, 512, dtype=torch.float16, device="cuda")
+    moved = weight.to(x.device)
+    for y in (x @ made.T, torch.matmul(x, moved.T), torch.nn.functional.linear(x, moved)):
+        assert torch.equal(y, codegemm.matmul(x, moved.T))
+    there = cupy.asarray(x.cpu().numpy())
+    assert weight.to(there.device).device == moved.device
+    assert np.array_equal((there @ moved.T).get(), np.matmul(there, moved.T).get())
+
+
 def test_tuning(make_weight, tuned_cache):
     case = sources.shape_case((1024, 1024), ["m1v4g128"])
     with Progress("tuning", False) as progress:

@@ -18,6 +18,7 @@ struct DequantArgs {
     const void* x;          // [n, in_features], x_dtype
     void* out;              // [n, rows], out_dtype
     float* workspace;       // x as float [n][padded in_features], sums [n][rows]
+    const float* bias;      // [rows], or null
     const void* codes;      // [rows][vectors][m], uint8 or uint16
     const void* codebooks;  // [parts][m][centroids][v], float (uint8 codes) or half (uint16 codes)
     const half* scales;     // [rows][groups]
@@ -172,6 +173,7 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
         }
         for (int i = 0; i < a.n; ++i) {
             const size_t place = size_t(i) * a.rows + first_row;
+            add_bias(a.bias, first_row, y + place, count);
             from_float(y + place, 1, a.out, Dtype(a.out_dtype), place, count);
         }
     });

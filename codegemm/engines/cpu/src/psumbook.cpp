@@ -117,6 +117,7 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
             float* total = sums + size_t(i) * a.padded_rows + padded;
             add_pieces(a, total, count, piece_floats);
             for (int r = 0; r < count; ++r) total[r] *= unscale[i];
+            add_bias(a.bias, row, total, count);
             from_float(total, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row, count);
         }
     });
@@ -163,6 +164,7 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
             for (int i = 0; i < a.n; ++i) {
                 float* yi = y + i * group_rows;
                 for (int j = 0; j < rows; ++j) yi[j] *= unscale[i];
+                add_bias(a.bias, row + r, yi, rows);
                 from_float(yi, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row + r, rows);
             }
         }

@@ -9,6 +9,7 @@ struct PsumbookArgs {
     const void* x;           // [n, in_features], x_dtype
     void* out;               // [n, rows], out_dtype
     void* workspace;         // psumbook.cpp says what is in it
+    const float* bias;       // [rows], or null
     const uint8_t* codes;    // [tile][block of rows][position of the tile][row of the block], rows as lookup.hpp says
     const float* codebooks;  // [parts][m][v][entries]: component t of all centroids side by side
     const half* scales;      // [groups][padded rows]

@@ -9,9 +9,10 @@ struct TransformedArgs {
     const void* x;         // before: [n, in_features], after: y' [n, rows]; x_dtype
     void* out;             // before: float x' [n, terms, in_features], after: [n, rows]; out_dtype
     float* workspace;      // sums [n, groups]
-    const int32_t* order;  // [in_features] where in x each number is, or null
+    const float* bias;     // after: [rows], or null
     const float* factors;  // [in_features] signs over the root of the block, or null
     const float* addends;  // [groups][rows], or null
+    const int32_t* order;  // [in_features] the place in x of each number of x', or null
     int32_t x_dtype, out_dtype;
     int32_t n, rows, in_features;
     int32_t block, terms, groups;
@@ -20,14 +21,6 @@ struct TransformedArgs {
 namespace {
 
 constexpr int task_rows = 256;
-
-// floats[i] = values[offset + order[i]], i in 0 .. count-1
-void gather(const void* values, Dtype dtype, size_t offset, const int32_t* order, float* floats, int count) {
-    visit(dtype, [&](auto* type) {
-        const auto* typed = static_cast<decltype(type)>(const_cast<void*>(values)) + offset;
-        for (int i = 0; i < count; ++i) floats[i] = float(typed[order[i]]);
-    });
-}
 
 // Several sums at once, always the same ones.
 float sum(const float* x, int count) {
@@ -50,7 +43,7 @@ extern "C" void before(codegemm::ParallelFor loop, const codegemm::TransformedAr
         float* x = static_cast<float*>(a.out) + size_t(i) * a.terms * a.in_features;
         const size_t first = size_t(i) * a.in_features;
         if (a.order)
-            gather(a.x, Dtype(a.x_dtype), first, a.order, x, a.in_features);
+            to_float(a.x, Dtype(a.x_dtype), first, a.order, x, a.in_features);
         else
             to_float(a.x, Dtype(a.x_dtype), first, x, a.in_features);
         if (a.factors) {
@@ -80,6 +73,7 @@ extern "C" void after(codegemm::ParallelFor loop, const codegemm::TransformedArg
                     const float* addends = a.addends + size_t(g) * a.rows + first;
                     for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
                 }
+            add_bias(a.bias, first, y, count);
             from_float(y, 1, a.out, Dtype(a.out_dtype), at, count);
         }
     });

@@ -1,0 +1,116 @@
+"""Products of tensors are nodes of torch's graph: gradients of x and of a bias, none of the weight."""
+
+import numpy as np
+import pytest
+from support.cpu import usable
+
+import codegemm
+from codegemm.formats import random_weight
+
+torch = pytest.importorskip("torch")
+
+CONFIGS = (
+    "m1v4g16",
+    "m3v4b5g16",
+    "m1v8b11g-1",
+    "m2v4b4g32+rotated16+offsets",
+    "m1v4b4g32+terms2",
+    "e8p",
+    "e8p3+rotated",
+)
+
+
+def weight_of(config, rows=48, columns=128):
+    if "+" in config or config == "e8p":
+        return random_weight((rows, columns), config, 3)
+    return codegemm.concat([random_weight((each, columns), config, each) for each in (7, rows - 7)])
+
+
+def dense_of(weight, dtype=torch.float64):
+    return torch.from_numpy(weight.dequantize(np.float64)).to(dtype)
+
+
+def leaf(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradcheck(config):
+    weight = weight_of(config, 16, 64)
+    x, bias = leaf(2, 1, 64, dtype=torch.float64), leaf(16, dtype=torch.float64)
+
+    def linear(x, bias):
+        return codegemm.linear(x, weight, bias, kernel="reference")
+
+    assert torch.autograd.gradcheck(linear, (x, bias))
+    assert torch.autograd.gradgradcheck(linear, (x, bias))
+    left = leaf(64, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda left: codegemm.matmul(weight, left, kernel="reference"), (left,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_kernel_has_the_gradients_of_a_dense_layer(config, dtype):
+    """In a residual block: what is added to the product keeps its own."""
+    weight, limit = weight_of(config), {torch.float32: 2e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+    branch = torch.randn(128, 48, dtype=torch.float64).to(dtype)
+    for n in (1, 3, 200):
+        x, bias, upstream = leaf(n, 128, dtype=dtype), leaf(48, dtype=dtype), torch.randn(n, 48).to(dtype)
+        wide_x, wide_bias = (value.detach().double().requires_grad_() for value in (x, bias))
+        expected = torch.nn.functional.linear(wide_x, dense_of(weight), wide_bias) + wide_x @ branch.double()
+        truth = torch.autograd.grad(expected, (wide_x, wide_bias), upstream.double())
+        for name in sorted({"auto", *usable(weight, n)} - {"dense_bf16", "psumbook_fast"}):
+            y = codegemm.linear(x, weight, bias, kernel=name) + x @ branch
+            assert y.dtype == dtype
+            for gradient, exact, given in zip(torch.autograd.grad(y, (x, bias), upstream), truth, (x, bias)):
+                assert gradient.dtype == given.dtype
+                assert torch.linalg.norm(gradient.double() - exact) <= limit * torch.linalg.norm(exact), (name, n)
+
+
+def test_gradients_of_what_is_asked_for():
+    weight = weight_of("m1v4g16")
+    x, bias = torch.randn(3, 128), leaf(48)
+    (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, bias).sum(), bias)
+    assert torch.equal(gradient, torch.full((48,), 3.0))
+    x = leaf(3, 128)
+    for fixed in (bias.detach(), bias.detach().numpy(), None):
+        (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, fixed).sum(), x)
+        assert torch.allclose(gradient.double(), dense_of(weight).sum(0).expand(3, -1), atol=1e-4)
+    (gradient,) = torch.autograd.grad(codegemm.linear(x[:0], weight, bias).sum(), bias)
+    assert not gradient.any()
+    half = leaf(48, dtype=torch.float16)  # of another dtype than x
+    (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, half).sum(), half)
+    assert gradient.dtype == torch.float16
+    (gradient,) = torch.func.grad(lambda x: codegemm.matmul(x, weight.T).sum())(x.detach()[0])[None]
+    assert torch.allclose(gradient.double(), dense_of(weight).sum(0), atol=1e-4)
+
+
+def test_no_graph_where_none_is_kept():
+    weight = weight_of("m1v4g16")
+    x, bias = leaf(3, 128), leaf(48)
+    with torch.no_grad():
+        assert not codegemm.linear(x, weight, bias).requires_grad
+        out = torch.empty(3, 48)
+        assert codegemm.matmul(x, weight.T, out=out) is out
+    with torch.inference_mode():
+        assert not (x @ weight.T).requires_grad
+    assert not codegemm.linear(x.detach(), weight, bias.detach()).requires_grad
+
+
+def test_what_can_have_no_graph_says_so():
+    weight = weight_of("m1v4g16")
+    x, bias, out = leaf(3, 128), leaf(48), torch.empty(3, 48)
+    with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
+        codegemm.matmul(x, weight.T, out=out)
+    with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
+        codegemm.matmul(x.detach(), weight.T, out=out.requires_grad_())
+    with pytest.raises(RuntimeError, match="bias requires grad and x is ndarray"):
+        codegemm.linear(x.detach().numpy(), weight, bias)
+    with pytest.raises(RuntimeError, match="bias requires grad, and a plan has no graph"):
+        codegemm.plan(weight, 3, bias=bias)
+    plan = codegemm.plan(weight, 3, bias=bias.detach())
+    with pytest.raises(RuntimeError, match="a plan has no graph"):
+        plan(x)
+    with torch.no_grad():
+        assert torch.equal(plan(x), codegemm.linear(x, weight, bias))
+    assert torch.equal(plan(x.detach()), codegemm.linear(x.detach(), weight, bias.detach()))
