@@ -53,7 +53,7 @@ def make_weight(rng: np.random.Generator) -> Callable[..., codegemm.Weight]:
         if parts == 1:
             return random_weight((rows, columns), config, int(rng.integers(1 << 31)))
         bounds = itertools.pairwise(rows * i // parts for i in range(parts + 1))
-        if "+rotated" in config:  # joined parts have one rotation
+        if "+ordered" in config or "+rotated" in config:  # joined parts have one order and one rotation
             whole = make(rows, columns, config)
             return codegemm.concat([whole[start:end] for start, end in bounds])
         return codegemm.concat([make(end - start, columns, config) for start, end in bounds])

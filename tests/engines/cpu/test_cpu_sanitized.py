@@ -24,7 +24,7 @@ for rows, columns, config in (
     (300, 512, "m1v4g128"), (77, 528, "m2v8g-1"), (33, 7, "m8v1b1g1"), (65, 390, "m3v13b6g26"),
     (5, 264, "m1v8b12g-1"), (130, 256, "m1v4b4g4"), (64, 256, "m2v8b8g-1"), (48, 768, "e8p"),
     (600, 4096, "m2v4g128"),  # pieces of K
-    (77, 252, "m1v4g12+rotated+offsets"), (65, 132, "m1v4b4g44+terms3"),
+    (77, 252, "m1v4g12+ordered+rotated+offsets"), (65, 132, "m1v4b4g44+terms3"),
 ):
     weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
     for n in (1, 2, 5, 19, 130):

@@ -55,6 +55,8 @@ CONFIGS = [
     (31, 132, "m1v4b4g44+terms3", 1),
     (40, 96, "m1v2b8g24+rotated+added+terms2", 1),
     (20, 96, "m4v6b12g12+rotated+offsets", 1),
+    (300, 104, "m1v4b3g8+ordered", 3),
+    (45, 96, "m2v8g-1+ordered+rotated+offsets", 1),
 ]
 every_config = pytest.mark.parametrize(("rows", "columns", "config", "parts"), CONFIGS)
 
@@ -155,7 +157,7 @@ def test_large_and_tiny_x(config, scale, make_weight, rng):
 
 @pytest.mark.parametrize(
     "config",
-    ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p", "m1v4g32+rotated", "m2v8g-1+offsets", "m1v4g32+terms2"],
+    ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p", "m1v4g32+rotated", "m2v8g-1+ordered+offsets", "m1v4g32+terms2"],
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n", [1, 4, MATVEC_ROWS + 1])

@@ -20,6 +20,7 @@ from codegemm.engines.cpu.transformed import MULTIPLY_ADD
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.transformed import TransformedKernel
 from codegemm.formats import random_weight
+from codegemm.formats.format import spec_of
 from codegemm.measuring import sources
 from codegemm.prediction import predict
 from codegemm.quantize.progress import Progress
@@ -107,6 +108,14 @@ def test_costs_count_what_is_around_the_core():
         # Adding groups up and rotating, in terms of what was measured of a lookup.
         around = LOOKUP_SECONDS * MULTIPLY_ADD * 2 * (1024 * 10 + 1024 + 512 * 8)
         assert kernel.estimate(wanted, CPU) == pytest.approx(kernel.inner.estimate(core, CPU) + around)
+        # An order is read and moves x; nothing else changes.
+        moved, alone = (Product.of(spec_of((512, 1024), f"m2v8g128{more}"), 2, np.float32) for more in ("+ordered", ""))
+        cost, inner = kernel.cost(moved, CPU), kernel.inner.cost(alone, CPU)
+        assert cost.bytes_read == inner.bytes_read + 4 * 1024 + 4 * 2 * 1024
+        assert cost.bytes_written == inner.bytes_written + 4 * 2 * 1024
+        assert kernel.bits_per_weight(moved.spec) == pytest.approx(alone.spec.bits_per_weight + 32 / 512)
+        around = LOOKUP_SECONDS * MULTIPLY_ADD * 2 * 1024
+        assert kernel.estimate(moved, CPU) == pytest.approx(kernel.inner.estimate(alone, CPU) + around)
 
 
 def test_random_weights_are_tuned_compared_and_predicted(monkeypatch):
