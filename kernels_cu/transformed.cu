@@ -8,8 +8,9 @@
 //     finish       y' [n][M] + sums A^T --> y [n][M]     a thread block has 32 rows of W and up to 8 rows of x; a warp
 //                                                        takes every 8th group, then the warps' parts are added
 //
-// Of few rows of x, x' is float. Of many it is fp16 times a power of two, the same for the whole row, that leaves
-// nothing above 2^15: no number of x' is larger than the largest of x times the root of the rotation's block.
+// x' has x's type without a rotation. With one it is float of few rows of x, and fp16 of many, times a power of two,
+// the same for the whole row, that leaves nothing above 2^15: no number of x' is larger than the largest of x times the
+// root of the rotation's block.
 //
 // No atomics: the same bits in every run.
 #include "hadamard.cuh"
@@ -28,9 +29,9 @@ struct Transformed {
     int terms;
     int groups;   // of a row of W, 0 without offsets
     int changed;  // whether sum_groups takes x' instead of x
-    int scaled;   // whether x' is fp16, its rows under powers of two
+    int scaled;   // whether the rows of x', which is fp16, are under powers of two
     int y_is_float;
-    u64 x;       // where in the workspace: float or fp16 [n][term][K]
+    u64 x;       // where in the workspace: [n][term][K]
     u64 y;       // float [n][M]
     u64 sums;    // float [n][group]
     u64 scales;  // float [n], powers of two that bring rows back
@@ -76,7 +77,7 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Transformed& w) 
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);
     float scale = 1;
-    if constexpr (Y::is_half) {
+    if (Y::is_half && w.scaled) {
         const int exponent = row_exponent<X>(from, w, shared + EACH * blockDim.x * 8);
         scale = power_of_two(exponent);
         if (blockIdx.x % row_blocks == 0 && threadIdx.x == 0)

@@ -5,7 +5,7 @@
     after: y = y' + sums @ A^T
 
 A [M, K/g] is what is added to the weights of each group. x' is in float32 where it isn't x itself (or, where an engine
-says so, fp16 with a power of two for each row: `scaled`), y' where it isn't y itself.
+says so, in another dtype, and `scaled`: with a power of two for each row), y' where it isn't y itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from codegemm.formats.transformed import TransformedSpec, TransformedWeight
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Kernel, Product
 
-FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+FLOAT32 = np.dtype(np.float32)
 
 
 class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
@@ -64,15 +64,12 @@ def changes_x(spec: TransformedSpec) -> bool:
     return bool(spec.block) or spec.terms > 1 or spec.ordered
 
 
-def inner_product(product: Product[TransformedSpec], scaled: bool = False) -> Product[Spec]:
-    """What the inner kernel multiplies: x' in float32, which half types may not hold, unless it is `scaled`."""
-    spec, dtype = product.spec, product.dtype
-    if scaled:
-        dtype = FLOAT16
-    elif changes_x(spec) or dtype.itemsize == 8:
-        dtype = FLOAT32
+def inner_product(product: Product[TransformedSpec], dtype: np.dtype = FLOAT32, scaled: bool = False) -> Product[Spec]:
+    """What the inner kernel multiplies: x itself where kernels know its dtype, else x' of `dtype`."""
+    if not changes_x(product.spec) and product.dtype.itemsize < 8:
+        dtype = product.dtype
     finished = finishes(product, dtype, scaled)
-    return Product(spec.core, product.n, dtype, FLOAT32 if finished else product.out_dtype)
+    return Product(product.spec.core, product.n, dtype, FLOAT32 if finished else product.out_dtype)
 
 
 def finishes(product: Product[TransformedSpec], dtype: np.dtype, scaled: bool = False) -> bool:

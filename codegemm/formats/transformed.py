@@ -211,6 +211,8 @@ class TransformedWeight(Weight):
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
         if offsets not in (None, "scaled", "added"):
             raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
+        if ordered not in (None, True):
+            raise ValueError(f"ordered {ordered!r}, must be true")
         return cls(
             core,
             signs=None if block is None else _unpack_signs(tensor("signs"), columns),

@@ -270,7 +270,7 @@ def concat(weights: Sequence[Weight]) -> Any:
     """The rows of several weights that share x (q, k and v; gate and up) as one weight, multiplied in one call.
 
     All of one class, in_features and device. CodebookWeights: of the same v, m, b and g, each of which keeps its own
-    codebooks; TransformedWeights: with such cores and the same signs, block, terms and kind of offsets. Raises
+    codebooks; TransformedWeights: with such cores and the same order, signs, block, terms and kind of offsets. Raises
     TypeError for other weights, ValueError for those that don't fit.
     """
     weights = list(weights)

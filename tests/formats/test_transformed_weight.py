@@ -142,6 +142,9 @@ def test_only_files_with_extensions_are_of_version_2(tmp_path, make_weight):
         ({}, {"offsets": "odd"}, "offsets 'odd', must be 'scaled' or 'added'"),
         ({}, {"terms": 2}, r"codes: uint8 \(4, 4\), must be uint8 \(4, 8\)"),
         ({}, {"terms": -1}, "must be"),
+        ({}, {"ordered": "yes"}, "ordered 'yes', must be true"),
+        ({}, {"ordered": True}, "'weight.order' is missing"),
+        ({"order": np.ones(16, np.int32)}, {"ordered": True}, "order: 1 is there 16 times"),
     ],
 )
 def test_broken_files_are_refused(tensors, values, message, tmp_path, make_weight):

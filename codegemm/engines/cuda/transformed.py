@@ -16,14 +16,17 @@ from codegemm.engines.cuda.model import START, Work, balance
 from codegemm.engines.cuda.steps import Array, Launch, Place, Scratch, Step, instance, structure
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
 from codegemm.formats.transformed import TransformedSpec, TransformedWeight
+from codegemm.formats.weight import Spec
 from codegemm.kernel import Product
 
 SOURCE = "transformed.cu"
 MAX_THREADS = kernels_cu.constant(SOURCE, "most_threads")
 FINISH_ROWS = kernels_cu.constant(SOURCE, "finish_rows")  # of x, and warps of a thread block
-# Rows of x beyond which x' is fp16: a library's product takes the same time for float32 as for eight times the rows.
+# Rows beyond which a rotated x is fp16: a library's product takes as long for float32 as for eight times the rows.
 FLOAT_ROWS = 64
+FLOAT16 = np.dtype(np.float16)
 _LEAST_THREADS = 256
+_SECTOR_BYTES = 32  # that a number of an ordered x takes through L2, for its neighbours are another block's
 _STEP_LATENCY = 40.0  # clocks of a step of a Hadamard transform, which wait for each other
 ARGUMENTS = kernels_cu.structure(SOURCE, "Transformed")
 
@@ -56,7 +59,7 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
     inner: CudaKernel
 
     def unfit_for(self, product: Product[TransformedSpec], gpu: Gpu) -> str | None:
-        inner = inner_product(product, is_scaled(product))
+        inner = inside(product)
         sums = product.n * product.spec.groups if product.spec.offsets else 0
         reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
         return reason or limits.too_many("sums of groups", sums, limits.ROWS)
@@ -70,7 +73,7 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
 
     def steps(self, product: Product[TransformedSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         spec, n, scaled = product.spec, product.n, is_scaled(product)
-        inner = inner_product(product, scaled)
+        inner = inside(product)
         core = self.inner.steps(inner, gpu, scratch)
         finished = finishes(product, inner.dtype, scaled)
         around = Around(
@@ -89,9 +92,18 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
         ]
 
 
+def inside(product: Product[TransformedSpec]) -> Product[Spec]:
+    """The inner kernel's product: x' has x's dtype where numbers are only moved. Rotated ones may be too large for two
+    bytes: they are float32, or scaled."""
+    if not product.spec.block:
+        return inner_product(product, product.dtype)
+    scaled = is_scaled(product)
+    return inner_product(product, FLOAT16 if scaled else FLOAT32, scaled)
+
+
 def is_scaled(product: Product[TransformedSpec]) -> bool:
     """Whether x' is fp16 under powers of two."""
-    return changes_x(product.spec) and product.n > FLOAT_ROWS and product.dtype.itemsize == 2
+    return bool(product.spec.block) and product.n > FLOAT_ROWS and product.dtype.itemsize == 2
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ class Around:
         work = Work(
             bytes_read=self.product.x_bytes + 4 * k * (bool(spec.block) + spec.ordered),
             l2_bytes=self.inner_dtype.itemsize * n * spec.core.in_features
+            + _SECTOR_BYTES * n * k * spec.ordered
             + (self.product.x_bytes * cut.row_blocks(k) if self.scales else 0),
             wavefronts=warps * (2 + 2 * max(0, stages - 5)),
             instructions=warps * (10 + 4 * stages + 2 * spec.terms + 2 * spec.ordered),

@@ -132,6 +132,7 @@ FULL = [f"DequantShape<4, 1, 8, {phases}, {n}, Float, true>" for phases in (0, 1
 PUBLISHED = [f"aqlm<{shape}, Half>" for shape in ("8, 1, u16", "8, 2, u8", "16, 1, u16", "8, 1, u8")]
 AROUND = [f"{name}<{x}>" for name in ("sum_groups", "finish") for x in X]
 AROUND += [f"rotate_x<{x}, {y}, {each}>" for x in X for y in ("Half", "Float") for each in (1, 2, 4)]
+AROUND += ["rotate_x<Bfloat, Bfloat, 1>"]
 AROUND_FP16 = ["sum_groups<Half>", "finish<Half>", "rotate_x<Half, Float, 4>"]
 ROTATIONS = [f"rotate_{side}<{x}, {vector}>" for side in ("in", "out") for x in X for vector in ("Half", "Float")]
 BUDGETS = dict([

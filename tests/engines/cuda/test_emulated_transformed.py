@@ -34,6 +34,7 @@ PRODUCTS = [
     (50, 96, "m1v4g24+rotated8+added+terms2", "bfloat16", 3),
     (40, 600, "m1v4g24+ordered", "float16", 2),
     (33, 96, "m1v4g24+ordered+rotated+offsets", "float32", 3),
+    (33, 96, "m1v4g24+ordered+offsets", "bfloat16", 16),
 ]
 
 
@@ -61,9 +62,10 @@ def test_products_match_the_definition(case, make_weight, rng):
         assert error(y, truth) <= (1e-2 if x.dtype.name == "bfloat16" else 2e-3)
 
 
+@pytest.mark.parametrize("around", ["+rotated+offsets", "+ordered"])
 @pytest.mark.parametrize(("name", "n"), [("dequant", 3), ("dequant_dense", 40), ("dense", 2), ("aqlm", 1)])
-def test_all_kernels_multiply_transformed_weights(name, n, make_weight, rng):
-    weight, x, truth = operands(make_weight, rng, 40, 96, "m2v8g-1+rotated+offsets", "float16", n)
+def test_all_kernels_multiply_transformed_weights(name, n, around, make_weight, rng):
+    weight, x, truth = operands(make_weight, rng, 40, 96, f"m2v8g-1{around}", "float16", n)
     y, _ = emulate.multiply(kernel_named(name, weight.spec), weight, x)
     assert error(y, truth) <= TOLERANCE
 
@@ -74,14 +76,13 @@ def test_all_kernels_multiply_transformed_weights(name, n, make_weight, rng):
     [
         ("m1v4g24+rotated+offsets", "bfloat16"),
         ("m1v4g24+rotated", "float16"),
-        ("m1v4b4g24+terms2", "float16"),
-        ("m1v4g24+ordered+rotated", "float16"),
+        ("m1v4b4g24+ordered+rotated+terms2", "float16"),
     ],
 )
 def test_many_rows_are_halves_under_powers_of_two(config, dtype, make_weight, rng):
     weight, x, _ = operands(make_weight, rng, 40, 96, config, dtype, transformed.FLOAT_ROWS + 5)
     x[0] *= 6e4 / abs(x[0]).max()
-    x[1] = 6e4 * (1 if weight.signs is None else weight.signs)  # all of it in one number of each block
+    x[1, slice(None) if weight.order is None else weight.order] = 6e4 * weight.signs  # all in one number of each block
     x[2] *= 1e-5
     x[3] = 0
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
@@ -110,6 +111,25 @@ def test_rotations_of_every_block(columns, block, rng):
         workspace = emulate.new_workspace(scratch.end)
         emulate.run(Steps((launch,), scratch.end), prepared, x, np.zeros(1), workspace, order)
         assert np.abs(place.of(workspace) - truth).max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("config", ["m1v4g24+ordered", "m1v4g24+ordered+terms3", "m1v4g24+terms2"])
+def test_what_is_only_moved_keeps_its_dtype_and_values(config, dtype, make_weight, rng):
+    """Of few and of many rows, and of several thread blocks a row."""
+    weight = make_weight(1, 648, config)
+    for n in (2, transformed.FLOAT_ROWS + 1):
+        x = rng.standard_normal((n, 648)).astype(arrays.float_dtype(dtype))
+        x[0, :3] = np.inf, np.nan, -0.0
+        product, scratch = Product.of(weight.spec, n, x.dtype), Scratch()
+        place = scratch.take("x'", (n, weight.spec.core.in_features), transformed.inside(product).dtype)
+        launch = Around(product, place.dtype, x=place, y=None, sums=None, scales=None).rotate_x(emulate.SMALL_GPU)
+        prepared = Prepared(weight.spec, CPU, {} if weight.order is None else {"order": emulate.aligned(weight.order)})
+        workspace = emulate.new_workspace(scratch.end)
+        emulate.run(Steps((launch,), scratch.end), prepared, x, np.zeros(1), workspace)
+        moved = np.tile(x if weight.order is None else x[:, weight.order], weight.spec.terms)
+        assert place.dtype == x.dtype
+        assert np.array_equal(place.of(workspace).astype(np.float64), moved.astype(np.float64), equal_nan=True)
 
 
 def test_calls_plans_copies_and_graphs(emulated_gpu, make_weight, rng):
@@ -164,6 +184,14 @@ def test_what_is_compiled_and_predicted():
         "rotate_x<Half, Half, 4>", "sum_groups<Half>", "finish<Half>",
     ]  # fmt: skip
     assert launched(dense, Product.of(plain, 65, HALF)) == ["sum_groups<Half>", "finish<Half>"]
+    moved = spec_of((4096, 4096), "m2v8g128+ordered+terms2")
+    for n, dtype, name in ((1, HALF, "Half"), (65, HALF, "Half"), (65, FLOAT32, "Float")):
+        assert launched(dense, Product.of(moved, n, dtype)) == [f"rotate_x<{name}, {name}, 1>"]
+    # An order is read, and a sector for each number of x that it moves.
+    ordered, rotated = (spec_of((4096, 4096), f"m2v8g128{more}+rotated") for more in ("+ordered", ""))
+    works = [kernel.decide(Product.of(each, 2, HALF), KNOWN["h100"]).works[0] for each in (ordered, rotated)]
+    assert works[0].bytes_read == works[1].bytes_read + 4 * 4096
+    assert works[0].l2_bytes == works[1].l2_bytes + 32 * 2 * 4096
     # Tensor cores take as long for float32 as for eight times as many fp16.
     h100 = KNOWN["h100"]
     half, single = (
