@@ -15,7 +15,6 @@ from codegemm.formats.weight import Spec, Weight, concat
 from codegemm.kernel import Cost, Kernel, Product
 from codegemm.products import Plan, linear, matmul, plan
 from codegemm.quantize import quantize
-from codegemm.quantize.file import quantize_file
 from codegemm.quantize.quantizers import Quantizer, register_quantizer, unregister_quantizer
 from codegemm.registry import KernelInfo, kernels, register_kernel, unregister_kernel
 from codegemm.storage import load, load_all, save_all
@@ -24,6 +23,7 @@ from codegemm.warmup import warmup
 
 if TYPE_CHECKING:
     from codegemm import checkpoints
+    from codegemm.quantize.file import quantize_file
 
 ExtendedSpec, ExtendedWeight = TransformedSpec, TransformedWeight  # their former names
 
@@ -77,9 +77,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`checkpoints` is imported where it is used: few programs read other projects' files."""
+    """What reads and writes other projects' files is imported where it is used: few programs do."""
     if name == "checkpoints":
         import importlib
 
         return importlib.import_module("codegemm.checkpoints")
+    if name == "quantize_file":
+        from codegemm.quantize.file import quantize_file
+
+        return quantize_file
     raise AttributeError(f"module 'codegemm' has no attribute {name!r}")

@@ -3,22 +3,29 @@
 It is $CODEGEMM_CACHE_DIR, else the platform's own place for caches. A folder in it for each kind of entry is the user's
 alone (mode 0700), since compiled code is loaded from there; other files are never touched. An entry is one file
 `<key>-<hash of its content>.<suffix>`, written beside its place and renamed into it: a damaged, truncated or foreign
-file is a miss, never an error.
+file is a miss, never an error. What a process that was killed had begun to write goes a day later.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 SIZE_LIMIT = 2 << 30
 KINDS = ("cpu", "cuda", "weights", "tuned", "measured")
 
 _KEY_DIGITS, _HASH_DIGITS = 32, 16
+_BEGUN = "new-"  # a folder in which an entry is made
+_MOST_SECONDS = 24 * 3600  # that it takes; whether its process lives can't be asked: it may be on another machine
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")
 
 
@@ -78,7 +85,7 @@ def lookup(kind: str, entry_key: str, suffix: str) -> Path | None:
 def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], object]) -> Path:
     """Have `write` fill a temporary file, then move it into place; old entries go when the cache is over its limit."""
     home = folder(kind)
-    with tempfile.TemporaryDirectory(dir=home, prefix="new-") as temporary:
+    with tempfile.TemporaryDirectory(dir=home, prefix=_BEGUN) as temporary:
         entry = Path(temporary) / f"entry{suffix}"
         write(entry)
         entry.chmod(0o600)
@@ -89,7 +96,9 @@ def store(kind: str, entry_key: str, suffix: str, write: Callable[[Path], object
 
 
 def prune(limit: int = SIZE_LIMIT, keep: Path | None = None) -> None:
-    """Remove the entries that were used longest ago until the cache holds at most `limit` bytes."""
+    """Remove what was left unfinished; then entries, those used longest ago first, beyond `limit` bytes."""
+    for path, _ in _leftovers():
+        shutil.rmtree(path, ignore_errors=True)
     entries = sorted(_entries(), key=lambda entry: entry[1].st_mtime)
     total = sum(state.st_size for _, state in entries)
     for path, state in entries:
@@ -101,26 +110,39 @@ def prune(limit: int = SIZE_LIMIT, keep: Path | None = None) -> None:
 
 
 def clear() -> tuple[int, int]:
-    """Remove every entry; the number of files and bytes removed."""
-    entries = list(_entries())
-    for path, _ in entries:
-        path.unlink(missing_ok=True)
-    return len(entries), sum(state.st_size for _, state in entries)
+    """Remove every entry and what was left unfinished; the number of files and bytes removed."""
+    before = usage()
+    prune(limit=-1)  # empty ones, too
+    return before
 
 
 def usage() -> tuple[int, int]:
-    """The number of entries and their bytes."""
-    entries = list(_entries())
-    return len(entries), sum(state.st_size for _, state in entries)
+    """The number of entries, with files that were left unfinished, and their bytes."""
+    sizes = [state.st_size for _, state in _entries()]
+    sizes += itertools.chain.from_iterable(files for _, files in _leftovers())
+    return len(sizes), sum(sizes)
 
 
 def _entries() -> Iterator[tuple[Path, os.stat_result]]:
+    return ((path, state) for path, state in _inside() if _ENTRY.fullmatch(path.name))
+
+
+def _leftovers() -> Iterator[tuple[Path, list[int]]]:
+    """Folders of entries whose writers were killed, and the sizes of the files in them."""
+    for path, state in _inside():
+        mine = path.name.startswith(_BEGUN) and stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
+        if mine and time.time() - state.st_mtime > _MOST_SECONDS:
+            with suppress(OSError):
+                yield path, [file.lstat().st_size for file in path.iterdir()]
+
+
+def _inside() -> Iterator[tuple[Path, os.stat_result]]:
+    """What is in the folders of all kinds."""
     for kind in KINDS:
         place = root() / kind
         for path in place.iterdir() if place.is_dir() else ():
             try:
-                if _ENTRY.fullmatch(path.name):
-                    yield path, path.stat()
+                yield path, path.lstat()
             except OSError:
                 continue
 

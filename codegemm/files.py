@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ import numpy as np
 
 from codegemm.arrays import bfloat16
 from codegemm.errors import CheckpointError
+
+_MOST_SECONDS = 24 * 3600  # from one write to the next of a file that is being written
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
 _DTYPES = {
@@ -173,8 +177,12 @@ def same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
 
 
 def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
-    """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails."""
+    """Write bytes beside `path` and rename; CheckpointError, and `path` as it was, if that fails.
+
+    What a process that was killed had begun to write there goes a day later.
+    """
     path = Path(os.path.realpath(path))  # a link stays one
+    _remove_leftovers(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         with temporary.open("xb") as file:
@@ -190,6 +198,17 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Of writers to this path that were killed: older than any file takes to be written."""
+    begun = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            if begun.fullmatch(other.name):
+                state = other.lstat()
+                if state.st_uid == os.getuid() and time.time() - state.st_mtime > _MOST_SECONDS:
+                    other.unlink()
 
 
 def _item_size(tensor: Tensor) -> int:

@@ -38,7 +38,8 @@ def predict(
     gpu: Gpu, shapes: Iterable[tuple[int, int]], configs: Sequence[str], batches: Iterable[int]
 ) -> list[Prediction]:
     """Every kernel of the CUDA engine whose products are steps, for x in float16; the dense product once a shape
-    and batch. ValueError for a shape that a configuration can't hold."""
+    and batch. Kernels that refuse a product are left out (`refusals`). ValueError for a shape that a configuration
+    can't hold."""
     predictions: list[Prediction] = []
     for shape in shapes:
         specs = {str(parse(config)): spec_of(shape, config) for config in configs}
@@ -51,6 +52,13 @@ def predict(
     return predictions
 
 
+def refusals(gpu: Gpu, shape: tuple[int, int], config: str, n: int) -> dict[str, str]:
+    """Why kernels that are for such weights can't multiply so, by name."""
+    product = Product.of(spec_of(shape, config), n, DTYPE)
+    reasons = {kernel.name: kernel.refuses_on(product, gpu) for kernel in _kernels(product.spec)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def copy_bandwidth(gpu: Gpu) -> float:
     """Bytes a second that a copy moves there, read and written."""
     return model.MEMORY_SHARE * gpu.bandwidth
@@ -59,11 +67,8 @@ def copy_bandwidth(gpu: Gpu) -> float:
 def _product(config: str, spec: Spec, n: int, gpu: Gpu) -> list[Prediction]:
     """Of all kernels, the dense one first."""
     product = Product.of(spec, n, DTYPE)
-    works = {
-        kernel: kernel.decide(product, gpu).works
-        for kernel in registered("cuda", spec)
-        if isinstance(kernel, CudaKernel) and multiplies(kernel, spec) and kernel.unfit_for(product, gpu) is None
-    }
+    fitting = [kernel for kernel in _kernels(spec) if kernel.refuses_on(product, gpu) is None]
+    works = {kernel: kernel.decide(product, gpu).works for kernel in fitting}
     times = {kernel: model.seconds(works[kernel], gpu) for kernel in works}
     automatic = {kernel.name: times[kernel] for kernel in works if kernel.is_automatic(product)}
     chosen = choose(lookup_of(product), automatic) if automatic else None
@@ -80,3 +85,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu) -> list[Prediction]:
         )
         for kernel in sorted(works, key=lambda kernel: kernel.name != "dense")
     ]
+
+
+def _kernels(spec: Spec) -> list[CudaKernel]:
+    return [k for k in registered("cuda", spec) if isinstance(k, CudaKernel) and multiplies(k, spec)]

@@ -10,6 +10,9 @@ first, set for -1) where its description names a `block`, `<name>.offsets` (floa
 that they are `scaled` or `added`; with `terms`, codes and scales are of terms * K columns. The version of a file with
 such a weight is 2, for who does not know of them would multiply by another matrix.
 
+Where columns lie in another order, the description says `ordered`, and `<name>.order` (int32 [K]) says in which. The
+version of a file with such a weight is 4.
+
 Of any other format the description says its name (`format`), the configuration's text, the shape and what its
 constructor takes beside the tensors (`options`); around such a core, `core` has the core's description. Version 3.
 """

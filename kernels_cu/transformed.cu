@@ -1,6 +1,6 @@
-// What comes before and after the product with a transformed weight's core: x times signs and through a Hadamard
-// transform of every block, once for each term; its sums over groups; their products with what is added to the weights
-// of a group.
+// What comes before and after the product with a transformed weight's core: x in the core's order, times signs and
+// through a Hadamard transform of every block, once for each term; its sums over groups; their products with what is
+// added to the weights of a group.
 //
 //     rotate_x     x [n][K] --> x' [n][term][K]          a thread holds 1, 2 or 4 numbers, a thread block one block of
 //                                                        the rotation or several whole ones
@@ -20,6 +20,7 @@ constexpr int finish_rows = 8;  // of x, and warps of a block
 struct Transformed {
     const float* factors;  // [K] signs over the root of the rotation's block, or nullptr
     const float* addends;  // [group][M], or nullptr
+    const int* order;      // [K] the place in x of each number of x', or nullptr
     int batch;             // n
     int columns;           // K
     int rows;              // M
@@ -36,7 +37,7 @@ struct Transformed {
 };
 
 // What of them comes in pieces of 16 bytes; the first is aligned to such a piece.
-DEVICE void prefetch_floats(const float* from, int count) {
+DEVICE void prefetch_words(const void* from, int count) {
     ptx::prefetch(from, 4 * (count & ~3));
 }
 
@@ -57,14 +58,20 @@ DEVICE void rotate_x(const void* x, void*, u8* workspace, const Transformed& w) 
     const int wide = EACH * blockDim.x, row_blocks = (w.columns + wide - 1) / wide;
     const int row = blockIdx.x / row_blocks, first = blockIdx.x % row_blocks * wide + threadIdx.x;
     const auto* from = static_cast<const typename X::storage*>(x) + size_t(row) * w.columns;
-    if (w.factors && threadIdx.x == 0) prefetch_floats(w.factors + first, min(wide, w.columns - first));
+    if (threadIdx.x == 0) {
+        const int count = min(wide, w.columns - first);
+        if (w.factors) prefetch_words(w.factors + first, count);
+        if (w.order) prefetch_words(w.order + first, count);
+    }
     ptx::wait_for_previous();
     float value[EACH];
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         const int at = first + e * blockDim.x;
         value[e] = 0;
-        if (at < w.columns) value[e] = X::widen(ptx::load(from + at)) * (w.factors ? ptx::load(w.factors + at) : 1);
+        if (at < w.columns)
+            value[e] = X::widen(ptx::load(from + (w.order ? ptx::load(w.order + at) : at))) *
+                       (w.factors ? ptx::load(w.factors + at) : 1);
     }
     const ptx::Shared shared = ptx::shared_memory();
     walsh_hadamard(value, w.block, shared);
@@ -110,8 +117,8 @@ DEVICE void finish(const void*, void* y, u8* workspace, const Transformed& w) {
     float parts[finish_rows] = {};
     if (w.rows % 4 == 0)  // as a prefetch has to be aligned
         for (int group = threadIdx.x; group < w.groups; group += blockDim.x)
-            prefetch_floats(w.addends + size_t(group) * w.rows + blockIdx.x * lanes,
-                            min(lanes, w.rows - int(blockIdx.x) * lanes));
+            prefetch_words(w.addends + size_t(group) * w.rows + blockIdx.x * lanes,
+                           min(lanes, w.rows - int(blockIdx.x) * lanes));
     ptx::wait_for_previous();
     for (int group = mine; group < w.groups; group += finish_rows) {
         const float addend = inside ? ptx::load(w.addends + size_t(group) * w.rows + column) : 0;

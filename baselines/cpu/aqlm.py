@@ -50,7 +50,7 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
             return f"g={spec.config.g}: AQLM has one scale a row, g=-1"
         if len(spec.part_rows) > 1:
             return f"{len(spec.part_rows)} concatenated parts: AQLM has one set of codebooks"
-        return None
+        return super().refuses(product, device)
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
         spec, config = weight.spec, weight.config

@@ -64,7 +64,7 @@ class Aqlm(CudaKernel[CodebookSpec, CodebookWeight]):
                 f"m={config.m}, b={config.b}: its codebooks, {COPIES} times, need {shared_bytes(spec)} bytes of "
                 f"shared memory; a thread block has {gpu.shared_per_block}"
             )
-        return None
+        return self.many_rows.unfit_for(product, gpu) if product.n > MATVEC_ROWS else None
 
     def arrange(self, weight: CodebookWeight) -> Prepared:
         prepared = self.many_rows.arrange(weight)

@@ -17,6 +17,7 @@ import numpy as np
 
 from codegemm import kernels_cu
 from codegemm.arrays import array_module
+from codegemm.engines import limits
 from codegemm.engines.cuda import gemm, rotation
 from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.engines.cuda.gpu import LANES, Gpu
@@ -78,6 +79,12 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
 
     def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
         self.slice_bytes = slice_bytes
+
+    def unfit_for(self, product: Product[E8PSpec], gpu: Gpu) -> str | None:
+        n, (m, k) = product.n, product.spec.shape
+        reason = limits.too_many("loads of codes", m // TILE_ROWS * k // STEP * LANES)
+        rotated = n * digits(n) * k if n <= MATVEC_ROWS else 0
+        return reason or limits.too_many("bytes of rotated x", rotated)
 
     def arrange(self, weight: E8PWeight) -> Prepared:
         vectors = {"in": weight.SU, "out": weight.SV}

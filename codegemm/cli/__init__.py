@@ -38,6 +38,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, KernelError, OSError) as error:
-        click.echo(f"codegemm: {error}", err=True)
+    except (ValueError, KernelError, OSError, MemoryError) as error:
+        click.echo(f"codegemm: {error or 'there is too little memory'}", err=True)
         sys.exit(1)

@@ -20,7 +20,7 @@ def path() -> None:
 
 @cache.command()
 def clear() -> None:
-    """Remove every entry."""
+    """Remove every entry, and what processes that were killed left there a day ago or earlier."""
     from codegemm import cache as entries
 
     count, size = entries.clear()

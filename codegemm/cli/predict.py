@@ -30,12 +30,17 @@ def predict(
     shape and batch.
     """
     from codegemm.measuring import sources
-    from codegemm.prediction import predict
+    from codegemm.prediction import predict, refusals
     from codegemm.reporting import by, decimals
 
     lines: list[tuple[str, ...]] = [(*_COLUMNS, *_OTHERS)]
+    left_out: dict[tuple[str, str], list[str]] = {}  # batches by shape and reason
     for shape in shapes or (*sources.LLAMA_3["8b"], *sources.LLAMA_3["70b"]):
-        rows = predict(KNOWN[name], [shape], sources.shape_case(shape, configs).configs, batches)
+        held = sources.shape_case(shape, configs).configs
+        rows = predict(KNOWN[name], [shape], held, batches)
+        for n in sorted(set(batches) - {row.batch for row in rows}) if held else ():
+            reasons = (reason for config in held for reason in refusals(KNOWN[name], shape, config, n).values())
+            left_out.setdefault((by(shape), "; ".join(dict.fromkeys(reasons))), []).append(str(n))
         times = {(row.kernel, row.config, row.batch): row.seconds for row in rows}
         for row in rows:
             if row.chosen or every or row.kernel == "dense":
@@ -45,6 +50,13 @@ def predict(
                     row.bound, f"{100 * row.bandwidth_share:.0f}",
                     *(decimals(other and other / row.seconds) for other in others),
                 ))  # fmt: skip
+    told = [
+        f"{shape}, N = {', '.join(ns)}: no kernel multiplies so: {reason}" for (shape, reason), ns in left_out.items()
+    ]
+    if told and len(lines) == 1:
+        raise click.ClickException("\n".join(told))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         click.echo("  ".join([f"predicted {name}", *(cell.ljust(width) for cell, width in zip(line, widths))]).rstrip())
+    for text in told:
+        click.echo(f"left out: {text}", err=True)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from codegemm.choice import select
 from codegemm.comparison.result import Machine, Result, Row
 from codegemm.comparison.selection import DENSE
+from codegemm.devices import Device
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
-from codegemm.measuring import conditions
+from codegemm.measuring import conditions, memory
 from codegemm.measuring.accuracy import exact, inputs, relative_error
 from codegemm.measuring.sources import Case
 from codegemm.measuring.stopwatch import Candidate
@@ -44,9 +45,13 @@ def run(
     """Measure every case; `budget` is the time in seconds for one kernel, weight and batch.
 
     paths: instruction sets to compile the CPU's kernels for, the one that products take if it is empty.
+
+    Raises MemoryError, before anything is measured, where there is too little memory for one of the cases.
     """
     left_out = {kernel.name: reason for kernel in kernels if (reason := kernel.unavailable()) is not None}
     usable = [kernel for kernel in kernels if kernel.name not in left_out]
+    for case in cases:
+        _check_memory(case, usable, batches, engine)
     progress.total(sum(len(case.configs) for case in cases) * len(usable) * len(paths) + 1)
     settings = Settings(usable, paths, sorted(set(batches)), Machine.here(engine), lambda: budget)
     progress.advance()
@@ -57,6 +62,21 @@ def run(
         result.rows += _run_case(case, settings, progress)
     result.measure_bandwidth()
     return result
+
+
+def _check_memory(case: Case, kernels: Sequence[Kernel], batches: Sequence[int], engine: str) -> None:
+    """MemoryError where a case can't be measured, with a lower bound of what it takes."""
+    device, dtype, (m, k), most = Device.parse(engine), conditions.dtype_of(engine), case.shape, max(batches)
+    x_bytes, truth_bytes = most * dtype.itemsize * k, 8 * most * m  # the truth in float64
+    if case.original is not None:
+        memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
+    for config in case.configs:
+        spec = case.spec(config)
+        products = [Product.of(spec, n, dtype) for n in batches]
+        pairs = ((kernel_for(kernel, spec), product) for kernel in kernels for product in products)
+        timed = [(kernel, product) for kernel, product in pairs if not refusal(kernel, product, device)]
+        made = x_bytes + case.least_bytes(config)
+        memory.check(f"{case.title}, {config}", timed, device, made, x_bytes + truth_bytes)
 
 
 def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,17 @@ def split(count: int, most: int) -> npt.NDArray[np.int32]:
     """Bounds [parts + 1] that cut 0 .. count into the fewest near-equal parts of at most `most`."""
     parts = max(1, -(-count // most))
     return (np.arange(parts + 1) * count // parts).astype(np.int32)
+
+
+def divisions(count: int, most: int) -> Iterator[int]:
+    """Numbers of parts that 0 .. count may be cut into, as many in each, at most `most` of them; ascending."""
+    parts = 1
+    while parts <= most:
+        yield parts
+        each = -(-count // parts)
+        if each == 1:
+            return
+        parts = -(-count // (each - 1))
 
 
 def row_slices(part_rows: tuple[int, ...], most: int, unit: int = 1) -> npt.NDArray[np.int32]:

@@ -1,6 +1,8 @@
 """TransformedWeights by the kernels of their cores: what is done before and after, the same on both engines.
 
-    before: x' = R x, once for each term; its sums over groups      inner: y' = x' @ C^T      after: y = y' + sums @ A^T
+    before: x' = R P x, once for each term; its sums over groups
+    inner: y' = x' @ C^T
+    after: y = y' + sums @ A^T
 
 A [M, K/g] is what is added to the weights of each group. x' is in float32 where it isn't x itself (or, where an engine
 says so, fp16 with a power of two for each row: `scaled`), y' where it isn't y itself.
@@ -43,7 +45,8 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
 
 
 def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
-    """In float32, where the weight is: `factors`, signs over the root of the block [K], and `addends` [K/g, M]."""
+    """Where the weight is: in float32 `factors`, signs over the root of the block [K], and `addends` [K/g, M]; in int32
+    `order`, the place in x of each number of x' [K]."""
     spec, arrays = weight.spec, {}
     if spec.block:
         factors = devices.to_host(weight.signs) / np.sqrt(spec.block)
@@ -51,12 +54,14 @@ def arrays_around(weight: TransformedWeight) -> dict[str, Any]:
     if spec.offsets:
         with devices.beside(weight.offsets):
             arrays["addends"] = array_module(weight.offsets).ascontiguousarray(weight.addends(np.float32).T)
+    if spec.ordered:
+        arrays["order"] = weight.order
     return arrays
 
 
 def changes_x(spec: TransformedSpec) -> bool:
     """Whether x' is another than x."""
-    return bool(spec.block) or spec.terms > 1
+    return bool(spec.block) or spec.terms > 1 or spec.ordered
 
 
 def inner_product(product: Product[TransformedSpec], scaled: bool = False) -> Product[Spec]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from codegemm.calibration import Calibration, load
 from codegemm.errors import CheckpointError
 from codegemm.formats.native import is_native
-from codegemm.measuring import sources
+from codegemm.measuring import memory, sources
 from codegemm.quantize.matrix import as_matrix
 from codegemm.shards import Model, open_model
 
@@ -33,13 +34,15 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     calibration: the file to take theirs from.
 
     Raises CheckpointError for a file or a tensor that won't do, ValueError for values that aren't finite or all zero
-    and where the calibration lacks a tensor or is for another in_features.
+    and where the calibration lacks a tensor or is for another in_features, MemoryError where they have no room.
     """
     model = open_model(path)
     if any(map(is_native, model.files)):
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
     names = list(dict.fromkeys(tensors)) or [typical(model)]
     calibrations = {} if calibration is None else load(calibration)
+    copied = [tensor for name in names if (tensor := model.tensors.get(name)) and tensor.dtype != "F32"]
+    memory.ensure(f"{path}: {', '.join(names)}", sum(4 * prod(tensor.shape) for tensor in copied))
     matrices = []
     for name in names:
         try:

@@ -10,9 +10,12 @@ from operator import le
 from codegemm.exploration.candidates import candidates
 from codegemm.exploration.matrices import Matrix
 from codegemm.exploration.measure import Bench, Measured, Settings
-from codegemm.measuring import conditions
+from codegemm.formats.format import spec_of
+from codegemm.kernel import Product
+from codegemm.measuring import conditions, memory
 from codegemm.quantize import configured
 from codegemm.quantize.progress import Progress
+from codegemm.registry import registered
 from codegemm.reporting import by
 
 
@@ -61,10 +64,12 @@ def run(
 ) -> Exploration:
     """Measure the candidates of every matrix. What is finished is in the cache, whatever comes after.
 
-    bits: budgets. rotate: every configuration with a rotation, too. ValueError, before anything is measured, where
-    there are no candidates for a matrix.
+    bits: budgets. rotate: every configuration with a rotation, too. Before anything is measured: ValueError where there
+    are no candidates for a matrix, MemoryError where there is too little memory for the dense product with it.
     """
     chosen = [_candidates(matrix, bits, rotate) for matrix in matrices]
+    for matrix, configs in zip(matrices, chosen):
+        _check_memory(matrix, configs[0], settings)
     result = Exploration(settings, *conditions.machine(settings.engine), unfinished=sum(map(len, chosen)))
     progress.total(result.unfinished)
     try:
@@ -83,6 +88,14 @@ def run(
     except KeyboardInterrupt:
         pass
     return result
+
+
+def _check_memory(matrix: Matrix, config: str, settings: Settings) -> None:
+    """MemoryError where the dense product, which all others are measured beside, has no room."""
+    spec = spec_of(matrix.values.shape, config)
+    product = Product.of(spec, settings.rows, settings.dtype)
+    dense = next(kernel for kernel in registered(settings.device.engine, spec) if kernel.name == "dense")
+    memory.check(matrix.name, [(dense, product)], settings.device, made=0, beside=product.x_bytes)
 
 
 def _candidates(matrix: Matrix, bits: Sequence[float], rotate: bool) -> list[str]:

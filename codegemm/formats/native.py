@@ -13,7 +13,7 @@ import numpy as np
 from codegemm.files import File, RawTensor, Tensor, UnopenedTensor, write
 
 FORMAT = "codegemm"
-VERSION = 3
+VERSION = 4
 RESERVED = ("", "format", "version", "__metadata__")
 
 
@@ -23,7 +23,7 @@ class Stored:
 
     tensors: dict[str, np.ndarray | UnopenedTensor]
     description: dict[str, Any]
-    version: int = VERSION
+    version: int = 3
 
 
 def write_weights(

@@ -1,4 +1,5 @@
-"""Randomised Hadamard rotations, which stand on either side of a weight's core."""
+"""Randomised Hadamard rotations, behind another order of columns or not, which stand on either side of a weight's
+core."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ MAX_BLOCK = 4096
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """R = U^T diag(factors), U an orthogonal Hadamard transform of the whole length as in QuIP#, or of every `block`.
+    """R = U^T diag(factors) P, U an orthogonal Hadamard transform of the whole length as in QuIP#, or of every `block`.
 
     factors: [length], NumPy's; signs or, after fine-tuning, any reals. block: a power of two up to 4096 that divides
-    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`).
+    the length; None for the whole, which must have a Hadamard matrix (`hadamard.split_length`). order: P as the place
+    in x that each number is taken from, int [length]; None for all in their own.
     """
 
     factors: npt.NDArray
     block: int | None = None
+    order: npt.NDArray | None = None
 
     def rotate(self, x: npt.NDArray) -> npt.NDArray:
         """x R^T: R times every row of x [..., length], computed in its own dtype, float32 or float64.
@@ -31,6 +34,8 @@ class Rotation:
         Of a dense matrix W [M, K] it makes, where factors are signs, the C whose product with R is W.
         """
         factors = self.factors.astype(x.dtype)
+        if self.order is not None:
+            x = x[..., self.order]
         if self.block is None:
             return transform(x * factors, transpose=True)
         y = np.multiply(x, factors, order="C").reshape(-1, self.block)
@@ -47,7 +52,11 @@ class Rotation:
             walsh_hadamard(y)
             y = y.reshape(x.shape)
         y *= self.factors.astype(x.dtype)
-        return y
+        if self.order is None:
+            return y
+        placed = np.empty_like(y)
+        placed[..., self.order] = y
+        return placed
 
 
 def default_block(length: int) -> int:

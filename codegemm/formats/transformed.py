@@ -1,11 +1,13 @@
-"""Weights that are a core with more around it: a rotation of x, offsets of groups, several scales a group.
+"""Weights that are a core with more around it: columns in another order, a rotation of x, offsets of groups, several
+scales a group.
 
-    W = (fold(C) + offsets) @ R
+    W = (fold(C) + offsets) @ R @ P
 
 C [M, T*K] is the core, a weight of any other format. `fold` adds its T terms [M, K], each with codes and scales of its
-own; offsets are one number a group; R is a randomised Hadamard rotation by blocks. A product is one with the core:
+own; offsets are one number a group; R is a randomised Hadamard rotation by blocks; P is a permutation, so that columns
+of W that share a scale may lie anywhere. A product is one with the core:
 
-    x' = R x        y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
+    x' = R P x      y = [x', x', ...] @ C^T + (sums of x' over groups) @ offsets^T
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from codegemm.formats.weight import Spec, Weight, check_one_device, concat, froz
 OFFSETS = ("", "scaled", "added")
 USUAL = -1  # the block of a rotation that the shape gives
 
-_PATTERN = re.compile(r"(?P<core>.*?)(\+rotated(?P<block>\d*))?(\+(?P<offsets>offsets|added))?(\+terms(?P<terms>\d+))?")
-_EXTENSIONS = "+rotated[<block>], +offsets or +added, +terms<number>"
+_PATTERN = re.compile(
+    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>\d*))?(\+(?P<offsets>offsets|added))?"
+    r"(\+terms(?P<terms>\d+))?"
+)
+_EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
+_AROUND = ("terms", "block", "offsets", "ordered")  # of a description
 _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
 
 
@@ -43,13 +49,15 @@ class TransformedConfig:
     """A core's configuration and what stands around it: `m1v4g128+rotated`, `e8p+added`.
 
     block: of the rotation, `USUAL` for the one that the shape gives, 0 without one. offsets: `scaled` (`+offsets`,
-    times their group's scale), `added` (as they are) or empty. terms: that are added up.
+    times their group's scale), `added` (as they are) or empty. terms: that are added up. ordered: whether the core has
+    its columns in another order.
     """
 
     core: Any
     block: int = 0
     offsets: str = ""
     terms: int = 1
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "core", parse(self.core))
@@ -61,36 +69,41 @@ class TransformedConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: must be an integer from {least}")
+        if not isinstance(self.ordered, bool):
+            raise ValueError(f"ordered={self.ordered!r}: must be True or False")
 
     def __str__(self) -> str:
         rotated = "" if not self.block else "+rotated" if self.block == USUAL else f"+rotated{self.block}"
-        return f"{self.core}{rotated}{_WORDS[self.offsets]}" + (f"+terms{self.terms}" if self.terms > 1 else "")
+        ordered, terms = "+ordered" * self.ordered, f"+terms{self.terms}" if self.terms > 1 else ""
+        return f"{self.core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
 
 
 @dataclass(frozen=True)
 class TransformedSpec(Spec):
     """Shape and configuration of a TransformedWeight.
 
-    core: of its core [M, terms * K]. block: of the rotation, 0 without one. offsets, terms: as the configuration's.
+    core: of its core [M, terms * K]. block: of the rotation, 0 without one. offsets, terms, ordered: as the
+    configuration's.
     """
 
     core: Spec
     block: int = 0
     offsets: str = ""
     terms: int = 1
+    ordered: bool = False
 
     @property
     def config(self) -> TransformedConfig:
         """The configuration; the block is told where it isn't the usual one."""
         block = USUAL if self.block and self.block == default_block(self.in_features) else self.block
-        return TransformedConfig(self.core.config, block, self.offsets, self.terms)
+        return TransformedConfig(self.core.config, block, self.offsets, self.terms, self.ordered)
 
     @property
     def packed_bits(self) -> int:
-        """The core's, a bit for each sign and 16 for each offset."""
+        """The core's, a bit for each sign, 16 for each offset and 32 for each column's place."""
         signs = self.in_features if self.block else 0
         offsets = 16 * self.out_features * self.groups if self.offsets else 0
-        return self.core.packed_bits + signs + offsets
+        return self.core.packed_bits + signs + offsets + 32 * self.in_features * self.ordered
 
     @property
     def groups(self) -> int:
@@ -98,14 +111,16 @@ class TransformedSpec(Spec):
         return self.core.groups // self.terms
 
 
-def transformed_spec(core: Spec, block: int = 0, offsets: str = "", terms: int = 1) -> TransformedSpec:
+def transformed_spec(
+    core: Spec, block: int = 0, offsets: str = "", terms: int = 1, ordered: bool = False
+) -> TransformedSpec:
     """The spec of a weight around `core`; ValueError where the parts don't fit."""
     try:
         terms = operator.index(terms)
     except TypeError:
         raise ValueError(f"terms={terms!r}: must be an integer") from None
     if set(format_of(core).weight.tensor_names) & set(TransformedWeight.tensor_names):
-        raise ValueError(f"{core.name}: it has signs or offsets of its own, and nothing can stand around it")
+        raise ValueError(f"{core.name}: it has signs, offsets or an order of its own, and nothing can stand around it")
     rows, columns = core.shape
     if terms < 1 or columns % terms:
         raise ValueError(f"terms={terms}: must be at least 1 and divide the core's {columns} columns")
@@ -119,7 +134,7 @@ def transformed_spec(core: Spec, block: int = 0, offsets: str = "", terms: int =
         raise ValueError(f"offsets of {core.name}: it has no scales; they are added (scaled=False)")
     if block:
         block = check_block(block, columns // terms)
-    return TransformedSpec(rows, columns // terms, core, block, offsets, terms)
+    return TransformedSpec(rows, columns // terms, core, block, offsets, terms, ordered)
 
 
 def has_scales(core: Spec) -> bool:
@@ -128,7 +143,7 @@ def has_scales(core: Spec) -> bool:
 
 
 class TransformedWeight(Weight):
-    """W = (sum of the core's terms + offsets) @ R, with R = (blocks of Hadamard matrices / sqrt(block)) @ diag(signs).
+    """W = (sum of the core's terms + offsets) @ R @ P, R = (blocks of Hadamard matrices / sqrt(block)) @ diag(signs).
 
     core: Weight [M, terms * K] of any format but this one.
     signs: +-1 [K] of any real dtype, kept as int8; None without a rotation.
@@ -136,13 +151,15 @@ class TransformedWeight(Weight):
     offsets: float16 [M, K/g], added to the weights of a group (of a whole row where the core has no groups): times the
         group's scale where `scaled` (as it is unless given, where there are scales of one term), else as they are.
     terms: parts of K columns whose sum is meant: codes and scales of each its own, codebooks shared.
+    order: a permutation of 0 .. K-1 of any integer dtype, kept as int32: P makes x[..., order] of x, before it is
+        rotated, so that W[:, order] is the product of the rest. None where columns lie in order.
 
     All on one device, read-only. A wrong shape, dtype or value raises ValueError.
     """
 
     format_name = "transformed"
     spec_type = TransformedSpec
-    tensor_names = ("signs", "offsets")  # beside the core's
+    tensor_names = ("signs", "offsets", "order")  # beside the core's
 
     def __init__(
         self,
@@ -153,6 +170,7 @@ class TransformedWeight(Weight):
         offsets: npt.ArrayLike | None = None,
         scaled: bool | None = None,
         terms: int = 1,
+        order: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(core, Weight) or isinstance(core, TransformedWeight):
             raise TypeError(f"core: {type(core).__name__}, must be a weight of another format")
@@ -177,15 +195,17 @@ class TransformedWeight(Weight):
             self._spec = replace(self._spec, block=check_block(block, self._spec.in_features))
         self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs), self._spec.in_features))
         self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
+        self._spec = replace(self._spec, ordered=order is not None)
+        self.order: Any = None if order is None else frozen(_as_order(as_array(order), self._spec.in_features))
         check_one_device({"core": next(iter(core.arrays.values()))} | self._around)
 
     @classmethod
     def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
         """The inverse of `stored`; the core's codes are unpacked at their first use."""
         rows, columns = description["shape"]
-        terms, block, offsets = (description.get(key) for key in ("terms", "block", "offsets"))
+        terms, block, offsets, ordered = (description.get(key) for key in _AROUND)
         terms = 1 if terms is None else terms
-        inner = description["core"] if "format" in description else _without(description, "terms", "block", "offsets")
+        inner = description["core"] if "format" in description else _without(description, *_AROUND)
         if not isinstance(inner, dict) or inner.get("format") == cls.format_name:
             raise ValueError(f"core {inner!r}: must be the description of a weight of another format")
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
@@ -198,10 +218,12 @@ class TransformedWeight(Weight):
             offsets=tensor("offsets") if offsets else None,
             scaled=offsets == "scaled" if offsets else None,
             terms=terms,
+            order=tensor("order") if ordered else None,
         )
 
     def stored(self) -> Stored:
-        """The core's, signs as bits, offsets; `block` and `offsets` only where there are such, the whole's shape.
+        """The core's, signs as bits, offsets, order; `block`, `offsets` and `ordered` only where there are such, the
+        whole's shape.
 
         A codebook core's description goes on with them, any other's is inside.
         """
@@ -210,11 +232,12 @@ class TransformedWeight(Weight):
         tensors = core.tensors | host._around
         if host.signs is not None:
             tensors["signs"] = bits.pack(host.signs[None] < 0, 1)[0]
-        around = {"block": spec.block, "offsets": spec.offsets}
+        around = {"block": spec.block, "offsets": spec.offsets, "ordered": spec.ordered}
         description = {"shape": list(spec.shape), "terms": spec.terms} | {k: v for k, v in around.items() if v}
         if self.core.format_name == "codebook":
-            return Stored(tensors, core.description | description, version=2)
-        return Stored(tensors, {"format": self.format_name, "core": core.description} | description, version=3)
+            return Stored(tensors, core.description | description, version=4 if spec.ordered else 2)
+        description = {"format": self.format_name, "core": core.description} | description
+        return Stored(tensors, description, version=4 if spec.ordered else 3)
 
     @property
     def spec(self) -> TransformedSpec:
@@ -244,8 +267,10 @@ class TransformedWeight(Weight):
 
     @property
     def right(self) -> Rotation | None:
-        """Of blocks, times signs."""
-        return Rotation(self.signs, self.spec.block) if self.spec.block else None
+        """Of blocks, times signs, of columns in their order."""
+        if self.signs is not None:
+            return Rotation(self.signs, self.spec.block, self.order)
+        return None if self.order is None else Rotation(np.ones(self.shape[1], np.int8), 1, self.order)
 
     def addends(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Any:
         """What is added to the weights of each group, [rows, K/g] in float32 or float64, where the arrays are."""
@@ -269,17 +294,19 @@ class TransformedWeight(Weight):
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
         core = self.core[rows]
-        return self._around_core(core, self.signs, None if self.offsets is None else self.offsets[rows])
+        return self._around_core(core, self.signs, None if self.offsets is None else self.offsets[rows], self.order)
 
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         core = self.core._with_arrays({name: arrays[name] for name in self.core.arrays})
-        return self._around_core(core, arrays.get("signs"), arrays.get("offsets"))
+        return self._around_core(core, *map(arrays.get, self.tensor_names))
 
-    def _around_core(self, core: Weight, signs: Any, offsets: Any) -> Self:
+    def _around_core(self, core: Weight, signs: Any, offsets: Any, order: Any) -> Self:
         """The same around another core, with arrays that fit."""
         weight = type(self).__new__(type(self))
         weight.core, weight._spec = core, replace(self.spec, out_features=core.shape[0], core=core.spec)
-        weight.signs, weight.offsets = (None if array is None else frozen(array) for array in (signs, offsets))
+        weight.signs, weight.offsets, weight.order = (
+            None if array is None else frozen(array) for array in (signs, offsets, order)
+        )
         return weight
 
     def __eq__(self, other: object) -> bool:
@@ -297,16 +324,18 @@ class TransformedWeight(Weight):
     @classmethod
     def join(cls, weights: Sequence[Self]) -> Self:
         """The cores' rows as one core's."""
-        for what in ("block", "offsets", "terms"):
+        for what in ("block", "offsets", "terms", "ordered"):
             same(what, [getattr(w.spec, what) for w in weights])
         core, first = concat([w.core for w in weights]), weights[0]
-        if first.signs is not None and any((to_host(first.signs) != to_host(w.signs)).any() for w in weights[1:]):
-            raise ValueError("concat: signs must be the same, for all parts multiply one rotated x")
+        for what in ("signs", "order"):
+            mine, *others = (getattr(w, what) for w in weights)
+            if mine is not None and any((to_host(mine) != to_host(other)).any() for other in others):
+                raise ValueError(f"concat: {what} must be the same, for all parts multiply one x'")
         offsets = None
         if first.offsets is not None:
             with beside(first.offsets):
                 offsets = array_module(first.offsets).concatenate([w.offsets for w in weights])
-        return first._around_core(core, first.signs, offsets)
+        return first._around_core(core, first.signs, offsets, first.order)
 
 
 class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWeight]):
@@ -316,7 +345,8 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
     syntax = f"behind any of these {_EXTENSIONS}"
     examples = (
         "m2v4g32+rotated", "m1v4g8+rotated16+offsets", "m1v4b4g16+terms3", "m2v8g-1+rotated4+added+terms2",
-        "m1v1b1g1+added", "m1v8g-1+offsets", "e8p+rotated", "e8p4+rotated16+added",
+        "m1v1b1g1+added", "m1v8g-1+offsets", "e8p+rotated", "e8p4+rotated16+added", "m1v4g16+ordered+offsets",
+        "m2v4b5g16+ordered+rotated16+terms2",
     )  # fmt: skip
 
     def parse(self, text: str) -> TransformedConfig | None:
@@ -334,14 +364,14 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
             raise ValueError(f"configuration {text!r}: the block of a rotation must be at least 1")
         block = 0 if match["block"] is None else int(match["block"] or USUAL)
         offsets = {None: "", "offsets": "scaled", "added": "added"}[match["offsets"]]
-        return TransformedConfig(core, block, offsets, int(match["terms"] or 1))
+        return TransformedConfig(core, block, offsets, int(match["terms"] or 1), match["ordered"] is not None)
 
     def spec(self, shape: tuple[int, int], config: TransformedConfig) -> TransformedSpec:
         rows, columns = shape
         spec_of(shape, config.core)  # an error names the whole's columns
         core = spec_of((rows, config.terms * columns), _of_terms(config, columns))
         block = default_block(columns) if config.block == USUAL else config.block
-        return transformed_spec(core, block, config.offsets, config.terms)
+        return transformed_spec(core, block, config.offsets, config.terms, config.ordered)
 
     def random(self, spec: TransformedSpec, seed: int) -> TransformedWeight:
         rng, (rows, columns) = np.random.default_rng(seed), spec.shape
@@ -352,13 +382,14 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
             offsets=rng.standard_normal((rows, spec.groups)).astype(np.float16) if spec.offsets else None,
             scaled=spec.offsets == "scaled" if spec.offsets else None,
             terms=spec.terms,
+            order=rng.permutation(columns) if spec.ordered else None,
         )
 
     def core(self, spec: TransformedSpec) -> Spec:
         return spec.core
 
     def describes(self, description: Mapping[str, Any]) -> bool:
-        around = any(description.get(key) is not None for key in ("block", "offsets", "terms"))
+        around = any(description.get(key) is not None for key in _AROUND)
         return super().describes(description) or ("format" not in description and around)
 
 
@@ -385,6 +416,23 @@ def _as_signs(signs: Any, in_features: int) -> Any:
         raise ValueError(f"signs: {host[bad[0]]} at {bad[0]}, must be 1 or -1")
     with beside(signs):
         return signs.astype(np.int8, copy=False)
+
+
+def _as_order(order: Any, in_features: int) -> Any:
+    """int32 [K], each of 0 .. K-1 once."""
+    if order.shape != (in_features,):
+        raise ValueError(f"order: shape {order.shape}, must be ({in_features},), one a column of W")
+    if order.dtype.kind not in "iu":
+        raise ValueError(f"order: dtype {order.dtype}, must be of integers")
+    host = to_host(order)
+    if not 0 <= int(host.min()) <= int(host.max()) < in_features:
+        wrong = np.flatnonzero((host < 0) | (host >= in_features))[0]
+        raise ValueError(f"order: {host[wrong]} at {wrong}, must be from 0 to {in_features - 1}")
+    times = np.bincount(host.astype(np.int64), minlength=in_features)
+    if times.max() > 1:
+        raise ValueError(f"order: {times.argmax()} is there {times.max()} times, must be there once as every column")
+    with beside(order):
+        return order.astype(np.int32, copy=False)
 
 
 def _unpack_signs(packed: npt.NDArray, columns: int) -> npt.NDArray:

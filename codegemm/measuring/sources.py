@@ -12,7 +12,7 @@ import numpy.typing as npt
 from codegemm.errors import CheckpointError
 from codegemm.formats.format import parse, random_weight, spec_of
 from codegemm.formats.native import is_native
-from codegemm.formats.weight import Weight
+from codegemm.formats.weight import Spec, Weight
 from codegemm.quantize import configured
 from codegemm.quantize.selection import spared
 from codegemm.quantize.stored import quantized
@@ -49,6 +49,17 @@ class Case:
     original: npt.NDArray | None = None
     stored: Weight | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def spec(self, config: str) -> Spec:
+        """Of the weight in one of `configs`."""
+        if self.stored is not None:
+            return self.stored.spec
+        return spec_of(self.shape, config if self.original is None else configured(config))
+
+    def least_bytes(self, config: str) -> int:
+        """That making the weight takes: random arrays are copied once, others may be mapped from a file."""
+        copies = 2 if self.stored is None and self.original is None else 1
+        return copies * self.spec(config).packed_bits // 8
 
     def weight(self, config: str) -> Weight:
         """The weight in one of `configs`: stored, quantised (and kept in the cache) or random."""

@@ -148,8 +148,8 @@ class TransformedQuantizer(Quantizer):
         return f"{super().identity(config)}, {quantizer_for(config.core).identity(config.core)}"
 
     def refuses(self, config: TransformedConfig) -> str | None:
-        if config.offsets or config.terms > 1:
-            return "no quantizer looks for offsets and terms; conversions of other formats bring them"
+        if config.offsets or config.terms > 1 or config.ordered:
+            return "no quantizer looks for offsets, terms and orders; conversions of other formats bring them"
         if not config.block:
             return "there is nothing around its core"
         if quantizer_for(config.core).rotates:

@@ -1,5 +1,7 @@
 """What `codegemm predict` says: its arithmetic; and which of the targets predictions meet."""
 
+import tracemalloc
+
 import pytest
 from click.testing import CliRunner
 from support.processes import python_without
@@ -147,13 +149,42 @@ def test_the_command(kernels):
     # No configuration of the default fits 500 columns: 8 does not divide them, nor does 128.
     assert rows == []
     done = CliRunner().invoke(cli, ["predict", "--shape", "256x520", "--batch", "1,100", "--all"])
-    rows = [line.split() for line in done.output.splitlines() if "256 x 520" in line]
+    rows = [line.split() for line in done.stdout.splitlines() if "256 x 520" in line]
     assert [row[6] if row[5] == "1" else row[7] for row in rows] == ["dense", *2 * ["one", "two", "aqlm"]]
     [one] = [row for row in rows if row[5:8] == ["m2v8g-1", "1", "one"]]
     # 2 us to launch, 1.52 us of latency and 3.75 us of memory; dense 20.75 us, aqlm 3.55 us.
     assert one[8:] == ["7.3", "memory", "29", "2.86", "0.49"]
+    assert done.stderr == "left out: 256 x 520, N = 100: no kernel multiplies so: too many rows\n"
     done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--config", "m1v4g128"], standalone_mode=False)
     assert "in_features=500: must be a multiple of the group size g=128" in str(done.exception)
+
+
+def test_what_no_kernel_multiplies_is_told(kernels):
+    arguments = ["predict", "--config", "m1v4,m1v4g128", "--batch", "70,80"]
+    done = CliRunner().invoke(cli, [*arguments, "--shape", "256x512"])
+    assert done.exit_code == 1
+    assert done.output == "Error: 256 x 512, N = 70, 80: no kernel multiplies so: too many rows\n"
+
+
+def test_huge_shapes_are_arithmetic():
+    """By the engine's own kernels: matrices of more bytes than there are anywhere, and in numbers that are left."""
+    tracemalloc.start()
+    rows = prediction.predict(KNOWN["h200"], [(10**7, 4096), (10**8, 4096)], ["m1v4g128"], [1, 10**8])
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 50e6
+    seconds = {(row.kernel, row.batch, row.shape[0]): row.seconds for row in rows}
+    for name, n in (("dense", 1), ("dequant", 1), ("dequant_dense", 1), ("dense", 10**8)):
+        assert seconds[name, n, 10**8] == pytest.approx(10 * seconds[name, n, 10**7], rel=0.02)
+
+
+def test_shapes_beyond_the_kernels_integers():
+    done = CliRunner().invoke(cli, ["predict", "--shape", "9999999999x4096", "--batch", "1,16"])
+    assert done.exit_code == 1
+    assert done.output == (
+        "Error: 9999999999 x 4096, N = 1, 16: no kernel multiplies so: "
+        "out_features=9999999999: up to 2147418112, for its integers have 32 bits\n"
+    )
 
 
 def test_names_are_those_of_the_formats(kernels):

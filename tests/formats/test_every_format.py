@@ -65,8 +65,9 @@ CORES = {"codebook": codebooks(), "e8p": st.builds(E8PConfig, st.sampled_from((2
 @st.composite
 def surroundings(draw):
     block, offsets = draw(st.sampled_from((0, USUAL, 1, 16, 4096))), draw(st.sampled_from(OFFSETS))
-    terms = draw(st.integers(1 if block or offsets else 2, 5))
-    return TransformedConfig(draw(st.one_of(*CORES.values())), block, offsets, terms)
+    ordered = draw(st.booleans())
+    terms = draw(st.integers(1 if block or offsets or ordered else 2, 5))
+    return TransformedConfig(draw(st.one_of(*CORES.values())), block, offsets, terms, ordered)
 
 
 CONFIGS = CORES | {"transformed": surroundings()}
@@ -87,7 +88,7 @@ def test_every_name_is_read_as_what_it_names(config):
         ("m1", "configuration 'm1': expected m<codebooks>v.*e8p.*rotated"),
         ("e8p5", "e8p of 5 bits: must be of 2, 3, 4"),
         ("m9v4", "m=9"),
-        ("m1v4+turned", r"behind m1v4 may come \+rotated\[<block>\], \+offsets"),
+        ("m1v4+turned", r"behind m1v4 may come \+ordered, \+rotated\[<block>\], \+offsets"),
         ("m1v4+offsets+rotated", "behind m1v4 may come"),
         ("m1v4+rotated0", "block of a rotation must be at least 1"),
         ("m1v4+terms1", "terms must be at least 2"),

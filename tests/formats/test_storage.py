@@ -163,7 +163,7 @@ def described(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="4"), "version '4', this package reads up to 3"),
+        (lambda h: h["__metadata__"].update(version="5"), "version '5', this package reads up to 4"),
         (lambda h: h["__metadata__"].update(version="x"), "version 'x'"),
         (lambda h: h["__metadata__"].pop("weight"), "description is missing or broken"),
         (lambda h: h["__metadata__"].update(weight="{"), "description is missing or broken"),
@@ -283,3 +283,16 @@ def test_names_that_collide(tmp_path, make_weight):
     for name in ("", "format", "version"):
         with pytest.raises(ValueError, match="can't be that of a weight"):
             weight.save(tmp_path / "w.safetensors", name)
+
+
+def test_what_a_killed_writer_left_goes_a_day_later(tmp_path, make_weight):
+    path = tmp_path / "w [1].safetensors"
+    old, young, foreign = (
+        tmp_path / name for name in (f".{path.name}.0123abcd", f".{path.name}.0123abce", ".w.0123abcd")
+    )
+    for each in (old, young, foreign):
+        each.write_bytes(b"begun")
+    for each in (old, foreign):
+        os.utime(each, times=(0, 0))
+    make_weight(4, 16, "m1v4").save(path)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, young.name, foreign.name}

@@ -21,6 +21,8 @@ CONFIGS = [
     (4, 64, "m1v4b4g16+terms3"),
     (3, 48, "m2v8g-1+rotated4+added+terms2"),
     (1, 7, "m1v1b1g1+added"),
+    (6, 40, "m1v4g8+ordered+offsets"),
+    (3, 48, "m2v8g-1+ordered+rotated4+added+terms2"),
 ]
 
 
@@ -46,6 +48,8 @@ def definition(weight):
     if weight.signs is not None:
         rotation = np.kron(np.eye(columns // spec.block), sylvester(spec.block)) / np.sqrt(spec.block)
         dense = dense @ (rotation * weight.signs)
+    if weight.order is not None:
+        dense = dense @ np.eye(columns)[weight.order]
     return dense
 
 
@@ -71,6 +75,21 @@ def test_a_rotation_is_orthogonal_and_undone(columns, rng):
     assert np.allclose(np.linalg.norm(rotated, axis=1), np.linalg.norm(x, axis=1))
     assert np.allclose(Rotation(signs, block).unrotate(rotated), x)
     assert Rotation(signs, block).rotate(x.astype(np.float32)).dtype == np.float32
+    ordered = Rotation(signs, block, rng.permutation(columns))
+    assert np.array_equal(ordered.rotate(x), Rotation(signs, block).rotate(x[:, ordered.order]))
+    assert np.allclose(ordered.unrotate(ordered.rotate(x)), x)
+
+
+def test_an_order_says_where_columns_come_from(make_weight, rng):
+    core, order, x = make_weight(5, 24, "m1v4g8"), rng.permutation(24), rng.standard_normal((2, 24))
+    weight = TransformedWeight(core, order=order.astype(np.uint16))
+    assert weight.order.dtype == np.int32
+    assert np.array_equal(weight.dequantize()[:, order], core.dequantize())
+    expected = codegemm.matmul(x[:, order], core.T, kernel="reference")
+    assert np.allclose(codegemm.matmul(x, weight.T, kernel="reference"), expected, rtol=1e-13, atol=1e-13)
+    assert weight[1:4].dequantize().tobytes() == weight.dequantize()[1:4].tobytes()
+    joined = codegemm.concat([weight, weight[2:]])
+    assert np.array_equal(joined.dequantize(), np.concatenate([weight.dequantize(), weight.dequantize()[2:]]))
 
 
 def test_a_rotated_dense_matrix_is_the_core(make_weight, rng):
@@ -84,6 +103,8 @@ def test_bits_count_everything():
     weight = random_weight((64, 256), "m1v4g32+rotated+offsets")
     plain = random_weight((64, 256), "m1v4g32")
     assert weight.spec.packed_bits == plain.spec.packed_bits + 256 + 16 * 64 * 8
+    ordered = random_weight((64, 256), "m1v4g32+ordered")
+    assert ordered.spec.packed_bits == plain.spec.packed_bits + 32 * 256
     terms = random_weight((64, 256), "m1v4b4g32+terms3").spec
     assert terms.packed_bits == 3 * 64 * 64 * 4 + 16 * 16 * 4 + 3 * 16 * 64 * 8
 
@@ -99,6 +120,11 @@ def test_only_files_with_extensions_are_of_version_2(tmp_path, make_weight):
         "v": 4, "m": 1, "b": 8, "g": 8, "shape": [4, 16], "terms": 1, "block": 16, "offsets": "scaled",
     }  # fmt: skip
     assert file.tensors["a.signs"].shape == (2,)
+    for config in ("m1v4g8+ordered", "m1v4g8+ordered+rotated+offsets", "e8p+ordered"):
+        weight = make_weight(16, 64, config)
+        weight.save(path)
+        assert files.File(path).metadata["version"] == "4"  # who read up to 3 would multiply by another matrix
+        assert codegemm.load(path) == weight
     with pytest.raises(ValueError, match=r"tensor 'a.signs': is part of a weight"):
         storage.save_all(path, {"a": make_weight(4, 16, "m1v4")}, {"a.signs": np.ones(3)})
 
@@ -146,6 +172,11 @@ def core(make_weight):
         ({"scaled": True}, "there are no offsets"),
         ({"offsets": np.ones((4, 3), np.float32)}, "offsets: dtype float32, must be float16"),
         ({"offsets": np.ones((4, 1), np.float16)}, r"offsets: shape \(4, 1\), must be \(4, 3\)"),
+        ({"order": np.arange(23)}, r"order: shape \(23,\), must be \(24,\)"),
+        ({"order": np.arange(24.0)}, "order: dtype float64, must be of integers"),
+        ({"order": np.arange(1, 25)}, "order: 24 at 23, must be from 0 to 23"),
+        ({"order": np.arange(-1, 23)}, "order: -1 at 0, must be from 0 to 23"),
+        ({"order": np.r_[np.arange(23), 7]}, "order: 7 is there 2 times, must be there once"),
         ({"terms": 5}, "terms=5: must be at least 1 and divide the core's 24 columns"),
         ({"terms": 2}, "terms=2: must divide the core's 3 groups"),
         ({"terms": 1.5}, "terms=1.5: must be an integer"),
@@ -169,6 +200,12 @@ def test_what_does_not_belong_together_is_refused(core, make_weight):
     with pytest.raises(ValueError, match=r"concat: block must be the same, got \['4', '8'\]"):
         codegemm.concat([weight, TransformedWeight(core, signs=signs, block=4)])
     assert weight != TransformedWeight(core, signs=-signs)
+    ordered, reversed_order = (TransformedWeight(core, order=np.arange(24)[::step]) for step in (1, -1))
+    assert ordered != reversed_order
+    with pytest.raises(ValueError, match="concat: order must be the same"):
+        codegemm.concat([ordered, reversed_order])
+    with pytest.raises(ValueError, match="concat: ordered must be the same"):
+        codegemm.concat([weight, TransformedWeight(core, signs=signs, order=np.arange(24))])
     lattice = make_weight(16, 64, "e8p3")
     other = codegemm.E8PWeight(*lattice.arrays.values(), resid_scale=2.5)
     assert TransformedWeight(lattice, signs=np.ones(64)) != TransformedWeight(other, signs=np.ones(64))

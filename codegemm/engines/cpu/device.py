@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterator
 from ctypes import c_int, c_long, c_void_p
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -16,6 +17,12 @@ from codegemm.engines.cpu import compiler, isa, library
 _PROBE_BYTES = 1 << 29
 _PIECES = 64
 _SMALLEST_CACHE = 32 << 20
+_GROUPS, _GROUP_FOLDERS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Of a control group with memory, by the version's folder: its limit, what it has, what of that would be given back.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 @cache
@@ -36,10 +43,31 @@ def last_level_cache() -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that are free to use, as far as the system says."""
+    """Bytes of memory that are free to use, as far as the system and this process's control groups say."""
     if kibibytes := isa.told("/proc/meminfo", "MemAvailable"):
-        return int(kibibytes.split()[0]) << 10
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        free = int(kibibytes.split()[0]) << 10
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return max(0, min([free, *_left_in_groups()]))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Of the memory of each control group that limits it: this process's and those around them."""
+    lines = _GROUPS.read_text().splitlines() if _GROUPS.exists() else []
+    for _, controllers, place in (line.split(":", 2) for line in lines):
+        version = "memory" if "memory" in controllers.split(",") else controllers
+        if version not in _GROUP_FILES:
+            continue
+        limit, used, reclaimable = _GROUP_FILES[version]
+        inner = PurePosixPath(place.lstrip("/"))  # in a container it may not be there, but the outermost is
+        for group in (_GROUP_FOLDERS / version / each for each in (inner, *inner.parents)):
+            try:
+                most, now = (group / limit).read_text().strip(), int((group / used).read_text())
+                stat = dict(line.partition(" ")[::2] for line in (group / "memory.stat").read_text().splitlines())
+            except OSError:
+                continue
+            if most.isdecimal():
+                yield int(most) - now + int(stat.get(reclaimable, 0))
 
 
 def measure_bandwidth(repeats: int = 7) -> float:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic
 import numpy as np
 
 from codegemm.devices import Device
+from codegemm.engines import limits
 from codegemm.engines.cpu import library
 from codegemm.kernel import Kernel, Product, S, W
 
@@ -45,6 +46,10 @@ class CpuKernel(Kernel[S, W]):
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
         return library.function(self.source, self.entry, self.structure)
+
+    def refuses(self, product: Product[S], device: Device) -> str | None:
+        """What its integers don't count; a kernel that refuses more asks this, too."""
+        return limits.beyond(product)
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         function, added = self.function(len(x)), () if bias is None else (bias,)

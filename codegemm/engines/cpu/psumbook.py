@@ -129,7 +129,9 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
-        return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}" if b > MAX_B else None
+        if b > MAX_B:
+            return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}"
+        return super().refuses(product, device)
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared[CodebookSpec]:
         """Codes [tile][block][position][row of the block], codebooks [parts, m, v, entries] in float32, scales

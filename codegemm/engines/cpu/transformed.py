@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codegemm.devices import CPU, Device
-from codegemm.engines import declarations
+from codegemm.engines import declarations, limits
 from codegemm.engines.cpu import compiler, kernel, library
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
@@ -37,7 +37,7 @@ class CpuTransformed(TransformedKernel):
     """
 
     def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
-        return self.inner.refuses(inner_product(product), device)
+        return limits.beyond(product) or self.inner.refuses(inner_product(product), device)
 
     def prepare(self, weight: TransformedWeight, device: Device) -> Prepared:
         spec = weight.spec
@@ -77,13 +77,14 @@ class CpuTransformed(TransformedKernel):
         cost = self.inner.cost(inner, device)
         groups, finished = _groups(spec), finishes(product, inner.dtype)
         before = n * (4 * groups + (4 * spec.core.in_features if changes_x(spec) else 0))
-        read = product.x_bytes + (4 * k if spec.block else 0) + (4 * (n * m + groups * (n + m)) if finished else 0)
+        tables = 4 * k * (bool(spec.block) + spec.ordered)
+        read = product.x_bytes + tables + (4 * (n * m + groups * (n + m)) if finished else 0)
         return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
         groups, inner = _groups(spec), inner_product(product)
-        adds = k * max(spec.block.bit_length() - 1, 0) + (k + m * groups if groups else 0)
+        adds = k * (max(spec.block.bit_length() - 1, 0) + spec.ordered) + (k + m * groups if groups else 0)
         return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
 
     def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
@@ -108,9 +109,11 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
     call = library.function(_SOURCE, "before", TransformedArgs)
     if call is not None:
         return prepared.arguments.call(call, x, x32, sums)
-    spec, factors = prepared.spec, prepared.arguments.arrays.get("factors")
+    spec, (factors, order) = prepared.spec, map(prepared.arguments.arrays.get, ("factors", "order"))
     with np.errstate(over="ignore", invalid="ignore"):
         rotated = x.astype(np.float32)
+        if order is not None:
+            rotated = rotated[:, order]
         if factors is not None:
             rotated = Rotation(np.sign(factors), spec.block).rotate(rotated)
         x32.reshape(len(x), spec.terms, -1)[...] = rotated[:, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from codegemm.engines.cuda import dequant_cut, dequant_fast, dequant_plain, dequant_wide, dequant_wide_cut, rows
+from codegemm.engines.cuda import dequant_layout as layout
 from codegemm.engines.cuda.dequant_cut import MAX_N, fits
 from codegemm.engines.cuda.gpu import Gpu
 from codegemm.engines.cuda.kernel import CudaKernel
@@ -30,7 +31,8 @@ class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
         if product.n > MAX_N and not dequant_wide_cut.fits(product, gpu):
             return f"n={product.n}: it multiplies up to {MAX_N} rows of x; dequant_dense is for more"
-        return rows.too_many_parts(product.spec)
+        reason = rows.too_many_parts(product.spec)
+        return layout.too_many_scales(product.spec) if reason is None and fits(product.spec) else reason
 
     def arrange(self, weight: CodebookWeight) -> Prepared:
         return form(weight.spec).arrange(weight)

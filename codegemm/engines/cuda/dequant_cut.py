@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, GRID, LANES, Gpu
 from codegemm.engines.cuda.model import L2_BYTES, Work, fastest, weighted
-from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, received_bytes, row_blocks, slices, sum_bytes
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slices, join_trips, received_bytes, row_blocks, slices, sum_bytes
+from codegemm.engines.cut import divisions
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -47,7 +48,7 @@ class Cut:
     k_blocks: int
     split_blocks: int
     chunk_blocks: int
-    slices: tuple[Slice, ...]
+    slices: Slices
     received: int
     shared_bytes: int
     cluster: int = 1
@@ -124,7 +125,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     # Centroids from L2: two blocks of four warps took longer for 16 rows of x than one of eight for 32.
     allowed = [warps for warps in ((4, 8, 16) if shared else (8, 16)) if warps <= most_warps(spec, batch, shared)]
     found = []
-    for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
+    for splits in divisions(blocks, GRID[-1]):
         per_split = -(-blocks // splits)
         for warps in allowed:
             most_rows = warps * warp_blocks(spec, batch, shared)
@@ -171,7 +172,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     """
     resident = gpu.resident(cut.warps, cut.shared_bytes, most_warps(spec, cut.batch, cut.shared))
     each = -(-len(cut.slices) * cut.splits * cut.passes // gpu.multiprocessors)
-    waves, blocks = -(-each // resident), max(end - first for _, first, end, _, _ in cut.slices)
+    waves, blocks = -(-each // resident), cut.slices.most_blocks
     wavefronts, l2_bytes = _wavefronts(cut, spec, blocks)
     rows = cut.batch * cut.passes
     copies, pieces = (16 if spec.config.v == 4 else 8), (2 if spec.config.v == 16 else 1)

@@ -22,6 +22,7 @@ from codegemm.kernel import Product
 
 FEW_ROWS = 64  # of x; for more the weights may be rounded to bfloat16 unasked
 SLICE_BYTES = 256 << 20  # of dense weights at a time
+MOST_SLICES = 1 << 12  # each with launches of its own
 SOURCE = "dequantize.cu"
 THREADS = kernels_cu.constant(SOURCE, "most_threads")
 BLOCKS = 8  # a multiprocessor
@@ -48,6 +49,11 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
     def is_automatic(self, product: Product[CodebookSpec]) -> bool:
         return product.n > FEW_ROWS or product.dtype.name != "bfloat16"
 
+    def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
+        most = most_rows(product.spec, product.dtype, self.slice_bytes)
+        count = sum(-(-rows // most) for rows in product.spec.part_rows)
+        return None if count <= MOST_SLICES else f"{count} slices of the dense matrix: it rebuilds up to {MOST_SLICES}"
+
     def arrange(self, weight: CodebookWeight) -> Prepared:
         arrays = {"codes": weight.codes, "codebooks": _whole_words(weight.part_codebooks), "scales": weight.scales}
         return Prepared(weight.spec, weight.device, arrays)
@@ -67,8 +73,12 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
 
 def slices(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> list[list[int]]:
     """(part, first row, end row) of near-equal slices of at most so many bytes in `dtype`, none across parts."""
-    most = max(1, most_bytes // (dtype.itemsize * spec.in_features))
-    return row_slices(spec.part_rows, most).tolist()
+    return row_slices(spec.part_rows, most_rows(spec, dtype, most_bytes)).tolist()
+
+
+def most_rows(spec: CodebookSpec, dtype: np.dtype, most_bytes: int) -> int:
+    """Of such a slice; one at least."""
+    return max(1, most_bytes // (dtype.itemsize * spec.in_features))
 
 
 def codebook_bytes(spec: CodebookSpec) -> int:

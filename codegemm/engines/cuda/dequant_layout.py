@@ -11,6 +11,7 @@ import numpy as np
 
 from codegemm import kernels_cu
 from codegemm.arrays import array_module
+from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES
 from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
@@ -43,6 +44,16 @@ def block_bytes(spec: CodebookSpec) -> int:
     return LANES * BLOCK * container_bits(spec.config.b) // 8
 
 
+def stored_scales(spec: CodebookSpec) -> int:
+    """Scales stored for a row: a k block of several groups reads them all."""
+    return max(spec.groups, k_blocks(spec) * phases(spec) if phases(spec) > 1 else 0)
+
+
+def too_many_scales(spec: CodebookSpec) -> str | None:
+    """Why kernels that read this order refuse a weight, or None."""
+    return limits.too_many("loads of scales", stored_scales(spec) * row_blocks(spec) * STEP)
+
+
 def columns(spec: CodebookSpec) -> np.ndarray:
     """The k-vector at every place of the k blocks, -1 where a group or the last block was filled up: [k block * 16]."""
     padded = STEP * group_steps(spec)
@@ -73,8 +84,7 @@ def arrange_scales(weight: CodebookWeight) -> Any:
     spec = weight.spec
     scales = pad_rows(spec, weight.scales)
     xp = array_module(scales)
-    # A k block of several groups reads them all.
-    stored = max(spec.groups, k_blocks(spec) * phases(spec) if phases(spec) > 1 else 0)
+    stored = stored_scales(spec)
     index = np.minimum(np.arange(stored), spec.groups - 1)
     by_group = scales[:, xp.asarray(index)].reshape(row_blocks(spec), TILES, STEP, 2, stored)
     return xp.ascontiguousarray(by_group.transpose(4, 0, 2, 1, 3))

@@ -10,11 +10,11 @@ import numpy as np
 from codegemm import kernels_cu
 from codegemm.engines.cuda import dequant_cut
 from codegemm.engines.cuda import dequant_layout as layout
-from codegemm.engines.cuda.gpu import CLUSTER, LANES, RESERVED, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, GRID, LANES, RESERVED, Gpu
 from codegemm.engines.cuda.model import L2_BYTES, Work, fastest, weighted
 from codegemm.engines.cuda.rows import (
     MAX_ROW_BLOCKS,
-    Slice,
+    Slices,
     container_bits,
     join_trips,
     received_bytes,
@@ -22,6 +22,7 @@ from codegemm.engines.cuda.rows import (
     slices,
     sum_bytes,
 )
+from codegemm.engines.cut import divisions
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -63,7 +64,7 @@ class Cut:
     k_blocks: int
     split_blocks: int
     chunk_blocks: int
-    slices: tuple[Slice, ...]
+    slices: Slices
     received: int
     shared_bytes: int
     cluster: int = 1
@@ -122,7 +123,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     batch, blocks, total = kernel_batch(n), layout.k_blocks(spec), row_blocks(spec)
     each = x_bytes(spec, batch)
     found = []
-    for splits in sorted({-(-blocks // per) for per in range(1, blocks + 1)}):
+    for splits in divisions(blocks, GRID[-1]):
         per_split = -(-blocks // splits)
         for count in chains(spec):
             for warps in range(_GROUP_WARPS, most_warps(spec, count) + 1, _GROUP_WARPS):
@@ -216,7 +217,7 @@ def _chunks(split_blocks: int, fixed: int, each: int, gpu: Gpu) -> list[int]:
 def _wavefronts(cut: Cut, spec: CodebookSpec) -> float:
     """Of shared memory, of a thread block in a k block: lookups, B of each product, x and codes as they come, codes as
     they are read."""
-    v, m, largest = spec.config.v, spec.config.m, max(end - first for _, first, end, _, _ in cut.slices)
+    v, m, largest = spec.config.v, spec.config.m, cut.slices.most_blocks
     groups = -(-2 * largest // (cut.chains * _GROUP_WARPS))  # warpgroups that multiply
     idle = groups * _GROUP_WARPS * cut.chains // 2 - largest  # blocks of rows that there are not: they take half
     lookups = (largest + idle / 2) * layout.STEPS * layout.TILES * m * (2 if v == 4 else 4 if v == 8 else 8)

@@ -11,6 +11,7 @@ from codegemm.engines.cuda.dependent import MIN_ARCH, most_clusters
 
 LANES = kernels_cu.constant("ptx.cuh", "lanes")  # threads of a warp
 CLUSTER = 16  # thread blocks, at most
+GRID = (2**31 - 1, 65535, 65535)  # the same along its axes
 RESERVED = 1024  # bytes of shared memory that the system takes of each thread block
 
 

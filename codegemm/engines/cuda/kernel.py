@@ -13,9 +13,10 @@ import numpy as np
 
 from codegemm import devices
 from codegemm.devices import Device
+from codegemm.engines import limits
 from codegemm.engines.cuda import compiler, gemm, library, model
 from codegemm.engines.cuda.bias import with_bias
-from codegemm.engines.cuda.gpu import Gpu, gpu_of
+from codegemm.engines.cuda.gpu import GRID, Gpu, gpu_of
 from codegemm.engines.cuda.launch import Prepared, Run, bind
 from codegemm.engines.cuda.steps import X_TYPES, Gemm, Scratch, Step, Steps
 from codegemm.kernel import Cost, Kernel, Product, S, W
@@ -36,7 +37,7 @@ class CudaKernel(Kernel[S, W]):
     few_rows: float = math.inf  # of x; more of them, however many, take the same kernels
 
     def unfit_for(self, product: Product[S], gpu: Gpu) -> str | None:
-        """Why a product can't be on that GPU, or None; dtypes and GPUs that no kernel takes are refused before."""
+        """Why a product can't be on that GPU, or None; what no kernel takes (dtypes, sizes, GPUs) is refused before."""
         return None
 
     @abstractmethod
@@ -59,6 +60,11 @@ class CudaKernel(Kernel[S, W]):
             return product
         return Product.of(product.spec, int(self.few_rows) + 1, product.dtype)
 
+    def refuses_on(self, product: Product[S], gpu: Gpu) -> str | None:
+        """The same of everything but dtypes and GPUs: sizes, what the kernel is `unfit_for`, and its launches."""
+        reason = limits.beyond(product) or self.unfit_for(product, gpu)
+        return reason or _beyond_grid(self.decide(product, gpu))
+
     def decide(self, product: Product[S], gpu: Gpu) -> Steps:
         """A product's steps, decided once."""
         return _decide(self, product, gpu)
@@ -72,7 +78,7 @@ class CudaKernel(Kernel[S, W]):
             return f"x is {product.dtype}: it takes {', '.join(X_TYPES)}"
         if gpu.arch < MIN_ARCH:
             return f"{device} has compute capability {gpu.arch / 10}: it needs {MIN_ARCH / 10} or later"
-        reason = self.unfit_for(product, gpu)
+        reason = self.refuses_on(product, gpu)
         if reason is None and any(isinstance(step, Gemm) for step in self.decide(product, gpu).each):
             reason = gemm.unavailable()
         return reason
@@ -124,6 +130,14 @@ class CudaKernel(Kernel[S, W]):
     @staticmethod
     def _both(product: Product[S], rows: int) -> list[Product[S]]:
         return [replace(product, n=rows, out_dtype=y) for y in {product.dtype, FLOAT32}]
+
+
+def _beyond_grid(steps: Steps) -> str | None:
+    for launch in steps.launches:
+        for blocks, most in zip(launch.grid, GRID):
+            if blocks > most:
+                return f"{blocks} thread blocks side by side: a launch has up to {most} there"
+    return None
 
 
 @lru_cache(maxsize=4096)

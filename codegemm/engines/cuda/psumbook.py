@@ -32,7 +32,7 @@ class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):
             return f"b={b}: its tables hold 2^b entries a position, b up to {MAX_B}"
         if n > MAX_N:
             return f"n={n}: its tables hold up to {MAX_N} rows of x; more cost more lookups than dequantising does"
-        return rows.too_many_parts(product.spec)
+        return rows.too_many_parts(product.spec) or layout.too_many_loads(product.spec)
 
     def arrange(self, weight: CodebookWeight) -> Prepared:
         arrays = {

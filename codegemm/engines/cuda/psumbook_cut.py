@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from codegemm import kernels_cu
 from codegemm.engines.cuda import psumbook_layout as layout
-from codegemm.engines.cuda.gpu import CLUSTER, LANES, Gpu
+from codegemm.engines.cuda.gpu import CLUSTER, GRID, LANES, Gpu
 from codegemm.engines.cuda.model import MEMORY_SHARE, Work, fastest, weighted
-from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slice, join_trips, received_bytes, row_blocks, slices, sum_bytes
+from codegemm.engines.cuda.rows import MAX_ROW_BLOCKS, Slices, join_trips, received_bytes, row_blocks, slices, sum_bytes
+from codegemm.engines.cut import divisions
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
 
@@ -44,7 +45,7 @@ class Cut:
     units: int
     units_per_tile: int
     units_per_split: int
-    slices: tuple[Slice, ...]
+    slices: Slices
     warps: int
     shared_bytes: int
     cluster: int = 1
@@ -92,7 +93,7 @@ def terms(cut: Cut, spec: CodebookSpec, gpu: Gpu) -> dict[str, float]:
     where sums meet in memory; partial bytes: of those, by multiprocessor; trips: of their join, clocks. memory: clocks
     in which the codes could come.
     """
-    blocks = max(end - first for _, first, end, _, _ in cut.slices)
+    blocks = cut.slices.most_blocks
     resident = gpu.resident(cut.warps, cut.shared_bytes, MAX_WARPS)
     each = -(-len(cut.slices) * cut.splits // gpu.multiprocessors)
     waves = -(-each // resident)
@@ -143,7 +144,7 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     for rows in (1,) if batch == 4 or layout.phases(spec) > 8 else (1, 2):
         units = -(-layout.k_blocks(spec) * spec.config.m // rows)
         most_tile = min(units, _TILE_LINES >> spec.config.b)
-        for splits in sorted({-(-units // per) for per in range(1, units + 1)}):
+        for splits in divisions(units, GRID[-1]):
             per_split = -(-units // splits)
             tile = min(most_tile, per_split)
             fixed = shared_bytes(spec, batch, rows, tile, 0)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from codegemm.arrays import array_module
+from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES
-from codegemm.engines.cuda.rows import container_bits, packed, pad_rows
+from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 POSITIONS = 32  # k-vectors in a position row
@@ -54,6 +55,14 @@ def stored_scales(spec: CodebookSpec) -> int:
     return -(-blocks // (1 << scale_shift(spec))) * phases(spec) or 1
 
 
+def too_many_loads(spec: CodebookSpec) -> str | None:
+    """Why kernels that read this order refuse a weight, or None."""
+    blocks = row_blocks(spec)
+    codes = position_rows(spec) * blocks * block_bytes(spec.config.b) // _chunk_bytes(spec.config.b)
+    scales = stored_scales(spec) * blocks * LANES // min(max(phases(spec), 1), MAX_PHASE_CHUNK)
+    return limits.too_many("loads of codes", codes) or limits.too_many("loads of scales", scales)
+
+
 def positions(phase_count: int) -> np.ndarray:
     """[lane, step]: the k-vector of a block that a lane looks up at a step; 32 different ones at every step."""
     length = POSITIONS // max(phase_count, 1)
@@ -75,7 +84,7 @@ def arrange_codes(weight: CodebookWeight) -> Any:
     # [lane, step, block, k block, codebook] -> [k block, codebook, block, lane, step]
     steps = whole[:, xp.asarray(np.arange(LANES)[:, None]), :, xp.asarray(order)].transpose(3, 4, 2, 0, 1)
     row_bytes = _pack(steps.reshape(-1, blocks, LANES, POSITIONS), container_bits(config.b))
-    chunk = min(row_bytes.shape[-1], 16)
+    chunk = _chunk_bytes(config.b)
     chunks = row_bytes.reshape(*row_bytes.shape[:-1], -1, chunk).swapaxes(2, 3)
     arranged = xp.zeros((position_rows(spec), *chunks.shape[1:]), np.uint8)
     arranged[: len(chunks)] = chunks
@@ -113,6 +122,11 @@ def table_scale(weight: CodebookWeight) -> float:
     """The power of two that keeps eight fp16 entries in range, x being below 2^14."""
     largest = float(abs(weight.codebooks.astype(np.float32)).sum(-1).max())
     return 2.0 ** (-2 - math.ceil(math.log2(largest))) if largest else 1.0
+
+
+def _chunk_bytes(b: int) -> int:
+    """Of codes that a lane loads at once."""
+    return min(16, block_bytes(b) // LANES)
 
 
 def _pack(codes: Any, bits: int) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,40 @@ _SENT_COUNTER = kernels_cu.constant(SOURCE, "counter_bytes")
 
 # (part, first block of 32 rows, end block, first row of y, end row of y): `Slice` in splits.cuh.
 Slice = tuple[int, int, int, int, int]
+
+
+class Part(NamedTuple):
+    """A part's slices, near-equal ones, the larger first: `Part` in splits.cuh."""
+
+    first_slice: int
+    first_block: int
+    first_row: int
+    blocks: int = 0  # of 32 rows, of the smaller slices
+    larger: int = 0  # how many slices have one more
+
+
+@dataclass(frozen=True)
+class Slices:
+    """All slices, told by their parts, since a matrix may have millions; the last part is what comes behind them."""
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return self.parts[-1].first_slice
+
+    def __iter__(self) -> Iterator[Slice]:
+        for number, (part, behind) in enumerate(itertools.pairwise(self.parts)):
+            block = part.first_block
+            for place in range(behind.first_slice - part.first_slice):
+                end = block + part.blocks + (place < part.larger)
+                row = part.first_row + (block - part.first_block) * LANES
+                yield number, block, end, row, behind.first_row
+                block = end
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks of 32 rows of the largest."""
+        return max(part.blocks + (part.larger > 0) for part in self.parts)
 
 
 def part_blocks(spec: CodebookSpec) -> list[int]:
@@ -49,30 +85,20 @@ def pad_rows(spec: CodebookSpec, array: Any) -> Any:
     return array[array_module(array).asarray(np.concatenate(index))]
 
 
-def slices(spec: CodebookSpec, most_blocks: int) -> tuple[Slice, ...]:
+def slices(spec: CodebookSpec, most_blocks: int) -> Slices:
     """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts, a part's larger ones first."""
-    found, block, row = [], 0, 0
-    for part, (blocks, rows) in enumerate(zip(part_blocks(spec), spec.part_rows)):
+    parts, place, block, row = [], 0, 0, 0
+    for blocks, rows in zip(part_blocks(spec), spec.part_rows):
         count = -(-blocks // most_blocks)
-        bounds = [blocks // count * i + min(i, blocks % count) for i in range(count + 1)]
-        found += [
-            (part, block + first, block + end, row + first * LANES, row + rows)
-            for first, end in itertools.pairwise(bounds)
-        ]
-        block, row = block + blocks, row + rows
-    return tuple(found)
+        parts.append(Part(place, block, row, blocks // count, blocks % count))
+        place, block, row = place + count, block + blocks, row + rows
+    return Slices((*parts, Part(place, block, row)))
 
 
-def slices_argument(pieces: tuple[Slice, ...]) -> npt.NDArray:
-    """Slices as kernels take them: of each part, and of what comes behind the last."""
-    rows, place = [], 0
-    for _, part in itertools.groupby(pieces, key=lambda piece: piece[0]):
-        of_part = list(part)
-        sizes = [end - first for _, first, end, _, _ in of_part]
-        rows.append((place, of_part[0][1], of_part[0][3], min(sizes), sum(size > min(sizes) for size in sizes)))
-        place += len(of_part)
-    rows += [(len(pieces), pieces[-1][2], pieces[-1][4], 0, 0)] * (MAX_PARTS + 1 - len(rows))
-    return np.array((rows,), SLICES)
+def slices_argument(pieces: Slices) -> npt.NDArray:
+    """Slices as kernels take them."""
+    rows = [*pieces.parts, *[pieces.parts[-1]] * (MAX_PARTS + 1 - len(pieces.parts))]
+    return np.array((list(map(tuple, rows)),), SLICES)
 
 
 def too_many_parts(spec: CodebookSpec) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from codegemm import kernels_cu
+from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.kernel import FLOAT32, CudaKernel
 from codegemm.engines.cuda.launch import Prepared
@@ -55,7 +56,10 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
     inner: CudaKernel
 
     def unfit_for(self, product: Product[TransformedSpec], gpu: Gpu) -> str | None:
-        return self.inner.unfit_for(inner_product(product, is_scaled(product)), gpu)
+        inner = inner_product(product, is_scaled(product))
+        sums = product.n * product.spec.groups if product.spec.offsets else 0
+        reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
+        return reason or limits.too_many("sums of groups", sums, limits.ROWS)
 
     def batches(self, n: int) -> Iterable[int]:
         return dict.fromkeys((*self.inner.batches(min(n, FLOAT_ROWS)), *self.inner.batches(n)))
@@ -108,11 +112,11 @@ class Around:
         cut, stages = cut_for(spec.block), max(spec.block.bit_length() - 1, 0)
         warps = n * k / LANES
         work = Work(
-            bytes_read=self.product.x_bytes + (4 * k if spec.block else 0),
+            bytes_read=self.product.x_bytes + 4 * k * (bool(spec.block) + spec.ordered),
             l2_bytes=self.inner_dtype.itemsize * n * spec.core.in_features
             + (self.product.x_bytes * cut.row_blocks(k) if self.scales else 0),
             wavefronts=warps * (2 + 2 * max(0, stages - 5)),
-            instructions=warps * (10 + 4 * stages + 2 * spec.terms),
+            instructions=warps * (10 + 4 * stages + 2 * spec.terms + 2 * spec.ordered),
             balance=balance(n * cut.row_blocks(k), gpu.multiprocessors),
             latency=START + stages * _STEP_LATENCY,
         )
@@ -145,7 +149,8 @@ class Around:
     def _launch(self, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, work: Work) -> Launch:
         spec, product = self.product.spec, self.product
         places = {name: getattr(self, name) or 0 for name in ("x", "y", "sums", "scales")}
-        arrays = {"factors": Array("factors") if spec.block else 0, "addends": Array("addends") if spec.offsets else 0}
+        has = {"factors": spec.block, "addends": spec.offsets, "order": spec.ordered}
+        arrays = {name: Array(name) if there else 0 for name, there in has.items()}
         arguments = structure(
             ARGUMENTS,
             spec,

@@ -1,13 +1,16 @@
 """The CPU engine around its kernels: compiling, caching, threads, processes."""
 
 import os
+import signal
 import stat
 import sys
+import textwrap
+import time
 import warnings
 
 import numpy as np
 import pytest
-from support.processes import run_script
+from support.processes import python, run_script
 
 import codegemm
 from codegemm import cache
@@ -127,6 +130,53 @@ def test_a_failed_write_leaves_nothing(own_cache):
     with pytest.raises(RuntimeError):
         cache.store("cpu", cache.key("a"), ".bin", lambda path: (_ for _ in ()).throw(RuntimeError))
     assert list((own_cache / "cpu").iterdir()) == []
+
+
+def begun(folder, age):
+    """As a process leaves it that was killed: two files of 1000 bytes in all, begun so many seconds ago."""
+    folder.mkdir(parents=True)
+    (folder / "entry.so").write_bytes(bytes(900))
+    (folder / ".entry.so.1234").write_bytes(bytes(100))
+    os.utime(folder, (time.time() - age,) * 2)
+    return folder
+
+
+def test_what_a_killed_process_had_begun_goes_a_day_later(own_cache, monkeypatch):
+    """A folder that another process may still write to stays, and so does what isn't ours."""
+    day = 24 * 3600
+    old = [begun(own_cache / kind / f"new-{kind}", day + 60) for kind in cache.KINDS]
+    young = begun(own_cache / "cpu" / "new-abc", day - 60)
+    others = [begun(own_cache / "cpu" / "newer", 2 * day), begun(own_cache / "new-photos", 2 * day)]
+    (own_cache / "cpu" / "new-link").symlink_to(others[1])
+    assert cache.usage() == (2 * len(old), 1000 * len(old))
+    assert cache.clear() == (2 * len(old), 1000 * len(old))
+    assert cache.usage() == (0, 0)
+    begun(old[0], day + 60)
+    place = store("mine")  # whoever stores the next entry removes it
+    assert [folder.exists() for folder in old] == [False] * len(old)
+    assert all(path.exists() for path in (place, young, *others, own_cache / "cpu" / "new-link"))
+    begun(old[0], day + 60)
+    monkeypatch.setattr(cache.os, "getuid", lambda: place.stat().st_uid + 1)
+    cache.prune()
+    assert old[0].exists()
+
+
+def test_a_killed_writer_leaves_a_folder_that_is_found(own_cache):
+    """The real thing, for the names above are made up."""
+    code = """
+    import os, pathlib
+    from codegemm import cache
+    cache.store("cpu", cache.key("a"), ".so", lambda path: (path.write_bytes(bytes(700)), os.kill(os.getpid(), 9)))
+    """
+    assert python("-c", textwrap.dedent(code)).returncode == -signal.SIGKILL
+    [left] = (own_cache / "cpu").iterdir()
+    store("b")
+    assert left.exists()
+    os.utime(left, (0, 0))
+    assert cache.usage() == (2, 1700)
+    store("c")
+    assert not left.exists()
+    assert cache.usage() == (2, 2000)
 
 
 def test_a_compiler_that_fails_says_what_it_printed(own_cache, tmp_path):
@@ -266,3 +316,42 @@ def test_the_machine_is_known():
     assert device.name()
     assert device.last_level_cache() >= 1 << 20
     assert device.available_memory() > 1 << 28
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "left"),
+    [
+        ("0::/\n", {"memory.max": 300, "memory.current": 100, "memory.stat": ("anon", 60, "inactive_file", 40)}, 240),
+        ("0::/\n", {"memory.max": "max", "memory.current": 100, "memory.stat": ("inactive_file", 40)}, None),
+        # The group around it has less.
+        ("1:cpu:/a\n0::/a/b\n", {"a/b/memory.max": 300, "a/b/memory.current": 100, "a/b/memory.stat": (),
+                                 "a/memory.max": 200, "a/memory.current": 150, "a/memory.stat": ()}, 50),
+        # More is taken than is allowed now.
+        ("0::/\n", {"memory.max": 100, "memory.current": 150, "memory.stat": ()}, 0),
+        # The first version, in a container that has its own group as the outermost.
+        ("9:cpu,cpuacct:/x\n4:memory:/docker/x\n0::/\n", {
+            "memory/memory.limit_in_bytes": 500, "memory/memory.usage_in_bytes": 100,
+            "memory/memory.stat": ("inactive_file", 1, "total_inactive_file", 30)}, 430),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": 1 << 42, "memory/memory.usage_in_bytes": 100,
+                          "memory/memory.stat": ()}, None),
+        ("4:cpu:/\n", {}, None),
+    ],
+)  # fmt: skip
+def test_control_groups_limit_the_memory(groups, files, left, tmp_path, monkeypatch):
+    """In MiB; the machine has 1000."""
+    (tmp_path / "cgroup").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == "memory.stat":
+            content = "\n".join(f"{kind} {number * MIB}" for kind, number in zip(content[::2], content[1::2]))
+        path.write_text(f"{content * MIB if isinstance(content, int) else content}\n")
+    monkeypatch.setattr(device, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(device, "_GROUP_FOLDERS", tmp_path / "groups")
+    monkeypatch.setattr(device.isa, "told", lambda path, name: f"{1000 << 10} kB")
+    assert device.available_memory() == (1000 if left is None else left) * MIB
+    monkeypatch.setattr(device, "_GROUPS", tmp_path / "nowhere")
+    assert device.available_memory() == 1000 * MIB

@@ -32,6 +32,8 @@ PRODUCTS = [
     (64, 96, "m1v4g24+offsets", "bfloat16", 16),
     (17, 120, "m1v4g24+terms3", "float32", 3),
     (50, 96, "m1v4g24+rotated8+added+terms2", "bfloat16", 3),
+    (40, 600, "m1v4g24+ordered", "float16", 2),
+    (33, 96, "m1v4g24+ordered+rotated+offsets", "float32", 3),
 ]
 
 
@@ -53,7 +55,7 @@ def test_products_match_the_definition(case, make_weight, rng):
     assert len(set(results)) == 1
     spec = weight.spec
     kept = not spec.offsets  # in float32 the inner kernel writes y itself
-    assert len(reports) == 1 + bool(spec.block or spec.terms > 1) + bool(spec.offsets) + (not kept)
+    assert len(reports) == 1 + bool(spec.block or spec.terms > 1 or spec.ordered) + bool(spec.offsets) + (not kept)
     if x.dtype != FLOAT32:
         y, _ = emulate.multiply(kernel, weight, x, out_dtype=x.dtype)
         assert error(y, truth) <= (1e-2 if x.dtype.name == "bfloat16" else 2e-3)
@@ -69,7 +71,12 @@ def test_all_kernels_multiply_transformed_weights(name, n, make_weight, rng):
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
     ("config", "dtype"),
-    [("m1v4g24+rotated+offsets", "bfloat16"), ("m1v4g24+rotated", "float16"), ("m1v4b4g24+terms2", "float16")],
+    [
+        ("m1v4g24+rotated+offsets", "bfloat16"),
+        ("m1v4g24+rotated", "float16"),
+        ("m1v4b4g24+terms2", "float16"),
+        ("m1v4g24+ordered+rotated", "float16"),
+    ],
 )
 def test_many_rows_are_halves_under_powers_of_two(config, dtype, make_weight, rng):
     weight, x, _ = operands(make_weight, rng, 40, 96, config, dtype, transformed.FLOAT_ROWS + 5)

@@ -64,6 +64,15 @@ Array* element(Array* values, Dtype dtype, size_t index) {
     });
 }
 
+// floats[i] = values[offset + places[i]], i in 0 .. count-1
+[[gnu::noinline]] inline void to_float(const void* values, Dtype dtype, size_t offset, const int32_t* places,
+                                       float* floats, size_t count) {
+    visit(dtype, [&](auto* type) {
+        const auto* typed = static_cast<decltype(type)>(const_cast<void*>(values)) + offset;
+        for (size_t i = 0; i < count; ++i) floats[i] = float(typed[places[i]]);
+    });
+}
+
 // values[offset + i] = floats[i * stride], i in 0 .. count-1
 [[gnu::noinline]] inline void from_float(const float* floats, size_t stride, void* values, Dtype dtype, size_t offset,
                                          size_t count) {

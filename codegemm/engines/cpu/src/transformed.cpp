@@ -12,6 +12,7 @@ struct TransformedArgs {
     const float* bias;     // after: [rows], or null
     const float* factors;  // [in_features] signs over the root of the block, or null
     const float* addends;  // [groups][rows], or null
+    const int32_t* order;  // [in_features] the place in x of each number of x', or null
     int32_t x_dtype, out_dtype;
     int32_t n, rows, in_features;
     int32_t block, terms, groups;
@@ -40,7 +41,11 @@ extern "C" void before(codegemm::ParallelFor loop, const codegemm::TransformedAr
     const TransformedArgs& a = *args;
     parallel_for(loop, a.n, [&](int i) {
         float* x = static_cast<float*>(a.out) + size_t(i) * a.terms * a.in_features;
-        to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, x, a.in_features);
+        const size_t first = size_t(i) * a.in_features;
+        if (a.order)
+            to_float(a.x, Dtype(a.x_dtype), first, a.order, x, a.in_features);
+        else
+            to_float(a.x, Dtype(a.x_dtype), first, x, a.in_features);
         if (a.factors) {
             for (int k = 0; k < a.in_features; ++k) x[k] *= a.factors[k];
             walsh_hadamard(x, a.in_features, a.block);

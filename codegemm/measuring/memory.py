@@ -1,0 +1,41 @@
+"""Whether there is memory for what is to be measured: asked before any work, with a lower bound of what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from codegemm.devices import CPU, Device
+from codegemm.engines.cpu.device import available_memory
+from codegemm.engines.cuda.gpu import cache_and_memory
+from codegemm.kernel import Kernel, Product
+
+
+def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, made: int, beside: int) -> None:
+    """MemoryError unless there is room on `device` to time each of these products of one weight by itself.
+
+    Bytes of the processor's memory: made, that are taken when the weight is made; beside, that x and what results are
+    compared with take while products are timed.
+    """
+    needed = max((_least_bytes(kernel, product, device) for kernel, product in timed), default=0)
+    if device != CPU:
+        ensure(what, needed, device)
+    ensure(what, max(made, beside + (needed if device == CPU else 0)))
+
+
+def ensure(what: str, needed: int, device: Device = CPU) -> None:
+    """MemoryError, with both in one line, unless `device` has so many bytes free."""
+    free = available_memory() if device == CPU else cache_and_memory(device)[1]
+    if needed > free:
+        place = "memory" if device == CPU else f"{device}'s memory"
+        raise MemoryError(
+            f"{what}: needs at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of {place} are free"
+        )
+
+
+def _least_bytes(kernel: Kernel, product: Product, device: Device) -> int:
+    """The packed weight; its form for the kernel where that has more bits, as others may be the weight's own arrays;
+    the workspace; a plan's buffers for x and y; y."""
+    spec, bits = product.spec, kernel.bits_per_weight(product.spec)
+    form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
+    y = product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
+    return (spec.packed_bits + int(form)) // 8 + kernel.workspace(product, device) + product.x_bytes + y
