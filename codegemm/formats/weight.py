@@ -352,5 +352,5 @@ def _is_writeable(array: np.ndarray) -> bool:
         owner = owner.base
     try:
         return owner is not None and not memoryview(owner).readonly
-    except TypeError:  # memory of another library, which said that it is read-only
-        return False
+    except TypeError:  # memory of another library, which has its own ways to write there
+        return True

@@ -74,15 +74,26 @@ def test_weights_are_made_of_tensors(make_weight, rng):
         assert torch.equal(x @ made.T, x @ weight.T)
     core, signs = make_weight(16, 64, "m1v4g16"), torch.from_numpy(rng.choice([-1.0, 1.0], 64))
     offsets = torch.randn(16, 4).half().requires_grad_()
-    made = codegemm.TransformedWeight(core, signs=signs, offsets=offsets)
-    expected = codegemm.TransformedWeight(core, signs=signs.numpy(), offsets=offsets.detach().numpy())
+    order = torch.randperm(64)
+    made = codegemm.TransformedWeight(core, signs=signs, offsets=offsets, order=order)
+    expected = codegemm.TransformedWeight(
+        core, signs=signs.numpy(), offsets=offsets.detach().numpy(), order=order.numpy()
+    )
     assert made == expected
     with torch.no_grad():
-        offsets.zero_()
+        for tensor in (signs, offsets, order):
+            tensor.zero_()
     assert made == expected
     crooked = core.codebooks.copy()[..., ::-1].copy()
     made = codegemm.CodebookWeight(core.codes, torch.from_numpy(crooked).flip(-1), core.scales)
     assert made == core
+    scales = torch.from_numpy(core.scales.copy())
+    for view in (scales.numpy(), np.from_dlpack(scales)):
+        view.flags.writeable = False  # not for the tensor
+        made = codegemm.CodebookWeight(core.codes, core.codebooks, view)
+        scales.mul_(2)
+        assert made == core
+        scales.div_(2)
     with pytest.raises(ValueError, match="codebooks: dtype bfloat16, must be float16"):
         codegemm.CodebookWeight(core.codes, torch.from_numpy(core.codebooks.copy()).bfloat16(), core.scales)
 
