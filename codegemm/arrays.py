@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -28,21 +29,26 @@ def name_of(dtype: np.dtype) -> str:
 
 def float_dtype(dtype: Any) -> np.dtype:
     """A dtype of NumPy's or torch's, or its name, as a NumPy dtype, one of `FLOATS`; TypeError otherwise."""
-    if type(dtype).__module__ == "torch":
-        dtype = str(dtype).removeprefix("torch.")
-        if dtype not in FLOATS:
-            raise TypeError(f"dtype {dtype}: must be one of {', '.join(FLOATS)}")
-    if isinstance(dtype, str) and dtype == "bfloat16":
-        return bfloat16()
-    resolved = np.dtype(dtype).newbyteorder("=")
-    if resolved.name not in FLOATS:
-        raise TypeError(f"dtype {resolved}: must be one of {', '.join(FLOATS)}")
-    return resolved
+    with suppress(TypeError, ValueError):  # NumPy's don't say what is allowed
+        dtype = _numpys(_name(dtype) if type(dtype).__module__ == "torch" else dtype).newbyteorder("=")
+    if not isinstance(dtype, np.dtype) or dtype.name not in FLOATS:
+        raise TypeError(f"dtype {dtype}: must be one of {', '.join(FLOATS)}")
+    return dtype
+
+
+def _numpys(dtype: Any) -> np.dtype:
+    """As `numpy.dtype`, which doesn't know bfloat16 by its name."""
+    return bfloat16() if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+
+
+def _name(dtype: Any) -> str:
+    """A dtype of torch's as NumPy would call it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def check_float(what: str, array: Any) -> None:
     """TypeError for an array or a torch tensor whose dtype is none of `FLOATS`."""
-    name = str(array.dtype).removeprefix("torch.") if is_torch(array) else name_of(array.dtype)
+    name = _name(array.dtype) if is_torch(array) else name_of(array.dtype)
     if name not in FLOATS:
         raise TypeError(f"{what}: dtype {name}, must be one of {', '.join(FLOATS)}")
 
@@ -53,7 +59,7 @@ def as_array(values: Any) -> Any:
     if isinstance(values, np.ndarray) or array_module(values) is not np:
         return values
     if is_torch(values):
-        return _held(values.detach()) if values.device.type == "cuda" else from_torch(values)
+        return from_torch(values)
     if hasattr(type(values), "__cuda_array_interface__"):
         import cupy
 
@@ -74,21 +80,23 @@ def is_torch(array: Any) -> bool:
 
 
 def from_torch(tensor: Any) -> Any:
-    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor (bfloat16 included).
+    """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor, which it keeps (bfloat16
+    included).
 
-    TypeError for a tensor that has no such memory: on another device, sparse, of a dtype that NumPy hasn't.
+    TypeError for a tensor that has no such memory: on another device, sparse, negated, of a dtype that NumPy hasn't.
     """
-    import torch
-
     tensor = tensor.detach()
-    if tensor.device.type == "cuda":
-        return view(tensor)
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise TypeError(f"tensor of layout {tensor.layout} on {tensor.device}: must be dense, on the CPU or a GPU")
-    tensor = tensor.resolve_conj().resolve_neg()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(bfloat16())
-    return tensor.numpy()
+    try:
+        if tensor.device.type == "cuda":
+            return view(tensor, tensor)
+        if _name(tensor.dtype) == "bfloat16":
+            return tensor.view(sys.modules["torch"].int16).numpy().view(bfloat16())
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:  # torch says what it is that is in the way
+        raise TypeError(
+            f"tensor of {tensor.dtype} on {tensor.device}: must be dense, on the CPU or a GPU, of a dtype that NumPy "
+            f"has ({error})"
+        ) from None
 
 
 def to_torch(array: np.ndarray) -> Any:
@@ -100,26 +108,19 @@ def to_torch(array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-def view(tensor: Any) -> Any:
-    """A CuPy array on a CUDA tensor's memory, valid as long as the tensor is; nothing is copied or synchronised."""
+def view(tensor: Any, owner: Any = None) -> Any:
+    """A CuPy array on a CUDA tensor's memory; nothing is copied or synchronised.
+
+    owner: what the array keeps, so that the memory stays; without one it is valid as long as the tensor is.
+    """
     import cupy
 
-    name = str(tensor.dtype).removeprefix("torch.")
-    dtype = bfloat16() if name == "bfloat16" else np.dtype(name)
-    size = tensor.element_size()
+    if tensor.is_neg():
+        raise TypeError("it is a view of numbers with the other sign: resolve_neg() makes it plain")
+    dtype, size = _numpys(_name(tensor.dtype)), tensor.element_size()
     extent = (
         1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride())) if tensor.numel() else 0
     )
-    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), extent * size, None, tensor.device.index)
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), extent * size, owner, tensor.device.index)
     strides = tuple(step * size for step in tensor.stride())
     return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
-
-
-def _held(tensor: Any) -> Any:
-    """A CuPy array on a CUDA tensor's memory, which keeps it."""
-    import cupy
-
-    torch = sys.modules["torch"]
-    if tensor.dtype == torch.bfloat16:
-        return cupy.asarray(tensor.view(torch.int16)).view(bfloat16())
-    return cupy.asarray(tensor)

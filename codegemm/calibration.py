@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from codegemm import arrays
+from codegemm import arrays, devices
 from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor, write
 from codegemm.formats.codebook import check_finite
@@ -51,7 +52,7 @@ class Calibration:
         Raises ValueError for another K and for numbers that are not finite, TypeError for another dtype; then nothing
         of x was added.
         """
-        x = x.detach() if arrays.is_torch(x) else arrays.as_array(x)
+        x = x.detach() if arrays.is_torch(x) and x.is_cuda else arrays.as_array(x)
         arrays.check_float("x", x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: shape {tuple(x.shape)}, its last axis must be in_features={self.in_features}")
@@ -66,9 +67,10 @@ class Calibration:
         self.rows += len(rows)
 
     @classmethod
-    def of(cls, H: npt.ArrayLike, rows: int) -> Calibration:
-        """From a matrix X^T X [K, K] of so many rows; ValueError unless it is symmetric, finite and may be one."""
-        matrix = np.array(H, np.float64)
+    def of(cls, H: Any, rows: int) -> Calibration:
+        """From a matrix X^T X [K, K] of so many rows, of any library; ValueError unless it is symmetric, finite and may
+        be one."""
+        matrix = np.array(devices.to_host(H), np.float64)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"H: shape {matrix.shape}, must be [in_features, in_features]")
         check_finite("H", matrix)
@@ -141,8 +143,9 @@ class CalibrationFile(Mapping[str, Calibration]):
 def _gram(rows: Any) -> npt.NDArray[np.float64]:
     """x^T x of a few rows, multiplied in float32."""
     if arrays.is_torch(rows):
-        rows = rows.float()
-        return (rows.T @ rows).double().cpu().numpy()
+        with sys.modules["torch"].autocast("cuda", enabled=False):  # which would multiply in half
+            rows = rows.float()
+            return (rows.T @ rows).double().cpu().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         rows = rows.astype(np.float32)
         gram = (rows.T @ rows).astype(np.float64)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from codegemm.arrays import from_torch, is_torch
+from codegemm.arrays import as_array, is_torch
 
 HERE: AbstractContextManager[Any] = nullcontext()
 _PROCESSOR_BANDWIDTH, _GPU_BANDWIDTH = 2e10, 1e12
@@ -48,10 +48,9 @@ def _name_of(device: object) -> str:
     """Of a device of any library as torch writes it; found without importing one."""
     if isinstance(device, str):
         return device
-    libraries = (sys.modules.get(name) for name in ("torch", "cupy"))
-    torch, cupy = libraries
+    torch, cupy = map(sys.modules.get, ("torch", "cupy"))
     if torch is not None and isinstance(device, torch.device):
-        return str(device)
+        return "cpu" if device.type == "cpu" else str(device)  # not cpu:0
     if cupy is not None and isinstance(device, cupy.cuda.Device):
         return f"cuda:{device.id}"
     return ""
@@ -171,11 +170,10 @@ def move(array: Any, device: Device) -> Any:
 def to_host(array: Any) -> np.ndarray:
     """The values of any library's array, a tensor on a GPU too, as a NumPy array; on the same memory where that is
     possible."""
-    if isinstance(array, np.ndarray):
-        return array
-    if is_torch(array):
-        return from_torch(array.detach().cpu())
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    if is_torch(array) and array.device.type not in ("cpu", "meta"):
+        array = array.detach().cpu()
+    array = as_array(array)
+    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def using(device: Device) -> Any:

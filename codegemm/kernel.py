@@ -11,6 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from codegemm import devices
+from codegemm.arrays import float_dtype
 from codegemm.devices import Device
 from codegemm.formats.weight import Spec, Weight
 
@@ -34,8 +35,9 @@ class Product(Generic[S]):
 
     @classmethod
     def of(cls, spec: S, n: int, dtype: Any, out_dtype: Any = None, biased: bool = False) -> Self:
-        """One whose y is of x's dtype unless another is named."""
-        return cls(spec, int(n), np.dtype(dtype), np.dtype(dtype if out_dtype is None else out_dtype), biased)
+        """One whose y is of x's dtype unless another is named; dtypes of NumPy or torch, or their names."""
+        dtype = float_dtype(dtype)
+        return cls(spec, int(n), dtype, dtype if out_dtype is None else float_dtype(out_dtype), biased)
 
     @property
     def x_bytes(self) -> int:

@@ -134,10 +134,9 @@ def outgoing(target: Any, out: Any, x: Any) -> Any:
 
 def bias_of(bias: Any, out_features: int, device: Device) -> Any:
     """A bias as a NumPy or CuPy array [M] on the device; ValueError or TypeError for what can't be one."""
-    if arrays.is_torch(bias):
-        array = from_torch(bias if device_of(bias) == device else bias.cpu())
-    else:
-        array = arrays.as_array(bias)
+    if arrays.is_torch(bias) and device_of(bias) != device:
+        bias = devices.to_host(bias)
+    array = arrays.as_array(bias)
     if array.dtype.kind not in "fiu" and array.dtype.name not in arrays.FLOATS:
         raise TypeError(f"bias: dtype {array.dtype}, must be real numbers")
     if array.shape != (out_features,):

@@ -23,7 +23,7 @@ def warmup(
     batches: Iterable[int],
     config: str | CodebookConfig = "m1v4g128",
     dtype: Any = np.float16,
-    device: str = "cuda",
+    device: Any = "cuda",
     kernel: str = "auto",
     precision: str = "full",
 ) -> None:
@@ -33,7 +33,7 @@ def warmup(
         configuration counts.
     batches: numbers of rows of x, of `dtype` (float16, bfloat16 or float32), for each of which a kernel is chosen as
         `matmul` and `plan` choose it by `kernel` and `precision`.
-    device: `cpu`, `cuda` or `cuda:<number>`.
+    device: as `Weight.to` takes it.
 
     What is compiled is kept in the user's cache. Raises RuntimeError where there is no such GPU or no compiler for it,
     ValueError for a shape that the configuration can't hold, KernelError where no kernel is chosen.

@@ -85,19 +85,25 @@ class Matrix:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, named = getattr(function, "__name__", str(function)), kwargs or {}
-        if name in ("matmul", "__matmul__"):
-            return cls.matmul(*args, **named)
-        if name == "__rmatmul__":
-            return cls.matmul(*reversed(args))
-        if name == "linear":
-            return cls.linear(*args, **named)
-        raise TypeError(
-            f"torch's {name} takes no quantised weight: x @ w.T, torch.matmul and torch.nn.functional.linear do"
-        )
+        name = getattr(function, "__name__", str(function))
+        if name not in _TORCH:
+            raise TypeError(
+                f"torch's {name} takes no quantised weight: x @ w.T, torch.matmul and torch.nn.functional.linear do"
+            )
+        return _TORCH[name](*args, **kwargs or {})
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
         raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
+
+
+# What torch's functions do for a weight: by their names, under torch's names of the arguments.
+_TORCH: dict[str, Callable[..., Any]] = {
+    "matmul": lambda input, other, *, out=None: Matrix.matmul(input, other, out=out),
+    "linalg_matmul": lambda input, other, *, out=None: Matrix.matmul(input, other, out=out),
+    "mm": lambda input, mat2, *, out=None: Matrix.matmul(input, mat2, out=out),
+    "mv": lambda input, vec, *, out=None: Matrix.matmul(input, vec, out=out),
+    "linear": lambda input, weight, bias=None: Matrix.linear(input, weight, bias),
+}
 
 
 class Weight(Matrix, ABC):
@@ -346,5 +352,5 @@ def _is_writeable(array: np.ndarray) -> bool:
         owner = owner.base
     try:
         return owner is not None and not memoryview(owner).readonly
-    except TypeError:  # memory of another library, which said that it is read-only
-        return False
+    except TypeError:  # memory of another library, which has its own ways to write there
+        return True

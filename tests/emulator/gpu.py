@@ -39,6 +39,7 @@ class Array:
             size = memptr.mem.size
             buffer = (ctypes.c_char * size).from_address(memptr.mem.ptr)
             host = np.ndarray(host, dtype, buffer, strides=strides)
+            self.owner = memptr.mem.owner
         self.host = host
 
     @property
@@ -251,7 +252,7 @@ def module(gpu):
         ExternalStream=Stream,
         Stream=Stream,
         get_current_stream=lambda: Stream.current,
-        UnownedMemory=lambda ptr, size, owner, device_id: types.SimpleNamespace(ptr=ptr, size=size),
+        UnownedMemory=lambda ptr, size, owner, device_id: types.SimpleNamespace(ptr=ptr, size=size, owner=owner),
         MemoryPointer=lambda mem, offset: types.SimpleNamespace(mem=mem),
     )
     return cupy
@@ -311,6 +312,9 @@ class Tensor:
 
     def detach(self):
         return self
+
+    def is_neg(self):
+        return False
 
     def data_ptr(self):
         return self.array.ctypes.data

@@ -60,5 +60,24 @@ def test_arrays_and_weights_know_where_they_are(emulated_gpu, make_weight):
     assert type(device_of(there)) is Device
 
 
+def test_weights_go_where_an_array_of_cupys_is(emulated_gpu, make_weight):
+    there = devices.move(np.arange(3), Device("cuda:0"))
+    assert make_weight(16, 64, "m1v4").to(there.device).device == "cuda:0"
+
+
+def test_what_has_values_comes_to_the_host(emulated_gpu):
+    """Not only arrays of CuPy's have a method `get`."""
+
+    class Table:
+        def get(self, key):
+            raise AssertionError
+
+        def __array__(self, dtype=None, copy=None):
+            return np.arange(3)
+
+    for values in (Table(), [0, 1, 2], devices.move(np.arange(3), Device("cuda:0"))):
+        assert np.array_equal(devices.to_host(values), np.arange(3))
+
+
 def test_the_processors_memory_has_a_speed():
     assert 1e9 < devices.bandwidth(CPU) < 1e12

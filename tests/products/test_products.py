@@ -301,3 +301,16 @@ def test_a_product_may_be_fast():
     assert codegemm.plan(weight, 17, precision="fast").kernel.name == codegemm.plan(weight, 17).kernel.name
     wide = random_weight((64, 128), "m1v8b16g-1", 0)
     assert np.array_equal(codegemm.matmul(x[:, :128], wide.T, precision="fast"), x[:, :128] @ wide.T)
+
+
+def test_cupys_arrays_ask_the_weight():
+    """Those of CuPy itself, on host memory: which of its ways to multiply come here at all."""
+    cupy = pytest.importorskip("cupy")
+    from support.host_cupy import on_gpu
+
+    x = on_gpu(np.ones((3, 32), np.float32))
+    for call in (lambda: x @ WEIGHT.T, lambda: np.matmul(x, WEIGHT.T), lambda: WEIGHT @ x.T):
+        with pytest.raises(TypeError, match="x is on cuda:0 and the weight is on cpu"):
+            call()
+    with pytest.raises(TypeError, match="incorrect type"):
+        cupy.matmul(x, WEIGHT.T)

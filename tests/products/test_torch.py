@@ -5,6 +5,7 @@ import pytest
 
 import codegemm
 from codegemm import arrays
+from codegemm.devices import Device
 from codegemm.files import File
 
 torch = pytest.importorskip("torch")
@@ -73,32 +74,82 @@ def test_weights_are_made_of_tensors(make_weight, rng):
         assert torch.equal(x @ made.T, x @ weight.T)
     core, signs = make_weight(16, 64, "m1v4g16"), torch.from_numpy(rng.choice([-1.0, 1.0], 64))
     offsets = torch.randn(16, 4).half().requires_grad_()
-    made = codegemm.TransformedWeight(core, signs=signs, offsets=offsets)
-    expected = codegemm.TransformedWeight(core, signs=signs.numpy(), offsets=offsets.detach().numpy())
+    order = torch.randperm(64)
+    made = codegemm.TransformedWeight(core, signs=signs, offsets=offsets, order=order)
+    expected = codegemm.TransformedWeight(
+        core, signs=signs.numpy(), offsets=offsets.detach().numpy(), order=order.numpy()
+    )
     assert made == expected
     with torch.no_grad():
-        offsets.zero_()
+        for tensor in (signs, offsets, order):
+            tensor.zero_()
     assert made == expected
     crooked = core.codebooks.copy()[..., ::-1].copy()
     made = codegemm.CodebookWeight(core.codes, torch.from_numpy(crooked).flip(-1), core.scales)
     assert made == core
+    scales = torch.from_numpy(core.scales.copy())
+    for view in (scales.numpy(), np.from_dlpack(scales)):
+        view.flags.writeable = False  # not for the tensor
+        made = codegemm.CodebookWeight(core.codes, core.codebooks, view)
+        scales.mul_(2)
+        assert made == core
+        scales.div_(2)
     with pytest.raises(ValueError, match="codebooks: dtype bfloat16, must be float16"):
         codegemm.CodebookWeight(core.codes, torch.from_numpy(core.codebooks.copy()).bfloat16(), core.scales)
 
 
-def test_tensors_without_memory_are_refused(make_weight):
-    weight = make_weight(16, 64, "m1v4g16")
-    for x in (torch.ones(2, 64).to_sparse(), torch.ones(2, 64, device="meta")):
-        with pytest.raises(TypeError, match=r"must be dense, on the CPU or a GPU|x is a torch tensor on meta"):
-            x @ weight.T
-    with pytest.raises(TypeError, match=r"tensor of layout torch\.strided on meta"):
-        codegemm.CodebookWeight(weight.codes, weight.codebooks, torch.ones(16, 4, device="meta"))
+def fake(x):
+    """A tensor of which only shape and dtype are real."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        return mode.from_tensor(x)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.Tensor.to_sparse, lambda x: x.to("meta"), lambda x: x.to(torch.float8_e4m3fn), torch._neg_view, fake],
+    ids=["sparse", "meta", "float8", "negated", "fake"],
+)
+def test_tensors_without_memory_are_refused(wrong, make_weight, tmp_path):
+    weight, x = make_weight(24, 24, "m1v4g8"), torch.randn(24, 24)
+    square, vector, out = wrong(x), wrong(x[0]), wrong(x.clone())
+    message = (
+        r"tensor of torch\.float.* on (cpu|meta): must be dense, on the CPU or a GPU, of a dtype that NumPy has \("
+    )
+    for call in (
+        lambda: codegemm.CodebookWeight(weight.codes, weight.codebooks, square),
+        lambda: codegemm.TransformedWeight(weight, signs=vector),
+        lambda: codegemm.linear(x, weight, vector),
+        lambda: codegemm.quantize(square, "m1v4b2"),
+        lambda: codegemm.Calibration(24).update(square),
+        lambda: codegemm.Calibration.of(square, 24),
+        lambda: codegemm.save_all(tmp_path / "file.safetensors", {"layer": weight}, {"norm": square}),
+        lambda: codegemm.checkpoints.from_quip(square, vector, vector),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for call in (lambda: square @ weight.T, lambda: codegemm.matmul(x, weight.T, out=out)):
+        with pytest.raises(TypeError, match=rf"{message}|(x|out): dtype float8|(x is a torch tensor|out is) on meta"):
+            call()
+
+
+def test_tensors_come_in_on_their_memory():
+    for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.bool):
+        tensor = torch.zeros(3, 4, dtype=dtype)
+        array = arrays.as_array(tensor.T)
+        assert type(array) is np.ndarray
+        assert (array.shape, array.dtype.name) == ((4, 3), str(dtype).removeprefix("torch."))
+        array[1, 2] = 1
+        assert tensor[2, 1] == 1
 
 
 def test_devices_and_dtypes_by_torchs_names(make_weight):
     weight = make_weight(16, 64, "m1v4g16")
     x = torch.ones(2, 64)
-    assert weight.to(x.device) is weight
+    for device in (x.device, torch.device("cpu", 0)):
+        assert weight.to(device) is weight
+    assert [Device.parse(torch.device(name)) for name in ("cuda", "cuda:2")] == ["cuda:0", "cuda:2"]
     for device in (torch.device("meta"), torch.device("mps"), 0, None):
         with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:<number>'"):
             weight.to(device)
@@ -108,8 +159,15 @@ def test_devices_and_dtypes_by_torchs_names(make_weight):
         dense = weight.dequantize(dtype)
         assert np.array_equal(dense, weight.dequantize(name))
         assert dense.dtype.name == name
-    for refused in (torch.int8, torch.float8_e4m3fn, torch.complex64, np.int32):
-        for call in (weight.dequantize, lambda dtype: codegemm.plan(weight, dtype=dtype)):
+        assert codegemm.Product.of(weight.spec, 1, dtype) == codegemm.Product.of(weight.spec, 1, name)
+        codegemm.warmup([weight.spec], [1], dtype=dtype, device=x.device)
+    for refused in (torch.int8, torch.float8_e4m3fn, torch.complex64, np.int32, "bf16", torch):
+        for call in (
+            weight.dequantize,
+            lambda dtype: codegemm.plan(weight, dtype=dtype),
+            lambda dtype: codegemm.warmup([weight.spec], [1], dtype=dtype, device="cpu"),
+            lambda dtype: codegemm.Product.of(weight.spec, 1, dtype),
+        ):
             with pytest.raises(TypeError, match="must be one of float16, bfloat16, float32, float64"):
                 call(refused)
 
@@ -135,12 +193,20 @@ def test_torchs_own_functions_take_weights(make_weight):
     assert torch.matmul(x, weight.T, out=out) is out
     for product in (torch.matmul(x, weight.T), x.matmul(weight.T), x @ weight.T, functional.linear(x, weight), out):
         assert torch.equal(product, y)
+    for product in (
+        torch.matmul(input=x, other=weight.T),
+        torch.linalg.matmul(x, weight.T),
+        functional.linear(input=x, weight=weight, bias=torch.zeros(24)),
+        torch.stack([torch.mm(rows, mat2=weight.T) for rows in x]),
+    ):
+        assert torch.equal(product, y)
     assert torch.equal(torch.matmul(weight, x.mT), y.mT)
+    assert torch.equal(torch.mv(weight, x[0, 0]), x[0, 0] @ weight.T)
     assert torch.equal(functional.linear(x, weight, bias), codegemm.linear(x, weight, bias))
     assert functional.linear(x, weight, bias).requires_grad
     for wrong in (
         lambda: torch.add(x, weight),
-        lambda: torch.nn.functional.conv1d(x, weight),
+        lambda: functional.bilinear(x, x, weight),
         lambda: torch.stack([x, weight]),
     ):
         with pytest.raises(TypeError, match=r"torch's \w+ takes no quantised weight: x @ w\.T, torch\.matmul"):

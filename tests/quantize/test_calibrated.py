@@ -213,6 +213,19 @@ def test_a_calibration_of_torch_tensors(dtype, rng):
     made = summed(x)
     exact = x.detach().double().numpy()
     assert np.allclose(made.H, exact.T @ exact, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):  # as in the middle of a model
+        assert np.array_equal(summed(x).H, made.H)
+
+
+@needs_torch
+def test_a_calibration_of_a_tensors_matrix():
+    import torch
+
+    matrix = torch.eye(4, dtype=torch.bfloat16).mul(3).requires_grad_()
+    made = codegemm.Calibration.of(matrix, 3)
+    with torch.no_grad():
+        matrix.zero_()
+    assert np.array_equal(made.H, 3 * np.eye(4))
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,31 @@ def test_emulated_products_of_every_kind_of_array(emulated_gpu, emulated_torch, 
     assert close(codegemm.linear(array, moved, np.ones(100, np.float16)), expected + 1)
 
 
+def test_emulated_weights_of_tensors_keep_their_memory(emulated_gpu, emulated_torch, make_weight, rng):
+    weight = make_weight(16, 64, "m1v4g16")
+    tensors = {name: tensor_of(array) for name, array in weight.arrays.items()}
+    gone = [weakref.ref(tensor) for tensor in tensors.values()]
+    made = codegemm.CodebookWeight(**tensors)
+    del tensors
+    gc.collect()
+    assert all(reference() is not None for reference in gone)
+    assert (made, made.device) == (weight, "cuda:0")
+    del made
+    gc.collect()
+    assert all(reference() is None for reference in gone)
+
+
+def test_emulated_negated_tensors_are_refused(emulated_gpu, emulated_torch, moved, monkeypatch):
+    """Their memory holds the numbers with the other sign."""
+    x, out = (tensor_of(np.ones((1, length), np.float16)) for length in (512, 100))
+    for multiply in (lambda x, out: codegemm.matmul(x, moved.T, out=out), codegemm.plan(moved, 1, np.float16)):
+        for negated in (x, out):
+            with monkeypatch.context() as within:
+                within.setattr(negated, "is_neg", lambda: True)
+                with pytest.raises(TypeError, match="numbers with the other sign"):
+                    multiply(x, out=out)
+
+
 def test_emulated_plan_writes_to_out_and_allocates_nothing(emulated_gpu, emulated_torch, moved, rng, monkeypatch):
     plan = codegemm.plan(moved, 4, np.float16, "psumbook")
     cases = []
