@@ -206,6 +206,7 @@ KERNELS = [
     ("transformed.cu", "rotate_x<Half, Float, 4>"),
     ("transformed.cu", "sum_groups<Half>"),
     ("transformed.cu", "finish<Half>"),
+    ("bias.cu", "add_bias<Half>"),
 ]
 
 
