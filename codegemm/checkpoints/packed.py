@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -56,8 +57,8 @@ def from_gptq(
     above it, and they are added to the whole word again. Of 3 bits each zero point is stored by itself, modulo 8; but
     GPTQModel subtracts from whole words there, too, in the first and the third of three the other's ones.
 
-    Warns where most likely something is wrong that no reader can tell for sure: all zero points of a version 1 are
-    2**(bits-1) + 1, as those of symmetric integers in version 2 read; or after each zero point of 0 a word has nothing
+    Warns where most likely something is wrong that no reader can tell for sure: by another version or writer all zero
+    points would be 2**(bits-1), as those of symmetric integers are; or after each zero point of 0 a word has nothing
     but ones, which some writers leave there, and the zero points above it are lost.
 
     A layer quantised in the order of activations (`desc_act`) has groups of columns that don't follow each other, as
@@ -82,10 +83,7 @@ def from_gptq(
         raise CheckpointError(f"qzeros: shape {packed_zeros.shape}, must be {expected} for bits={bits}")
     integers = _unpack(np.ascontiguousarray(words.T), bits)
     found = find_groups(integers.shape[1], groups, group_size, g_idx)
-    if version == 1:
-        zeros = _zeros_less_one(packed_zeros.view(np.uint32), outputs, bits, writer)
-    else:
-        zeros = _unpack(packed_zeros, bits)[:, :outputs]
+    zeros = _zeros(packed_zeros.astype(np.uint32), outputs, bits, version, writer)
     return of_groups(integers, scales.T, zeros.T.astype(np.float64), found, bits)
 
 
@@ -115,39 +113,52 @@ def from_awq(
     return of_groups(_unpack_awq(words).T, scales.T, zeros, found, _AWQ_BITS)
 
 
-def _zeros_less_one(words: npt.NDArray[np.uint32], count: int, bits: int, writer: str | None) -> npt.NDArray[np.uint8]:
-    """Zero points [groups, count] of version 1, of words uint32 [groups, ceil(count*bits/32)]."""
-    stored = _unpack(words, bits)[:, :count]
-    if (stored == 1 << bits - 1).all():
+def _zeros(
+    words: npt.NDArray[np.uint32], count: int, bits: int, version: int, writer: str | None
+) -> npt.NDArray[np.uint8]:
+    """Zero points [groups, count] of words uint32 [groups, ceil(count*bits/32)]; warns where they look wrong."""
+    zeros, middle = _read_zeros(words, count, bits, version, writer), 1 << bits - 1
+    others = itertools.product(_VERSIONS, _WRITERS) if (zeros != middle).any() else ()
+    meant = next((other for other in others if (_read_zeros(words, count, bits, *other) == middle).all()), None)
+    if meant is not None:
         warnings.warn(
-            f"qzeros: all are {1 << bits - 1}, {(1 << bits - 1) + 1} by version=1: most likely it is version=2",
+            f"qzeros: {zeros.min()} to {zeros.max()} by version={version}, writer={writer!r}, but all {middle}, as of "
+            f"symmetric integers, by version={meant[0]}, writer={meant[1]!r}: most likely it is version={meant[0]}"
+            + (f" of {meant[1]}" if meant[1] else ""),
             stacklevel=4,
         )
-    by_word = bits != 3 or writer == "gptqmodel"
-    if not (bits == 3 and by_word) and _borrowed_to_the_end(words, bits):
+    if version == 1 and writer is None and _ones_to_the_end(words, count, bits):
         warnings.warn(
             "qzeros: nothing but ones above each zero point of 0 in its word, most likely its writer left them there: "
             "the zero points above it are lost",
             stacklevel=4,
         )
-    if not by_word:
-        return (stored + np.uint8(1)) & np.uint8(7)
-    ones = np.resize(np.array(_ONES.get(bits, _GPTQMODEL_ONES), np.uint32), words.shape[1])
-    return _unpack(words + ones, bits)[:, :count]
+    return zeros
 
 
-def _borrowed_to_the_end(words: npt.NDArray[np.uint32], bits: int) -> bool:
-    """Whether all bits above a 2**bits - 1 are ones in every word, and there is one with room for a number above it."""
-    largest, found = np.uint32((1 << bits) - 1), False
-    for column in range(words.shape[1]):
-        word = words[:, column]
-        for shift in range(-32 * column % bits, 32 - bits, bits):
-            above = word >> np.uint32(shift)
-            full = above[above & largest == largest]
-            found |= len(full) > 0 and shift + 2 * bits <= 32
-            if (full != np.uint32(0xFFFFFFFF) >> np.uint32(shift)).any():
-                return False
-    return found
+def _read_zeros(
+    words: npt.NDArray[np.uint32], count: int, bits: int, version: int, writer: str | None
+) -> npt.NDArray[np.uint8]:
+    """Zero points [groups, count], by the rules of a version and a writer."""
+    if version == 1 and bits == 3 and writer is None:
+        return (_unpack(words, bits)[:, :count] + np.uint8(1)) & np.uint8(7)
+    if version == 1:
+        words = words + np.resize(np.array(_ONES.get(bits, _GPTQMODEL_ONES), np.uint32), words.shape[1])
+    return _unpack(words, bits)[:, :count]
+
+
+def _ones_to_the_end(words: npt.NDArray[np.uint32], count: int, bits: int) -> bool:
+    """Whether each 2**bits - 1 has nothing but ones above it in its word, up to the last number there, and one has room
+    for a number above it."""
+    starts = bits * np.arange(count)
+    starts = starts[starts % 32 + bits <= 32]
+    word, shift = np.divmod(starts, 32)
+    room = np.minimum(32 - shift, bits * count - starts)
+    ones = (np.uint64(1) << room.astype(np.uint64)) - np.uint64(1)
+    above = words[:, word].astype(np.uint64) >> shift.astype(np.uint64) & ones
+    largest = np.uint64((1 << bits) - 1)
+    full = above & largest == largest
+    return bool(full[:, room >= 2 * bits].any() and (above == ones)[full].all())
 
 
 def _unpack(words: npt.NDArray, bits: int) -> npt.NDArray[np.uint8]:

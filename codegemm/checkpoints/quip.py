@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
 from codegemm.errors import CheckpointError
+from codegemm.formats.codebook import check_finite
 from codegemm.formats.e8p import E8PWeight
 
 # Bits of a weight by QuIP#'s name of the codebook.
@@ -56,6 +57,7 @@ def from_quip(
         divisor = _vector("scale_wh", scale_wh).astype(np.float64)
         if divisor.shape != su.shape:
             raise CheckpointError(f"scale_wh: shape {divisor.shape}, must be {su.shape}")
+        check_finite("scale_wh", divisor)
         if not divisor.all():
             raise CheckpointError(f"scale_wh: is 0 at {int(np.argmin(divisor != 0))}, must not be")
         su = _single("SU", su / divisor)

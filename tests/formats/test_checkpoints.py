@@ -146,6 +146,9 @@ def test_quip_scales_beyond_float32():
         from_quip(qidxs, su, np.array([1, 1, 1, *[1e-50] * 13]))
     with pytest.raises(CheckpointError, match=r"SU: .* at 2 is not near"):
         from_quip(qidxs, np.where(np.arange(64) == 2, 1e30, 1.0), sv, scale_wh=np.full(64, 1e-20))
+    for bad in (np.inf, np.nan):
+        with pytest.raises(CheckpointError, match=f"scale_wh: {bad} at .5., must be finite"):
+            from_quip(qidxs, su, sv, scale_wh=np.where(np.arange(64) == 5, bad, 1).astype(np.float16))
 
 
 def test_quip_residual_scale(golden):

@@ -72,7 +72,8 @@ def test_uniform_groups(bits, rows, columns, groups, rng):
     core = weight.core if isinstance(weight, TransformedWeight) else weight
     assert core.config.v == integers_per_code(bits, columns // groups)
     assert core.config.b == bits * core.config.v
-    check_products(weight, dense, rng, added=groups_of(scales, columns) * (2**bits + abs(groups_of(zeros, columns))))
+    sizes = 2**bits + abs(groups_of(zeros, columns))
+    check_products(weight, dense, rng, added=abs(groups_of(scales, columns)) * sizes)
 
 
 def test_equal_zero_points_are_in_the_codebook(rng):
@@ -145,15 +146,39 @@ def test_a_layer_of_few_rows_has_a_word_in_part(rng):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_version_2_said_to_be_1_is_suspected(bits, rng):
+def test_zero_points_of_symmetric_integers_tell_the_version_and_the_writer(bits, rng):
+    """Where they would all be in the middle if they were read in another way."""
     integers, scales, _ = draw(rng, bits, 32, 64, 2)
-    qweight, symmetric = words_of(integers, bits).T, np.full((2, 32), 1 << bits - 1)
-    with pytest.warns(UserWarning, match=f"qzeros: all are {1 << bits - 1}, .* most likely it is version=2"):
-        from_gptq(qweight, words_of(symmetric, bits), scales.T, bits=bits)
+    symmetric = np.full((2, 32), 1 << bits - 1)
+    stored = {(2, None): words_of(symmetric, bits), (1, None): version_1(symmetric, bits)}
+    if bits == 3:
+        stored[1, "gptqmodel"] = version_1(symmetric, bits, "gptqmodel")
+    dense = groups_of(scales, 64) * (integers - (1 << bits - 1))
+    for right, given in itertools.product(stored, repeat=2):
+        arguments = words_of(integers, bits).T, stored[right], scales.T
+        how = {"bits": bits, "version": given[0], "writer": given[1]}
+        if right == given:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert np.array_equal(from_gptq(*arguments, **how).dequantize(np.float64), dense)
+            continue
+        said = f"version={right[0]}" + (" of gptqmodel" if right[1] else "")
+        with pytest.warns(UserWarning, match=rf"all {1 << bits - 1}, .* most likely it is {said}$") as told:
+            from_gptq(*arguments, **how)
+        assert [one.filename for one in told] == [__file__]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_what_lies_behind_the_last_zero_point_means_nothing(bits, rng):
+    rows = 40 if bits == 3 else 36
+    integers, scales, zeros = draw(rng, bits, rows, 64, 4)
+    zeros = np.maximum(zeros % (1 << bits), 1)
+    stored = words_of(zeros.T - 1, bits).view(np.uint32)
+    stored[:, -1] |= np.uint32((1 << 32) - (1 << rows * bits % 32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from_gptq(qweight, words_of(symmetric, bits), scales.T, bits=bits, version=2)
-        from_gptq(qweight, version_1(symmetric, bits), scales.T, bits=bits)
+        weight = from_gptq(words_of(integers, bits).T, stored, scales.T, bits=bits)
+    assert np.array_equal(weight.dequantize(np.float64), groups_of(scales, 64) * (integers - groups_of(zeros, 64)))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
