@@ -16,9 +16,7 @@ Back = Callable[[Any], Any]  # g -> g @ W
 
 def linear(x: Any, bias: Any, times: Times, back: Back) -> Any:
     """times(x, bias) for tensors x [..., K] and bias [M] or what torch does not track, with gradients of both."""
-    if isinstance(bias, torch.Tensor):
-        return _Linear.apply(x, bias, times, back)
-    return _Linear.apply(x, None, lambda x, _: times(x, bias), back)
+    return _Linear.apply(x, bias, times, back)
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]
@@ -29,7 +27,7 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, bias, ctx.times, ctx.back = inputs
-        ctx.bias = None if bias is None else (bias.dtype, bias.device)
+        ctx.bias = (bias.dtype, bias.device) if isinstance(bias, torch.Tensor) else None
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> tuple[Any, ...]:
@@ -54,7 +52,7 @@ class _Back(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, g: Any) -> tuple[Any, ...]:
-        return linear(g, None, lambda x, _: ctx.times(x, None), ctx.back), None, None
+        return linear(g, None, ctx.times, ctx.back), None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

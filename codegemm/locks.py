@@ -19,6 +19,9 @@ class ForkSafeLock:
         """Be a lock that nobody holds."""
         self._lock = threading.RLock()
 
+    def __reduce__(self) -> Any:
+        return ForkSafeLock, ()  # a copy of what it guards has a lock of its own
+
     def __enter__(self) -> None:
         self._lock.acquire()
 

@@ -1,5 +1,6 @@
 """A bias is added before y is rounded to its dtype, and only then."""
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,6 +89,12 @@ def test_a_plan_keeps_its_own_copy(rng):
     before = plan(x)
     bias[:] = np.nan
     assert np.array_equal(plan(x), before)
+
+
+def test_a_copy_of_a_plan_has_a_turn_of_its_own(rng):
+    plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2)
+    x = rng.standard_normal((2, 128)).astype(np.float32)
+    assert np.array_equal(copy.deepcopy(plan)(x), plan(x))
 
 
 def test_what_is_no_bias():

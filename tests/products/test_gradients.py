@@ -87,6 +87,16 @@ def test_gradients_of_what_is_asked_for():
     assert torch.allclose(gradient.double(), dense_of(weight).sum(0), atol=1e-4)
 
 
+def test_second_derivatives_know_nothing_of_a_bias():
+    weight = weight_of("m1v4g16")
+    for bias in ([5.0] * 48, np.full(48, 5.0), torch.full((48,), 5.0), leaf(48)):
+        x, upstream, direction = leaf(2, 128), leaf(2, 48), torch.randn(2, 128)
+        (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, bias), x, upstream, create_graph=True)
+        (second,) = torch.autograd.grad(gradient, upstream, direction)
+        exact = direction.double() @ dense_of(weight).T
+        assert torch.linalg.norm(second.double() - exact) <= 2e-4 * torch.linalg.norm(exact)
+
+
 def test_no_graph_where_none_is_kept():
     weight = weight_of("m1v4g16")
     x, bias = leaf(3, 128), leaf(48)
