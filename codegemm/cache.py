@@ -15,17 +15,17 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from codegemm import files
 
 SIZE_LIMIT = 2 << 30
 KINDS = ("cpu", "cuda", "weights", "tuned", "measured")
 
 _KEY_DIGITS, _HASH_DIGITS = 32, 16
 _BEGUN = "new-"  # a folder in which an entry is made
-_MOST_SECONDS = 24 * 3600  # that it takes; whether its process lives can't be asked: it may be on another machine
 _ENTRY = re.compile(rf"[0-9a-f]{{{_KEY_DIGITS}}}-[0-9a-f]{{{_HASH_DIGITS}}}\.\w+")
 
 
@@ -130,8 +130,7 @@ def _entries() -> Iterator[tuple[Path, os.stat_result]]:
 def _leftovers() -> Iterator[tuple[Path, list[int]]]:
     """Folders of entries whose writers were killed, and the sizes of the files in them."""
     for path, state in _inside():
-        mine = path.name.startswith(_BEGUN) and stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid()
-        if mine and time.time() - state.st_mtime > _MOST_SECONDS:
+        if path.name.startswith(_BEGUN) and stat.S_ISDIR(state.st_mode) and files.is_left(state):
             with suppress(OSError):
                 yield path, [file.lstat().st_size for file in path.iterdir()]
 

@@ -21,7 +21,8 @@ import numpy as np
 from codegemm.arrays import bfloat16
 from codegemm.errors import CheckpointError
 
-_MOST_SECONDS = 24 * 3600  # from one write to the next of a file that is being written
+# Of what is being written; whether its writer lives can't be asked: it may be on another machine.
+_MOST_SECONDS = 24 * 3600
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
 _DTYPES = {
@@ -200,15 +201,18 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
             temporary.unlink()
 
 
+def is_left(state: os.stat_result) -> bool:
+    """Whether what was begun is the user's own, and older than anything takes to be written."""
+    return state.st_uid == os.getuid() and time.time() - state.st_mtime > _MOST_SECONDS
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Of writers to this path that were killed: older than any file takes to be written."""
+    """Of writers to this path that were killed."""
     begun = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
     with suppress(OSError):
         for other in path.parent.iterdir():
-            if begun.fullmatch(other.name):
-                state = other.lstat()
-                if state.st_uid == os.getuid() and time.time() - state.st_mtime > _MOST_SECONDS:
-                    other.unlink()
+            if begun.fullmatch(other.name) and is_left(other.lstat()):
+                other.unlink()
 
 
 def _item_size(tensor: Tensor) -> int:

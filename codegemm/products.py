@@ -189,7 +189,7 @@ def plan(
         raise ValueError(f"n={n!r}: must be an integer of at least 1")
     if operands.tracks(bias):
         raise RuntimeError("bias requires grad, and a plan has no graph: give it bias.detach()")
-    product = Product.of(w.spec, n, arrays.float_dtype(dtype))
+    product = Product.of(w.spec, n, dtype)
     if bias is not None:
         with scope(w.device, bias):
             bias = operands.summand(operands.bias_of(bias, w.shape[0], w.device), product.dtype).copy()
@@ -199,8 +199,8 @@ def plan(
 def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any = None) -> Any:
     """x @ W^T + bias."""
     choice.check(kernel, precision)
-    shortest = weight.device != CPU and out is not None and bias is None
-    if shortest and _by_shortcut(weight, x, out, kernel, precision):
+    short = weight.device != CPU and out is not None and bias is None
+    if short and _by_shortcut(weight, x, out, kernel, precision):
         return out
     if operands.tracks(x, out, bias):
         return _tracked(x, weight, out, kernel, precision, bias)
@@ -283,19 +283,17 @@ def _multiply(
         target = operands.target(out, shape, array.dtype, weight.device)
         call = call_for(rows, array.dtype)
         if rows:
-            added: tuple[Any, ...] = ()
-            if bias is not None:
-                bias = operands.summand(bias, array.dtype)
-                added = (bias,) if _is_added(call.kernel, array.dtype, bias) else ()
-            later = bias is not None and not added
-            if later:
-                y = operands.staged(target, call.y, bias.dtype)
+            bias = None if bias is None else operands.summand(bias, array.dtype)
+            added = (bias,) if _is_added(call.kernel, array.dtype, bias) else ()
+            later = None if added else bias
+            if later is not None:
+                y = operands.staged(target, call.y, later.dtype)
             else:
                 y = target if operands.takes_kernels(target, array) else operands.staged(target, call.y)
             x_rows = operands.as_rows(array, rows, call.x)
             call.kernel.run(call.prepared, x_rows, y.reshape(rows, -1), call.workspace, None, *added)
-            if later:
-                operands.add_bias(y, bias, target)
+            if later is not None:
+                operands.add_bias(y, later, target)
             elif y is not target:
                 target[...] = y
         return operands.outgoing(target, out, x)

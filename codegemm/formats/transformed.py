@@ -253,7 +253,7 @@ class TransformedWeight(Weight):
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The core's, and signs and offsets where there are such."""
+        """The core's, and signs, offsets and order where there are such."""
         return self.core.arrays | self._around
 
     @property
@@ -406,12 +406,17 @@ def _without(description: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in description.items() if key not in keys}
 
 
+def _check_columns(name: str, values: Any, in_features: int, kinds: str, numbers: str) -> None:
+    """ValueError unless there is one for each column, of NumPy's kinds of dtypes."""
+    if values.shape != (in_features,):
+        raise ValueError(f"{name}: shape {values.shape}, must be ({in_features},), one a column of W")
+    if values.dtype.kind not in kinds:
+        raise ValueError(f"{name}: dtype {values.dtype}, must be of {numbers}")
+
+
 def _as_signs(signs: Any, in_features: int) -> Any:
     """int8 [K] of +-1."""
-    if signs.shape != (in_features,):
-        raise ValueError(f"signs: shape {signs.shape}, must be ({in_features},), one a column of W")
-    if signs.dtype.kind not in "if":
-        raise ValueError(f"signs: dtype {signs.dtype}, must be of signed numbers")
+    _check_columns("signs", signs, in_features, "if", "signed numbers")
     host = to_host(signs)
     bad = np.flatnonzero(abs(host) != 1)
     if len(bad):
@@ -422,10 +427,7 @@ def _as_signs(signs: Any, in_features: int) -> Any:
 
 def _as_order(order: Any, in_features: int) -> Any:
     """int32 [K], each of 0 .. K-1 once."""
-    if order.shape != (in_features,):
-        raise ValueError(f"order: shape {order.shape}, must be ({in_features},), one a column of W")
-    if order.dtype.kind not in "iu":
-        raise ValueError(f"order: dtype {order.dtype}, must be of integers")
+    _check_columns("order", order, in_features, "iu", "integers")
     host = to_host(order)
     if not 0 <= int(host.min()) <= int(host.max()) < in_features:
         wrong = np.flatnonzero((host < 0) | (host >= in_features))[0]

@@ -67,6 +67,13 @@ def operands(case, make_weight, rng):
     return weight, x
 
 
+def with_truth(make_weight, rng, rows, columns, config, dtype, n):
+    """A weight with random codes, x, and their product in float64."""
+    weight = make_weight(rows, columns, config)
+    x = rng.standard_normal((n, columns)).astype(arrays.float_dtype(dtype))
+    return weight, x, x.astype(np.float64) @ weight.dequantize(np.float64).T
+
+
 def uncancelled_norm(x, *matrices):
     """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
 

@@ -32,17 +32,6 @@ def tensors(rng):
 
 
 @pytest.fixture
-def source(tensors, tmp_path):
-    save_file(tensors, tmp_path / "in.safetensors", {"note": "kept", "format": "pt"})
-    return tmp_path / "in.safetensors"
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
-
-
-@pytest.fixture
 def existing(target):
     target.write_text("before")
     return target

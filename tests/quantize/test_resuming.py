@@ -21,17 +21,6 @@ def tensors(rng):
 
 
 @pytest.fixture
-def source(tensors, tmp_path):
-    save_file(tensors, tmp_path / "in.safetensors")
-    return tmp_path / "in.safetensors"
-
-
-@pytest.fixture
-def target(tmp_path):
-    return tmp_path / "out.safetensors"
-
-
-@pytest.fixture
 def parts(tmp_path):
     return tmp_path / ".out.safetensors.parts"
 

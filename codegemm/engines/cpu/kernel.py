@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic
 
 import numpy as np
 
+from codegemm import operands
 from codegemm.devices import Device
 from codegemm.engines import limits
 from codegemm.engines.cpu import library
@@ -59,8 +60,7 @@ class CpuKernel(Kernel[S, W]):
         y = np.empty(out.shape, np.float32) if added else out
         self.run_numpy(prepared, x, y, workspace)
         if added:
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.add(y, bias, out=out, casting="unsafe")
+            operands.add_bias(y, bias, out)
 
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         """out = x @ W^T + bias by the compiled function."""

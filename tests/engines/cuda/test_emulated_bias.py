@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from emulator import emulate
+from emulator import cases, emulate
 from emulator.gpu import host
 from support.gpu_products import kernel_named
 
@@ -26,17 +26,13 @@ CASES = [
     (96, 256, "m1v4g32+rotated+offsets", "dequant", 3),
     (96, 256, "m1v4g32+terms2", "psumbook", 1),
 ]
-
-
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 @pytest.mark.parametrize(("case", "dtype"), [*zip(CASES, itertools.cycle(DTYPES))])
-def test_y_is_rounded_once(case, dtype, emulated_gpu, rng):
+def test_y_is_rounded_once(case, dtype, emulated_gpu, make_weight, rng):
     rows, columns, config, name, n = case
-    weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
-    x = rng.standard_normal((n, columns)).astype(arrays.float_dtype(dtype))
-    product = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    weight, x, product = cases.with_truth(make_weight, rng, rows, columns, config, dtype, n)
     bias = (-0.9 * product[0]).astype(np.float32)
     exact = (product + bias).astype(arrays.float_dtype(dtype))
     # Weights in bfloat16 have an error of their own; all other sums are good to a thousandth.

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from emulator import emulate, gpu
+from emulator import cases, emulate, gpu
 from support import errors
 from support.errors import error
 from support.gpu_products import kernel_named
@@ -38,15 +38,9 @@ PRODUCTS = [
 ]
 
 
-def operands(make_weight, rng, rows, columns, config, dtype, n):
-    weight = make_weight(rows, columns, config)
-    x = rng.standard_normal((n, columns)).astype(arrays.float_dtype(dtype))
-    return weight, x, x.astype(np.float64) @ weight.dequantize(np.float64).T
-
-
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: f"{case[2]}-{case[3]}-{case[4]}")
 def test_products_match_the_definition(case, make_weight, rng):
-    weight, x, truth = operands(make_weight, rng, *case)
+    weight, x, truth = cases.with_truth(make_weight, rng, *case)
     kernel = kernel_named("psumbook" if len(x) <= MAX_N else "dequant", weight.spec)
     results = []
     for order in emulate.ORDERS[::2]:
@@ -65,7 +59,7 @@ def test_products_match_the_definition(case, make_weight, rng):
 @pytest.mark.parametrize("around", ["+rotated+offsets", "+ordered"])
 @pytest.mark.parametrize(("name", "n"), [("dequant", 3), ("dequant_dense", 40), ("dense", 2), ("aqlm", 1)])
 def test_all_kernels_multiply_transformed_weights(name, n, around, make_weight, rng):
-    weight, x, truth = operands(make_weight, rng, 40, 96, f"m2v8g-1{around}", "float16", n)
+    weight, x, truth = cases.with_truth(make_weight, rng, 40, 96, f"m2v8g-1{around}", "float16", n)
     y, _ = emulate.multiply(kernel_named(name, weight.spec), weight, x)
     assert error(y, truth) <= TOLERANCE
 
@@ -80,7 +74,7 @@ def test_all_kernels_multiply_transformed_weights(name, n, around, make_weight, 
     ],
 )
 def test_many_rows_are_halves_under_powers_of_two(config, dtype, make_weight, rng):
-    weight, x, _ = operands(make_weight, rng, 40, 96, config, dtype, transformed.FLOAT_ROWS + 5)
+    weight, x, _ = cases.with_truth(make_weight, rng, 40, 96, config, dtype, transformed.FLOAT_ROWS + 5)
     x[0] *= 6e4 / abs(x[0]).max()
     x[1, slice(None) if weight.order is None else weight.order] = 6e4 * weight.signs  # all in one number of each block
     x[2] *= 1e-5
@@ -133,7 +127,7 @@ def test_what_is_only_moved_keeps_its_dtype_and_values(config, dtype, make_weigh
 
 
 def test_calls_plans_copies_and_graphs(emulated_gpu, make_weight, rng):
-    weight, x, truth = operands(make_weight, rng, *PRODUCTS[0])
+    weight, x, truth = cases.with_truth(make_weight, rng, *PRODUCTS[0])
     on_gpu = weight.to("cuda")
     assert on_gpu.device == "cuda:0"
     assert on_gpu == weight

@@ -1,0 +1,20 @@
+"""Files that are quantised; what is in them is each module's own `tensors`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+
+@pytest.fixture
+def source(tensors: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    """A file of somebody else's."""
+    save_file(tensors, tmp_path / "in.safetensors", {"note": "kept", "format": "pt"})
+    return tmp_path / "in.safetensors"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where nothing is yet."""
+    return tmp_path / "out.safetensors"
