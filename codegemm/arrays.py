@@ -99,6 +99,11 @@ def from_torch(tensor: Any) -> Any:
         ) from None
 
 
+def written(tensor: Any) -> None:
+    """Tell torch's graphs that a tensor's memory was written to: one that needs what was there raises, then."""
+    sys.modules["torch"].autograd.graph.increment_version(tensor)
+
+
 def to_torch(array: np.ndarray) -> Any:
     """The inverse of `from_torch`, on the same memory."""
     import torch

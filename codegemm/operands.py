@@ -124,6 +124,8 @@ def outgoing(target: Any, out: Any, x: Any) -> Any:
     if out is not None:
         if device_of(out) != device_of(target):
             (from_torch(out) if arrays.is_torch(out) else out)[...] = target.get()
+        if arrays.is_torch(out):
+            arrays.written(out)
         return out
     if arrays.is_torch(x):
         return arrays.to_torch(target)
@@ -148,7 +150,7 @@ def summand(bias: Any, dtype: np.dtype) -> Any:
     """A bias as it is added to products of x in `dtype`: float64 for float64, else float32; contiguous and aligned."""
     with np.errstate(over="ignore"):
         wide = bias.astype(np.float64 if dtype.itemsize == 8 else np.float32, copy=False)
-    return as_rows(wide, 1)[0]
+    return np.require(wide, requirements=["C", "A"]) if isinstance(wide, np.ndarray) else as_rows(wide, 1)[0]
 
 
 def tracks(*values: Any) -> bool:

@@ -85,6 +85,9 @@ class Call(NamedTuple):
     y: Any = None
 
 
+_first_calls = ForkSafeLock()  # of plans
+
+
 class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
@@ -141,12 +144,11 @@ class Plan:
         Raises what `matmul` does, and RuntimeError for an x that requires grad while torch tracks gradients and, on a
         GPU, in another thread than the first.
         """
-        if self._turn is None and threading.get_ident() != self._thread:
-            self._take_thread()
         if self._shortcut is not None:
             ready = self._shortcut.find(x, out, stream)
             if ready is not None:
                 run, rows, out_rows, stream = ready
+                self._check_thread()
                 run(rows, out_rows, self._workspace, stream, *self._added)
                 return out
         if operands.tracks(x, out):
@@ -157,17 +159,22 @@ class Plan:
         with self._turn or HERE:
             return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
 
-    def _take_thread(self) -> None:
-        """RuntimeError in another thread than the first: products on its stream would write to the same workspace."""
-        if self._thread is not None:
-            raise RuntimeError("this plan was called in another thread before: on a GPU make one for each thread")
-        self._thread = threading.get_ident()
+    def _check_thread(self) -> None:
+        """On a GPU a RuntimeError in another thread than the first whose product runs: products on its stream would
+        write to the same workspace."""
+        if self._thread == threading.get_ident() or self.weight.device == CPU:
+            return
+        with _first_calls:
+            if self._thread is not None:
+                raise RuntimeError("this plan was called in another thread before: on a GPU make one for each thread")
+            self._thread = threading.get_ident()
 
     def _call_for(self, rows: int, dtype: np.dtype) -> Call:
         if dtype != self.dtype:
             raise TypeError(f"x: dtype {dtype}, this plan is for {self.dtype}")
         if rows > self.n:
             raise ValueError(f"x: {rows} rows, this plan is for at most {self.n}")
+        self._check_thread()
         return Call(self.kernel, self._prepared, self._workspace, self._x, self._y)
 
     def __repr__(self) -> str:
@@ -193,6 +200,8 @@ def plan(
     if bias is not None:
         with scope(w.device, bias):
             bias = operands.summand(operands.bias_of(bias, w.shape[0], w.device), product.dtype).copy()
+            if w.device != CPU:
+                devices.synchronize()  # the calls may come on any stream
     return Plan(w, product, choice.select(product, w.device, kernel, precision), bias)
 
 

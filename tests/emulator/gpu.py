@@ -337,6 +337,7 @@ def emulated_torch(monkeypatch):
     """A torch module whose tensors are on the emulated GPU, its current stream 77."""
     torch = types.ModuleType("torch")
     torch.Tensor = Tensor
+    torch.autograd = types.SimpleNamespace(graph=types.SimpleNamespace(increment_version=lambda tensor: None))
     torch.cuda = types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(cuda_stream=77))
     monkeypatch.setitem(sys.modules, "torch", torch)
     return torch

@@ -10,7 +10,7 @@ from support.cpu import usable
 from support.kernels import Twice, joined
 
 import codegemm
-from codegemm import arrays
+from codegemm import arrays, operands
 from codegemm.formats import random_weight
 from codegemm.registry import registered
 
@@ -95,6 +95,16 @@ def test_a_copy_of_a_plan_has_a_turn_of_its_own(rng):
     plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2)
     x = rng.standard_normal((2, 128)).astype(np.float32)
     assert np.array_equal(copy.deepcopy(plan)(x), plan(x))
+
+
+def test_a_bias_may_lie_anywhere(rng):
+    weight = random_weight((48, 128), "m1v4g16", 1)
+    x, bias = rng.standard_normal((2, 128)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
+    crooked = np.frombuffer(b"\0" + bias.tobytes(), np.uint8)[1:].view(np.float32)
+    assert not crooked.flags.aligned
+    assert operands.summand(crooked, x.dtype).flags.aligned
+    for each in (crooked, np.repeat(bias, 2)[::2], bias.astype(">f4")):
+        assert np.array_equal(codegemm.linear(x, weight, each), codegemm.linear(x, weight, bias))
 
 
 def test_what_is_no_bias():

@@ -97,6 +97,16 @@ def test_second_derivatives_know_nothing_of_a_bias():
         assert torch.linalg.norm(second.double() - exact) <= 2e-4 * torch.linalg.norm(exact)
 
 
+def test_graphs_hear_of_what_is_written_to():
+    weight = weight_of("m1v4g16")
+    x, a, out = torch.randn(3, 128), leaf(3, 48), torch.ones(3, 48)
+    for write in (lambda: codegemm.matmul(x, weight.T, out=out), lambda: codegemm.plan(weight, 3)(x, out=out)):
+        needs_out = (a * out).sum()
+        write()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            needs_out.backward()
+
+
 def test_no_graph_where_none_is_kept():
     weight = weight_of("m1v4g16")
     x, bias = leaf(3, 128), leaf(48)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ def test_a_plan_serves_the_thread_that_called_it(emulated_gpu, rng):
         thread.start()
         thread.join()
 
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="x: shape"):  # which runs no product
+        pool.submit(plan, x[:, :100]).result()
     call(x, out)
     in_thread(x, out)
     in_thread(x)
