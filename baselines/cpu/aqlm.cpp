@@ -15,6 +15,7 @@ struct AqlmArgs {
     const void* codebooks;  // [m][centroids][v], float (uint8 codes) or half (uint16 codes)
     const half* scales;     // [rows]
     int32_t x_dtype, out_dtype;
+    int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, in_features;
     int32_t v, m, centroids, wide_codes;
 };
@@ -84,7 +85,7 @@ void multiply(ParallelFor loop, const AqlmArgs& a, int i) {
         else
             gather<0>(a, x, first, end, y);
         for (int row = first; row < end; ++row) y[row] *= float(a.scales[row]);
-        add_bias(a.bias, first, y + first, end - first);
+        add_bias(a, i, first, y + first, end - first);
         from_float(y + first, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first, end - first);
     });
 }

@@ -24,6 +24,7 @@ struct QuipArgs {
     const float* had_in;        // [order_in][order_in], transposed
     const float* had_out;       // [order_out][order_out]
     int32_t x_dtype, out_dtype;
+    int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, in_features;
     int32_t bits, order_in, order_out;
     float resid_factor;  // 1 / the residual's divisor
@@ -120,7 +121,7 @@ extern "C" void quip(codegemm::ParallelFor loop, const codegemm::QuipArgs* args)
         float* mine = other + size_t(i) * longest;
         rotate(y + size_t(i) * a.rows, mine, a.rows, a.order_out, a.had_out);
         for (int row = 0; row < a.rows; ++row) mine[row] *= a.SV[row];
-        add_bias(a.bias, 0, mine, a.rows);
+        add_bias(a, i, 0, mine, a.rows);
         from_float(mine, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows, a.rows);
     });
 }

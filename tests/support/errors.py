@@ -7,7 +7,7 @@ import numpy as np
 TOLERANCE = {
     # On the processor; bfloat16 products round W and x to 8 bits, the others compute in float32. Tables of bytes are
     # for one row of x, or a few; one byte an entry is what `precision="fast"` asks for.
-    "cpu": {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 4e-2},
+    "cpu": {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 3e-2},
     # CUDA kernels, as they are emulated.
     "psumbook": {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3},
     "dequant": {"float16": 2e-5, "bfloat16": 2e-5, "float32": 1e-3},

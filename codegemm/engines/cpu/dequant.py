@@ -155,5 +155,5 @@ def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any, bias: Any) -
             product = y[: n * len(rows)].reshape(n, -1)
             np.matmul(x32, rows.T, out=product)
             if bias is not None:
-                product += bias[row : row + len(rows)]
+                product += bias[..., row : row + len(rows)]
             out[:, row : row + len(rows)] = product

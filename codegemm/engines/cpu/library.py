@@ -23,7 +23,7 @@ from codegemm.locks import ForkSafeLock
 DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 
 MAX_THREADS = 1024
-_SET_BY_CALLS = {"x", "out", "workspace", "bias", "x_dtype", "out_dtype", "n"}
+_SET_BY_CALLS = {"x", "out", "workspace", "bias", "bias_pitch", "x_dtype", "out_dtype", "n"}
 
 _lock = ForkSafeLock()
 _libraries: dict[Path, ctypes.CDLL | None] = {}
@@ -95,7 +95,8 @@ class Arguments:
     """The argument structure of a kernel with the weight's own fields filled in, and the arrays they point to.
 
     A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must have
-    the fields x, out, workspace, bias (null for none), x_dtype, out_dtype and n, which calls set: else a TypeError.
+    the fields x, out, workspace, bias (null for none), bias_pitch (0 for one of all rows of x), x_dtype, out_dtype and
+    n, which calls set: else a TypeError.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Arguments:
         filled.x_dtype, filled.out_dtype = DTYPES[name_of(x.dtype)], DTYPES[name_of(out.dtype)]
         filled.n = len(x)
         if bias is not None:
-            filled.bias = address(bias)
+            filled.bias, filled.bias_pitch = address(bias), bias.shape[-1] * (bias.ndim - 1)
         function(filled, *more)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:

@@ -27,6 +27,7 @@ BLOCK_ROWS = declarations.constant(SOURCE, "block_rows")
 GROUP_ROWS = declarations.constant(SOURCE, "group_rows")
 # A tile's table for one row of x in float; in bytes it fits L1 beside the codes.
 TABLE_BYTES = declarations.constant(SOURCE, "max_table_bytes")
+FINISHED_ROWS = declarations.constant(SOURCE, "finished_rows")  # that a task adds up at the end
 MAX_POSITIONS = declarations.constant(SOURCE, "max_positions")  # of a tile: sums of bytes hold no more
 _ENTRIES = tuple(declarations.constant(SOURCE, f"{size}_entries") for size in ("few", "some", "most"))  # of a table
 _TASK_LOOKUPS = 1 << 16  # some tens of microseconds
@@ -135,18 +136,20 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared[CodebookSpec]:
         """Codes [tile][block][position][row of the block], codebooks [parts, m, v, entries] in float32, scales
-        [groups, padded rows], and the cut."""
+        [groups, padded rows] and the squares of them, summed over a slice [slices, groups], and the cut."""
         spec = weight.spec
         plan = cut_for(spec)
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         padded = np.zeros((*books.shape[:-1], table_entries(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
+        squares = [np.square(weight.scales[first:end].astype(np.float32)).sum(0) for _, first, end, *_ in plan.slices]
         arguments = library.Arguments(
             PsumbookArgs,
             {
                 "codes": arrange_codes(weight.codes, plan),
                 "codebooks": padded,
                 "scales": np.ascontiguousarray(plan.pad(weight.scales).T),
+                "squares": np.array(squares, np.float32),
                 "tiles": plan.tiles,
                 "pieces": plan.pieces,
                 "slices": plan.slices,
@@ -163,7 +166,10 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
         spec, plan = product.spec, cut_for(product.spec)
-        return 4 * BATCH * (1 + 2 * spec.in_features + (len(plan.pieces) - 1) * plan.padded_rows)
+        pieces, slices = len(plan.pieces) - 1, len(plan.slices)
+        finishing = slices * -(-int(np.diff(plan.slices[:, 1:3]).max()) // FINISHED_ROWS)
+        floats = 2 + pieces * slices + finishing + 2 * spec.in_features + pieces * plan.padded_rows
+        return BATCH * (4 * floats + spec.vectors)
 
     def function(self, n: int) -> Any:
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
@@ -221,7 +227,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
 
 class PsumbookFast(Psumbook):
-    """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm.
+    """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm, at most
+    3e-2.
 
     It multiplies few rows: more share tables of words, and those are `psumbook`'s.
     """

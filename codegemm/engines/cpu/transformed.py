@@ -1,4 +1,8 @@
-"""TransformedWeights on the CPU: x rotated and its groups added up before the core's product, offsets' part after."""
+"""TransformedWeights on the CPU: x rotated and its groups added up before the core's product.
+
+What the offsets add to y is there before that, too, as a bias for each row of x: so the inner kernel sees how large y
+comes out, by which it judges its own error.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from codegemm import operands
 from codegemm.devices import CPU, Device
 from codegemm.engines import declarations, limits
 from codegemm.engines.cpu import compiler, kernel, library
@@ -33,8 +38,11 @@ class Prepared(kernel.Prepared[TransformedSpec]):
 class CpuTransformed(TransformedKernel):
     """Compiled code around the inner kernel, NumPy where there is no compiler.
 
-    In the workspace, behind the inner kernel's part: in float32 x' [n, terms * K], y' [n, M] and sums [n, K/g].
+    In the workspace, behind the inner kernel's part: in float32 x' [n, terms * K], y' [n, M], what is added to that
+    [n, M] and sums [n, K/g].
     """
+
+    adds_bias = True
 
     def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
         return limits.beyond(product) or self.inner.refuses(inner_product(product), device)
@@ -47,23 +55,23 @@ class CpuTransformed(TransformedKernel):
     def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
         self.inner.load(prepared.core, inner_product(product))
 
-    @property
-    def adds_bias(self) -> bool:  # type: ignore[override]
-        return self.inner.adds_bias
-
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         spec, n = prepared.spec, len(x)
         product = Product(spec, n, x.dtype, out.dtype)
-        inner, begins = inner_product(product), self._places(product, CPU)
-        columns = (spec.core.in_features, spec.out_features, _groups(spec))
-        x32, y32, sums = (np.ndarray((n, k), np.float32, workspace, begin) for k, begin in zip(columns, begins))
+        places = zip(self._columns(spec), self._places(product, CPU))
+        x32, y32, addends, sums = (np.ndarray((n, k), np.float32, workspace, begin) for k, begin in places)
         _before(prepared, x, x32, sums)
-        inner_x = x32 if changes_x(spec) or inner.dtype != x.dtype else x
-        if not finishes(product, inner.dtype):
-            added = () if bias is None else (bias,)
-            return self.inner.run(prepared.core, inner_x, out, workspace, stream, *added)
-        self.inner.run(prepared.core, inner_x, y32, workspace, stream)
-        _after(prepared, y32, out, sums, bias)
+        if spec.offsets:
+            _add_offsets(prepared, x32, sums, bias, addends)
+            bias = addends
+        inner_x = x32 if changes_x(spec) or inner_product(product).dtype != x.dtype else x
+        added = (bias,) if bias is not None and self.inner.adds_bias else ()
+        later = None if added else bias
+        # Kernels know x's dtype and float32 for y.
+        y = out if later is None and out.dtype in (inner_x.dtype, np.float32) else y32
+        self.inner.run(prepared.core, inner_x, y, workspace, stream, *added)
+        if y is not out:
+            _after(prepared, y, out, sums, later)
 
     def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
         return self._places(product, device)[-1]
@@ -88,11 +96,14 @@ class CpuTransformed(TransformedKernel):
         return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
 
     def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
-        """Where x', y' and the sums begin in the workspace, and where those end."""
-        spec, inner_bytes = product.spec, self.inner.workspace(inner_product(product), device)
-        row_bytes = 4 * spec.core.in_features, 4 * spec.out_features, 4 * _groups(spec)
-        sizes = (inner_bytes, *(product.n * each for each in row_bytes))
+        """Where x', y', what is added to it and the sums begin in the workspace, and where those end."""
+        inner_bytes = self.inner.workspace(inner_product(product), device)
+        sizes = (inner_bytes, *(4 * product.n * each for each in self._columns(product.spec)))
         return list(itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes))
+
+    def _columns(self, spec: TransformedSpec) -> tuple[int, ...]:
+        """Of x', y', what is added to it and the sums."""
+        return spec.core.in_features, spec.out_features, spec.out_features if spec.offsets else 0, _groups(spec)
 
 
 # Of what is around the inner kernel, in units of a Psumbook's lookup for one row of x; the same for all of them.
@@ -121,14 +132,20 @@ def _before(prepared: Prepared, x: Any, x32: Any, sums: Any) -> None:
             rotated.reshape(len(x), spec.groups, -1).sum(-1, out=sums)
 
 
+def _add_offsets(prepared: Prepared, x32: Any, sums: Any, bias: Any, addends: Any) -> None:
+    """addends = the offsets' part of y and the bias."""
+    call = library.function(_SOURCE, "add_offsets", TransformedArgs)
+    if call is not None:
+        return prepared.arguments.call(call, x32, addends, sums, bias=bias)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.matmul(sums, prepared.arguments.arrays["addends"], out=addends)
+        if bias is not None:
+            addends += bias
+
+
 def _after(prepared: Prepared, y32: Any, out: Any, sums: Any, bias: Any) -> None:
-    """out = y', the offsets' part and the bias."""
+    """out = y' and the bias."""
     call = library.function(_SOURCE, "after", TransformedArgs)
     if call is not None:
         return prepared.arguments.call(call, y32, out, sums, bias=bias)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if prepared.spec.offsets:
-            y32 += sums @ prepared.arguments.arrays["addends"]
-        if bias is not None:
-            y32 += bias
-        out[...] = y32
+    operands.add_bias(y32, 0 if bias is None else bias, out)

@@ -12,7 +12,6 @@ from support.cpu import product
 from support.errors import error
 from support.processes import python
 
-import codegemm
 from codegemm.engines.cpu import compiler, isa, psumbook
 from codegemm.formats import random_weight
 
@@ -72,17 +71,9 @@ def test_what_entries_of_bytes_cost(outliers, rng):
         x[0, rng.choice(4096, 8, replace=False)] *= 50
     truth = x @ weight.dequantize(np.float64).T
 
-    assert 1e-5 < error(product(weight, x, "psumbook"), truth) <= 2e-4
-    assert 3e-3 < error(product(weight, x, "psumbook_fast"), truth) <= (5e-2 if outliers else 1.5e-2)
-
-
-def test_heavy_tails_cost_accuracy(rng):
-    """A few large centroids make the steps of all entries large."""
-    weight = codegemm.quantize(rng.standard_t(3, (256, 1024)).astype(np.float32), "m1v4g-1")
-    x = rng.standard_normal((16, 1024)).astype(np.float32)
-    truth = x @ weight.dequantize(np.float64).T
-    for n, kernel, most in ((1, "psumbook", 1e-3), (16, "psumbook", 1e-3), (1, "psumbook_fast", 0.3)):
-        assert error(product(weight, x[:n], kernel), truth[:n]) <= most, (n, kernel)
+    # Outliers are multiplied in float.
+    assert (1e-6 if outliers else 1e-5) < error(product(weight, x, "psumbook"), truth) <= 1e-4
+    assert 1e-3 < error(product(weight, x, "psumbook_fast"), truth) <= 1.5e-2
 
 
 def test_an_unknown_path_is_an_error_where_it_is_met():

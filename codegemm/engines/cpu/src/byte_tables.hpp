@@ -1,7 +1,10 @@
 // Products with tables of integers, one or two bytes an entry: for each row of x the entries of a tile become
-// `least + integer * step`, the least of their position and one step for all, so that they can be looked up by byte
-// permutations (lookup.hpp) and added exactly. Half a step is all that an entry loses.
+// `least + integer * step`, from the least of their position on and with one step for all, so that they can be looked
+// up by byte permutations (lookup.hpp) and added exactly. Half a step is all that an entry loses, and 0, of which there
+// may be many, loses nothing: entries are counted from a whole number of steps.
 #pragma once
+
+#include <cmath>
 
 #include "lookup.hpp"
 #include "psumbook.hpp"
@@ -13,7 +16,7 @@ typedef uint16_t shorts __attribute__((vector_size(2 * wide)));
 typedef uint8_t bytes __attribute__((vector_size(wide)));
 
 template <int PLANES>
-constexpr float most_steps = PLANES == 2 ? 65534 : 254;  // rounding may add one
+constexpr float most_steps = PLANES == 2 ? 65533 : 253;  // rounding may add one at either end
 
 // The least and the largest of `count` values.
 inline void extremes(const float* values, int count, float& least, float& most) {
@@ -54,30 +57,32 @@ inline void store_planes(ints values, uint8_t* low, uint8_t* high) {
 #endif
 }
 
-// A tile for one row of x. least_before[p]: the sum of the least entries of all positions before p.
+// A tile for one row of x. least_before[p]: what entries of 0 stand for, summed over all positions before p.
 struct Step {
     float step;
     float least_before[max_positions + 1];
 };
 
-// tables[position][plane][entry] from `table` [position][entry].
+// tables[position][plane][entry] from `table` [position][entry], of which the first position is `first`.
 template <int PLANES>
-void quantise(const float* table, int positions, int entries, uint8_t* tables, Step& step) {
+void quantise(const float* table, int first, int positions, int entries, uint8_t* tables, Step& step) {
     float least[max_positions], widest = 0;
-    step.least_before[0] = 0;
     for (int p = 0; p < positions; ++p) {
         float most;
         extremes(table + size_t(p) * entries, entries, least[p], most);
         widest = most - least[p] > widest ? most - least[p] : widest;
-        step.least_before[p + 1] = step.least_before[p] + least[p];
     }
-    const float inverse = widest > 0 ? most_steps<PLANES> / widest : 0;
-    for (int p = 0; p < positions; ++p, tables += (PLANES - 1) * entries)
+    step.step = widest / most_steps<PLANES> * stretch(first);
+    const float inverse = widest > 0 ? 1 / step.step : 0;
+    step.least_before[0] = 0;
+    for (int p = 0; p < positions; ++p, tables += (PLANES - 1) * entries) {
+        const float from = std::floor(least[p] * inverse) * step.step;
+        step.least_before[p + 1] = step.least_before[p] + from;
         for (int i = 0; i < entries; i += wide, table += wide, tables += wide) {
-            const auto scaled = (load<wide>(table) - least[p]) * inverse + 0.5f;
+            const auto scaled = (load<wide>(table) - from) * inverse + 0.5f;
             store_planes<PLANES>(__builtin_convertvector(scaled, ints), tables, tables + entries);
         }
-    step.step = widest / most_steps<PLANES>;
+    }
 }
 
 // sums[row] += scale[row] * (step * sum of entries + least) for 64 rows.
@@ -104,17 +109,23 @@ inline void add_rows(const uint8_t* codes, size_t pitch, int count, const uint8_
 }
 
 // Adds a tile's part of the padded rows first_row .. end_row-1 to sums [row of x][row], `sums_pitch` from one row of x
-// to the next. x: [row of x][in_features]. scratch: a tile's table in float; tables: [row of x] of them in bytes.
-template <int ENTRIES, int PLANES>
-void add_tile(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const float* x,
-              float* scratch, uint8_t* tables, float* sums, size_t sums_pitch) {
+// to the next, but for k-vectors with marks. x, marks: of row i from of.x(i), of.marks(i) on; squares [group]: of the
+// slice; scratch: a tile's table in float; tables: [row of x] of them in bytes. errors [row of x] += what the steps are
+// expected to lose, squares summed over the rows.
+template <int ENTRIES, int PLANES, class OfRow>
+void add_tile(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const OfRow& of,
+              const float* squares, float* scratch, uint8_t* tables, float* sums, size_t sums_pitch, float* errors) {
     const int positions = (tile.end - tile.first) * a.m;
     const size_t table_bytes = size_t(positions) * PLANES * ENTRIES;
     Step steps[batch];
     for (int i = 0; i < a.n; ++i) {
-        build(a, part, tile, x + size_t(i) * a.in_features, scratch);
-        quantise<PLANES>(scratch, positions, ENTRIES, tables + i * table_bytes, steps[i]);
+        build(a, part, tile, of.x(i), scratch, of.marks(i));
+        quantise<PLANES>(scratch, tile.first * a.m, positions, ENTRIES, tables + i * table_bytes, steps[i]);
     }
+    for_groups(a, tile, [&](int first, int end) {
+        for (int i = 0; i < a.n; ++i)
+            errors[i] += lost(steps[i].step, (end - first) * a.m) * squares[first / a.group_vectors];
+    });
     for (int row = first_row; row < end_row; row += block_rows) {
         const int rows = end_row - row < block_rows ? end_row - row : block_rows;
         const uint8_t* codes = codes_at(a, tile, row);

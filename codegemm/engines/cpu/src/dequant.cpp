@@ -25,6 +25,7 @@ struct DequantArgs {
     const int32_t* blocks;  // [block_count][3] part, first row, end row
     int32_t block_count;
     int32_t x_dtype, out_dtype;
+    int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, in_features;
     int32_t v, m, centroids, wide_codes;  // wide_codes: uint16
     int32_t group_vectors;                // k-vectors that share a scale
@@ -173,7 +174,7 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
         }
         for (int i = 0; i < a.n; ++i) {
             const size_t place = size_t(i) * a.rows + first_row;
-            add_bias(a.bias, first_row, y + place, count);
+            add_bias(a, i, first_row, y + place, count);
             from_float(y + place, 1, a.out, Dtype(a.out_dtype), place, count);
         }
     });

@@ -83,10 +83,12 @@ Array* element(Array* values, Dtype dtype, size_t index) {
     });
 }
 
-// y[i] += bias[first + i] of `count` rows, where there is a bias
-inline void add_bias(const float* bias, size_t first, float* y, size_t count) {
-    if (bias)
-        for (size_t i = 0; i < count; ++i) y[i] += bias[first + i];
+// y[r] += bias[first + r] for row i of x and `count` rows of W, where the arguments have a bias
+template <class Args>
+inline void add_bias(const Args& a, size_t i, size_t first, float* y, size_t count) {
+    if (!a.bias) return;
+    const float* bias = a.bias + i * a.bias_pitch + first;
+    for (size_t r = 0; r < count; ++r) y[r] += bias[r];
 }
 
 // A vector of N floats, for the compiler to map to the machine's registers.

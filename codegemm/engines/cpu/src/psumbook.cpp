@@ -17,16 +17,24 @@
 //
 // Each task writes its sums to the workspace; then the pieces are added in order. So the cut, and with it every
 // rounding, depends on the shape alone.
+//
+// Integers lose half a step of their table's range, however small the entries are that are looked up. So k-vectors that
+// are much larger than the others of their row of x are left to tables of floats (float_tables.hpp); and where what is
+// expected to be lost is still too much for y, the row is multiplied again, all of it by those.
 #include <cmath>
 
 #include "byte_tables.hpp"
+#include "float_tables.hpp"
 #include "parallel.hpp"
-#include "word_tables.hpp"
 
 namespace codegemm {
 namespace {
 
 constexpr int finished_rows = 1024;  // that a task adds up at the end
+
+// Of the norm of y, by bytes of an entry: what integers may be expected to lose. More is promised, since rows of W with
+// the same codes lose the same.
+constexpr double allowed[] = {0, 2e-2, 1.5e-4};
 
 // A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats of some positions for 16
 // rows, then words of a tile.
@@ -38,26 +46,60 @@ uint8_t* task_memory() {
     return memory;
 }
 
-// run(piece, slice's description): fills its part of the sums.
-template <class Run>
-void for_tasks(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
-    parallel_for(loop, a.slice_count * a.piece_count,
-                 [&](int task) { run(task % a.piece_count, a.slices + 5 * (task / a.piece_count)); });
-}
-
-// run(first row, count, first padded row) for parts of all slices.
-template <class Run>
-void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
+// Tasks that a slice's rows are cut into at the end.
+int row_parts(const PsumbookArgs& a) {
     int longest = 0;
     for (int s = 0; s < a.slice_count; ++s) {
         const int rows = a.slices[5 * s + 2] - a.slices[5 * s + 1];
         longest = rows > longest ? rows : longest;
     }
-    const int parts = (longest + finished_rows - 1) / finished_rows;
+    return (longest + finished_rows - 1) / finished_rows;
+}
+
+// What is in the workspace. x: rows under a power of two each, as scale_row does it.
+struct Workspace {
+    float* unscale;      // [16] the inverse powers
+    float* errors;       // [task][16] squares that the integers are expected to lose, summed over the task's rows of W
+    float* norms;        // [task at the end][16] squares of y under the power, summed over the task's rows of W
+    float* rows;         // [16][in_features] x
+    float* interleaved;  // [in_features][16] of words alone, x without marked k-vectors, zeros beyond n
+    float* sums;         // bytes: [piece][row of x][padded row]; words: [piece][padded row][16]
+    int32_t* marked;     // [16] whether a row of x has marks
+    uint8_t* all_marks;  // [16][k-vector]
+    int in_features, vectors;
+
+    explicit Workspace(const PsumbookArgs& a) : in_features(a.in_features), vectors(a.in_features / a.v) {
+        float* next = static_cast<float*>(a.workspace);
+        auto take = [&next](size_t floats) { return next += floats, next - floats; };
+        unscale = take(batch);
+        rows = take(size_t(batch) * in_features);
+        interleaved = take(size_t(batch) * in_features);
+        sums = take(size_t(batch) * a.piece_count * a.padded_rows);
+        errors = take(size_t(a.slice_count) * a.piece_count * batch);
+        norms = take(size_t(a.slice_count) * row_parts(a) * batch);
+        marked = reinterpret_cast<int32_t*>(take(batch));
+        all_marks = reinterpret_cast<uint8_t*>(next);
+    }
+    float* x(int i) const { return rows + size_t(i) * in_features; }
+    uint8_t* marks_at(int i) const { return all_marks + size_t(i) * vectors; }
+    const uint8_t* marks(int i) const { return marked[i] ? marks_at(i) : nullptr; }
+};
+
+// run(piece, slice's description, task): fills its part of the sums.
+template <class Run>
+void for_tasks(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
+    parallel_for(loop, a.slice_count * a.piece_count,
+                 [&](int task) { run(task % a.piece_count, a.slices + 5 * (task / a.piece_count), task); });
+}
+
+// run(first row, count, first padded row, task) for parts of all slices.
+template <class Run>
+void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
+    const int parts = row_parts(a);
     parallel_for(loop, a.slice_count * parts, [&](int task) {
         const int32_t* s = a.slices + 5 * (task / parts);
         const int skipped = task % parts * finished_rows, rows = s[2] - s[1] - skipped;
-        if (rows > 0) run(s[1] + skipped, rows < finished_rows ? rows : finished_rows, s[3] + skipped);
+        run(s[1] + skipped, rows < finished_rows ? rows > 0 ? rows : 0 : finished_rows, s[3] + skipped, task);
     });
 }
 
@@ -65,6 +107,25 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
 [[gnu::noinline]] void add_pieces(const PsumbookArgs& a, float* total, size_t count, size_t pitch) {
     for (int p = 1; p < a.piece_count; ++p)
         for (size_t i = 0; i < count; ++i) total[i] += total[p * pitch + i];
+}
+
+// y of `count` rows of W from row `first` on, for row i of x: without the power of two, with the bias, to out. Returns
+// the sum of its squares under that power.
+[[gnu::noinline]] float finish(const PsumbookArgs& a, int i, int first, float* y, int count, float unscale) {
+    for (int r = 0; r < count; ++r) y[r] *= unscale;
+    add_bias(a, i, first, y, count);
+    from_float(y, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first, count);
+    const float power = 1 / unscale;
+    vec<lanes> squares{};
+    int r = 0;
+    for (; r + lanes <= count; r += lanes) {
+        const auto some = load<lanes>(y + r) * power;
+        squares += some * some;
+    }
+    float total = 0;
+    for (int lane = 0; lane < lanes; ++lane) total += squares[lane];
+    for (; r < count; ++r) total += (y[r] * power) * (y[r] * power);
+    return total;
 }
 
 // x [in_features] of row i in float, under the power of two that brings its largest element near 1. Returns the inverse
@@ -88,87 +149,169 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
     return exponent == 255 ? NAN : powers[1];
 }
 
-// x [n][in_features] of all rows, the inverse powers to unscale [n].
-void scale_rows(ParallelFor loop, const PsumbookArgs& a, float* x, float* unscale) {
-    parallel_for(loop, a.n, [&](int i) { unscale[i] = scale_row(a, i, x + size_t(i) * a.in_features); });
-}
-
-// workspace: unscale [16], x [n][in_features], sums [piece][row of x][padded rows].
-template <int ENTRIES, int PLANES>
-void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
-    float* unscale = static_cast<float*>(a.workspace);
-    float* x = unscale + batch;
-    float* sums = x + size_t(a.n) * a.in_features;
-    const size_t piece_floats = size_t(a.n) * a.padded_rows;
-    scale_rows(loop, a, x, unscale);
-
-    for_tasks(loop, a, [&](int piece, const int32_t* s) {
-        float* scratch = reinterpret_cast<float*>(task_memory());
-        uint8_t* tables = task_memory() + max_table_bytes;
-        float* mine = sums + piece * piece_floats + s[3];
-        for (int i = 0; i < a.n; ++i) std::memset(mine + size_t(i) * a.padded_rows, 0, sizeof(float) * (s[4] - s[3]));
-        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
-            const Tile tile{a.tiles[t], a.tiles[t + 1]};
-            add_tile<ENTRIES, PLANES>(a, s[0], tile, s[3], s[4], x, scratch, tables, mine, a.padded_rows);
-        }
-    });
-    for_rows(loop, a, [&](int row, int count, int padded) {
-        for (int i = 0; i < a.n; ++i) {
-            float* total = sums + size_t(i) * a.padded_rows + padded;
-            add_pieces(a, total, count, piece_floats);
-            for (int r = 0; r < count; ++r) total[r] *= unscale[i];
-            add_bias(a.bias, row, total, count);
-            from_float(total, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row, count);
-        }
+// x, the inverse powers and the marks of all rows.
+void scale_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
+    constexpr float most = 4;  // of a scaled row
+    parallel_for(loop, a.n, [&](int i) {
+        w.unscale[i] = scale_row(a, i, w.x(i));
+        w.marked[i] = mark_outliers(w.x(i), a.in_features, a.v, most, w.marks_at(i));
     });
 }
 
-// interleaved [in_features][16] of x [n][in_features], zeros beyond n.
-void interleave_rows(ParallelFor loop, const PsumbookArgs& a, const float* x, float* interleaved) {
+// The sum of [task][16] for row i of x.
+double total(const float* values, int tasks, int i) {
+    double sum = 0;
+    for (int task = 0; task < tasks; ++task) sum += values[size_t(task) * batch + i];
+    return sum;
+}
+
+// `count` rows of x from row i on, as a product of their own.
+PsumbookArgs rows_of(const PsumbookArgs& a, int i, int count) {
+    PsumbookArgs some = a;
+    some.n = count;
+    some.x = element(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features);
+    some.out = element(a.out, Dtype(a.out_dtype), size_t(i) * a.rows);
+    if (a.bias) some.bias = a.bias + size_t(i) * a.bias_pitch;
+    return some;
+}
+
+// One row of x by tables of floats alone.
+void multiply_row(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
+    std::memset(w.marks_at(0), 1, w.vectors);
+    for_tasks(loop, a, [&](int piece, const int32_t* s, int) {
+        float* mine = w.sums + size_t(piece) * a.padded_rows + s[3];
+        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]));
+        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t)
+            add_marked<1, false>(a, s[0], {a.tiles[t], a.tiles[t + 1]}, s[3], s[4], w.x(0), w.marks_at(0),
+                                 reinterpret_cast<float*>(task_memory()), mine);
+    });
+    for_rows(loop, a, [&](int row, int count, int padded, int) {
+        add_pieces(a, w.sums + padded, count, a.padded_rows);
+        finish(a, 0, row, w.sums + padded, count, w.unscale[0]);
+    });
+}
+
+void interleave_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
     constexpr int columns = 1024;  // of a task
     parallel_pieces(loop, a.in_features, columns, [&](int first, int end) {
-        std::memset(interleaved + size_t(first) * batch, 0, sizeof(float) * batch * (end - first));
-        for (int i = 0; i < a.n; ++i)
-            for (int k = first; k < end; ++k) interleaved[size_t(k) * batch + i] = x[size_t(i) * a.in_features + k];
+        float* to = w.interleaved + size_t(first) * batch;
+        std::memset(to, 0, sizeof(float) * batch * (end - first));
+        for (int i = 0; i < a.n; ++i) {
+            const float* x = w.x(i);
+            const uint8_t* marks = w.marks(i);
+            for (int k = first; k < end; ++k)
+                if (!marks || !marks[k / a.v]) to[size_t(k - first) * batch + i] = x[k];
+        }
     });
 }
 
-// workspace: unscale [16], x [n][in_features], x [in_features][16], sums [piece][padded row][16].
-template <int ENTRIES>
-void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
-    float* unscale = static_cast<float*>(a.workspace);
-    float* rows_of_x = unscale + batch;
-    float* x = rows_of_x + size_t(batch) * a.in_features;
-    float* sums = x + size_t(batch) * a.in_features;
-    const size_t piece_floats = size_t(a.padded_rows) * batch;
-    scale_rows(loop, a, rows_of_x, unscale);
-    interleave_rows(loop, a, rows_of_x, x);
-
-    for_tasks(loop, a, [&](int piece, const int32_t* s) {
-        float* scratch = reinterpret_cast<float*>(task_memory());
-        words* tables = reinterpret_cast<words*>(scratch + chunk_entries * batch);
-        float* mine = sums + piece * piece_floats + size_t(s[3]) * batch;
-        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
-        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
-            const Tile tile{a.tiles[t], a.tiles[t + 1]};
-            add_tile_words<ENTRIES>(a, s[0], tile, s[3], s[4], x, scratch, tables, mine);
-        }
-    });
-    for_rows(loop, a, [&](int row, int count, int padded) {
+// Rows of x from sums [piece][padded row][16], those that are wanted, and their norms.
+void finish_batch(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, const bool* wanted) {
+    for_rows(loop, a, [&](int row, int count, int padded, int task) {
+        float* norms = w.norms + size_t(task) * batch;
+        std::memset(norms, 0, sizeof(float) * batch);
         for (int r = 0; r < count; r += group_rows) {
-            float* total = sums + size_t(padded + r) * batch;
-            add_pieces(a, total, size_t(group_rows) * batch, piece_floats);
+            float* total = w.sums + size_t(padded + r) * batch;
+            add_pieces(a, total, size_t(group_rows) * batch, size_t(a.padded_rows) * batch);
             float y[batch * group_rows];
             transpose_group(total, y);
             const int rows = count - r < group_rows ? count - r : group_rows;
-            for (int i = 0; i < a.n; ++i) {
-                float* yi = y + i * group_rows;
-                for (int j = 0; j < rows; ++j) yi[j] *= unscale[i];
-                add_bias(a.bias, row + r, yi, rows);
-                from_float(yi, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + row + r, rows);
-            }
+            for (int i = 0; i < a.n; ++i)
+                if (wanted[i]) norms[i] += finish(a, i, row + r, y + i * group_rows, rows, w.unscale[i]);
         }
     });
+}
+
+// Some of up to 16 rows of x by tables of floats alone.
+template <int ENTRIES>
+void multiply_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, const bool* wanted) {
+    std::memset(w.marked, 0, sizeof(int32_t) * batch);
+    interleave_rows(loop, a, w);
+    for_tasks(loop, a, [&](int piece, const int32_t* s, int) {
+        float* mine = w.sums + (size_t(piece) * a.padded_rows + s[3]) * batch;
+        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
+        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t)
+            add_tile_floats<ENTRIES>(a, s[0], {a.tiles[t], a.tiles[t + 1]}, s[3], s[4], w.interleaved,
+                                     reinterpret_cast<float*>(task_memory()), mine);
+    });
+    finish_batch(loop, a, w, wanted);
+}
+
+// Rows of x for whose y the steps were too large, once more. Each by itself, whatever the others are.
+template <int ENTRIES>
+void mend_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, double most) {
+    bool mended[batch], any = false;
+    for (int i = 0; i < a.n; ++i) {
+        mended[i] = total(w.errors, a.slice_count * a.piece_count, i) >
+                    most * most * total(w.norms, a.slice_count * row_parts(a), i);
+        any |= mended[i];
+    }
+    if (any) a.n == 1 ? multiply_row(loop, a, w) : multiply_rows<ENTRIES>(loop, a, w, mended);
+}
+
+template <int ENTRIES, int PLANES>
+void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
+    const Workspace w(a);
+    const size_t piece_floats = size_t(a.n) * a.padded_rows;
+    const int groups = w.vectors / a.group_vectors;
+    scale_rows(loop, a, w);
+
+    for_tasks(loop, a, [&](int piece, const int32_t* s, int task) {
+        float* scratch = reinterpret_cast<float*>(task_memory());
+        uint8_t* tables = task_memory() + max_table_bytes;
+        float* mine = w.sums + piece * piece_floats + s[3];
+        float* errors = w.errors + size_t(task) * batch;
+        const float* squares = a.squares + size_t(task / a.piece_count) * groups;
+        std::memset(errors, 0, sizeof(float) * batch);
+        for (int i = 0; i < a.n; ++i) std::memset(mine + size_t(i) * a.padded_rows, 0, sizeof(float) * (s[4] - s[3]));
+        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
+            const Tile tile{a.tiles[t], a.tiles[t + 1]};
+            add_tile<ENTRIES, PLANES>(a, s[0], tile, s[3], s[4], w, squares, scratch, tables, mine, a.padded_rows,
+                                      errors);
+            for (int i = 0; i < a.n; ++i)
+                if (w.marked[i])
+                    add_marked<1, false>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch,
+                                         mine + size_t(i) * a.padded_rows);
+        }
+    });
+    for_rows(loop, a, [&](int row, int count, int padded, int task) {
+        for (int i = 0; i < a.n; ++i) {
+            float* total = w.sums + size_t(i) * a.padded_rows + padded;
+            add_pieces(a, total, count, piece_floats);
+            w.norms[size_t(task) * batch + i] = finish(a, i, row, total, count, w.unscale[i]);
+        }
+    });
+    mend_rows<ENTRIES>(loop, a, w, allowed[PLANES]);
+}
+
+template <int ENTRIES>
+void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
+    const Workspace w(a);
+    const size_t piece_floats = size_t(a.padded_rows) * batch;
+    const int groups = w.vectors / a.group_vectors;
+    scale_rows(loop, a, w);
+    interleave_rows(loop, a, w);
+
+    for_tasks(loop, a, [&](int piece, const int32_t* s, int task) {
+        float* scratch = reinterpret_cast<float*>(task_memory());
+        words* tables = reinterpret_cast<words*>(scratch + chunk_entries * batch);
+        float* mine = w.sums + piece * piece_floats + size_t(s[3]) * batch;
+        float* errors = w.errors + size_t(task) * batch;
+        const float* squares = a.squares + size_t(task / a.piece_count) * groups;
+        std::memset(errors, 0, sizeof(float) * batch);
+        std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
+        for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
+            const Tile tile{a.tiles[t], a.tiles[t + 1]};
+            add_tile_words<ENTRIES>(a, s[0], tile, s[3], s[4], w.interleaved, squares, scratch, tables, mine, errors);
+            for (int i = 0; i < a.n; ++i)
+                if (w.marked[i])
+                    add_marked<batch, true>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch, mine + i);
+        }
+    });
+    bool all[batch];
+    std::memset(all, true, sizeof all);
+    finish_batch(loop, a, w, all);
+    mend_rows<ENTRIES>(loop, a, w, allowed[2]);
 }
 
 constexpr int few_entries = 16, some_entries = 64, most_entries = 256;
@@ -200,13 +343,8 @@ void psumbook_bytes(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* ar
 void psumbook_words(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int) {
     using namespace codegemm;
     for_entries(args->entries, [&](auto entries) {
-        PsumbookArgs some = *args;
-        for (int i = 0; i < args->n; i += batch) {
-            some.n = args->n - i < batch ? args->n - i : batch;
-            some.x = element(args->x, Dtype(args->x_dtype), size_t(i) * args->in_features);
-            some.out = element(args->out, Dtype(args->out_dtype), size_t(i) * args->rows);
-            multiply_words<entries>(loop, some);
-        }
+        for (int i = 0; i < args->n; i += batch)
+            multiply_words<entries>(loop, rows_of(*args, i, args->n - i < batch ? args->n - i : batch));
     });
 }
 }

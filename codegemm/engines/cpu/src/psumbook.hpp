@@ -10,6 +10,7 @@ struct PsumbookArgs {
     void* out;               // [n, rows], out_dtype
     void* workspace;         // psumbook.cpp says what is in it
     const float* bias;       // [rows], or null
+    const float* squares;    // [slice][groups] sums of the squares of a slice's scales
     const uint8_t* codes;    // [tile][block of rows][position of the tile][row of the block], rows as lookup.hpp says
     const float* codebooks;  // [parts][m][v][entries]: component t of all centroids side by side
     const half* scales;      // [groups][padded rows]
@@ -18,6 +19,7 @@ struct PsumbookArgs {
     const int32_t* slices;   // [slice_count][5] part, first row, end row, first padded row, end padded row
     int32_t piece_count, slice_count;
     int32_t x_dtype, out_dtype;
+    int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, padded_rows, in_features;
     int32_t v, m, entries;  // entries: of a table, 16, 64 or 256
     int32_t group_vectors;  // k-vectors that share a scale
@@ -44,6 +46,18 @@ inline void prefetch(const uint8_t* codes, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + i);
 }
 
+// The square that a sum of `count` entries is expected to lose by their rounding to whole steps.
+template <class Float>
+inline Float lost(Float step, int count) {
+    return step * step * (float(count) / 12);
+}
+
+// By how much the step of tables from some position on is longer than need be: a little, and each time another, or
+// tables that are alike, as those of a constant x are, would round alike and lose as much as all of them together.
+inline float stretch(int position) {
+    return 1 + float(uint32_t(position) * 2654435769u >> 8) * 0x1p-30f;
+}
+
 // run(first, end) for the parts of a tile that share a scale each.
 template <class Run>
 void for_groups(const PsumbookArgs& a, const Tile& tile, Run&& run) {
@@ -67,10 +81,16 @@ inline void build_entries(const float* book, int entries, int v, const float* x,
     }
 }
 
-// table[position][entry] of a tile for one row of x.
-inline void build(const PsumbookArgs& a, int part, const Tile& tile, const float* x, float* table) {
+// table[position][entry] of a tile for one row of x; zeros for the k-vectors that are marked, if any are.
+inline void build(const PsumbookArgs& a, int part, const Tile& tile, const float* x, float* table,
+                  const uint8_t* marks = nullptr) {
     const float* books = a.codebooks + size_t(part) * a.m * a.v * a.entries;
-    for (int j = tile.first; j < tile.end; ++j)
+    for (int j = tile.first; j < tile.end; ++j) {
+        if (marks && marks[j]) {
+            std::memset(table, 0, sizeof(float) * a.m * a.entries);
+            table += a.m * a.entries;
+            continue;
+        }
         for (int c = 0; c < a.m; ++c, table += a.entries) {
             const float *book = books + size_t(c) * a.v * a.entries, *xj = x + size_t(j) * a.v;
             if (a.entries % (4 * wide) == 0)
@@ -78,6 +98,7 @@ inline void build(const PsumbookArgs& a, int part, const Tile& tile, const float
             else
                 build_entries<1>(book, a.entries, a.v, xj, table);
         }
+    }
 }
 
 }  // namespace codegemm

@@ -7,13 +7,14 @@ namespace codegemm {
 
 struct TransformedArgs {
     const void* x;         // before: [n, in_features], after: y' [n, rows]; x_dtype
-    void* out;             // before: float x' [n, terms, in_features], after: [n, rows]; out_dtype
+    void* out;             // before: float x' [n, terms, in_features], add_offsets: float, after: out_dtype; [n, rows]
     float* workspace;      // sums [n, groups]
-    const float* bias;     // after: [rows], or null
+    const float* bias;     // add_offsets, after: [rows], or null
     const float* factors;  // [in_features] signs over the root of the block, or null
     const float* addends;  // [groups][rows], or null
     const int32_t* order;  // [in_features] the place in x of each number of x', or null
     int32_t x_dtype, out_dtype;
+    int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, in_features;
     int32_t block, terms, groups;
 };
@@ -58,6 +59,24 @@ extern "C" void before(codegemm::ParallelFor loop, const codegemm::TransformedAr
     });
 }
 
+extern "C" void add_offsets(codegemm::ParallelFor loop, const codegemm::TransformedArgs* args) {
+    using namespace codegemm;
+    const TransformedArgs& a = *args;
+    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
+        const int count = end - first;
+        for (int i = 0; i < a.n; ++i) {
+            float* y = static_cast<float*>(a.out) + size_t(i) * a.rows + first;
+            std::memset(y, 0, sizeof(float) * count);
+            for (int g = 0; g < a.groups; ++g) {
+                const float factor = a.workspace[size_t(i) * a.groups + g];
+                const float* addends = a.addends + size_t(g) * a.rows + first;
+                for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
+            }
+            add_bias(a, i, first, y, count);
+        }
+    });
+}
+
 extern "C" void after(codegemm::ParallelFor loop, const codegemm::TransformedArgs* args) {
     using namespace codegemm;
     const TransformedArgs& a = *args;
@@ -67,13 +86,7 @@ extern "C" void after(codegemm::ParallelFor loop, const codegemm::TransformedArg
             const size_t at = size_t(i) * a.rows + first;
             float y[task_rows];
             to_float(a.x, Dtype(a.x_dtype), at, y, count);
-            if (a.addends)
-                for (int g = 0; g < a.groups; ++g) {
-                    const float factor = a.workspace[size_t(i) * a.groups + g];
-                    const float* addends = a.addends + size_t(g) * a.rows + first;
-                    for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
-                }
-            add_bias(a.bias, first, y, count);
+            add_bias(a, i, first, y, count);
             from_float(y, 1, a.out, Dtype(a.out_dtype), at, count);
         }
     });

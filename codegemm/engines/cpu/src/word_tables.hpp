@@ -1,7 +1,8 @@
 // Products with tables for 16 rows of x at once: an entry holds the products of one centroid with all of them, in words
 // of 16 bits, so that a code looks them up with one load. For each row of x an entry is `least + word * step`: the
-// least of its position, a step for the few positions that are looked up together. Words are added in pairs first,
-// so a step is so large that the entries of two positions add up to 16 bits.
+// least of its position, a step for the few positions that are looked up together, 0 a word without a rest as in
+// byte_tables.hpp. Words are added in pairs first, so a step is so large that the entries of two positions add up to 16
+// bits.
 #pragma once
 
 #include <cmath>
@@ -11,7 +12,7 @@
 
 namespace codegemm {
 
-constexpr float pair_steps = 65532;  // of two entries together; rounding may add one to each
+constexpr float pair_steps = 65530;  // of two entries together; rounding may add one at either end of both
 constexpr int sweep_rows = 2048;     // whose sums stay in L2 while the tables of a tile go by
 
 typedef uint16_t words __attribute__((vector_size(2 * batch), may_alias));
@@ -41,9 +42,21 @@ inline vec<8> larger(vec<8> a, vec<8> b) {
     return a > b ? a : b;
 }
 
-// products[entry] of one centroid with 16 rows of x, and their extremes. book [v][ENTRIES], x [v][16].
+// The largest whole numbers up to some; numbers that have no room for fractions as they are, or one less.
+inline vec<8> whole(vec<8> values) {
+    const vec<8> shifter = vec<8>{} + 0x1.8p23f;  // leaves no bits for fractions
+    const vec<8> nearest = values + shifter - shifter;
+    const vec<8> below = nearest > values ? nearest - 1 : nearest;
+    return values < 0x1p22f && values > -0x1p22f ? below : values - 1;
+}
+
+// products[entry] of a position's centroids with 16 rows of x [in_features][16], and their extremes.
 template <int ENTRIES>
-inline void multiply_position(const float* book, int v, const float* x, float* products, Rows& least, Rows& most) {
+inline void multiply_position(const PsumbookArgs& a, int part, int position, const float* x, float* products,
+                              Rows& least, Rows& most) {
+    const int v = a.v;
+    const float* book = a.codebooks + (size_t(part) * a.m + position % a.m) * v * ENTRIES;
+    x += size_t(position / a.m) * v * batch;
     least.low = least.high = vec<8>{} + HUGE_VALF;
     most.low = most.high = vec<8>{} - HUGE_VALF;
     for (int i = 0; i < ENTRIES; i += 4) {  // at once, since additions take their time
@@ -68,32 +81,33 @@ inline void multiply_position(const float* book, int v, const float* x, float* p
 template <int ENTRIES>
 Scale build_words(const PsumbookArgs& a, int part, int position, int count, const float* x, float* scratch,
                   words* table) {
-    const float* books = a.codebooks + size_t(part) * a.m * a.v * ENTRIES;
     Rows least[chunk_positions<ENTRIES>], widest, before;
     Scale scale{};
     for (int p = 0; p < count; ++p) {
-        const int vector = (position + p) / a.m, book = (position + p) % a.m;
         Rows most;
-        multiply_position<ENTRIES>(books + size_t(book) * a.v * ENTRIES, a.v, x + size_t(vector) * a.v * batch,
-                                   scratch + size_t(p) * ENTRIES * batch, least[p], most);
-        scale.least.low += least[p].low, scale.least.high += least[p].high;
+        multiply_position<ENTRIES>(a, part, position + p, x, scratch + size_t(p) * ENTRIES * batch, least[p], most);
         const Rows range{most.low - least[p].low, most.high - least[p].high};
         const bool paired = p % 2;
         widest.low = larger(paired ? range.low + before.low : range.low, widest.low);
         widest.high = larger(paired ? range.high + before.high : range.high, widest.high);
         before = range;
     }
+    const float length = stretch(position) / pair_steps;
+    scale.step = {widest.low * length, widest.high * length};
     const vec<8> zero{};
-    const vec<8> low_steps = widest.low > zero ? pair_steps / widest.low : zero;
-    const vec<8> high_steps = widest.high > zero ? pair_steps / widest.high : zero;
-    for (int p = 0; p < count; ++p)
+    const vec<8> low_steps = widest.low > zero ? 1 / scale.step.low : zero;
+    const vec<8> high_steps = widest.high > zero ? 1 / scale.step.high : zero;
+    for (int p = 0; p < count; ++p) {
+        const Rows from{whole(least[p].low * low_steps) * scale.step.low,
+                        whole(least[p].high * high_steps) * scale.step.high};
+        scale.least.low += from.low, scale.least.high += from.high;
         for (int i = 0; i < ENTRIES; ++i, scratch += batch, ++table) {
-            const auto low = (load<8>(scratch) - least[p].low) * low_steps + 0.5f;
-            const auto high = (load<8>(scratch + 8) - least[p].high) * high_steps + 0.5f;
+            const auto low = (load<8>(scratch) - from.low) * low_steps + 0.5f;
+            const auto high = (load<8>(scratch + 8) - from.high) * high_steps + 0.5f;
             *table =
                 (words)((__builtin_convertvector(low, eight) & 0xffff) | __builtin_convertvector(high, eight) << 16);
         }
-    scale.step = {widest.low / pair_steps, widest.high / pair_steps};
+    }
     return scale;
 }
 
@@ -141,24 +155,34 @@ inline void transpose_group(const float* sums, float* y) {
         for (int i = 0; i < batch; ++i) y[i * group_rows + place % 2 * 32 + place / 2] = sums[i];
 }
 
-// Adds a tile to sums [row][16] of the padded rows first_row .. end_row-1, rows in the order of their codes.
+// run(first position, count, group): parts of a tile that are looked up in one go, none across groups.
+template <int ENTRIES, class Run>
+void for_chunks(const PsumbookArgs& a, const Tile& tile, Run&& run) {
+    for_groups(a, tile, [&](int first, int end) {
+        for (int p = first * a.m; p < end * a.m; p += chunk_positions<ENTRIES>) {
+            const int left = end * a.m - p;
+            run(p, left < chunk_positions<ENTRIES> ? left : chunk_positions<ENTRIES>, first / a.group_vectors);
+        }
+    });
+}
+
+// Adds a tile to sums [row][16] of the padded rows first_row .. end_row-1, rows in the order of their codes. squares
+// [group]: of the slice. errors [16] += what the steps are expected to lose, squares summed over the rows.
 template <int ENTRIES>
 void add_tile_words(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const float* x,
-                    float* scratch, words* tables, float* sums) {
-    // Chunks of positions, none across groups.
+                    const float* squares, float* scratch, words* tables, float* sums, float* errors) {
     struct Chunk {
         int position, count, group;
         Scale scale;
     };
     static thread_local Chunk chunks[max_positions];
     int chunk_count = 0;
-    for_groups(a, tile, [&](int first, int end) {
-        for (int p = first * a.m; p < end * a.m; p += chunk_positions<ENTRIES>) {
-            const int left = end * a.m - p, count = left < chunk_positions<ENTRIES> ? left : chunk_positions<ENTRIES>;
-            words* table = tables + size_t(p - tile.first * a.m) * ENTRIES;
-            chunks[chunk_count++] = {p, count, first / a.group_vectors,
-                                     build_words<ENTRIES>(a, part, p, count, x, scratch, table)};
-        }
+    for_chunks<ENTRIES>(a, tile, [&](int position, int count, int group) {
+        words* table = tables + size_t(position - tile.first * a.m) * ENTRIES;
+        const Scale scale = build_words<ENTRIES>(a, part, position, count, x, scratch, table);
+        store<8>(errors, load<8>(errors) + lost(scale.step.low, count) * squares[group]);
+        store<8>(errors + 8, load<8>(errors + 8) + lost(scale.step.high, count) * squares[group]);
+        chunks[chunk_count++] = {position, count, group, scale};
     });
     for (int sweep = first_row; sweep < end_row; sweep += sweep_rows) {
         const int sweep_end = sweep + sweep_rows < end_row ? sweep + sweep_rows : end_row;

@@ -1,0 +1,163 @@
+"""The error of the CPU's tables, of the norm of each row of y, where x or the centroids have outliers: what the large
+ones meet may be zero, or cancel, so that y does not grow with them."""
+
+import numpy as np
+import pytest
+from emulator import cases
+from support.cpu import check_threads, product, usable
+
+import codegemm
+from codegemm import checkpoints
+from codegemm.engines.cpu import isa
+from codegemm.formats import random_weight
+
+MOST = {"psumbook": 2e-4, "psumbook_fast": 3e-2}
+EXACT = 1e-6  # of what tables of floats have multiplied
+CONFIGS = ["m1v4g128", "m2v8g-1", "m3v4b5g64", "m1v8b3g32", "m1v4g4"]
+SHAPES = [(300, 1024), (20, 2048)]
+
+
+def errors(weight, x, kernel, bias=None):
+    """Of each row of x."""
+    truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+    y = codegemm.linear(x, weight, bias, kernel=kernel).astype(np.float64)
+    truth = truth if bias is None else truth + bias
+    return np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
+
+
+def without(weight, vectors):
+    """The weight with zeros for some k-vectors."""
+    codes, codebooks = weight.codes.copy(), weight.codebooks.copy()
+    codebooks[..., 0, :] = 0
+    codes[:, vectors] = 0
+    return codegemm.CodebookWeight(codes, codebooks, weight.scales)
+
+
+@pytest.fixture(params=["here", *(each.name for each in isa.available()[1:])])
+def instructions(request, monkeypatch, fresh_engine):
+    """The instruction sets that this processor has."""
+    if request.param != "here":
+        monkeypatch.setenv(isa.VARIABLE, request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.usefixtures("instructions")
+def test_large_channels_that_meet_zeros(config, shape, make_weight, rng):
+    weight = make_weight(*shape, config)
+    vectors = rng.choice(weight.spec.vectors, 3, replace=False)
+    weight, v = without(weight, vectors), weight.config.v
+    for n in (1, 3, 7, 18):
+        for times in (30, 300, 1e3, 1e4, 1e7):
+            x = rng.standard_normal((n, shape[1])).astype(np.float32)
+            x[:, vectors[0] * v] *= times
+            x[-1, vectors[1] * v : vectors[1] * v + v] *= times
+            for name in set(MOST) & set(usable(weight, n)):
+                assert (errors(weight, x, name) <= MOST[name]).all(), (n, times, name)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("config", CONFIGS[:3])
+def test_a_large_half_that_meets_zeros(config, dtype, make_weight, rng):
+    """Not outliers, so many are they: the rows are multiplied again."""
+    weight = make_weight(300, 1024, config)
+    weight = without(weight, np.arange(weight.spec.vectors) * 2 < weight.spec.vectors)
+    for n in (1, 2, 7, 18):
+        x = rng.standard_normal((n, 1024)).astype(dtype)
+        large = np.arange(n) % 3 == 0
+        x[large, :512] *= 1000
+        for name in set(MOST) & set(usable(weight, n)):
+            y = product(weight, x, name, np.result_type(dtype, np.float32))
+            truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+            error = np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
+            assert (error <= MOST[name]).all(), (n, name)
+            assert (error[large] <= EXACT).all(), (n, name)
+
+
+@pytest.mark.parametrize("n", [1, 5, 16])
+def test_codebooks_that_cancel(n, rng):
+    """The same centroids twice, one negative: what x meets is zero, but no entry of a table is."""
+    weight = random_weight((200, 1024), "m2v8g128", int(rng.integers(1 << 31)))
+    codes, codebooks = weight.codes.copy(), weight.codebooks.copy()
+    codebooks[1, :128] = -codebooks[0, :128]
+    codes[:, ::2, 0] %= 128
+    codes[:, ::2, 1] = codes[:, ::2, 0]
+    weight = codegemm.CodebookWeight(codes, codebooks, weight.scales)
+    x = rng.standard_normal((n, 1024)).astype(np.float32)
+    x.reshape(n, -1, 2, 8)[:, :, 0] *= 300
+    assert (errors(weight, x, "psumbook") <= MOST["psumbook"]).all()
+
+
+@pytest.mark.parametrize("times", [5, 30, 1000])
+def test_large_centroids(times, make_weight, rng):
+    """A codebook's largest centroid is seldom or never meant; nor are those of `quantize` alike for heavy tails."""
+    weight = make_weight(300, 1024, "m1v4g128")
+    codebooks = weight.codebooks.copy()
+    codebooks[0, 7] *= times
+    codes = weight.codes.copy()
+    codes[codes == 7] = 8
+    weights = [codegemm.CodebookWeight(codes, codebooks, weight.scales)]
+    weights += [codegemm.quantize(rng.standard_t(3, (128, 512)).astype(np.float32), "m1v4g-1")]
+    for weight in weights:
+        for n in (1, 18):
+            x = rng.standard_normal((n, weight.shape[1])).astype(np.float32)
+            for name in set(MOST) & set(usable(weight, n)):
+                assert (errors(weight, x, name) <= MOST[name]).all(), (n, name)
+
+
+@pytest.mark.parametrize("value", [1, -0.3, 60000])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_constant_x(config, value, make_weight):
+    """All k-vectors have one table: what rounding does to it must not add up."""
+    weight = make_weight(300, 1024, config)
+    for n in (1, 4, 16):
+        x = np.full((n, 1024), value, np.float32)
+        for name in set(MOST) & set(usable(weight, n)):
+            far = np.linalg.norm(product(weight, x, name) - x.astype(np.float64) @ weight.dequantize(np.float64).T)
+            assert far <= MOST[name] * cases.uncancelled_norm(x, weight.dequantize(np.float64)), (n, name)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_offsets_that_cancel_the_core(biased, dtype, rng):
+    """Integers at their zero point: the core is large there, and the offsets take it away again."""
+    integers = rng.integers(0, 16, (200, 1024))
+    scales = rng.uniform(0.5, 1, (200, 8)).astype(np.float16)
+    zeros = rng.integers(1, 15, (200, 8))
+    large = rng.choice(1024, 40, replace=False)
+    integers[:, large] = zeros[:, large // 128]
+    weight = checkpoints.from_uniform(integers, scales, zeros, bits=4, group_size=128)
+    assert isinstance(weight, codegemm.TransformedWeight)
+    bias = rng.standard_normal(200).astype(np.float32) if biased else None
+    for n in (1, 3, 18):
+        x = rng.standard_normal((n, 1024)).astype(dtype)
+        x[:, large] *= 30
+        x[-1, large[0]] *= 100
+        for name in set(MOST) & set(usable(weight, n)):
+            assert (errors(weight, x, name, bias) <= MOST[name]).all(), (n, name)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_a_row_does_not_depend_on_the_others(n, make_weight, rng):
+    weight = make_weight(300, 1024, "m1v4g128")
+    weight = without(weight, np.arange(128))
+    x = rng.standard_normal((n, 1024)).astype(np.float32)
+    alone = product(weight, x, "psumbook")
+    other = x.copy()
+    other[1, :512] *= 1e4  # multiplied again
+    other[-1, 5] *= 1e3  # an outlier
+    changed = product(weight, other, "psumbook")
+    same = np.setdiff1d(np.arange(n), [1, n - 1])
+    assert (changed[same] == alone[same]).all()
+    assert (changed[[1, n - 1]] != alone[[1, n - 1]]).any(1).all()
+
+
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8b4g-1"])
+def test_threads_change_nothing(config, make_weight, rng):
+    weight = make_weight(3000, 1024, config)
+    weight = without(weight, np.arange(weight.spec.vectors) * 2 < weight.spec.vectors)
+    for n in (1, 3, 16):
+        x = rng.standard_normal((n, 1024)).astype(np.float32)
+        x[0, :512] *= 1e4
+        x[-1, 700] *= 1e3
+        check_threads(weight, x, set(MOST) & set(usable(weight, n)), (1, 2, 3, 7, 2))
