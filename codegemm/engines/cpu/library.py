@@ -96,7 +96,7 @@ class Arguments:
 
     A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must have
     the fields x, out, workspace, bias (null for none), bias_pitch (0 for one of all rows of x), x_dtype, out_dtype and
-    n, which calls set: else a TypeError.
+    n, which calls set: else a TypeError. ValueError for an array that isn't contiguous.
     """
 
     def __init__(
@@ -104,6 +104,9 @@ class Arguments:
     ) -> None:
         if missing := _SET_BY_CALLS - {name for name, *_ in structure._fields_}:
             raise TypeError(f"{structure.__name__}: it has no {', '.join(sorted(missing))}")
+        for name, array in arrays.items():
+            if not array.flags.c_contiguous:
+                raise ValueError(f"{structure.__name__}: {name} with strides {array.strides}, must be contiguous")
         self.arrays = arrays
         self._numbers = declarations.owned([name for name, *_ in structure._fields_], owners) | numbers
         self.filled = structure(**self._numbers | {name: address(array) for name, array in arrays.items()})

@@ -140,8 +140,10 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         spec = weight.spec
         plan = cut_for(spec)
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
-        padded = np.zeros((*books.shape[:-1], table_entries(spec.config.b)), np.float32)
+        # Entries that no code names must not be larger than those that some do.
+        padded = np.empty((*books.shape[:-1], table_entries(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
+        padded[..., books.shape[-1] :] = books[..., -1:]
         squares = [np.square(weight.scales[first:end].astype(np.float32)).sum(0) for _, first, end, *_ in plan.slices]
         arguments = library.Arguments(
             PsumbookArgs,

@@ -312,6 +312,13 @@ def test_the_psumbook_cut(config, shape):
         assert end - begin <= BLOCK_ROWS
 
 
+def test_arguments_are_contiguous(make_weight):
+    """Their addresses are all that compiled code is told."""
+    weight = make_weight(16, 64, "m1v4")
+    with pytest.raises(ValueError, match=r"DequantArgs: codebooks with strides \(.*\), must be contiguous"):
+        library.Arguments(dequant.DequantArgs, {"codebooks": weight.codebooks.T})
+
+
 def test_the_machine_is_known():
     assert device.name()
     assert device.last_level_cache() >= 1 << 20

@@ -117,6 +117,20 @@ def test_a_constant_x(config, value, make_weight):
             assert far <= MOST[name] * cases.uncancelled_norm(x, weight.dequantize(np.float64)), (n, name)
 
 
+@pytest.mark.parametrize("apart", [0, 1, 2, 30])
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.usefixtures("instructions")
+def test_centroids_that_are_nearly_one(config, apart, make_weight, rng):
+    """No range, or one that is far from 0."""
+    weight = make_weight(300, 1024, config)
+    ulps = rng.integers(0, apart + 1, weight.codebooks.shape) * 2.0**-10
+    weight = codegemm.CodebookWeight(weight.codes, (1 + ulps).astype(np.float16), weight.scales)
+    for n in (1, 4, 16):
+        x = rng.standard_normal((n, 1024)).astype(np.float32)
+        for name in set(MOST) & set(usable(weight, n)):
+            assert (errors(weight, x, name) <= MOST[name]).all(), (n, name)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_offsets_that_cancel_the_core(biased, dtype, rng):

@@ -63,6 +63,13 @@ struct Step {
     float least_before[max_positions + 1];
 };
 
+// What entries are counted from: the least, or for the sake of 0 what is a whole number of steps; not where that is so
+// many that floats don't tell them apart, or there are none.
+inline float whole(float least, float inverse, float step) {
+    const float steps = least * inverse;
+    return step > 0 && std::fabs(steps) < most_whole ? std::floor(steps) * step : least;
+}
+
 // tables[position][plane][entry] from `table` [position][entry], of which the first position is `first`.
 template <int PLANES>
 void quantise(const float* table, int first, int positions, int entries, uint8_t* tables, Step& step) {
@@ -76,7 +83,7 @@ void quantise(const float* table, int first, int positions, int entries, uint8_t
     const float inverse = widest > 0 ? 1 / step.step : 0;
     step.least_before[0] = 0;
     for (int p = 0; p < positions; ++p, tables += (PLANES - 1) * entries) {
-        const float from = std::floor(least[p] * inverse) * step.step;
+        const float from = whole(least[p], inverse, step.step);
         step.least_before[p + 1] = step.least_before[p] + from;
         for (int i = 0; i < entries; i += wide, table += wide, tables += wide) {
             const auto scaled = (load<wide>(table) - from) * inverse + 0.5f;

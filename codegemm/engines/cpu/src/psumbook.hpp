@@ -58,6 +58,8 @@ inline float stretch(int position) {
     return 1 + float(uint32_t(position) * 2654435769u >> 8) * 0x1p-30f;
 }
 
+constexpr float most_whole = 0x1p20f;  // steps, of which floats know a sixteenth
+
 // run(first, end) for the parts of a tile that share a scale each.
 template <class Run>
 void for_groups(const PsumbookArgs& a, const Tile& tile, Run&& run) {

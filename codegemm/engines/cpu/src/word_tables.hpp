@@ -42,12 +42,12 @@ inline vec<8> larger(vec<8> a, vec<8> b) {
     return a > b ? a : b;
 }
 
-// The largest whole numbers up to some; numbers that have no room for fractions as they are, or one less.
-inline vec<8> whole(vec<8> values) {
-    const vec<8> shifter = vec<8>{} + 0x1.8p23f;  // leaves no bits for fractions
-    const vec<8> nearest = values + shifter - shifter;
-    const vec<8> below = nearest > values ? nearest - 1 : nearest;
-    return values < 0x1p22f && values > -0x1p22f ? below : values - 1;
+// As in byte_tables.hpp.
+inline vec<8> whole(vec<8> least, vec<8> inverse, vec<8> step) {
+    const vec<8> steps = least * inverse, shifter = vec<8>{} + 0x1.8p23f;  // leaves no bits for fractions
+    const vec<8> nearest = steps + shifter - shifter;
+    const vec<8> below = nearest > steps ? nearest - 1 : nearest;
+    return (step > 0) & (steps < most_whole) & (steps > -most_whole) ? below * step : least;
 }
 
 // products[entry] of a position's centroids with 16 rows of x [in_features][16], and their extremes.
@@ -98,8 +98,8 @@ Scale build_words(const PsumbookArgs& a, int part, int position, int count, cons
     const vec<8> low_steps = widest.low > zero ? 1 / scale.step.low : zero;
     const vec<8> high_steps = widest.high > zero ? 1 / scale.step.high : zero;
     for (int p = 0; p < count; ++p) {
-        const Rows from{whole(least[p].low * low_steps) * scale.step.low,
-                        whole(least[p].high * high_steps) * scale.step.high};
+        const Rows from{whole(least[p].low, low_steps, scale.step.low),
+                        whole(least[p].high, high_steps, scale.step.high)};
         scale.least.low += from.low, scale.least.high += from.high;
         for (int i = 0; i < ENTRIES; ++i, scratch += batch, ++table) {
             const auto low = (load<8>(scratch) - from.low) * low_steps + 0.5f;
