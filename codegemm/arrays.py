@@ -53,13 +53,13 @@ def check_float(what: str, array: Any) -> None:
         raise TypeError(f"{what}: dtype {name}, must be one of {', '.join(FLOATS)}")
 
 
-def as_array(values: Any) -> Any:
+def as_array(values: Any, name: str = "") -> Any:
     """NumPy's and CuPy's arrays as they are, tensors and others as NumPy's or, on a GPU, CuPy's on the same memory,
-    anything else through NumPy."""
+    anything else through NumPy. name: what errors call it."""
     if isinstance(values, np.ndarray) or array_module(values) is not np:
         return values
     if is_torch(values):
-        return from_torch(values)
+        return from_torch(values, name)
     if hasattr(type(values), "__cuda_array_interface__"):
         import cupy
 
@@ -79,11 +79,12 @@ def is_torch(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def from_torch(tensor: Any) -> Any:
+def from_torch(tensor: Any, name: str = "") -> Any:
     """A NumPy array, or CuPy array for a CUDA tensor, on the memory of a torch tensor, which it keeps (bfloat16
     included).
 
-    TypeError for a tensor that has no such memory: on another device, sparse, negated, of a dtype that NumPy hasn't.
+    TypeError, with the name, for a tensor that has no such memory: on another device, sparse, negated, of a dtype that
+    NumPy hasn't.
     """
     tensor = tensor.detach()
     try:
@@ -94,8 +95,8 @@ def from_torch(tensor: Any) -> Any:
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:  # torch says what it is that is in the way
         raise TypeError(
-            f"tensor of {tensor.dtype} on {tensor.device}: must be dense, on the CPU or a GPU, of a dtype that NumPy "
-            f"has ({error})"
+            f"{name}: " * bool(name) + f"tensor of {tensor.dtype} on {tensor.device}, must be dense, on the CPU or a "
+            f"GPU, of a dtype that NumPy has ({error})"
         ) from None
 
 

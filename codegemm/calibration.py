@@ -52,7 +52,7 @@ class Calibration:
         Raises ValueError for another K and for numbers that are not finite, TypeError for another dtype; then nothing
         of x was added.
         """
-        x = x.detach() if arrays.is_torch(x) and x.is_cuda else arrays.as_array(x)
+        x = x.detach() if arrays.is_torch(x) and x.is_cuda else arrays.as_array(x, "x")
         arrays.check_float("x", x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: shape {tuple(x.shape)}, its last axis must be in_features={self.in_features}")
@@ -70,7 +70,7 @@ class Calibration:
     def of(cls, H: Any, rows: int) -> Calibration:
         """From a matrix X^T X [K, K] of so many rows, of any library; ValueError unless it is symmetric, finite and may
         be one."""
-        matrix = np.array(devices.to_host(H), np.float64)
+        matrix = np.array(devices.to_host(H, "H"), np.float64)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"H: shape {matrix.shape}, must be [in_features, in_features]")
         check_finite("H", matrix)

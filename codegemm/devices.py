@@ -28,7 +28,7 @@ class Device(str):
     @classmethod
     def parse(cls, text: object) -> Self:
         """Of `cpu`, `cuda` (which is cuda:0), `cuda:<number>` or a device of torch or CuPy; ValueError for all else."""
-        match = re.fullmatch(r"cpu|cuda(?::(\d+))?", _name_of(text))
+        match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", _name_of(text))
         if match is None:
             raise ValueError(f"device {text!r}: must be 'cpu', 'cuda' or 'cuda:<number>'")
         return cls("cpu" if match[0] == "cpu" else f"cuda:{int(match[1] or 0)}")
@@ -167,12 +167,12 @@ def move(array: Any, device: Device) -> Any:
     return copy
 
 
-def to_host(array: Any) -> np.ndarray:
+def to_host(array: Any, name: str = "") -> np.ndarray:
     """The values of any library's array, a tensor on a GPU too, as a NumPy array; on the same memory where that is
-    possible."""
+    possible. name: what errors call it."""
     if is_torch(array) and array.device.type not in ("cpu", "meta"):
         array = array.detach().cpu()
-    array = as_array(array)
+    array = as_array(array, name)
     return array if isinstance(array, np.ndarray) else array.get()
 
 

@@ -16,24 +16,29 @@ from codegemm.devices import Device, device_of
 def incoming(x: Any, device: Device) -> Any:
     """x as an array on the weight's device, of native byte order; TypeError for a dtype or place that won't do."""
     if arrays.is_torch(x):
-        here = device_of(x)
-        if here != device:
-            raise TypeError(
-                f"x is a torch tensor on {here} and the weight is on {device}: move one of them, like "
-                + (f"w.to('{here}')" if here.startswith(("cpu", "cuda")) else f"x.to('{device}')")
-            )
+        check_place("x", x, device)
         arrays.check_float("x", x)
-        return from_torch(x)
-    array = arrays.as_array(x)
+        return from_torch(x, "x")
+    array = arrays.as_array(x, "x")
     arrays.check_float("x", array)
     if not array.dtype.isnative or (isinstance(array, np.ndarray) and not array.flags.aligned):
         array = array.astype(array.dtype.newbyteorder("="))
     return on_device(array, device)
 
 
+def check_place(name: str, tensor: Any, device: Device) -> None:
+    """TypeError for a tensor elsewhere than the weight: none is moved unasked."""
+    here = device_of(tensor)
+    if here != device:
+        raise TypeError(
+            f"{name} is a torch tensor on {here} and the weight is on {device}: move one of them, like "
+            + (f"w.to('{here}')" if here.startswith(("cpu", "cuda")) else f"{name}.to('{device}')")
+        )
+
+
 def on_device(array: Any, device: Device, name: str = "x") -> Any:
     """NumPy goes to a GPU; every other move is the caller's to make: a TypeError."""
-    array = arrays.as_array(array)
+    array = arrays.as_array(array, name)
     here = device_of(array)
     if here == device:
         return array
@@ -76,7 +81,7 @@ def target(out: Any, shape: tuple[int, ...], dtype: np.dtype, device: Device) ->
     if place not in (device, devices.CPU):
         raise TypeError(f"out is on {place} and the weight is on {device}")
     if place == device and arrays.is_torch(out):
-        return from_torch(out)
+        return from_torch(out, "out")
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out: is read-only")
     return out if place == device else devices.module(device).empty(shape, arrays.float_dtype(name))
@@ -136,9 +141,9 @@ def outgoing(target: Any, out: Any, x: Any) -> Any:
 
 def bias_of(bias: Any, out_features: int, device: Device) -> Any:
     """A bias as a NumPy or CuPy array [M] on the device; ValueError or TypeError for what can't be one."""
-    if arrays.is_torch(bias) and device_of(bias) != device:
-        bias = devices.to_host(bias)
-    array = arrays.as_array(bias)
+    if arrays.is_torch(bias):
+        check_place("bias", bias, device)
+    array = arrays.as_array(bias, "bias")
     if array.dtype.kind not in "fiu" and array.dtype.name not in arrays.FLOATS:
         raise TypeError(f"bias: dtype {array.dtype}, must be real numbers")
     if array.shape != (out_features,):
@@ -154,14 +159,25 @@ def summand(bias: Any, dtype: np.dtype) -> Any:
 
 
 def tracks(*values: Any) -> bool:
-    """Whether torch keeps a graph for one of these."""
+    """Whether torch does more with one of these than to compute: keeps a graph for it, or transforms it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return False
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.requires_grad:
-            return bool(torch.is_grad_enabled())
-    return False
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    if any(tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
+        return True
+    return bool(tensors) and transforms(torch) and any(_is_transformed(torch, tensor) for tensor in tensors)
+
+
+def transforms(torch: Any) -> bool:
+    """Whether a transformation of torch's is at work: forward-mode derivatives, or one of `torch.func`."""
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_transformed(torch: Any, tensor: Any) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _is_aligned(x: Any) -> bool:

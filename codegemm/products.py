@@ -154,8 +154,8 @@ class Plan:
                 return out
         if operands.tracks(x, out):
             raise RuntimeError(
-                "x or out requires grad, and a plan has no graph: call codegemm.linear or matmul, or the plan under "
-                "torch.no_grad()"
+                "x or out requires grad or is transformed by torch, and a plan has no graph: call codegemm.linear or "
+                "matmul, or the plan under torch.no_grad()"
             )
         with self._turn or HERE:
             return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
@@ -257,7 +257,7 @@ def _back(weight: Weight, g: Any) -> Any:
 def _times_columns(weight: Weight, x: Any, out: Any, kernel: str, precision: str) -> Any:
     """W @ X, through the transposes: the columns of X are the rows of a batch."""
     if not arrays.is_torch(x):
-        x = arrays.as_array(x)
+        x = arrays.as_array(x, "X")
     if x.ndim < 2:
         return _times_rows(x, weight, out, kernel, precision)
     if x.shape[-2] != weight.shape[1]:

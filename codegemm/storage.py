@@ -108,8 +108,11 @@ def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], me
 
 
 def _raw(name: str, tensor: Any) -> RawTensor:
+    if isinstance(tensor, RawTensor):
+        return tensor
+    array = to_host(tensor, name)
     try:
-        return tensor if isinstance(tensor, RawTensor) else RawTensor.of(to_host(tensor))
+        return RawTensor.of(array)
     except TypeError as error:
         raise TypeError(f"tensor {name!r}: {error}") from None
 

@@ -27,7 +27,7 @@ def refusing() -> Iterator[None]:
 
 def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.NDArray:
     """`values` as a NumPy array of one of `dtypes` with that many axes; CheckpointError names what is wrong."""
-    array = devices.to_host(values)
+    array = devices.to_host(values, name)
     if array.dtype.name not in dtypes:
         raise CheckpointError(f"{name}: dtype {array.dtype}, must be {' or '.join(dtypes)}")
     if array.ndim != axes:

@@ -24,15 +24,16 @@ _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 
 @refusing()
 def from_uniform(
-    integers: Any, scales: Any, zeros: Any, *, bits: int, group_size: int | None = None
+    integers: Any, scales: Any, zeros: Any, *, bits: int, group_size: int | None = None, g_idx: Any = None
 ) -> CodebookWeight | TransformedWeight:
-    """W[r, k] = scales[r, k // g] * (integers[r, k] - zeros[r, k // g]), exactly.
+    """W[r, k] = scales[r, i] * (integers[r, k] - zeros[r, i]) with i = k // g or g_idx[k], exactly.
 
     integers: of any integer dtype [M, K], 0 .. 2**bits - 1; bits is 2, 3 or 4.
     scales: float16 (or bfloat16, float32, float64 of values that float16 has, times one power of two for all)
         [M, ceil(K/g)].
     zeros: integers or floats [M, ceil(K/g)], or one number for all groups.
-    group_size: g, -1 for the whole row. None where K / groups is a power of two from 16 to 1024, or K.
+    group_size: g, -1 for the whole row. None where K / groups is a power of two from 16 to 1024, or K, or with g_idx.
+    g_idx: int32 or int64 [K], the group of each column, of which columns in any order may be; as in `from_gptq`.
 
     Equal zero points become part of the codebook, others offsets of groups. Where g does not divide K the last group is
     short; then scales and offsets are stored for groups of gcd(g, K), each as often as it takes, and `bits_per_weight`
@@ -48,7 +49,7 @@ def from_uniform(
         raise CheckpointError(
             f"integers: {integers.min()} to {integers.max()}, must be from 0 to {(1 << bits) - 1} for bits={bits}"
         )
-    groups = find_groups(columns, scales.shape[1], group_size)
+    groups = find_groups(columns, scales.shape[1], group_size, g_idx)
     return of_groups(integers, scales, _zero_points(zeros, scales.shape), groups, bits)
 
 

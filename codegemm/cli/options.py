@@ -37,7 +37,7 @@ class Shape(click.ParamType):
     name = "MxK"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)x(\d+)", value)
+        match = re.fullmatch(r"([0-9]+)x([0-9]+)", value)
         if not match or not int(match[1]) or not int(match[2]):
             self.fail(f"{value!r}: must be <out_features>x<in_features>, like 4096x4096", param, ctx)
         return int(match[1]), int(match[2])

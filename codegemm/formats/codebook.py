@@ -79,7 +79,7 @@ class CodebookWeight(Weight):
         scales: npt.ArrayLike,
         part_rows: Sequence[int] | None = None,
     ) -> None:
-        held = frozen(as_array(codes))
+        held = frozen(as_array(codes, "codes"))
         self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
         check_one_device(self.arrays)
         _check_codes(self.codes, self.config.b)
@@ -142,8 +142,8 @@ class CodebookWeight(Weight):
         part_rows: Sequence[int] | None,
     ) -> None:
         self._make_codes = codes
-        self.codebooks: Any = frozen(as_array(codebooks))
-        self.scales: Any = frozen(as_array(scales))
+        self.codebooks: Any = frozen(as_array(codebooks, "codebooks"))
+        self.scales: Any = frozen(as_array(scales, "scales"))
         self._spec = _infer_spec(*codes_like, self.codebooks, self.scales, part_rows)
         for name in ("codebooks", "scales"):
             check_finite(name, getattr(self, name))

@@ -10,7 +10,7 @@ from fractions import Fraction
 MAX_V, MAX_M, MAX_B = 16, 8, 16
 
 SYNTAX = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
-PATTERN = re.compile(r"m(?P<m>\d+)v(?P<v>\d+)(?:b(?P<b>\d+))?(?:g(?P<g>-1|\d+))?")
+PATTERN = re.compile(r"m(?P<m>[0-9]+)v(?P<v>[0-9]+)(?:b(?P<b>[0-9]+))?(?:g(?P<g>-1|[0-9]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,9 @@ class E8PWeight(Weight):
         SV: npt.ArrayLike,
         resid_scale: float | None = None,
     ) -> None:
-        self.qidxs, self.SU, self.SV = (frozen(as_array(values)) for values in (qidxs, SU, SV))
+        self.qidxs, self.SU, self.SV = (
+            frozen(as_array(values, name)) for name, values in (("qidxs", qidxs), ("SU", SU), ("SV", SV))
+        )
         check_one_device(self.arrays)
         self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
         if resid_scale is None:
@@ -176,7 +178,7 @@ class E8PFormat(Format[E8PConfig, E8PSpec, E8PWeight]):
     examples = ("e8p", "e8p3", "e8p4")
 
     def parse(self, text: str) -> E8PConfig | None:
-        match = re.fullmatch(r"e8p(\d*)", text)
+        match = re.fullmatch(r"e8p([0-9]*)", text)
         return E8PConfig(int(match[1] or 2)) if match else None
 
     def spec(self, shape: tuple[int, int], config: E8PConfig) -> E8PSpec:

@@ -36,8 +36,8 @@ OFFSETS = ("", "scaled", "added")
 USUAL = -1  # the block of a rotation that the shape gives
 
 _PATTERN = re.compile(
-    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>\d*))?(\+(?P<offsets>offsets|added))?"
-    r"(\+terms(?P<terms>\d+))?"
+    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>[0-9]*))?(\+(?P<offsets>offsets|added))?"
+    r"(\+terms(?P<terms>[0-9]+))?"
 )
 _EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
 _AROUND = ("terms", "block", "offsets", "ordered")  # of a description
@@ -193,10 +193,10 @@ class TransformedWeight(Weight):
         if signs is not None:
             block = default_block(self._spec.in_features) if block is None else block
             self._spec = replace(self._spec, block=check_block(block, self._spec.in_features))
-        self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs), self._spec.in_features))
-        self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets), self._spec))
+        self.signs: Any = None if signs is None else frozen(_as_signs(as_array(signs, "signs"), self._spec.in_features))
+        self.offsets: Any = None if offsets is None else frozen(_as_offsets(as_array(offsets, "offsets"), self._spec))
         self._spec = replace(self._spec, ordered=order is not None)
-        self.order: Any = None if order is None else frozen(_as_order(as_array(order), self._spec.in_features))
+        self.order: Any = None if order is None else frozen(_as_order(as_array(order, "order"), self._spec.in_features))
         check_one_device({"core": next(iter(core.arrays.values()))} | self._around)
 
     @classmethod
@@ -220,7 +220,7 @@ class TransformedWeight(Weight):
             offsets=tensor("offsets") if offsets else None,
             scaled=offsets == "scaled" if offsets else None,
             terms=terms,
-            order=tensor("order") if ordered else None,
+            order=_stored_order(tensor("order")) if ordered else None,
         )
 
     def stored(self) -> Stored:
@@ -326,8 +326,10 @@ class TransformedWeight(Weight):
     @classmethod
     def join(cls, weights: Sequence[Self]) -> Self:
         """The cores' rows as one core's."""
-        for what in ("block", "offsets", "terms", "ordered"):
+        for what in ("block", "offsets", "terms"):
             same(what, [getattr(w.spec, what) for w in weights])
+        if len({w.spec.ordered for w in weights}) > 1:
+            raise ValueError("concat: some parts have their columns in another order and some do not, must be the same")
         core, first = concat([w.core for w in weights]), weights[0]
         for what in ("signs", "order"):
             mine, *others = (getattr(w, what) for w in weights)
@@ -447,6 +449,13 @@ def _unpack_signs(packed: npt.NDArray, columns: int) -> npt.NDArray:
     if packed.dtype != np.uint8 or packed.shape != expected:
         raise ValueError(f"signs: {packed.dtype} {packed.shape}, must be uint8 {expected}")
     return 1 - 2 * bits.unpack(packed[None], columns, 1)[0].astype(np.int8)
+
+
+def _stored_order(order: npt.NDArray) -> npt.NDArray[np.int32]:
+    """A file's, which has one dtype alone."""
+    if order.dtype != np.int32:
+        raise ValueError(f"order: dtype {order.dtype}, must be int32")
+    return order
 
 
 def _as_offsets(offsets: Any, spec: TransformedSpec) -> Any:

@@ -16,7 +16,7 @@ _SINGLE = np.finfo(np.float32)
 def as_matrix(W: Any) -> npt.NDArray[np.float32]:
     """W as float32 [out_features, in_features]; ValueError or TypeError for anything that isn't a finite matrix, or has
     rows whose weights are too small or too large for float32."""
-    array = devices.to_host(W)
+    array = devices.to_host(W, "W")
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"W: shape {array.shape}, must be [out_features, in_features]")
     arrays.check_float("W", array)

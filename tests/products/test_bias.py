@@ -114,6 +114,8 @@ def test_what_is_no_bias():
             call(np.ones(47))
         with pytest.raises(TypeError, match="bias: dtype complex128, must be real numbers"):
             call(np.ones(48, complex))
+        with pytest.raises(TypeError, match=r"bias is a torch tensor on meta:0 and the weight is on cpu: move one"):
+            call(pytest.importorskip("torch").ones(48, device="meta"))
 
 
 def test_threads_take_turns_with_a_plan(rng):

@@ -5,6 +5,7 @@ import pytest
 from support.cpu import usable
 
 import codegemm
+from codegemm.engines.cpu import dequant
 from codegemm.formats import random_weight
 
 torch = pytest.importorskip("torch")
@@ -44,8 +45,8 @@ def test_gradcheck(config):
     def linear(x, bias):
         return codegemm.linear(x, weight, bias, kernel="reference")
 
-    assert torch.autograd.gradcheck(linear, (x, bias))
-    assert torch.autograd.gradgradcheck(linear, (x, bias))
+    assert torch.autograd.gradcheck(linear, (x, bias), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(linear, (x, bias), check_fwd_over_rev=True)
     left = leaf(64, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda left: codegemm.matmul(weight, left, kernel="reference"), (left,))
 
@@ -95,6 +96,65 @@ def test_second_derivatives_know_nothing_of_a_bias():
         (second,) = torch.autograd.grad(gradient, upstream, direction)
         exact = direction.double() @ dense_of(weight).T
         assert torch.linalg.norm(second.double() - exact) <= 2e-4 * torch.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_torchs_transformations(config):
+    """Against those of a dense layer."""
+    weight = weight_of(config, 16, 64)
+    dense = dense_of(weight)
+    x, bias = leaf(3, 64, dtype=torch.float64).detach(), leaf(16, dtype=torch.float64).detach()
+    tangent, biases = torch.randn_like(x), torch.randn(3, 16, dtype=torch.float64)
+
+    def mine(x, bias=bias):
+        return codegemm.linear(x, weight, bias, kernel="reference").tanh() + x[..., :1]
+
+    def theirs(x, bias=bias):
+        return torch.nn.functional.linear(x, dense, bias).tanh() + x[..., :1]
+
+    func = torch.func
+    for transform in (
+        lambda f: func.jvp(f, (x,), (tangent,)),
+        lambda f: func.jvp(f, (x, bias), (tangent, bias)),
+        lambda f: func.jvp(lambda bias: f(x, bias), (bias,), (bias,)),
+        lambda f: func.vmap(f)(x),
+        lambda f: func.vmap(f, in_dims=1)(x.T),
+        lambda f: func.vmap(f)(x, biases),
+        lambda f: func.vmap(f, in_dims=(None, 0))(x[0], biases),
+        lambda f: func.jacfwd(f)(x[0]),
+        lambda f: func.jacrev(f)(x[0]),
+        lambda f: func.jacrev(f, argnums=1)(x[0], bias),
+        lambda f: func.hessian(lambda x: f(x).sum())(x[0]),
+        lambda f: func.vmap(func.grad(lambda x: f(x).sum()))(x),
+    ):
+        torch.testing.assert_close(transform(mine), transform(theirs))
+
+
+def test_forward_mode_is_not_lost():
+    weight, forward_ad = weight_of("m1v4g16"), torch.autograd.forward_ad
+    x, tangent = torch.randn(2, 128), torch.randn(2, 128)
+    plan = codegemm.plan(weight, 2)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        y = forward_ad.unpack_dual(codegemm.linear(dual, weight) + dual[:, :48])
+        torch.testing.assert_close(y.tangent, codegemm.linear(tangent, weight) + tangent[:, :48])
+        torch.testing.assert_close(plan(x), y.primal - x[:, :48], rtol=1e-4, atol=1e-4)
+        with pytest.raises(RuntimeError, match="transformed by torch, and a plan has no graph"):
+            plan(dual)
+        with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
+            codegemm.matmul(dual, weight.T, out=torch.empty(2, 48))
+    with pytest.raises(RuntimeError, match="transformed by torch, and a plan has no graph"):
+        torch.func.vmap(plan)(x)
+
+
+def test_transformed_weights_are_decoded_by_compiled_code(monkeypatch):
+    decoded, slices = [], dequant.dense_slices
+    monkeypatch.setattr(dequant, "dense_slices", lambda *given: decoded.append(given) or slices(*given))
+    for config in ("m1v4g16", "m2v4b4g32+ordered+rotated16+offsets", "m1v4b4g32+terms2"):
+        x = leaf(2, 128)
+        codegemm.linear(x, weight_of(config)).sum().backward()
+        assert len(decoded) == 1
+        decoded.clear()
 
 
 def test_graphs_hear_of_what_is_written_to():

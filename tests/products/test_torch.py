@@ -115,22 +115,25 @@ def test_tensors_without_memory_are_refused(wrong, make_weight, tmp_path):
     weight, x = make_weight(24, 24, "m1v4g8"), torch.randn(24, 24)
     square, vector, out = wrong(x), wrong(x[0]), wrong(x.clone())
     message = (
-        r"tensor of torch\.float.* on (cpu|meta): must be dense, on the CPU or a GPU, of a dtype that NumPy has \("
+        r"tensor of torch\.float.* on (cpu|meta), must be dense, on the CPU or a GPU, of a dtype that NumPy has \("
     )
-    for call in (
-        lambda: codegemm.CodebookWeight(weight.codes, weight.codebooks, square),
-        lambda: codegemm.TransformedWeight(weight, signs=vector),
-        lambda: codegemm.linear(x, weight, vector),
-        lambda: codegemm.quantize(square, "m1v4b2"),
-        lambda: codegemm.Calibration(24).update(square),
-        lambda: codegemm.Calibration.of(square, 24),
-        lambda: codegemm.save_all(tmp_path / "file.safetensors", {"layer": weight}, {"norm": square}),
-        lambda: codegemm.checkpoints.from_quip(square, vector, vector),
-    ):
-        with pytest.raises(TypeError, match=message):
+    for name, call in {
+        "scales": lambda: codegemm.CodebookWeight(weight.codes, weight.codebooks, square),
+        "signs": lambda: codegemm.TransformedWeight(weight, signs=vector),
+        "W": lambda: codegemm.quantize(square, "m1v4b2"),
+        "x": lambda: codegemm.Calibration(24).update(square),
+        "H": lambda: codegemm.Calibration.of(square, 24),
+        "norm": lambda: codegemm.save_all(tmp_path / "file.safetensors", {"layer": weight}, {"norm": square}),
+        "qidxs": lambda: codegemm.checkpoints.from_quip(square, vector, vector),
+    }.items():
+        with pytest.raises(TypeError, match=rf"{name}: {message}"):
             call()
-    for call in (lambda: square @ weight.T, lambda: codegemm.matmul(x, weight.T, out=out)):
-        with pytest.raises(TypeError, match=rf"{message}|(x|out): dtype float8|(x is a torch tensor|out is) on meta"):
+    for name, call in {
+        "x": lambda: square @ weight.T,
+        "out": lambda: codegemm.matmul(x, weight.T, out=out),
+        "bias": lambda: codegemm.linear(x, weight, vector),
+    }.items():
+        with pytest.raises(TypeError, match=rf"{name}: {message}|{name}: dtype float8|{name} is .*on meta"):
             call()
 
 
