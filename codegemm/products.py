@@ -37,7 +37,7 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     x: float16, bfloat16, float32 or float64 (computed in float32, whose range it then has), NumPy or torch on the CPU;
         with a weight on a GPU all but float64, CuPy or torch there, on whose current stream the product runs, or NumPy,
         which is copied there and back. A tensor that requires grad gets its gradient, g @ W, in float32 (float64 for
-        float64) on the CPU and in its own dtype on a GPU.
+        float64) on the CPU and in its own dtype on a GPU; derivatives in forward mode and `torch.func` work, too.
     out: where to write, of the result's shape; x's dtype, or float32 for half x. Not where torch keeps a graph.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the norm of each of the result's rows, before it is rounded to its

@@ -243,6 +243,7 @@ def test_columns_in_the_order_of_activations(bits, columns, group, symmetric, rn
     layer = words_of(integers, bits).T, words_of(zeros.T, bits), scales.T
     weight = from_gptq(*layer, g_idx, bits=bits, version=2)
     assert weight == from_gptq(*layer, g_idx.astype(np.int64), bits=bits, version=2, group_size=group)
+    assert weight == from_uniform(integers, scales, zeros, bits=bits, g_idx=g_idx)
     check_products(weight, dense, rng, added=abs(np.asarray(scales, np.float64)[:, g_idx]) * (2 << bits))
     x = rng.standard_normal((3, columns))
     wanted = x @ dense.T

@@ -26,7 +26,23 @@ def test_names_are_parsed(text, parsed, engine):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gpu", "CPU", "cpu:0", "cpu ", "cuda:", "cuda:x", "cuda:-1", "cuda:1.5", "cuda:1\n", 0, None, b"cpu"]
+    "text",
+    [
+        "",
+        "gpu",
+        "CPU",
+        "cpu:0",
+        "cpu ",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "cuda:1.5",
+        "cuda:1\n",
+        "cuda:٣",
+        0,
+        None,
+        b"cpu",
+    ],
 )
 def test_other_names_are_refused(text):
     with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:<number>'"):
