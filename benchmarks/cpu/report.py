@@ -114,8 +114,8 @@ def _accuracy_table(measured: Measured) -> Table:
         *((kind, [one.error for one in group], group[0].limit) for kind, group in kinds.items()),
         (("full", f"normal, N up to {max(row.batch for row in chosen)}"), worst, FULL_ERROR),
     ):
-        allowed = ("", "") if limit is None else (f"{limit:.1e}", _yes(max(errors) <= limit))
-        table.add_row(precision, x, *(f"{error:.1e}" for error in errors), *allowed)
+        met = _yes(max(errors) <= limit)
+        table.add_row(precision, x, *(f"{error:.1e}" for error in errors), f"{limit:.1e}", met)
     return table
 
 

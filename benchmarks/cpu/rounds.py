@@ -158,18 +158,16 @@ class Bench:
 
     def accuracies(self) -> Iterator[Accuracy]:
         """Errors of one row of x at a time, for both precisions."""
-        limits: dict[str, dict[str, float]] = {AUTO: dict.fromkeys(("normal", OUTLIERS), FULL_ERROR)}
-        if FAST in self._usable:
-            limits[FAST] = {"normal": FAST_ERROR}
+        limits = {AUTO: FULL_ERROR} | ({FAST: FAST_ERROR} if FAST in self._usable else {})
         for config in MAIN:
             weight = self._weights[config]
             for kind, x in samples(self._shape[1]).items():
                 truth = exact(weight, x)
-                for kernel, accepted in limits.items():
+                for kernel, limit in limits.items():
                     y = [plan(weight, 1, DTYPE, kernel)(row) for row in x]
                     error = max(relative_error(*pair) for pair in zip(y, truth, strict=True))
                     precision = "fast" if kernel == FAST else "full"
-                    yield Accuracy(precision, kind, self._shape, config, error, accepted.get(kind))
+                    yield Accuracy(precision, kind, self._shape, config, error, limit)
 
     def _cases(self, threads: int) -> list[Case]:
         """What can be timed here, `auto` resolved to the kernel it takes."""

@@ -60,14 +60,14 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """||y - y_ref|| / ||y_ref|| of one row of x, the largest of some. limit: None where nothing is promised."""
+    """||y - y_ref|| / ||y_ref|| of one row of x, the largest of some."""
 
     precision: str
     x: str
     shape: Shape
     config: str
     error: float
-    limit: float | None
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Measured:
             *(f"{by(row.shape)} {row.config} {row.kernel} N={row.batch}: error {row.error:.1e}" for row in self.rows
               if row.chosen and not row.error <= FULL_ERROR),
             *(f"{by(one.shape)} {one.config} {one.precision}, x {one.x}: error {one.error:.1e}"
-              for one in self.accuracies if one.limit is not None and not one.error <= one.limit),
+              for one in self.accuracies if not one.error <= one.limit),
         ]  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def test_errors_beyond_what_is_promised_are_told():
         ],
         accuracies=[
             Accuracy("fast", "normal", WIDE, MAIN[0], 2e-2, 1.5e-2),
-            Accuracy("fast", rounds.OUTLIERS, WIDE, MAIN[0], 2e-2, None),
+            Accuracy("fast", rounds.OUTLIERS, WIDE, MAIN[0], 1e-2, 1.5e-2),
         ],
     )
     assert found.wrong() == [

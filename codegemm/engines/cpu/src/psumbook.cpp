@@ -59,11 +59,11 @@ int row_parts(const PsumbookArgs& a) {
 // What is in the workspace. x: rows under a power of two each, as scale_row does it.
 struct Workspace {
     float* unscale;      // [16] the inverse powers
-    float* errors;       // [task][16] squares that the integers are expected to lose, summed over the task's rows of W
-    float* norms;        // [task at the end][16] squares of y under the power, summed over the task's rows of W
     float* rows;         // [16][in_features] x
     float* interleaved;  // [in_features][16] of words alone, x without marked k-vectors, zeros beyond n
     float* sums;         // bytes: [piece][row of x][padded row]; words: [piece][padded row][16]
+    float* errors;       // [task][16] squares that the integers are expected to lose, summed over the task's rows of W
+    float* norms;        // [task at the end][16] squares of y under the power, summed over the task's rows of W
     int32_t* marked;     // [16] whether a row of x has marks
     uint8_t* all_marks;  // [16][k-vector]
     int in_features, vectors;
