@@ -67,6 +67,7 @@ def linear(x: Any, w: Weight, bias: Any = None, *, kernel: str = "auto", precisi
 
     bias: of any real dtype, added in float32 (float64 for float64 x) before y is rounded to its dtype. A tensor that
         requires grad gets its gradient, for x a tensor.
+    precision: as of `matmul`, in terms of the norm of y or of x @ w.T, whichever is larger.
     """
     if not isinstance(w, Weight):
         raise TypeError(f"linear: w is {_named(w)}, must be a quantised weight")

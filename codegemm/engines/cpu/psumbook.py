@@ -34,6 +34,8 @@ _TASK_LOOKUPS = 1 << 16  # some tens of microseconds
 _MAX_TASKS = 32
 _MIN_SLICE_ROWS = 4096  # every slice makes the tables again
 _MAX_PIECES = 16  # of K: each adds a pass over the output
+_SEEN = 128  # rows and positions whose codes are compared
+_DEVIATIONS = 3.72  # standard ones, beyond which a normally distributed number is one time in 10,000
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
 _BYTES_UP_TO = {"vbmi": {2: 4, 1: 8}, "avx512": {2: 2, 1: 3}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
@@ -119,6 +121,28 @@ def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uin
     return arranged
 
 
+def _scaled(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Rows of x under powers of two that bring their largest numbers near 1, and the inverse powers [n, 1]."""
+    with np.errstate(invalid="ignore"):
+        exponents = np.clip(np.frexp(abs(x).max(1, keepdims=True))[1], -126, 126)
+        return np.ldexp(x, -exponents), np.ldexp(np.float32(1), exponents)
+
+
+def error_margin(codes: npt.NDArray[np.uint8]) -> float:
+    """How many times what is expected the square of a product's error may be, but for one time in 10,000.
+
+    codes: [M, vectors, m]. Rounding errors of different entries are independent, so a sum of their squares over the
+    rows is chi-square distributed, with as many degrees of freedom as there are rows, or fewer where these look up the
+    same entries: of a quantile of it, by Wilson and Hilferty's approximation.
+    """
+    some = codes.reshape(len(codes), -1)
+    some = some[:: -(-len(some) // _SEEN), :: -(-some.shape[1] // _SEEN)]
+    shared = np.array([(some == row).mean(1) for row in some])  # of the codes of two rows
+    others = max(shared.size - len(some), 1)
+    spread = 2 / 9 * (1 / len(codes) + ((shared**2).sum() - len(some)) / others)
+    return float((1 - spread + _DEVIATIONS * np.sqrt(spread)) ** 3)
+
+
 class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     """Builds the table of all centroids' inner products with x, tile by tile, and gathers by the codes."""
 
@@ -163,6 +187,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
             slice_count=len(plan.slices),
             rows=spec.out_features,
             entries=padded.shape[-1],
+            margin=error_margin(weight.codes),
         )
         return Prepared(spec, arguments)
 
@@ -170,8 +195,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         spec, plan = product.spec, cut_for(product.spec)
         pieces, slices = len(plan.pieces) - 1, len(plan.slices)
         finishing = slices * -(-int(np.diff(plan.slices[:, 1:3]).max()) // FINISHED_ROWS)
-        floats = 2 + pieces * slices + finishing + 2 * spec.in_features + pieces * plan.padded_rows
-        return BATCH * (4 * floats + spec.vectors)
+        floats = 2 + 2 * spec.in_features + pieces * plan.padded_rows
+        return BATCH * (8 * (pieces * slices + finishing) + 4 * floats + spec.vectors)
 
     def function(self, n: int) -> Any:
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
@@ -184,7 +209,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
         spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
         plan = cut_for(spec)
-        x32 = x.astype(np.float32).reshape(len(x), spec.vectors, config.v)
+        x32, powers = _scaled(x.astype(np.float32))
+        x32 = x32.reshape(len(x), spec.vectors, config.v)
         group = spec.group_vectors
         row_at = place_in_group()
         sums, offset = np.zeros((len(x), plan.padded_rows), np.float32), 0
@@ -206,7 +232,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
                     scales = arrays["scales"][first // group : first // group + by_group.shape[-1], begin:stop]
                     sums[:, begin:stop] += np.einsum("nrg,gr->nr", by_group, scales.astype(np.float32))
             for _, row, end_row, begin, _ in plan.slices:
-                out[:, row:end_row] = sums[:, begin : begin + end_row - row]
+                out[:, row:end_row] = sums[:, begin : begin + end_row - row] * powers
 
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         spec, config = product.spec, product.spec.config

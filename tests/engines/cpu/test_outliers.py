@@ -3,7 +3,6 @@ ones meet may be zero, or cancel, so that y does not grow with them."""
 
 import numpy as np
 import pytest
-from emulator import cases
 from support.cpu import check_threads, product, usable
 
 import codegemm
@@ -111,10 +110,68 @@ def test_a_constant_x(config, value, make_weight):
     """All k-vectors have one table: what rounding does to it must not add up."""
     weight = make_weight(300, 1024, config)
     for n in (1, 4, 16):
-        x = np.full((n, 1024), value, np.float32)
         for name in set(MOST) & set(usable(weight, n)):
-            far = np.linalg.norm(product(weight, x, name) - x.astype(np.float64) @ weight.dequantize(np.float64).T)
-            assert far <= MOST[name] * cases.uncancelled_norm(x, weight.dequantize(np.float64)), (n, name)
+            assert (errors(weight, np.full((n, 1024), value, np.float32), name) <= MOST[name]).all(), (n, name)
+
+
+@pytest.mark.parametrize("columns", [64, 128, 256, 512, 2048])
+def test_two_centroids_and_numbers_alike(columns, rng):
+    """Of a table of two entries all columns have the same or its mirror image; half of the rows nearly cancel."""
+    codes = rng.integers(0, 2, (300, columns, 1)).astype(np.uint8)
+    codes[150:] = np.stack([rng.permutation(columns) <= columns // 2 for _ in range(150)])[..., None]
+    for size in rng.uniform(0.1, 2, 10):
+        book = np.array([[[-size], [size]]], np.float16)
+        for rows in (slice(0, 150), slice(150, 300)):
+            weight = codegemm.CodebookWeight(codes[rows], book, np.ones((150, 1), np.float16))
+            for n in (1, 5):
+                for x in (np.ones((n, columns)), rng.choice([-1, 1], (n, columns))):
+                    for name in set(MOST) & set(usable(weight, n)):
+                        assert (errors(weight, x.astype(np.float32), name) <= MOST[name]).all(), (size, n, name)
+
+
+def test_a_centroid_that_no_code_names(rng):
+    """The others are all one, and small beside it."""
+    book = np.full((1, 16, 1), 0.02, np.float16)
+    book[0, 0] = -1
+    for columns in (128, 4096):
+        codes = rng.integers(1, 16, (300, columns, 1)).astype(np.uint8)
+        weight = codegemm.CodebookWeight(codes, book, np.ones((300, 1), np.float16))
+        for n in (1, 5):
+            for name in set(MOST) & set(usable(weight, n)):
+                assert (errors(weight, np.ones((n, columns), np.float32), name) <= MOST[name]).all(), (n, name)
+
+
+@pytest.mark.parametrize(("rows", "alike"), [(1, 1), (1000, 1000), (3, 1), (8, 1), (400, 8)])
+def test_few_different_rows(rows, alike, rng):
+    """An error is far from what is expected where few numbers make it up."""
+    for _ in range(20):
+        codes = np.repeat(rng.integers(0, 256, (rows // alike, 64, 1)), alike, 0).astype(np.uint8)
+        book = rng.standard_normal((1, 256, 8)).astype(np.float16)
+        weight = codegemm.CodebookWeight(codes, book, np.ones((rows, 1), np.float16))
+        dense = weight.dequantize(np.float64)
+        for n in (1, 16):
+            x = rng.standard_normal((n, 512)).astype(np.float32)
+            norms = np.linalg.norm(x @ dense.T, axis=1) / np.linalg.norm(x[:, None] * dense, axis=(1, 2))
+            for name in set(MOST) & set(usable(weight, n)):
+                # Sums of floats can't tell what cancels to a thousandth.
+                assert (errors(weight, x, name)[norms > 1e-2] <= MOST[name]).all(), (n, name)
+
+
+@pytest.mark.parametrize(("small", "scale"), [(1e-20, 1), (1e-30, 1), (1e-18, 6e-8)])
+def test_much_smaller_numbers_than_the_largest(small, scale, rng):
+    """The largest meet scales of 0, the others cancel: their squares leave float32's range."""
+    codes = rng.integers(0, 128, (64, 256, 1)).astype(np.uint8)
+    codes[:, 192:] = codes[:, 128:192] + 128
+    book = rng.standard_normal((1, 256, 4))
+    book[0, 128:] = -book[0, :128]
+    scales = np.repeat([[0, scale]], 64, 0).astype(np.float16)
+    weight = codegemm.CodebookWeight(codes, book.astype(np.float16), scales)
+    for n in (1, 5):
+        x = rng.standard_normal((n, 1024))
+        x[:, 768:] = x[:, 512:768] * (1 + 3e-3 * rng.standard_normal(256))
+        x[:, 512:] *= small
+        for name in set(MOST) & set(usable(weight, n)):
+            assert (errors(weight, x.astype(np.float32), name) <= MOST[name]).all(), (n, name)
 
 
 @pytest.mark.parametrize("apart", [0, 1, 2, 30])
@@ -126,7 +183,7 @@ def test_centroids_that_are_nearly_one(config, apart, make_weight, rng):
     ulps = rng.integers(0, apart + 1, weight.codebooks.shape) * 2.0**-10
     weight = codegemm.CodebookWeight(weight.codes, (1 + ulps).astype(np.float16), weight.scales)
     for n in (1, 4, 16):
-        x = rng.standard_normal((n, 1024)).astype(np.float32)
+        x = rng.uniform(-1, 2, (n, 1024)).astype(np.float32)  # whose sums do not cancel
         for name in set(MOST) & set(usable(weight, n)):
             assert (errors(weight, x, name) <= MOST[name]).all(), (n, name)
 
@@ -163,7 +220,6 @@ def test_a_row_does_not_depend_on_the_others(n, make_weight, rng):
     changed = product(weight, other, "psumbook")
     same = np.setdiff1d(np.arange(n), [1, n - 1])
     assert (changed[same] == alone[same]).all()
-    assert (changed[[1, n - 1]] != alone[[1, n - 1]]).any(1).all()
 
 
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8b4g-1"])

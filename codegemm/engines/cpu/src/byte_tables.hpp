@@ -1,10 +1,7 @@
 // Products with tables of integers, one or two bytes an entry: for each row of x the entries of a tile become
 // `least + integer * step`, from the least of their position on and with one step for all, so that they can be looked
-// up by byte permutations (lookup.hpp) and added exactly. Half a step is all that an entry loses, and 0, of which there
-// may be many, loses nothing: entries are counted from a whole number of steps.
+// up by byte permutations (lookup.hpp) and added exactly. Half a step is all that an entry loses.
 #pragma once
-
-#include <cmath>
 
 #include "lookup.hpp"
 #include "psumbook.hpp"
@@ -16,7 +13,7 @@ typedef uint16_t shorts __attribute__((vector_size(2 * wide)));
 typedef uint8_t bytes __attribute__((vector_size(wide)));
 
 template <int PLANES>
-constexpr float most_steps = PLANES == 2 ? 65533 : 253;  // rounding may add one at either end
+constexpr float most_steps = PLANES == 2 ? 65533 : 253;  // rounding and the shift may add one each
 
 // The least and the largest of `count` values.
 inline void extremes(const float* values, int count, float& least, float& most) {
@@ -63,13 +60,6 @@ struct Step {
     float least_before[max_positions + 1];
 };
 
-// What entries are counted from: the least, or for the sake of 0 what is a whole number of steps; not where that is so
-// many that floats don't tell them apart, or there are none.
-inline float whole(float least, float inverse, float step) {
-    const float steps = least * inverse;
-    return step > 0 && std::fabs(steps) < most_whole ? std::floor(steps) * step : least;
-}
-
 // tables[position][plane][entry] from `table` [position][entry], of which the first position is `first`.
 template <int PLANES>
 void quantise(const float* table, int first, int positions, int entries, uint8_t* tables, Step& step) {
@@ -79,14 +69,14 @@ void quantise(const float* table, int first, int positions, int entries, uint8_t
         extremes(table + size_t(p) * entries, entries, least[p], most);
         widest = most - least[p] > widest ? most - least[p] : widest;
     }
-    step.step = widest / most_steps<PLANES> * stretch(first);
-    const float inverse = widest > 0 ? 1 / step.step : 0;
+    const float inverse = widest > 0 ? most_steps<PLANES> / widest : 0;
+    step.step = widest / most_steps<PLANES>;
     step.least_before[0] = 0;
     for (int p = 0; p < positions; ++p, tables += (PLANES - 1) * entries) {
-        const float from = whole(least[p], inverse, step.step);
-        step.least_before[p + 1] = step.least_before[p] + from;
+        const float shifted = shift(first + p);
+        step.least_before[p + 1] = step.least_before[p] + (least[p] - shifted * step.step);
         for (int i = 0; i < entries; i += wide, table += wide, tables += wide) {
-            const auto scaled = (load<wide>(table) - from) * inverse + 0.5f;
+            const auto scaled = (load<wide>(table) - least[p]) * inverse + (shifted + 0.5f);
             store_planes<PLANES>(__builtin_convertvector(scaled, ints), tables, tables + entries);
         }
     }
@@ -121,7 +111,7 @@ inline void add_rows(const uint8_t* codes, size_t pitch, int count, const uint8_
 // expected to lose, squares summed over the rows.
 template <int ENTRIES, int PLANES, class OfRow>
 void add_tile(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const OfRow& of,
-              const float* squares, float* scratch, uint8_t* tables, float* sums, size_t sums_pitch, float* errors) {
+              const float* squares, float* scratch, uint8_t* tables, float* sums, size_t sums_pitch, double* errors) {
     const int positions = (tile.end - tile.first) * a.m;
     const size_t table_bytes = size_t(positions) * PLANES * ENTRIES;
     Step steps[batch];

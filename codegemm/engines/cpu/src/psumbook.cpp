@@ -32,9 +32,7 @@ namespace {
 
 constexpr int finished_rows = 1024;  // that a task adds up at the end
 
-// Of the norm of y, by bytes of an entry: what integers may be expected to lose. More is promised, since rows of W with
-// the same codes lose the same.
-constexpr double allowed[] = {0, 2e-2, 1.5e-4};
+constexpr double promised[] = {0, 3e-2, 2e-4};  // an error, of the norm of y, by bytes of an entry
 
 // A thread's tables: floats of a tile for one row of x, then bytes of it for each; or floats of some positions for 16
 // rows, then words of a tile.
@@ -58,25 +56,25 @@ int row_parts(const PsumbookArgs& a) {
 
 // What is in the workspace. x: rows under a power of two each, as scale_row does it.
 struct Workspace {
+    double* errors;      // [task][16] squares that the integers are expected to lose, summed over the task's rows of W
+    double* norms;       // [task at the end][16] squares of y under the power, summed over the task's rows of W
     float* unscale;      // [16] the inverse powers
     float* rows;         // [16][in_features] x
     float* interleaved;  // [in_features][16] of words alone, x without marked k-vectors, zeros beyond n
     float* sums;         // bytes: [piece][row of x][padded row]; words: [piece][padded row][16]
-    float* errors;       // [task][16] squares that the integers are expected to lose, summed over the task's rows of W
-    float* norms;        // [task at the end][16] squares of y under the power, summed over the task's rows of W
     int32_t* marked;     // [16] whether a row of x has marks
     uint8_t* all_marks;  // [16][k-vector]
     int in_features, vectors;
 
     explicit Workspace(const PsumbookArgs& a) : in_features(a.in_features), vectors(a.in_features / a.v) {
-        float* next = static_cast<float*>(a.workspace);
+        errors = static_cast<double*>(a.workspace);
+        norms = errors + size_t(a.slice_count) * a.piece_count * batch;
+        float* next = reinterpret_cast<float*>(norms + size_t(a.slice_count) * row_parts(a) * batch);
         auto take = [&next](size_t floats) { return next += floats, next - floats; };
         unscale = take(batch);
         rows = take(size_t(batch) * in_features);
         interleaved = take(size_t(batch) * in_features);
         sums = take(size_t(batch) * a.piece_count * a.padded_rows);
-        errors = take(size_t(a.slice_count) * a.piece_count * batch);
-        norms = take(size_t(a.slice_count) * row_parts(a) * batch);
         marked = reinterpret_cast<int32_t*>(take(batch));
         all_marks = reinterpret_cast<uint8_t*>(next);
     }
@@ -111,21 +109,18 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
 
 // y of `count` rows of W from row `first` on, for row i of x: without the power of two, with the bias, to out. Returns
 // the sum of its squares under that power.
-[[gnu::noinline]] float finish(const PsumbookArgs& a, int i, int first, float* y, int count, float unscale) {
+[[gnu::noinline]] double finish(const PsumbookArgs& a, int i, int first, float* y, int count, float unscale) {
     for (int r = 0; r < count; ++r) y[r] *= unscale;
     add_bias(a, i, first, y, count);
     from_float(y, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows + first, count);
-    const float power = 1 / unscale;
-    vec<lanes> squares{};
+    constexpr int several = 8;  // sums at once, since additions take their time
+    double squares[several] = {}, total = 0;
     int r = 0;
-    for (; r + lanes <= count; r += lanes) {
-        const auto some = load<lanes>(y + r) * power;
-        squares += some * some;
-    }
-    float total = 0;
-    for (int lane = 0; lane < lanes; ++lane) total += squares[lane];
-    for (; r < count; ++r) total += (y[r] * power) * (y[r] * power);
-    return total;
+    for (; r + several <= count; r += several)
+        for (int i = 0; i < several; ++i) squares[i] += double(y[r + i]) * y[r + i];
+    for (; r < count; ++r) total += double(y[r]) * y[r];
+    for (double square : squares) total += square;
+    return total / unscale / unscale;
 }
 
 // x [in_features] of row i in float, under the power of two that brings its largest element near 1. Returns the inverse
@@ -159,7 +154,7 @@ void scale_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
 }
 
 // The sum of [task][16] for row i of x.
-double total(const float* values, int tasks, int i) {
+double total(const double* values, int tasks, int i) {
     double sum = 0;
     for (int task = 0; task < tasks; ++task) sum += values[size_t(task) * batch + i];
     return sum;
@@ -208,8 +203,8 @@ void interleave_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w
 // Rows of x from sums [piece][padded row][16], those that are wanted, and their norms.
 void finish_batch(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, const bool* wanted) {
     for_rows(loop, a, [&](int row, int count, int padded, int task) {
-        float* norms = w.norms + size_t(task) * batch;
-        std::memset(norms, 0, sizeof(float) * batch);
+        double* norms = w.norms + size_t(task) * batch;
+        std::memset(norms, 0, sizeof(double) * batch);
         for (int r = 0; r < count; r += group_rows) {
             float* total = w.sums + size_t(padded + r) * batch;
             add_pieces(a, total, size_t(group_rows) * batch, size_t(a.padded_rows) * batch);
@@ -242,7 +237,7 @@ template <int ENTRIES>
 void mend_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, double most) {
     bool mended[batch], any = false;
     for (int i = 0; i < a.n; ++i) {
-        mended[i] = total(w.errors, a.slice_count * a.piece_count, i) >
+        mended[i] = a.margin * total(w.errors, a.slice_count * a.piece_count, i) >
                     most * most * total(w.norms, a.slice_count * row_parts(a), i);
         any |= mended[i];
     }
@@ -260,9 +255,9 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
         float* scratch = reinterpret_cast<float*>(task_memory());
         uint8_t* tables = task_memory() + max_table_bytes;
         float* mine = w.sums + piece * piece_floats + s[3];
-        float* errors = w.errors + size_t(task) * batch;
+        double* errors = w.errors + size_t(task) * batch;
         const float* squares = a.squares + size_t(task / a.piece_count) * groups;
-        std::memset(errors, 0, sizeof(float) * batch);
+        std::memset(errors, 0, sizeof(double) * batch);
         for (int i = 0; i < a.n; ++i) std::memset(mine + size_t(i) * a.padded_rows, 0, sizeof(float) * (s[4] - s[3]));
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
             const Tile tile{a.tiles[t], a.tiles[t + 1]};
@@ -281,7 +276,7 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
             w.norms[size_t(task) * batch + i] = finish(a, i, row, total, count, w.unscale[i]);
         }
     });
-    mend_rows<ENTRIES>(loop, a, w, allowed[PLANES]);
+    mend_rows<ENTRIES>(loop, a, w, promised[PLANES]);
 }
 
 template <int ENTRIES>
@@ -296,9 +291,9 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
         float* scratch = reinterpret_cast<float*>(task_memory());
         words* tables = reinterpret_cast<words*>(scratch + chunk_entries * batch);
         float* mine = w.sums + piece * piece_floats + size_t(s[3]) * batch;
-        float* errors = w.errors + size_t(task) * batch;
+        double* errors = w.errors + size_t(task) * batch;
         const float* squares = a.squares + size_t(task / a.piece_count) * groups;
-        std::memset(errors, 0, sizeof(float) * batch);
+        std::memset(errors, 0, sizeof(double) * batch);
         std::memset(mine, 0, sizeof(float) * (s[4] - s[3]) * batch);
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
             const Tile tile{a.tiles[t], a.tiles[t + 1]};
@@ -311,7 +306,7 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
     bool all[batch];
     std::memset(all, true, sizeof all);
     finish_batch(loop, a, w, all);
-    mend_rows<ENTRIES>(loop, a, w, allowed[2]);
+    mend_rows<ENTRIES>(loop, a, w, promised[2]);
 }
 
 constexpr int few_entries = 16, some_entries = 64, most_entries = 256;

@@ -23,6 +23,7 @@ struct PsumbookArgs {
     int32_t n, rows, padded_rows, in_features;
     int32_t v, m, entries;  // entries: of a table, 16, 64 or 256
     int32_t group_vectors;  // k-vectors that share a scale
+    float margin;           // the square of an error may be so many times what is expected
 };
 
 constexpr int block_rows = 256;
@@ -46,19 +47,17 @@ inline void prefetch(const uint8_t* codes, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(codes + i);
 }
 
-// The square that a sum of `count` entries is expected to lose by their rounding to whole steps.
-template <class Float>
-inline Float lost(Float step, int count) {
-    return step * step * (float(count) / 12);
+// The square that a sum of `count` entries is expected to lose by their rounding to whole steps. As a double: tables
+// may be as small beside the largest number in x as floats are.
+inline double lost(double step, int count) {
+    return step * step * count / 12;
 }
 
-// By how much the step of tables from some position on is longer than need be: a little, and each time another, or
-// tables that are alike, as those of a constant x are, would round alike and lose as much as all of them together.
-inline float stretch(int position) {
-    return 1 + float(uint32_t(position) * 2654435769u >> 8) * 0x1p-30f;
+// A part of a step by which the steps of a position (of all in a row of W) are shifted, each time another: tables that
+// are alike, as those of a constant x are, would round alike and lose as much as all of them together.
+inline float shift(int position) {
+    return float(uint32_t(position) * 2654435769u >> 8) * 0x1p-24f;
 }
-
-constexpr float most_whole = 0x1p20f;  // steps, of which floats know a sixteenth
 
 // run(first, end) for the parts of a tile that share a scale each.
 template <class Run>

@@ -1,8 +1,7 @@
 // Products with tables for 16 rows of x at once: an entry holds the products of one centroid with all of them, in words
 // of 16 bits, so that a code looks them up with one load. For each row of x an entry is `least + word * step`: the
-// least of its position, a step for the few positions that are looked up together, 0 a word without a rest as in
-// byte_tables.hpp. Words are added in pairs first, so a step is so large that the entries of two positions add up to 16
-// bits.
+// least of its position, a step for the few positions that are looked up together. Words are added in pairs first,
+// so a step is so large that the entries of two positions add up to 16 bits.
 #pragma once
 
 #include <cmath>
@@ -12,7 +11,7 @@
 
 namespace codegemm {
 
-constexpr float pair_steps = 65530;  // of two entries together; rounding may add one at either end of both
+constexpr float pair_steps = 65530;  // of two entries together; rounding and the shift may add one each to both
 constexpr int sweep_rows = 2048;     // whose sums stay in L2 while the tables of a tile go by
 
 typedef uint16_t words __attribute__((vector_size(2 * batch), may_alias));
@@ -40,14 +39,6 @@ inline vec<8> smaller(vec<8> a, vec<8> b) {
 }
 inline vec<8> larger(vec<8> a, vec<8> b) {
     return a > b ? a : b;
-}
-
-// As in byte_tables.hpp.
-inline vec<8> whole(vec<8> least, vec<8> inverse, vec<8> step) {
-    const vec<8> steps = least * inverse, shifter = vec<8>{} + 0x1.8p23f;  // leaves no bits for fractions
-    const vec<8> nearest = steps + shifter - shifter;
-    const vec<8> below = nearest > steps ? nearest - 1 : nearest;
-    return (step > 0) & (steps < most_whole) & (steps > -most_whole) ? below * step : least;
 }
 
 // products[entry] of a position's centroids with 16 rows of x [in_features][16], and their extremes.
@@ -92,18 +83,17 @@ Scale build_words(const PsumbookArgs& a, int part, int position, int count, cons
         widest.high = larger(paired ? range.high + before.high : range.high, widest.high);
         before = range;
     }
-    const float length = stretch(position) / pair_steps;
-    scale.step = {widest.low * length, widest.high * length};
     const vec<8> zero{};
-    const vec<8> low_steps = widest.low > zero ? 1 / scale.step.low : zero;
-    const vec<8> high_steps = widest.high > zero ? 1 / scale.step.high : zero;
+    const vec<8> low_steps = widest.low > zero ? pair_steps / widest.low : zero;
+    const vec<8> high_steps = widest.high > zero ? pair_steps / widest.high : zero;
+    scale.step = {widest.low / pair_steps, widest.high / pair_steps};
     for (int p = 0; p < count; ++p) {
-        const Rows from{whole(least[p].low, low_steps, scale.step.low),
-                        whole(least[p].high, high_steps, scale.step.high)};
-        scale.least.low += from.low, scale.least.high += from.high;
+        const float shifted = shift(position + p), rounding = shifted + 0.5f;
+        scale.least.low += least[p].low - scale.step.low * shifted;
+        scale.least.high += least[p].high - scale.step.high * shifted;
         for (int i = 0; i < ENTRIES; ++i, scratch += batch, ++table) {
-            const auto low = (load<8>(scratch) - from.low) * low_steps + 0.5f;
-            const auto high = (load<8>(scratch + 8) - from.high) * high_steps + 0.5f;
+            const auto low = (load<8>(scratch) - least[p].low) * low_steps + rounding;
+            const auto high = (load<8>(scratch + 8) - least[p].high) * high_steps + rounding;
             *table =
                 (words)((__builtin_convertvector(low, eight) & 0xffff) | __builtin_convertvector(high, eight) << 16);
         }
@@ -170,7 +160,7 @@ void for_chunks(const PsumbookArgs& a, const Tile& tile, Run&& run) {
 // [group]: of the slice. errors [16] += what the steps are expected to lose, squares summed over the rows.
 template <int ENTRIES>
 void add_tile_words(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row, const float* x,
-                    const float* squares, float* scratch, words* tables, float* sums, float* errors) {
+                    const float* squares, float* scratch, words* tables, float* sums, double* errors) {
     struct Chunk {
         int position, count, group;
         Scale scale;
@@ -180,8 +170,8 @@ void add_tile_words(const PsumbookArgs& a, int part, const Tile& tile, int first
     for_chunks<ENTRIES>(a, tile, [&](int position, int count, int group) {
         words* table = tables + size_t(position - tile.first * a.m) * ENTRIES;
         const Scale scale = build_words<ENTRIES>(a, part, position, count, x, scratch, table);
-        store<8>(errors, load<8>(errors) + lost(scale.step.low, count) * squares[group]);
-        store<8>(errors + 8, load<8>(errors + 8) + lost(scale.step.high, count) * squares[group]);
+        for (int i = 0; i < batch; ++i)
+            errors[i] += lost(i < 8 ? scale.step.low[i] : scale.step.high[i - 8], count) * squares[group];
         chunks[chunk_count++] = {position, count, group, scale};
     });
     for (int sweep = first_row; sweep < end_row; sweep += sweep_rows) {
