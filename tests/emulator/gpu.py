@@ -337,7 +337,12 @@ def emulated_torch(monkeypatch):
     """A torch module whose tensors are on the emulated GPU, its current stream 77."""
     torch = types.ModuleType("torch")
     torch.Tensor = Tensor
-    torch.autograd = types.SimpleNamespace(graph=types.SimpleNamespace(increment_version=lambda tensor: None))
+    torch.autograd = types.SimpleNamespace(
+        graph=types.SimpleNamespace(increment_version=lambda tensor: None),
+        forward_ad=types.SimpleNamespace(_current_level=-1),
+    )
+    functorch = types.SimpleNamespace(peek_interpreter_stack=lambda: None)
+    torch._C = types.SimpleNamespace(_functorch=functorch)
     torch.cuda = types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(cuda_stream=77))
     monkeypatch.setitem(sys.modules, "torch", torch)
     return torch

@@ -98,7 +98,7 @@ def test_second_derivatives_know_nothing_of_a_bias():
         assert torch.linalg.norm(second.double() - exact) <= 2e-4 * torch.linalg.norm(exact)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, of its forward-mode formulas
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # which its forward-mode formulas are made with
 @pytest.mark.parametrize("config", CONFIGS)
 def test_torchs_transformations(config):
     """Against those of a dense layer."""

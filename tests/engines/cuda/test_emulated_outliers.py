@@ -48,10 +48,9 @@ def allowed(x):
     return ONE_HALF if len(x) == 1 and x.dtype.itemsize == 2 else MORE
 
 
-@pytest.mark.parametrize("times", [300, 1e4])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize(("config", "device", "n"), CODEBOOKS)
-def test_large_channels_that_meet_zeros(config, device, n, dtype, times, make_weight, rng):
+def test_large_channels_that_meet_zeros(config, device, n, dtype, make_weight, rng):
     weight = make_weight(64, 384, config)
     vector, v = int(rng.integers(weight.spec.vectors)), weight.config.v
     codes, codebooks = weight.codes.copy(), weight.codebooks.copy()
@@ -59,7 +58,7 @@ def test_large_channels_that_meet_zeros(config, device, n, dtype, times, make_we
     codes[:, vector] = 0
     weight = codegemm.CodebookWeight(codes, codebooks, weight.scales)
     x = rng.standard_normal((n, 384))
-    x[:, vector * v] = times
+    x[:, vector * v] = rng.choice([300, 1e4])
     x = x.astype(arrays.float_dtype(dtype))
     y, _ = emulate.multiply(kernel_named("psumbook" if n <= MAX_N else "dequant", weight.spec), weight, x, gpu=device)
     assert uncancelled(weight, x) < 2 * np.linalg.norm(x[:, np.arange(384) // v != vector]) * np.sqrt(
