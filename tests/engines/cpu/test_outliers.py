@@ -176,7 +176,6 @@ def test_much_smaller_numbers_than_the_largest(small, scale, rng):
 
 @pytest.mark.parametrize("apart", [0, 1, 2, 30])
 @pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.usefixtures("instructions")
 def test_centroids_that_are_nearly_one(config, apart, make_weight, rng):
     """No range, or one that is far from 0."""
     weight = make_weight(300, 1024, config)
