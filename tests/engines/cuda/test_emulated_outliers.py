@@ -15,15 +15,15 @@ from codegemm.engines.cuda.psumbook import MAX_N
 ONE_HALF, MORE = 2e-4, 1e-3  # as `precision="full"` says: one row of x in half precision, or more or in float32
 AMPERE = dataclasses.replace(emulate.SMALL_GPU, arch=80)
 CODEBOOKS = [
-    # configuration, GPU, rows of x
-    ("m1v4g32", emulate.SMALL_GPU, 1),
-    ("m2v8g-1", emulate.SMALL_GPU, 2),
-    ("m1v4g16", emulate.SMALL_GPU, 4),
-    ("m1v4g128", AMPERE, 6),
-    ("m2v8g-1", AMPERE, 17),
-    ("m1v3b5g12", AMPERE, 6),
-    ("m1v4g128", emulate.SMALL_GPU, 33),
-    ("m2v8g-1", emulate.SMALL_GPU, 40),
+    # configuration, GPU, rows of x and their dtype
+    ("m1v4g32", emulate.SMALL_GPU, 1, "float16"),
+    ("m2v8g-1", emulate.SMALL_GPU, 2, "float32"),
+    ("m1v4g16", emulate.SMALL_GPU, 4, "bfloat16"),
+    ("m1v4g128", AMPERE, 6, "float16"),
+    ("m2v8g-1", AMPERE, 17, "float32"),
+    ("m1v3b5g12", AMPERE, 6, "bfloat16"),
+    ("m1v4g128", emulate.SMALL_GPU, 33, "float16"),
+    ("m2v8g-1", emulate.SMALL_GPU, 40, "float32"),
 ]
 
 
@@ -48,8 +48,7 @@ def allowed(x):
     return ONE_HALF if len(x) == 1 and x.dtype.itemsize == 2 else MORE
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize(("config", "device", "n"), CODEBOOKS)
+@pytest.mark.parametrize(("config", "device", "n", "dtype"), CODEBOOKS)
 def test_large_channels_that_meet_zeros(config, device, n, dtype, make_weight, rng):
     weight = make_weight(64, 384, config)
     vector, v = int(rng.integers(weight.spec.vectors)), weight.config.v
@@ -67,15 +66,14 @@ def test_large_channels_that_meet_zeros(config, device, n, dtype, make_weight, r
     assert error(y, weight, x) <= allowed(x)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize(
-    ("name", "config", "n"),
+    ("name", "config", "n", "dtype"),
     [
-        ("quip", "e8p", 1),
-        ("quip", "e8p4", 7),
-        ("psumbook", "m1v4g32+rotated", 2),
-        ("psumbook", "m1v4g32+ordered", 2),
-        ("dequant", "m2v8g-1+rotated+offsets", 6),
+        ("quip", "e8p", 1, "float16"),
+        ("quip", "e8p4", 7, "float32"),
+        ("psumbook", "m1v4g32+rotated", 2, "bfloat16"),
+        ("psumbook", "m1v4g32+ordered", 2, "float32"),
+        ("dequant", "m2v8g-1+rotated+offsets", 6, "float16"),
     ],
 )
 def test_large_channels_of_transformed_weights(name, config, n, dtype, make_weight, rng):
