@@ -5,8 +5,8 @@
     after: y = y' + sums @ A^T
 
 A [M, K/g] is what is added to the weights of each group; on the CPU the inner kernel adds that part, made before it, as
-it adds a bias. x' is in float32 where it isn't x itself (or, where an engine
-says so, in another dtype, and `scaled`: with a power of two for each row), y' where it isn't y itself.
+it adds a bias. x' is in float32 where it isn't x itself (or, where an engine says so, in another dtype, and `scaled`:
+with a power of two for each row), y' where it isn't y itself.
 """
 
 from __future__ import annotations

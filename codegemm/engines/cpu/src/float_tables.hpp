@@ -32,11 +32,6 @@ constexpr float outlying = 12;  // an element of x, in mean magnitudes of its ro
     return any;
 }
 
-// Where a row of 64 is whose code is at some place; see lookup.hpp.
-constexpr int row_at(int place) {
-    return place % 2 * (group_rows / 2) + place / 2;
-}
-
 // Adds the marked k-vectors of a tile for one row of x to sums of the padded rows first_row .. end_row-1: PITCH floats
 // apart, in the order of their codes if ORDERED. table: room for the tile's.
 template <int PITCH, bool ORDERED>

@@ -24,6 +24,11 @@ namespace codegemm {
 
 constexpr int group_rows = 64;
 
+// The row of a group whose code is at some place.
+constexpr int row_at(int place) {
+    return place % 2 * (group_rows / 2) + place / 2;
+}
+
 #if defined(__AVX512VBMI__)
 
 // A table of ENTRIES bytes in registers.

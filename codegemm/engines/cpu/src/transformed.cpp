@@ -34,6 +34,14 @@ float sum(const float* x, int count) {
     return total;
 }
 
+// run(row of x, first row of W, count of those) for pieces of all outputs.
+template <class Run>
+void for_pieces(ParallelFor loop, const TransformedArgs& a, Run&& run) {
+    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
+        for (int i = 0; i < a.n; ++i) run(i, first, end - first);
+    });
+}
+
 }  // namespace
 }  // namespace codegemm
 
@@ -62,32 +70,26 @@ extern "C" void before(codegemm::ParallelFor loop, const codegemm::TransformedAr
 extern "C" void add_offsets(codegemm::ParallelFor loop, const codegemm::TransformedArgs* args) {
     using namespace codegemm;
     const TransformedArgs& a = *args;
-    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
-        const int count = end - first;
-        for (int i = 0; i < a.n; ++i) {
-            float* y = static_cast<float*>(a.out) + size_t(i) * a.rows + first;
-            std::memset(y, 0, sizeof(float) * count);
-            for (int g = 0; g < a.groups; ++g) {
-                const float factor = a.workspace[size_t(i) * a.groups + g];
-                const float* addends = a.addends + size_t(g) * a.rows + first;
-                for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
-            }
-            add_bias(a, i, first, y, count);
+    for_pieces(loop, a, [&](int i, int first, int count) {
+        float* y = static_cast<float*>(a.out) + size_t(i) * a.rows + first;
+        std::memset(y, 0, sizeof(float) * count);
+        for (int g = 0; g < a.groups; ++g) {
+            const float factor = a.workspace[size_t(i) * a.groups + g];
+            const float* addends = a.addends + size_t(g) * a.rows + first;
+            for (int row = 0; row < count; ++row) y[row] += factor * addends[row];
         }
+        add_bias(a, i, first, y, count);
     });
 }
 
 extern "C" void after(codegemm::ParallelFor loop, const codegemm::TransformedArgs* args) {
     using namespace codegemm;
     const TransformedArgs& a = *args;
-    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
-        const int count = end - first;
-        for (int i = 0; i < a.n; ++i) {
-            const size_t at = size_t(i) * a.rows + first;
-            float y[task_rows];
-            to_float(a.x, Dtype(a.x_dtype), at, y, count);
-            add_bias(a, i, first, y, count);
-            from_float(y, 1, a.out, Dtype(a.out_dtype), at, count);
-        }
+    for_pieces(loop, a, [&](int i, int first, int count) {
+        const size_t at = size_t(i) * a.rows + first;
+        float y[task_rows];
+        to_float(a.x, Dtype(a.x_dtype), at, y, count);
+        add_bias(a, i, first, y, count);
+        from_float(y, 1, a.out, Dtype(a.out_dtype), at, count);
     });
 }

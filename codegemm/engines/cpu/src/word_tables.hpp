@@ -142,7 +142,7 @@ inline void order_scales(const half* scales, int rows, float* ordered) {
 // y[row of x][row] = sums[row][row of x] of 64 rows whose sums are in the order of their codes.
 inline void transpose_group(const float* sums, float* y) {
     for (int place = 0; place < group_rows; ++place, sums += batch)
-        for (int i = 0; i < batch; ++i) y[i * group_rows + place % 2 * 32 + place / 2] = sums[i];
+        for (int i = 0; i < batch; ++i) y[i * group_rows + row_at(place)] = sums[i];
 }
 
 // run(first position, count, group): parts of a tile that are looked up in one go, none across groups.
