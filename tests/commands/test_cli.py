@@ -1,6 +1,5 @@
 """`codegemm quantize`, `info` and `cache`, run as a user runs them."""
 
-import importlib
 import json
 import os
 import pty
@@ -8,32 +7,21 @@ import re
 import signal
 import subprocess
 import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support import ROOT
-from support.processes import python
+from support.processes import COMMAND
+from support.processes import codegemm as run
 
 import codegemm
 from codegemm import calibration
-
-# The command of that name hides the module behind it.
-doctor = importlib.import_module("codegemm.cli.doctor")
-
-
-CODE = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli import main; main()"
-
-
-def run(*arguments, **options):
-    return python("-c", CODE, *map(str, arguments), timeout=120, **options)
 
 
 def begun(*arguments, **options):
     """A command that is running, and hears Ctrl-C though the tests themselves may not, as in a shell's background."""
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, *arguments],
+        [sys.executable, "-c", COMMAND, *arguments],
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
@@ -281,33 +269,6 @@ def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
     assert said("cache", "path").strip() == str(tmp_path / "cache")
     assert said("cache", "clear") == "removed 0 files, 0.0 MB\n"
-
-
-def test_doctor_says_what_there_is_and_what_is_missing():
-    found = said("doctor", env={**os.environ, "COLUMNS": "200"})
-    for text in ("codegemm", "C++ compiler", "psumbook", "cache", "CuPy", "NVRTC", "CUDA driver", "GPU"):
-        assert text in found
-
-
-def test_doctor_never_fails(monkeypatch, tmp_path, fresh_engine):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(doctor.importlib.metadata, "version", Mock(side_effect=OSError("out of order")))
-    monkeypatch.setattr("codegemm.devices.unavailable", lambda: "CuPy finds no usable GPU: the driver is too old")
-    findings = {finding.what: finding for finding in doctor.examine()}
-    assert findings["C++ compiler"].found is None
-    assert "apt install g++" in findings["C++ compiler"].mend
-    assert findings["GPU"].mend == "CuPy finds no usable GPU: the driver is too old"
-    assert findings["codegemm"].mend == "out of order"
-    assert findings["cache"].found == f"{tmp_path}: 0 files, 0.0 MB"
-
-
-def test_doctor_names_the_command_that_installs(monkeypatch):
-    missing = doctor.importlib.metadata.PackageNotFoundError("it")
-    monkeypatch.setattr(doctor.importlib.metadata, "version", Mock(side_effect=missing))
-    findings = {finding.what: finding for finding in doctor.examine()}
-    assert findings["torch (the bfloat16 baseline)"].mend == "pip install 'codegemm[torch]'"
-    assert findings["CuPy"].mend == "pip install 'codegemm[cuda12]' (or cuda13)"
 
 
 def test_help_and_version():

@@ -54,6 +54,14 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
 
 
+COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli import main; main()"
+
+
+def codegemm(*arguments, **options):
+    """The command line."""
+    return python("-c", COMMAND, *map(str, arguments), timeout=120, **options)
+
+
 def python_without(modules, folder, code):
     """The code where these modules, made up in a folder, can't be imported."""
     for name in modules:
