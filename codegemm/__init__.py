@@ -1,7 +1,12 @@
-"""Multiply by codebook-quantised weights: CodeGEMM's Psumbook kernel and its competitors behind one interface."""
+"""Multiply by codebook-quantised weights: CodeGEMM's Psumbook kernel and its competitors behind one interface.
+
+What it compiles and which kernels it takes it tells `logging`, by loggers below `codegemm`; the environment variable
+CODEGEMM_LOG (debug, info, warning or error) prints that to standard error.
+"""
 
 from typing import TYPE_CHECKING, Any
 
+from codegemm import logs
 from codegemm.calibration import Calibration
 from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.errors import CheckpointError, KernelError
@@ -24,6 +29,8 @@ from codegemm.warmup import warmup
 if TYPE_CHECKING:
     from codegemm import checkpoints
     from codegemm.quantize.file import quantize_file
+
+logs.set_up()
 
 ExtendedSpec, ExtendedWeight = TransformedSpec, TransformedWeight  # their former names
 

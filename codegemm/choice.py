@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from codegemm import registry, tables
 from codegemm.devices import CPU, Device
@@ -15,9 +17,12 @@ from codegemm.errors import KernelError
 from codegemm.formats.format import core_of
 from codegemm.kernel import Kernel, Product
 from codegemm.registry import PRECISIONS, kernel_for, refusal, registered
+from codegemm.reporting import by, counted, format_time
 from codegemm.tables import Choice
 
 REACH = 2.0  # a measured batch counts for batches up to so many times larger or smaller
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def select(product: Product, device: Device, name: str = "auto", precision: str 
     check(name, precision)
     if product.out_dtype != product.dtype or product.biased:
         product = replace(product, out_dtype=product.dtype, biased=False)
+    registered()  # those of entry points are loaded here, which changes the state
     return _select(product, device, name, precision, state(device))
 
 
@@ -75,12 +81,29 @@ def choose_anew() -> None:
     registry.changed()
 
 
+class Decision(NamedTuple):
+    """A kernel, by its name, and why it is the one."""
+
+    kernel: str
+    why: str
+
+
 def choose(
     product: Lookup,
     estimates: Mapping[str, float],
     tuned: Iterable[Choice] = (),
     crossovers: Iterable[Choice] = (),
 ) -> str:
+    """The kernel that `decide` takes."""
+    return decide(product, estimates, tuned, crossovers).kernel
+
+
+def decide(
+    product: Lookup,
+    estimates: Mapping[str, float],
+    tuned: Iterable[Choice] = (),
+    crossovers: Iterable[Choice] = (),
+) -> Decision:
     """The kernel for a product, one of those that `estimates` has a time for.
 
     1. A choice tuned on this device, for a weight of this very shape, configuration and dtype.
@@ -93,12 +116,19 @@ def choose(
     """
     wanted = (product,) if product.core is None else (product, product.core)
     recorded = [(each, each.choices(tuned, crossovers)) for each in wanted]
-    for step in (0, 1):
+    for step, how in enumerate(("tuned", "measured")):
         for each, choices in recorded:
             known = [c for c in choices[step] if c.kernel in estimates]
             if known:
-                return min(known, key=lambda c: _unlike(c, each)).kernel
-    return min(estimates, key=lambda name: estimates[name])
+                best = min(known, key=lambda c: _unlike(c, each))
+                rows = " to ".join(map(str, dict.fromkeys(best.batches)))
+                return Decision(best.kernel, f"{how} with {rows} rows times {by(best.shape)} {best.weights}")
+    return Decision(min(estimates, key=lambda name: estimates[name]), _estimated(estimates))
+
+
+def _estimated(estimates: Mapping[str, float]) -> str:
+    times = sorted((seconds, name) for name, seconds in estimates.items())
+    return "estimated: " + ", ".join(f"{name} {format_time(seconds)}" for seconds, name in times)
 
 
 def _unlike(choice: Choice, product: Lookup) -> tuple[bool, float, float, tuple[int, int]]:
@@ -116,17 +146,29 @@ def lookup_of(product: Product) -> Lookup:
 
 @lru_cache(maxsize=1024)
 def _select(product: Product, device: Device, name: str, precision: str, state: object) -> Kernel:
-    if name != "auto":
-        return _named(product, device, name)
-    kernel = _choose(product, device)
+    """Decided, and told, once a product."""
+    if name == "auto":
+        kernel, why = _automatic(product, device, precision)
+    else:
+        kernel, why = _named(product, device, name), "named"
+    rows, spec = counted(product.n, "row"), product.spec
+    told = (rows, product.dtype, by(spec.shape), spec.name, device, kernel.name, why)
+    _log.info("%s of %s times %s %s on %s: %s, %s", *told)
+    return kernel
+
+
+def _automatic(product: Product, device: Device, precision: str) -> tuple[Kernel, str]:
+    kernel, why = _choose(product, device)
     if precision == "full":
-        return kernel
+        return kernel, why
     fast = (k for k in registered(device.engine, product.spec) if k.precision == precision)
-    usable = (k for k in fast if not refusal(k, product, device))
-    return min([*usable, kernel], key=lambda k: k.estimate(product, device))
+    usable = [*(k for k in fast if not refusal(k, product, device)), kernel]
+    estimates = {k.name: k.estimate(product, device) for k in usable}
+    taken = min(usable, key=lambda k: estimates[k.name])
+    return taken, why if taken is kernel else _estimated(estimates)
 
 
-def _choose(product: Product, device: Device) -> Kernel:
+def _choose(product: Product, device: Device) -> tuple[Kernel, str]:
     candidates = registered(device.engine, product.spec)
     usable = {k.name: k for k in candidates if k.is_automatic(product) and not refusal(k, product, device)}
     if not usable:
@@ -135,7 +177,8 @@ def _choose(product: Product, device: Device) -> Kernel:
             + "; ".join(f"{k.name} ({refusal(k, product, device) or 'usable'})" for k in candidates)
         )
     estimates = {name: kernel.estimate(product, device) for name, kernel in usable.items()}
-    return usable[choose(lookup_of(product), estimates, tables.tuned(device), _crossovers(device))]
+    name, why = decide(lookup_of(product), estimates, tables.tuned(device), _crossovers(device))
+    return usable[name], why
 
 
 def _crossovers(device: Device) -> tuple[Choice, ...]:

@@ -1,8 +1,8 @@
-"""What the engines' compilers share: compiled code is kept in the user's cache, made once, and a long wait is told."""
+"""What the engines' compilers share: compiled code is kept in the user's cache, made once, and that is told."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,7 @@ from codegemm import cache as store
 from codegemm.locks import ForkSafeLock
 
 _SLOW_BUILD = 1.0
+_log = logging.getLogger(__name__)
 _locks: dict[str, ForkSafeLock] = {}
 
 
@@ -21,7 +22,8 @@ class CompilerError(RuntimeError):
 def cached(kind: str, key: str, suffix: str, what: str, compile_to: Callable[[Path], object]) -> Path:
     """The cache's entry `key`, made by `compile_to(path)` unless it is there; threads that want the same wait.
 
-    what: is compiled, in the sentence that tells of a slow build. Raises what `compile_to` raises.
+    what: is compiled, in the sentence that tells of it, as a warning where it took long. Raises what `compile_to`
+    raises.
     """
     # A lock is kept for good, so that only one is made.
     with _locks.get(key) or _locks.setdefault(key, ForkSafeLock()):
@@ -31,6 +33,6 @@ def cached(kind: str, key: str, suffix: str, what: str, compile_to: Callable[[Pa
         start = time.perf_counter()
         entry = store.store(kind, key, suffix, compile_to)
         seconds = time.perf_counter() - start
-        if seconds > _SLOW_BUILD:
-            print(f"codegemm: compiled {what} in {seconds:.1f} s (kept for later runs)", file=sys.stderr)
+        level = logging.WARNING if seconds > _SLOW_BUILD else logging.INFO
+        _log.log(level, "compiled %s in %.1f s, kept in %s", what, seconds, entry.parent)
         return entry

@@ -1,5 +1,7 @@
 """How CUDA kernels are compiled and kept, by NVRTC: no GPU is needed."""
 
+import re
+
 import pytest
 
 from codegemm import kernels_cu
@@ -37,13 +39,19 @@ def test_cubins_are_kept(own_cache, tmp_path, monkeypatch):
     assert len(calls) == 5
 
 
-def test_slow_compilation_is_told(own_cache, monkeypatch, capsys):
-    monkeypatch.setattr(builds, "_SLOW_BUILD", 0.0)
-    compiler.build(psumbook.SOURCE, "psumbook<4, 1, 2, 0, 1, Half, 1>", 80)
-    said = capsys.readouterr().err
-    assert said.startswith("codegemm: compiled psumbook<4, 1, 2, 0, 1, Half, 1> for sm_80 in ")
-    compiler.build(psumbook.SOURCE, "psumbook<4, 1, 2, 0, 1, Half, 1>", 80)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(("slow", "level"), [(0.0, "WARNING"), (1e9, "INFO")])
+def test_compilation_is_told_once(slow, level, own_cache, monkeypatch, caplog):
+    """As a warning where it takes long."""
+    caplog.set_level("INFO", "codegemm")
+    monkeypatch.setattr(builds, "_SLOW_BUILD", slow)
+    for _ in range(2):
+        compiler.build(psumbook.SOURCE, "psumbook<4, 1, 2, 0, 1, Half, 1>", 80)
+    [told] = caplog.records
+    assert (told.name, told.levelname) == ("codegemm.engines.builds", level)
+    assert re.fullmatch(
+        rf"compiled psumbook<4, 1, 2, 0, 1, Half, 1> for sm_80 in \d+\.\d s, kept in {own_cache / 'cuda'}",
+        told.message,
+    )
 
 
 def test_errors_show_what_the_compiler_said(own_cache):
