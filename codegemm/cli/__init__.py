@@ -17,8 +17,12 @@ from codegemm.cli.tune import tune
 from codegemm.errors import KernelError
 from codegemm.version import __version__
 
+_COMPLETION = (
+    'Completion in bash: eval "$(_CODEGEMM_COMPLETE=bash_source codegemm)"; zsh_source and fish_source likewise.'
+)
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_COMPLETION)
 @click.version_option(__version__, prog_name="codegemm")
 def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""

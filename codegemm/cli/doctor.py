@@ -58,9 +58,9 @@ def examine() -> list[Finding]:
 
 @click.command()
 def doctor() -> None:
-    """Say what this machine has, what is missing (--) with the command that installs it, and what is broken (!!).
+    """Say what this machine has, what is missing and what is broken.
 
-    The exit status is 1 where something is broken, and 0 where things are only missing.
+    What is missing (--) comes with the command that installs it. The exit status is 1 where something is broken (!!).
     """
     from rich.table import Table
     from rich.text import Text

@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.processes import COMMAND
+from support import ROOT
+from support.processes import COMMAND, python
 from support.processes import codegemm as run
 
 import codegemm
@@ -269,6 +270,36 @@ def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
     assert said("cache", "path").strip() == str(tmp_path / "cache")
     assert said("cache", "clear") == "removed 0 files, 0.0 MB\n"
+
+
+def completed(tmp_path, kind, **words):
+    """What a shell gets from the script that an installation makes."""
+    script = tmp_path / "codegemm"
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom codegemm.cli import main\nsys.exit(main())\n")
+    done = python(str(script), cwd=ROOT, env=os.environ | {"_CODEGEMM_COMPLETE": kind} | words, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("codegemm comp", ["plain,compare"]),
+        ("codegemm predict --gpu h", ["plain,h200", "plain,h100"]),
+        ("codegemm info mod", ["file,mod"]),
+    ],
+)
+def test_completion(line, found, tmp_path):
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    assert completed(tmp_path, "bash_complete", **words).splitlines() == found
+
+
+def test_completion_is_set_up_as_help_says(tmp_path):
+    told = said("--help", env=os.environ | {"COLUMNS": "80"})
+    assert 'eval "$(_CODEGEMM_COMPLETE=bash_source codegemm)"' in told
+    for kind in ("bash_source", "zsh_source", "fish_source"):
+        assert kind in told
+        assert "codegemm" in completed(tmp_path, kind)
 
 
 def test_help_and_version():
