@@ -1,5 +1,6 @@
 """Importing the package: what it drags in, how long it takes, under which names."""
 
+import configparser
 import os
 import statistics
 import subprocess
@@ -78,6 +79,14 @@ def test_folders_have_one_name(name):
     assert python("-c", f"import codegemm.{name}", cwd=ROOT).returncode == 0
     link = ROOT / "codegemm" / name
     assert os.readlink(link) == f"../{name}"
+
+
+def test_type_checkers_find_an_editable_install():
+    """setuptools makes it a folder on the path only where the packages' folder is named."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert setup["options"]["package_dir"].split() == ["=", "."]
+    assert (ROOT / "codegemm" / "py.typed").exists()
 
 
 def test_public_names_are_there():
