@@ -35,17 +35,17 @@ class Prediction:
 
 
 def predict(
-    gpu: Gpu, shapes: Iterable[tuple[int, int]], configs: Sequence[str], batches: Iterable[int]
+    gpu: Gpu, shapes: Iterable[tuple[int, int]], configs: Sequence[str], batches: Sequence[int]
 ) -> list[Prediction]:
-    """Every kernel of the CUDA engine whose products are steps, for x in float16; the dense product once a shape
-    and batch. Kernels that refuse a product are left out (`refusals`). ValueError for a shape that a configuration
-    can't hold."""
+    """Every kernel of the CUDA engine whose products are steps, for x in float16; each product once, the dense one once
+    a shape and batch. Kernels that refuse a product are left out (`refusals`). ValueError, before anything is
+    computed, for a shape that a configuration can't hold."""
     predictions: list[Prediction] = []
-    for shape in shapes:
-        specs = {str(parse(config)): spec_of(shape, config) for config in configs}
-        for n in batches:
+    specs = {shape: {str(parse(config)): spec_of(shape, config) for config in configs} for shape in shapes}
+    for by_config in specs.values():
+        for n in dict.fromkeys(batches):
             rows: dict[tuple[str, str], Prediction] = {}
-            for config, spec in specs.items():
+            for config, spec in by_config.items():
                 for row in _product(config, spec, n, gpu):
                     rows.setdefault((row.kernel, row.config), row)
             predictions += rows.values()

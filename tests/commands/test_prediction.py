@@ -1,6 +1,8 @@
 """What `codegemm predict` says: its arithmetic; and which of the targets predictions meet."""
 
+import re
 import tracemalloc
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -140,30 +142,97 @@ def test_predictions_are_held_to_the_targets(kernels):
     assert found[2].line().split()[:2] == ["unknown", "no"]  # there is no `quip`
 
 
-def test_the_command(kernels):
-    done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--batch", "1,100", "--gpu", "h100"])
+def predicted(*arguments, **variables):
+    return CliRunner(env=variables).invoke(cli, ["predict", *arguments])
+
+
+def rows_of(done):
+    """The words of each line below a heading."""
     assert done.exit_code == 0, done.output
-    lines = [line for line in done.output.splitlines() if line]
-    assert all(line.startswith("predicted h100  ") for line in lines)
-    rows = [line for line in lines if "256 x 500" in line]
-    # No configuration of the default fits 500 columns: 8 does not divide them, nor does 128.
-    assert rows == []
-    done = CliRunner().invoke(cli, ["predict", "--shape", "256x520", "--batch", "1,100", "--all"])
-    rows = [line.split() for line in done.stdout.splitlines() if "256 x 520" in line]
-    assert [row[6] if row[5] == "1" else row[7] for row in rows] == ["dense", *2 * ["one", "two", "aqlm"]]
-    [one] = [row for row in rows if row[5:8] == ["m2v8g-1", "1", "one"]]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return [words for words in lines if words and words[0] not in ("predicted", "weights", "%")]
+
+
+def test_the_command(kernels):
+    done = predicted("--shape", "256x520", "--batch", "1,100", "--all")
+    assert done.stdout.startswith("predicted for h200: 256 x 520 ")
+    rows = rows_of(done)
+    assert [row[1] if row[0] == "1" else row[2] for row in rows] == ["dense", *2 * ["one", "two", "aqlm"]]
+    [one] = [row for row in rows if row[:3] == ["m2v8g-1", "1", "one"]]
     # 2 us to launch, 1.52 us of latency and 3.75 us of memory; dense 20.75 us, aqlm 3.55 us.
-    assert one[8:] == ["7.3", "memory", "29", "2.86", "0.49"]
-    assert done.stderr == "left out: 256 x 520, N = 100: no kernel multiplies so: too many rows\n"
-    done = CliRunner().invoke(cli, ["predict", "--shape", "256x500", "--config", "m1v4g128"], standalone_mode=False)
-    assert "in_features=500: must be a multiple of the group size g=128" in str(done.exception)
+    assert one[3:] == ["7.3", "29", "2.86", "0.49", "memory"]
+    names = "m2v8g-1, m1v8b16g-1"
+    assert done.stderr == f"left out: 256 x 520, {names}, N = 100: no kernel multiplies so: too many rows\n"
+
+
+def test_it_prints_what_is_asked_for(kernels):
+    """Products of one kernel each, and no comparison that nothing was computed for."""
+    done = predicted("--config", "m1v4g128", "--shape", "256x512", "--batch", "1,2")
+    assert [row[:3] for row in rows_of(done)] == [["m1v4g128", "1", "two"], ["m1v4g128", "2", "two"]]
+    assert "dense" in done.stdout
+    for other in ("aqlm", "quip", "m2v8"):
+        assert other not in done.stdout
+    assert done.stderr == ""
+    done = predicted("--config", "m1v4g128,m2v8g-1", "--shape", "256x512", "--gpu", "h100", "--all")
+    assert "x aqlm" in done.stdout
+    assert "predicted for h100" in done.stdout
+
+
+def test_what_is_asked_for_twice_is_told_once(kernels):
+    shapes = ["--shape", "256x512", "--shape", "512x256", "--shape", "256x512"]
+    done = predicted("--config", "m1v4g128,m1v4b8g128", *shapes, "--batch", "2,1,2,70,70")
+    assert [row[:2] for row in rows_of(done)] == 2 * [["m1v4g128", "2"], ["m1v4g128", "1"]]
+    assert done.stderr.count("m1v4g128, N = 70: ") == len(done.stderr.splitlines()) == 2
+    rows = prediction.predict(GPU, [(256, 512)] * 2, ["m1v4"], [1, 1])
+    assert len(rows) == len(set(rows)) == len(kernels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shape", "256x512", "--shape", "256x100", "--config", "m1v4g128,m1v4,m1v8"],
+         "Error: 256 x 100, m1v4g128: in_features=100: must be a multiple of the group size g=128\n"
+         "256 x 100, m1v8g-1: in_features=100: must be a multiple of the vector length v=8\n"),
+        (["--shape", "256x500"], "Error: 256 x 500, m1v4g128: in_features=500: must be"),
+        (["--shape", "256x512", "--batch", "1,0"], "Error: Invalid value for '--batch': 0 is not in the range x>=1"),
+    ],
+)  # fmt: skip
+def test_all_arguments_are_checked_before_anything_is_computed(arguments, said, monkeypatch):
+    monkeypatch.setattr(prediction, "predict", Mock(side_effect=AssertionError))
+    done = predicted(*arguments)
+    assert done.exit_code in (1, 2)
+    assert done.stdout == ""
+    assert said in done.stderr
+
+
+def test_predictions_are_checked_before_any_is_computed(monkeypatch):
+    monkeypatch.setattr(prediction, "_product", Mock(side_effect=AssertionError))
+    with pytest.raises(ValueError, match="in_features=100: must be a multiple"):
+        prediction.predict(GPU, [(256, 512), (256, 100)], ["m1v4", "m1v4g128"], [1])
+
+
+def test_configurations_that_are_none():
+    done = CliRunner().invoke(cli, ["predict", "--config", "x"], standalone_mode=False)
+    assert str(done.exception).startswith("configuration 'x': expected")
+
+
+def test_eighty_columns():
+    """By the engine's own kernels: no number and no name is cut."""
+    done = predicted("--shape", "28672x8192", "--all", COLUMNS="80", FORCE_COLOR="1", NO_COLOR="1")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert max(len(line.rstrip()) for line in plain.splitlines()) <= 80
+    assert "…" not in plain
+    [row] = [
+        words for words in map(str.split, plain.splitlines()) if words[:3] == ["m1v8b16g-1", "128", "dequant_dense"]
+    ]
+    assert all(map(float, row[3:8]))
 
 
 def test_what_no_kernel_multiplies_is_told(kernels):
-    arguments = ["predict", "--config", "m1v4,m1v4g128", "--batch", "70,80"]
-    done = CliRunner().invoke(cli, [*arguments, "--shape", "256x512"])
+    done = predicted("--config", "m1v4,m1v4g128", "--batch", "70,80", "--shape", "256x512")
     assert done.exit_code == 1
-    assert done.output == "Error: 256 x 512, N = 70, 80: no kernel multiplies so: too many rows\n"
+    told = "256 x 512, m1v4g-1, m1v4g128, N = 70, 80: no kernel multiplies so: too many rows"
+    assert done.output == f"Error: {told}\n"
 
 
 def test_huge_shapes_are_arithmetic():
@@ -182,20 +251,14 @@ def test_shapes_beyond_the_kernels_integers():
     done = CliRunner().invoke(cli, ["predict", "--shape", "9999999999x4096", "--batch", "1,16"])
     assert done.exit_code == 1
     assert done.output == (
-        "Error: 9999999999 x 4096, N = 1, 16: no kernel multiplies so: "
+        "Error: 9999999999 x 4096, m1v4g128, m2v8g128, m2v8g-1, m1v8b16g-1, N = 1, 16: no kernel multiplies so: "
         "out_features=9999999999: up to 2147418112, for its integers have 32 bits\n"
     )
 
 
 def test_names_are_those_of_the_formats(kernels):
-    done = CliRunner().invoke(
-        cli, ["predict", "--shape", "256x512", "--batch", "1", "--config", "m1v4g32+rotated,m1v4"]
-    )
-    assert done.exit_code == 0, done.output
-    assert {line.split()[5] for line in done.output.splitlines()[1:] if "dense" not in line} == {
-        "m1v4g32+rotated",
-        "m1v4g-1",
-    }
+    done = predicted("--shape", "256x512", "--batch", "1", "--config", "m1v4g32+rotated,m1v4")
+    assert {row[0] for row in rows_of(done)} == {"m1v4g32+rotated", "m1v4g-1"}
     rows = prediction.predict(GPU, [(256, 512)], ["m1v4", "m1v4g-1"], [1])
     assert [row.config for row in rows if row.kernel == "one"] == ["m1v4g-1"]
 
