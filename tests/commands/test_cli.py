@@ -217,12 +217,33 @@ def test_a_models_folder(tensors, tmp_path):
     assert done.stderr.startswith("codegemm: model/config.json: not an index of shards")
 
 
-def test_long_names_are_not_cut(tmp_path, make_weight):
-    name = "model." + "layers." * 20 + "end"
-    make_weight(16, 64, "m1v4").save(tmp_path / "w.safetensors", name)
-    told = said("info", tmp_path / "w.safetensors", env=os.environ | {"COLUMNS": "60"})
-    assert "…" not in told
-    assert "end" in told
+def test_names_are_whole(tmp_path, make_weight):
+    """However long they are; one that has room is in one line of eighty columns."""
+    long, usual = "model." + "layers." * 20 + "end", "model.layers.31.mlp.gate_proj"
+    codegemm.save_all(tmp_path / "w", {name: make_weight(16, 64, "m1v4g32+rotated") for name in (long, usual)})
+    lines = said("info", tmp_path / "w", env=os.environ | {"COLUMNS": "80"}).splitlines()
+    assert lines[1].endswith(f"  {usual}")
+    assert re.fullmatch(r"m1v4g32\+rotated +16 x 64 +\d+\.\d+ +0\.00  " + re.escape(long), lines[2])
+    assert max(len(lines[i]) for i in (0, 1, 3)) <= 80
+
+
+def test_info_as_json(tmp_path, make_weight):
+    weights = {"a": make_weight(16, 64, "m1v4"), "b": make_weight(32, 128, "m2v8g32")}
+    codegemm.save_all(tmp_path / "w", weights)
+    assert json.loads(said("info", tmp_path / "w", "--json")) == {
+        "weights": [
+            {
+                "name": name,
+                "format": weight.spec.name,
+                "shape": list(weight.shape),
+                "bits_per_weight": weight.bits_per_weight,
+                "bytes": weight.nbytes,
+            }
+            for name, weight in weights.items()
+        ],
+        "bytes": sum(weight.nbytes for weight in weights.values()),
+        "file_bytes": (tmp_path / "w").stat().st_size,
+    }
 
 
 def test_info_prints_names_as_they_are(tmp_path, make_weight):
