@@ -38,7 +38,7 @@ def quantize(
     calibration: Calibration | None = None,
     rotate: bool = False,
     seed: int = 0,
-    progress: bool | Callable[[str], Progress] = False,
+    progress: bool | Callable[[str], Progress] | None = None,
     time_limit: float | None = None,
     on_interrupt: OnInterrupt = "raise",
     backend: Backend | None = None,
@@ -55,7 +55,8 @@ def quantize(
         rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. A text may say so, too
         (`m2v8g128+rotated`). `e8p` rotates anyhow.
     seed: the same seed gives the same weight on the same machine and backend.
-    progress: show a progress bar on standard error; or what opens one by its title.
+    progress: show a progress bar on standard error; or what opens one by its title. None: where that is a terminal,
+        after three seconds.
     time_limit: seconds after which codebooks are left as good as they are; only rows that have no codes yet are coded
         then, in the fastest way. `e8p` has nothing to leave out.
     on_interrupt: `return` makes Ctrl-C such an end, too (in the main thread; a second one raises KeyboardInterrupt).
@@ -75,7 +76,7 @@ def quantize(
     from codegemm import arrays
     from codegemm.quantize.arithmetic import find
     from codegemm.quantize.matrix import as_matrix
-    from codegemm.quantize.progress import Progress
+    from codegemm.quantize.progress import opener
     from codegemm.quantize.stopping import Stop
 
     config = configured(config, rotate, calibrated=calibration is not None)
@@ -87,9 +88,8 @@ def quantize(
         backend = "cuda"
     arithmetic = find(backend, matrix.size)
     gram = None if calibration is None else calibration.H
-    open_bar = progress if callable(progress) else lambda title: Progress(title, progress)
     with Stop(time_limit, on_interrupt) as stop:
-        job = Job(seed, gram, open_bar, arithmetic, stop)
+        job = Job(seed, gram, opener(progress), arithmetic, stop)
         return quantizer_for(config).quantize(matrix, config, job)
 
 

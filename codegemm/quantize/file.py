@@ -59,7 +59,7 @@ def quantize_file(
     rotate: bool = False,
     time_limit: float | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     on_tensor: Callable[[Quantized | Copied], None] | None = None,
     force: bool = False,
     dry_run: bool = False,

@@ -22,7 +22,7 @@ def quantized(matrix: npt.NDArray, config: Any, seed: int, *, calibration: Calib
     key = cache.key(*key_parts(matrix, calibration), made(config), str(seed))
     entry = cache.lookup("weights", key, ".safetensors")
     if entry is None:
-        weight = quantize(matrix, config, seed=seed, calibration=calibration)
+        weight = quantize(matrix, config, seed=seed, calibration=calibration, progress=False)
         entry = cache.store("weights", key, ".safetensors", lambda path: save_all(path, {"weight": weight}))
     return load(entry)
 

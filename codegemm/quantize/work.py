@@ -15,7 +15,7 @@ from codegemm.formats.native import Stored, is_native, write_weights
 from codegemm.quantize import quantize
 from codegemm.quantize.parts import Parts, part_key
 from codegemm.quantize.plan import Copied, Outcome, Quantized, kept_metadata, weight_name
-from codegemm.quantize.progress import Progress
+from codegemm.quantize.progress import Progress, opener
 from codegemm.shards import Model
 
 
@@ -41,12 +41,12 @@ class Work:
         return len(self.finished)
 
     def run(
-        self, outcomes: Sequence[Outcome], progress: bool, on_tensor: Callable[[Outcome], None] | None
+        self, outcomes: Sequence[Outcome], progress: bool | None, on_tensor: Callable[[Outcome], None] | None
     ) -> tuple[Outcome, ...]:
         """Quantise what is not finished; what became of each tensor."""
         matrices = [one for one in outcomes if isinstance(one, Quantized)]
         done, number = list[Outcome](), 0
-        with Progress("quantizing", progress) as bar:
+        with opener(progress)("quantizing") as bar:
             bar.total(sum(one.size for one in matrices))
             bar.advance(sum(one.size for one in matrices if one.tensor in self.finished))
             for one in outcomes:
