@@ -6,6 +6,7 @@ A product goes the long way of `_multiply`, or on a GPU the short way where x an
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -96,7 +97,8 @@ class Plan:
     With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
     compiler, do allocate). It holds a workspace: on the CPU threads take turns; on a GPU it serves the thread that
     called it first, one stream at a time. It has no graph of torch's. With x and out on its GPU a call never
-    synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can capture it.
+    synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can capture it. It can
+    be copied, but not pickled.
     """
 
     def __init__(self, weight: Weight, product: Product, kernel: Kernel, bias: Any = None) -> None:
@@ -178,6 +180,20 @@ class Plan:
             raise ValueError(f"x: {rows} rows, this plan is for at most {self.n}")
         self._check_thread()
         return Call(self.kernel, self._prepared, self._workspace, self._x, self._y)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a plan can't be pickled: make one from the weight, which can, where it is needed")
+
+    def __copy__(self) -> Plan:
+        return self._twin(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self._twin(copy.deepcopy(self.__dict__, memo))
+
+    def _twin(self, state: dict[str, Any]) -> Plan:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(state)
+        return twin
 
     def __repr__(self) -> str:
         return f"<plan {self.kernel.full_name} for {self.n} x {self.dtype} times {self.weight!r}>"

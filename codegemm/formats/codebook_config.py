@@ -6,6 +6,7 @@ import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 MAX_V, MAX_M, MAX_B = 16, 8, 16
 
@@ -29,6 +30,15 @@ class CodebookConfig:
     m: int = 1
     b: int = 8
     g: int = -1
+
+    def __new__(cls, *text: object, **fields: object) -> Self:
+        if text:
+            one = text[0] if isinstance(text[0], str) else "m2v8g128"
+            raise TypeError(
+                f"CodebookConfig({', '.join(map(repr, text))}): takes v=, m=, b=, g=; "
+                f"CodebookConfig.parse({one!r}) reads a text"
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, low, high in (("v", 1, MAX_V), ("m", 1, MAX_M), ("b", 1, MAX_B)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from codegemm.formats.format import parse, spec_of
@@ -29,6 +30,15 @@ def configured(config: Any, rotate: bool = False, *, calibrated: bool = False) -
     if calibrated and not quantizer.calibrates(config):
         raise ValueError(f"config '{config}': takes no calibration")
     return config
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed as a plain int; TypeError for what is no integer, ValueError for a negative one."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed={seed!r}: must be an integer of at least 0")
+    if seed < 0:
+        raise ValueError(f"seed={seed!r}: must be at least 0")
+    return int(seed)
 
 
 def quantize(
@@ -71,22 +81,24 @@ def quantize(
     of a row's groups those that are smaller than that beside its largest become zero. `e8p` holds what float32 does.
 
     Raises ValueError for a matrix that is not finite, not 2-D, of a shape or of weights that the configuration can't
-    hold, and for a configuration that has no quantiser.
+    hold, and for a configuration that has no quantiser; TypeError or ValueError for what the other arguments can't be.
     """
     from codegemm import arrays
     from codegemm.quantize.arithmetic import find
     from codegemm.quantize.matrix import as_matrix
     from codegemm.quantize.progress import opener
-    from codegemm.quantize.stopping import Stop
+    from codegemm.quantize.stopping import Stop, check
 
     config = configured(config, rotate, calibrated=calibration is not None)
+    seed = checked_seed(seed)
+    check(time_limit, on_interrupt)
+    named = None if backend is None else find(backend, 0)
     matrix = as_matrix(W)
     spec_of(matrix.shape, config)
     if calibration is not None:
         _check_calibration(calibration, matrix.shape[1])
-    if backend is None and arrays.is_torch(W) and W.is_cuda:
-        backend = "cuda"
-    arithmetic = find(backend, matrix.size)
+    usual: Backend | None = "cuda" if arrays.is_torch(W) and W.is_cuda else None
+    arithmetic = named or find(usual, matrix.size)
     gram = None if calibration is None else calibration.H
     with Stop(time_limit, on_interrupt) as stop:
         job = Job(seed, gram, opener(progress), arithmetic, stop)

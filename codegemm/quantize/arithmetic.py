@@ -165,7 +165,7 @@ def find(backend: Backend | None, weights: int) -> Arithmetic:
     if backend == "numpy":
         return Arithmetic()
     if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: must be one of {', '.join(BACKENDS)}")
+        raise ValueError(f"backend {backend!r}: must be None or one of {', '.join(BACKENDS)}")
     if find_spec("torch") is None:
         raise ValueError(f"backend {backend!r}: torch is not installed (pip install 'codegemm[torch]')")
     return Cuda() if backend == "cuda" else Torch()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from codegemm.calibration import Calibration, CalibrationFile
-from codegemm.quantize import configured
+from codegemm.quantize import checked_seed, configured
 from codegemm.quantize.destination import Destination, destination
 from codegemm.quantize.parts import Parts
 from codegemm.quantize.plan import Copied, Outcome, Quantized, nothing, plan
 from codegemm.quantize.selection import Selection
-from codegemm.quantize.stopping import Stop
+from codegemm.quantize.stopping import check
 from codegemm.quantize.work import Work
 from codegemm.shards import open_model
 
@@ -90,13 +90,12 @@ def quantize_file(
     Raises ValueError, before anything is quantised, for arguments that won't do, a calibration of no matrix or of other
     in_features, and names that one file can't hold, and where no matrix could be quantised; CheckpointError, one of
     them, where a file can't be read or written, shards and their index contradict each other, or the target would
-    replace what is read, or exists without force; TypeError for a configuration or calibration of another type.
+    replace what is read, or exists without force; TypeError for arguments of another type.
     """
     selection = Selection(include, exclude)
     config = configured(config, rotate, calibrated=calibration is not None)
-    if seed < 0:
-        raise ValueError(f"seed={seed!r}: must be at least 0")
-    Stop(time_limit)  # raises for a time that is none
+    seed = checked_seed(seed)
+    check(time_limit)
     model, named, inputs = open_model(source), "calibration", list[Path]()
     if calibration is not None and not isinstance(calibration, Mapping):
         named, inputs = str(calibration), [Path(calibration)]

@@ -5,10 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from numbers import Real
 from types import FrameType
 from typing import Any, Literal, Self
 
 OnInterrupt = Literal["raise", "return"]
+
+
+def check(time_limit: object, on_interrupt: object = "raise") -> None:
+    """TypeError or ValueError for what a time limit or an answer to Ctrl-C can't be."""
+    if time_limit is not None:
+        if not isinstance(time_limit, Real) or isinstance(time_limit, bool):
+            raise TypeError(f"time_limit={time_limit!r}: must be None or seconds, a number of at least 0")
+        if not float(time_limit) >= 0:
+            raise ValueError(f"time_limit={time_limit!r}: must be None or seconds, at least 0")
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt={on_interrupt!r}: must be 'raise' or 'return'")
 
 
 class Stop:
@@ -19,10 +31,7 @@ class Stop:
     """
 
     def __init__(self, time_limit: float | None = None, on_interrupt: OnInterrupt = "raise") -> None:
-        if time_limit is not None and not time_limit >= 0:
-            raise ValueError(f"time_limit={time_limit!r}: must be None or seconds, at least 0")
-        if on_interrupt not in ("raise", "return"):
-            raise ValueError(f"on_interrupt={on_interrupt!r}: must be 'raise' or 'return'")
+        check(time_limit, on_interrupt)
         self._end = None if time_limit is None else time.monotonic() + time_limit
         self._listens = on_interrupt == "return" and threading.current_thread() is threading.main_thread()
         self._interrupted = False

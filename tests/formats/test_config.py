@@ -1,5 +1,9 @@
 """CodebookConfig: its text, its limits, equation 1 of the paper."""
 
+import copy
+import pickle
+import re
+
 import numpy as np
 import pytest
 
@@ -20,6 +24,26 @@ def test_numpys_integers_are_integers():
     assert repr(config) == "CodebookConfig(v=4, m=1, b=8, g=-1)"
     with pytest.raises(ValueError, match=r"v=4\.0: must be an integer"):
         CodebookConfig(v=4.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("m2v4g32",), "CodebookConfig('m2v4g32'): takes v=, m=, b=, g=; CodebookConfig.parse('m2v4g32') reads a text"),
+        ((8, 2), "CodebookConfig(8, 2): takes v=, m=, b=, g=; CodebookConfig.parse('m2v8g128') reads a text"),
+    ],
+)
+def test_fields_are_named(arguments, message):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        CodebookConfig(*arguments)
+    with pytest.raises(TypeError, match="k"):
+        CodebookConfig(k=1)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_copies_and_pickles(again):
+    config = CodebookConfig(v=8, m=2, b=6, g=32)
+    assert again(config) == config
 
 
 def test_defaults_of_the_text():

@@ -1,6 +1,7 @@
 """A bias is added before y is rounded to its dtype, and only then."""
 
 import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -94,7 +95,20 @@ def test_a_plan_keeps_its_own_copy(rng):
 def test_a_copy_of_a_plan_has_a_turn_of_its_own(rng):
     plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2)
     x = rng.standard_normal((2, 128)).astype(np.float32)
-    assert np.array_equal(copy.deepcopy(plan)(x), plan(x))
+    twin = copy.deepcopy(plan)
+    assert twin._turn is not plan._turn
+    for each in (twin, copy.copy(plan)):
+        assert each is not plan
+        assert np.array_equal(each(x), plan(x))
+
+
+@pytest.mark.parametrize("kernel", ["dequant", "dense"])
+def test_a_plan_cannot_be_pickled(kernel):
+    """Whatever its kernel keeps of a weight; the weight can."""
+    plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), kernel=kernel)
+    with pytest.raises(TypeError, match="a plan can't be pickled: make one from the weight"):
+        pickle.dumps(plan)
+    assert pickle.loads(pickle.dumps(plan.weight)) == plan.weight
 
 
 def test_a_bias_may_lie_anywhere(rng):

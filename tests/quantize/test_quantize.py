@@ -435,17 +435,33 @@ def test_other_threads_cannot_listen_for_interrupts(gaussian):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "message"),
+    ("option", "value", "kind", "message"),
     [
-        ("time_limit", -1, "time_limit=-1: must be None or seconds"),
-        ("time_limit", float("nan"), "time_limit=nan"),
-        ("on_interrupt", "stop", "on_interrupt='stop': must be 'raise' or 'return'"),
-        ("backend", "jax", "backend 'jax': must be one of numpy, torch, cuda"),
+        ("time_limit", -1, ValueError, "time_limit=-1: must be None or seconds, at least 0"),
+        ("time_limit", float("nan"), ValueError, "time_limit=nan: must be None or seconds, at least 0"),
+        ("time_limit", "60", TypeError, "time_limit='60': must be None or seconds, a number of at least 0"),
+        ("time_limit", True, TypeError, "time_limit=True: must be None or seconds"),
+        ("on_interrupt", "stop", ValueError, "on_interrupt='stop': must be 'raise' or 'return'"),
+        ("backend", "gpu", ValueError, "backend 'gpu': must be None or one of numpy, torch, cuda"),
+        ("backend", 1, ValueError, "backend 1: must be None or one of numpy, torch, cuda"),
+        ("seed", "x", TypeError, "seed='x': must be an integer of at least 0"),
+        ("seed", 1.5, TypeError, "seed=1.5: must be an integer of at least 0"),
+        ("seed", True, TypeError, "seed=True: must be an integer of at least 0"),
+        ("seed", None, TypeError, "seed=None: must be an integer of at least 0"),
+        ("seed", -1, ValueError, "seed=-1: must be at least 0"),
     ],
 )
-def test_wrong_options(option, value, message):
-    with pytest.raises(ValueError, match=message):
-        codegemm.quantize(np.ones((4, 64), np.float32), "m1v4", **{option: value})
+def test_wrong_options_are_refused_first(option, value, kind, message):
+    """Before the matrix is looked at."""
+    with pytest.raises(kind, match=message):
+        codegemm.quantize(None, "m1v4", **{option: value})
+
+
+def test_numpys_numbers_are_numbers(gaussian):
+    part = gaussian[:16, :64]
+    for config in ("m1v4b4", "m1v4b4+rotated", "e8p"):
+        found = codegemm.quantize(part, config, seed=np.uint8(3), time_limit=np.float32(60))
+        assert found == codegemm.quantize(part, config, seed=3)
 
 
 def test_the_matrix_is_left_alone(gaussian):

@@ -138,6 +138,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(source, target, monkeypatch)
         ({"config": "e8p", "rotate": True}, "config 'e8p+rotated': e8p rotates without being told"),
         ({"config": "e8p", "calibration": {}}, "config 'e8p': takes no calibration"),
         ({"time_limit": -1.0}, "time_limit=-1.0: must be None or seconds, at least 0"),
+        ({"time_limit": float("nan")}, "time_limit=nan: must be None or seconds, at least 0"),
         ({"seed": -1}, "seed=-1: must be at least 0"),
         ({"calibration": {"z": Calibration(64)}}, "calibration: z is none of the matrices of"),
         ({"calibration": {"norm": Calibration(64)}}, "calibration: norm is none of the matrices of"),
@@ -157,6 +158,9 @@ def test_wrong_types_and_files_are_refused_first(source, target, monkeypatch, tm
         quantize_file(source, target, 8)
     with pytest.raises(TypeError, match=r"calibration: a: int, must be a codegemm\.Calibration"):
         quantize_file(source, target, CONFIG, calibration={"a": 1})
+    for option, value in (("seed", "x"), ("seed", 1.5), ("seed", True), ("time_limit", "60")):
+        with pytest.raises(TypeError, match=rf"{option}={value!r}: must be"):
+            quantize_file(tmp_path / "nowhere", target, CONFIG, **{option: value})
     for arguments, message in (
         ((tmp_path / "nowhere", target), "nowhere: no such file"),
         ((source, tmp_path / "no" / "out"), "there is no folder"),
