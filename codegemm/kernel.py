@@ -127,6 +127,15 @@ class Kernel(ABC, Generic[S, W]):
         """Whether `auto` may choose it for a product; `automatic` unless its error depends on more."""
         return self.automatic
 
+    def tolerance(self, product: Product[S]) -> float:
+        """What it promises: the largest ||y - y_ref|| / ||y_ref|| for normally distributed x, before y is rounded to a
+        half. Unless a kernel says so, what is asked of `automatic` kernels, and 3e-2 for those of precision `fast`."""
+        if self.precision == "fast":
+            return 3e-2
+        if self.engine == "cpu" or (product.n == 1 and product.dtype.itemsize == 2):
+            return 2e-4
+        return 2e-3 if product.dtype.name == "bfloat16" else 1e-3
+
     def workspace(self, product: Product[S], device: Device) -> int:
         """Bytes of workspace that a product needs on `device`, whatever y's dtype; none unless a kernel says so."""
         return 0

@@ -59,6 +59,9 @@ class DenseBf16(_Dense):
             return "torch is not installed (pip install 'codegemm[torch]')"
         return None
 
+    def tolerance(self, product: Product[Spec]) -> float:
+        return 1e-2
+
     def prepare(self, weight: Weight, device: Device) -> Any:
         import torch
 

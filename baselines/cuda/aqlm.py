@@ -66,6 +66,9 @@ class Aqlm(CudaKernel[CodebookSpec, CodebookWeight]):
             )
         return self.many_rows.unfit_for(product, gpu) if product.n > MATVEC_ROWS else None
 
+    def tolerance(self, product: Product[CodebookSpec]) -> float:
+        return 3e-3
+
     def arrange(self, weight: CodebookWeight) -> Prepared:
         prepared = self.many_rows.arrange(weight)
         prepared.arrays["lanes"] = arrange_codes(weight)

@@ -23,6 +23,9 @@ class Dense(CudaKernel[Spec, Weight]):
     def unavailable(self) -> str | None:
         return devices.unavailable() or gemm.unavailable()
 
+    def tolerance(self, product: Product[Spec]) -> float:
+        return 3e-3
+
     def arrange(self, weight: Weight) -> Prepared:
         # Prepared before x's dtype is known: other dtypes are made from float16 at their first use.
         dense = devices.move(weight.dequantize(np.float16), weight.device)

@@ -40,6 +40,9 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
     def is_automatic(self, product: Product[TransformedSpec]) -> bool:
         return self.inner.is_automatic(Product(product.spec.core, product.n, product.dtype, product.out_dtype))
 
+    def tolerance(self, product: Product[TransformedSpec]) -> float:
+        return self.inner.tolerance(inner_product(product))
+
     def bits_per_weight(self, spec: TransformedSpec) -> float:
         more = (spec.packed_bits - spec.core.packed_bits) / (spec.out_features * spec.in_features)
         return spec.terms * self.inner.bits_per_weight(spec.core) + more

@@ -34,6 +34,10 @@ class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
         reason = rows.too_many_parts(product.spec)
         return layout.too_many_scales(product.spec) if reason is None and fits(product.spec) else reason
 
+    def tolerance(self, product: Product[CodebookSpec]) -> float:
+        pairs = product.spec.config.m > 1  # of centroids, which are added in fp16: 2.4e-4
+        return max(super().tolerance(product), 1e-3 if pairs else 0)
+
     def arrange(self, weight: CodebookWeight) -> Prepared:
         return form(weight.spec).arrange(weight)
 

@@ -49,6 +49,9 @@ class DequantDense(CudaKernel[CodebookSpec, CodebookWeight]):
     def is_automatic(self, product: Product[CodebookSpec]) -> bool:
         return product.n > FEW_ROWS or product.dtype.name != "bfloat16"
 
+    def tolerance(self, product: Product[CodebookSpec]) -> float:
+        return 3e-3
+
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
         most = most_rows(product.spec, product.dtype, self.slice_bytes)
         count = sum(-(-rows // most) for rows in product.spec.part_rows)

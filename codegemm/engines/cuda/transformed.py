@@ -64,6 +64,9 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
         reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
         return reason or limits.too_many("sums of groups", sums, limits.ROWS)
 
+    def tolerance(self, product: Product[TransformedSpec]) -> float:
+        return self.inner.tolerance(inside(product))
+
     def batches(self, n: int) -> Iterable[int]:
         return dict.fromkeys((*self.inner.batches(min(n, FLOAT_ROWS)), *self.inner.batches(n)))
 
