@@ -44,8 +44,16 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     """Add a kernel, so that `kernel=` names it and `codegemm compare` measures it; returns it.
 
     Raises TypeError unless it is an instance of a subclass of Kernel, and for one that says by `supports`, or by True
-    and False, what it multiplies; ValueError for a name that is taken or reserved.
+    and False, what it multiplies; ValueError for one without a name or an engine, or whose name is taken or reserved.
     """
+    check(kernel)
+    _kernels.so_far()
+    _kernels.add(kernel.full_name, kernel, replace)
+    return kernel
+
+
+def check(kernel: Any) -> None:
+    """TypeError or ValueError for what can't be registered under any name."""
     missing = [attribute for attribute in _REQUIRED if not hasattr(kernel, attribute)]
     if missing or not isinstance(kernel, Kernel):
         is_class = "is a class: register an instance" if isinstance(kernel, type) else "is not a codegemm.Kernel"
@@ -55,8 +63,13 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
         raise TypeError(f"kernel {kernel.name!r} defines `supports`: write `refuses` in its place; {_REFUSES}")
     if not (isinstance(kernel.weights, type) and issubclass(kernel.weights, Weight)):
         raise TypeError(f"kernel {kernel.name!r}: weights {kernel.weights!r}, must be a class of weights")
-    if not isinstance(kernel.name, str) or kernel.name in ("", "auto") or ":" in kernel.name:
+    if kernel.name == "":
+        kind = type(kernel)
+        raise ValueError(f"kernel {kind}: has no name: set `name = {kind.__name__.lower()!r}`")
+    if not isinstance(kernel.name, str) or kernel.name == "auto" or ":" in kernel.name:
         raise ValueError(f"kernel name {kernel.name!r}: must be text without a colon, and not 'auto'")
+    if kernel.engine == "":
+        raise ValueError(f"kernel {kernel.name!r}: has no engine: set `engine = 'cpu'` or 'cuda'")
     if kernel.engine not in ("cpu", "cuda"):
         raise ValueError(f"kernel {kernel.name!r}: engine {kernel.engine!r}, must be cpu or cuda")
     if kernel.precision not in PRECISIONS:
@@ -64,9 +77,6 @@ def register_kernel(kernel: Kernel, *, replace: bool = False) -> Kernel:
     if kernel.automatic and kernel.precision == "fast":
         raise ValueError(f"kernel {kernel.name!r}: automatic is for kernels of precision 'full'")
     _try(kernel)
-    _kernels.so_far()
-    _kernels.add(kernel.full_name, kernel, replace)
-    return kernel
 
 
 def unregister_kernel(full_name: str) -> None:

@@ -82,7 +82,7 @@ def test_registration_is_checked():
         codegemm.register_kernel(alike)
     with pytest.raises(TypeError, match="register an instance"):
         codegemm.register_kernel(Twice)
-    for name in ("auto", "a:b", "", None):
+    for name in ("auto", "a:b", None):
         with pytest.raises(ValueError, match=r"must be text without a colon, and not 'auto'"):
             codegemm.register_kernel(Twice(name=name))
     for weights in ({}, codegemm.CodebookSpec, "CodebookWeight"):
@@ -92,6 +92,13 @@ def test_registration_is_checked():
         codegemm.register_kernel(Twice(engine="tpu"))
     with pytest.raises(KeyError):
         codegemm.unregister_kernel("cpu:nothing")
+
+
+def test_a_kernel_that_forgot_its_name_or_engine_is_told_what_to_write():
+    with pytest.raises(ValueError, match=r"kernel <class '.*\.Twice'>: has no name: set `name = 'twice'`"):
+        codegemm.register_kernel(Twice(name=""))
+    with pytest.raises(ValueError, match=r"kernel 'mine': has no engine: set `engine = 'cpu'` or 'cuda'"):
+        codegemm.register_kernel(Twice(name="mine", engine=""))
 
 
 def test_a_new_kernel_is_seen_by_products_decided_before(make_weight):
