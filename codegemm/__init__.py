@@ -27,7 +27,7 @@ from codegemm.version import __version__
 from codegemm.warmup import warmup
 
 if TYPE_CHECKING:
-    from codegemm import checkpoints
+    from codegemm import checkpoints, testing
     from codegemm.quantize.file import quantize_file
 
 logs.set_up()
@@ -76,6 +76,7 @@ __all__ = [
     "register_quantizer",
     "save_all",
     "set_num_threads",
+    "testing",
     "unregister_format",
     "unregister_kernel",
     "unregister_quantizer",
@@ -84,11 +85,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What reads and writes other projects' files is imported where it is used: few programs do."""
-    if name == "checkpoints":
+    """What few programs use is imported where they do: other projects' files, and the tests of kernels."""
+    if name in ("checkpoints", "testing"):
         import importlib
 
-        return importlib.import_module("codegemm.checkpoints")
+        return importlib.import_module(f"codegemm.{name}")
     if name == "quantize_file":
         from codegemm.quantize.file import quantize_file
 

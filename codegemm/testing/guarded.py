@@ -1,0 +1,43 @@
+"""Arrays between guards: bytes that nobody may write to, and that are NaN to whoever reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm import devices
+from codegemm.devices import Device
+
+POISON = 0xFF  # every byte of a NaN, in all dtypes of x and y
+_GUARD, _BOUNDARY = 4096, 64
+
+
+def poisoned(shape: tuple[int, ...], dtype: Any) -> npt.NDArray:
+    """An array that nobody has written yet."""
+    return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+
+
+class Guarded:
+    """A copy of an array, on `device`, so many bytes (`shift`) behind a boundary of 64.
+
+    array: NumPy's or CuPy's, to be read and written.
+    """
+
+    def __init__(self, content: npt.NDArray, device: Device, shift: int = 0) -> None:
+        memory = devices.move(poisoned((content.nbytes + shift + _BOUNDARY + 2 * _GUARD,), np.uint8), device)
+        address = memory.ctypes.data if isinstance(memory, np.ndarray) else memory.data.ptr
+        self._memory, self._begin = memory, _GUARD + (-address) % _BOUNDARY + shift
+        self._end = self._begin + content.nbytes
+        self.array: Any = memory[self._begin : self._end].view(content.dtype).reshape(content.shape)
+        self.array[...] = devices.move(content, device)
+
+    def host(self) -> npt.NDArray:
+        """What is in it now."""
+        return devices.to_host(self.array)
+
+    def is_intact(self) -> bool:
+        """Whether nobody wrote to the bytes around it."""
+        memory = devices.to_host(self._memory)
+        return bool((memory[: self._begin] == POISON).all() and (memory[self._end :] == POISON).all())
