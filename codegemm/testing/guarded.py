@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from codegemm import devices
 from codegemm.devices import Device
 
 POISON = 0xFF  # every byte of a NaN, in all dtypes of x and y
-_GUARD, _BOUNDARY = 4096, 64
+_GUARD, _BOUNDARY = 1024, 64
 
 
 def poisoned(shape: tuple[int, ...], dtype: Any) -> npt.NDArray:
     """An array that nobody has written yet."""
-    return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+    return np.full(math.prod(shape) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype).reshape(shape)
 
 
 class Guarded:

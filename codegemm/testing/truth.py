@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +16,23 @@ Matrix = npt.NDArray[np.float64]
 
 
 class Truth:
-    """The product of x [n, K] with a weight on the CPU, y [n, M] in float64."""
+    """The products of x [n, K] with a weight on the CPU: y [n, M] in float64."""
 
-    def __init__(self, weight: Weight, x: npt.NDArray) -> None:
-        self.y = x.astype(np.float64) @ weight.dequantize(np.float64).T
-        self._sizes = uncancelled(weight, x)
+    def __init__(self, y: Matrix, uncancelled: Matrix) -> None:
+        self.y = y
+        self._squares = np.square(y).sum(1), np.square(uncancelled)  # [n]
 
     def norm(self, rows: slice) -> float:
         """Of some rows of y, or what it is on average over random signs of all that is added: a few products may
         cancel, their rounding errors don't."""
-        return max(float(np.linalg.norm(self.y[rows])), float(np.linalg.norm(self._sizes[rows])))
+        return math.sqrt(max(float(squares[rows].sum()) for squares in self._squares))
+
+
+def truths(weight: Weight, xs: Mapping[str, npt.NDArray]) -> dict[str, Truth]:
+    """Of the same x in several dtypes, by their names."""
+    dense = weight.dequantize(np.float64).T
+    sizes = uncancelled(weight, next(iter(xs.values())))
+    return {name: Truth(x.astype(np.float64) @ dense, sizes) for name, x in xs.items()}
 
 
 def uncancelled(weight: Weight, x: npt.NDArray) -> Matrix:
@@ -33,7 +41,12 @@ def uncancelled(weight: Weight, x: npt.NDArray) -> Matrix:
     x = x.astype(np.float64)
     if weight.right is not None:
         x = weight.right.rotate(x)
-    return np.sqrt(sum((x**2 @ (matrix**2).T).sum(1) for matrix in summands(weight)))
+    return np.sqrt(np.square(x) @ sum(np.square(matrix).sum(0) for matrix in summands(weight)))
+
+
+def norm(array: npt.NDArray) -> float:
+    """Of all its numbers, in float64; for such small arrays BLAS, which `numpy.linalg.norm` asks, is no help."""
+    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))
 
 
 def uncancelled_norm(x: npt.NDArray, *matrices: npt.NDArray) -> float:
