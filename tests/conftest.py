@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import codegemm
 from codegemm import choice, tables
 from codegemm.engines.cpu import compiler, library
-from codegemm.formats import random_weight
+from codegemm.testing.problems import Problem
 
 pytest_plugins = ["emulator.gpu"]
 
@@ -50,13 +49,7 @@ def make_weight(rng: np.random.Generator) -> Callable[..., codegemm.Weight]:
     """A random weight of a shape and configuration; parts > 1: concatenated."""
 
     def make(rows: int, columns: int, config: str, parts: int = 1) -> codegemm.Weight:
-        if parts == 1:
-            return random_weight((rows, columns), config, int(rng.integers(1 << 31)))
-        bounds = itertools.pairwise(rows * i // parts for i in range(parts + 1))
-        if "+ordered" in config or "+rotated" in config:  # joined parts have one order and one rotation
-            whole = make(rows, columns, config)
-            return codegemm.concat([whole[start:end] for start, end in bounds])
-        return codegemm.concat([make(end - start, columns, config) for start, end in bounds])
+        return Problem(rows, columns, config, parts).weight(int(rng.integers(1 << 31)))
 
     return make
 

@@ -46,9 +46,8 @@ def check_numbers(trial: Trial) -> None:
 def check_products(trial: Trial) -> None:
     """Every product that it takes is what the weight's definition says; of large weights those of one dtype each."""
     for product in trial.in_turn() if math.prod(trial.spec.shape) > LARGE else trial.taken:
-        truth, rows = trial.truth(product), slice(product.n)
         y = trial.multiply(product, trial.x_of(product))
-        trial.check_close(product, y, truth.y[rows], truth.norm(rows))
+        trial.check_close(product, y, trial.rows_of(product))
 
 
 def check_bad_rows(trial: Trial) -> None:
@@ -65,9 +64,10 @@ def check_bad_rows(trial: Trial) -> None:
                 number = y[row, finite[0]]
                 trial.fail(product, f"row {row} of x has a {bad}, and y[{row}, {finite[0]}] is the number {number}")
         if product.n > 1:
-            truth, others = trial.truth(product), slice(1 - trial.turn % 2, product.n, 2)
+            first, every = 1 - trial.turn % 2, trial.rows_of(product)
+            others = slice(every.start + first, every.stop, 2)
             of = "beside rows with NaNs and infinities its error"
-            trial.check_close(product, y[others], truth.y[others], truth.norm(others), of)
+            trial.check_close(product, y[first::2], others, of=of)
 
 
 def check_repeats(trial: Trial) -> None:
@@ -106,11 +106,11 @@ def check_bias(trial: Trial) -> None:
     for product in trial.in_turn():
         if not trial.kernel.adds_bias or product.dtype.itemsize == 8:  # to those of float64 it is added later
             continue
-        truth, rows, product = trial.truth(product), slice(product.n), replace(product, biased=True)
-        of_all_rows = (-0.9 * truth.y[rows]).astype(np.float32)
+        rows, product = trial.rows_of(product), replace(product, biased=True)
+        of_all_rows = (-0.9 * trial.truth.y[rows]).astype(np.float32)
         bias = of_all_rows if trial.device == CPU and (product.n + trial.turn) % 2 else of_all_rows[0]
         y = trial.multiply(product, trial.x_of(product), bias)
-        trial.check_close(product, y, truth.y[rows] + bias, truth.norm(rows))
+        trial.check_close(product, y, rows, bias)
 
 
 def check_copies(trial: Trial) -> None:
@@ -133,21 +133,20 @@ def check_plan(trial: Trial) -> None:
         plan = Plan(trial.weight, largest, trial.kernel)
     except Exception as error:
         trial.fail(largest, f"a plan for it raised {type(error).__name__}: {error}")
-    truth, dtype = trial.truth(largest), largest.dtype
+    dtype = largest.dtype
     wide = np.full((largest.n, 2 * trial.spec.in_features), np.nan, dtype)
     wide[:, ::2] = trial.x_of(largest)
     x = devices.move(wide, trial.device)[:, ::2]
     for product in trial.taken:
         if product.dtype != dtype or product.n > largest.n or (dtype.itemsize == 8 and product.out_dtype != dtype):
             continue
-        rows = slice(product.n)
         out = devices.move(poisoned((product.n, trial.spec.out_features), product.out_dtype), trial.device)
         try:
-            plan(x[rows], out=out)
+            plan(x[: product.n], out=out)
         except Exception as error:
             trial.fail(product, f"a plan for {largest.n} rows raised {type(error).__name__}: {error}")
         of = f"of a strided x by a plan for {largest.n} rows its error"
-        trial.check_close(product, devices.to_host(out), truth.y[rows], truth.norm(rows), of)
+        trial.check_close(product, devices.to_host(out), trial.rows_of(product), of=of)
 
 
 def check_weight_is_freed(trial: Trial) -> None:

@@ -18,6 +18,9 @@ class Problem(NamedTuple):
     config: str
     parts: int = 1
 
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
     def weight(self, seed: int) -> Weight:
         """Such a one with random contents, on the CPU."""
         rows, columns, config, parts = self

@@ -18,8 +18,7 @@ from codegemm.kernel import Kernel, Product
 from codegemm.registry import kernel_for, refusal
 from codegemm.testing.guarded import Guarded, poisoned
 from codegemm.testing.problems import Problem
-from codegemm.testing.truth import Truth, truths
-from codegemm.testing.truth import norm as norm_of
+from codegemm.testing.truth import Truth, norm
 
 ROWS = (1, 2, 3, 6, 7, 16, 33)  # of x
 # Of a number that is rounded to nearest, of the number.
@@ -72,13 +71,15 @@ class Trial:
             products = list(group)
             yield products[turn % len(products)]
 
-    def truth(self, product: Product) -> Truth:
-        """Of all rows of x of its dtype."""
-        return self._truths[product.dtype.name]
-
     @cached_property
-    def _truths(self) -> dict[str, Truth]:
-        return truths(self._host, self.x)
+    def truth(self) -> Truth:
+        """Of all rows of x, those of each dtype behind those of another."""
+        return Truth(np.concatenate([x.astype(np.float64) for x in self.x.values()]), self._host)
+
+    def rows_of(self, product: Product) -> slice:
+        """A product's rows in the truth."""
+        first = list(self.x).index(product.dtype.name) * max(ROWS)
+        return slice(first, first + product.n)
 
     def x_of(self, product: Product) -> npt.NDArray:
         """As many rows as it has."""
@@ -173,21 +174,19 @@ class Trial:
             self.fail(product, f"it left {len(unwritten)} of {y.size} numbers of y unwritten, y{_place(unwritten[0])}")
         return y
 
-    def check_close(
-        self, product: Product, y: npt.NDArray, wanted: npt.NDArray, norm: float, of: str = "its error"
-    ) -> None:
-        """AssertionError unless y is what is wanted but for the kernel's tolerance, in terms of `norm`, and y's
-        rounding."""
+    def check_close(self, product: Product, y: npt.NDArray, rows: slice, bias: Any = 0, of: str = "its error") -> None:
+        """AssertionError unless y, rows of the product, is those rows of the truth and a bias, but for the kernel's
+        tolerance and y's rounding."""
+        wanted, size = self.truth.y[rows] + bias, self.truth.norm(rows)
         wrong = np.argwhere(~np.isfinite(y.astype(np.float64)))
         if len(wrong):
             place = tuple(wrong[0])
             self.fail(product, f"y{_place(wrong[0])} is {y[place]}, must be {wanted[place]:.6g}")
         allowed = self.tolerance(product)
         scatter = 2 if self.device != CPU and y.size < _FEW_OUTPUTS else 1
-        limit = allowed * scatter * norm + _ROUNDING[product.out_dtype.name] * norm_of(wanted)
-        far = norm_of(y.astype(np.float64) - wanted)
-        if not far <= limit:
-            relative = far / norm if norm else far
+        far = norm(y.astype(np.float64) - wanted)
+        if far > allowed * scatter * size + _ROUNDING[product.out_dtype.name] * norm(wanted):
+            relative = far / size if size else far
             self.fail(product, f"{of} is {relative:.2e} of y's norm, its tolerance {allowed:.2e}")
 
     def tolerance(self, product: Product) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,26 +13,19 @@ Matrix = npt.NDArray[np.float64]
 
 
 class Truth:
-    """The products of x [n, K] with a weight on the CPU: y [n, M] in float64."""
+    """The product of x [n, K] with a weight on the CPU: y [n, M] in float64."""
 
-    def __init__(self, y: Matrix, uncancelled: Matrix) -> None:
-        self.y = y
-        self._squares = np.square(y).sum(1), np.square(uncancelled)  # [n]
+    def __init__(self, x: npt.NDArray, weight: Weight) -> None:
+        self.y = x.astype(np.float64) @ weight.dequantize(np.float64).T
+        self._sizes = norms(self.y), uncancelled(x, weight)
 
-    def norm(self, rows: slice) -> float:
-        """Of some rows of y, or what it is on average over random signs of all that is added: a few products may
+    def norm(self, rows: slice = slice(None)) -> float:
+        """Of these rows of y, or what it is on average over random signs of all that is added: a few products may
         cancel, their rounding errors don't."""
-        return math.sqrt(max(float(squares[rows].sum()) for squares in self._squares))
+        return max(norm(sizes[rows]) for sizes in self._sizes)
 
 
-def truths(weight: Weight, xs: Mapping[str, npt.NDArray]) -> dict[str, Truth]:
-    """Of the same x in several dtypes, by their names."""
-    dense = weight.dequantize(np.float64).T
-    sizes = uncancelled(weight, next(iter(xs.values())))
-    return {name: Truth(x.astype(np.float64) @ dense, sizes) for name, x in xs.items()}
-
-
-def uncancelled(weight: Weight, x: npt.NDArray) -> Matrix:
+def uncancelled(x: npt.NDArray, weight: Weight) -> Matrix:
     """[n]: the norm of each row of y over random signs of all products of a number in x and one in a centroid with its
     scale; of a rotated weight, in the basis in which they are added."""
     x = x.astype(np.float64)
@@ -44,15 +34,14 @@ def uncancelled(weight: Weight, x: npt.NDArray) -> Matrix:
     return np.sqrt(np.square(x) @ sum(np.square(matrix).sum(0) for matrix in summands(weight)))
 
 
+def norms(rows: npt.NDArray) -> Matrix:
+    """Of each row, in float64."""
+    return np.sqrt(np.square(rows, dtype=np.float64).sum(-1))
+
+
 def norm(array: npt.NDArray) -> float:
-    """Of all its numbers, in float64; for such small arrays BLAS, which `numpy.linalg.norm` asks, is no help."""
-    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))
-
-
-def uncancelled_norm(x: npt.NDArray, *matrices: npt.NDArray) -> float:
-    """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added."""
-    x = x.astype(np.float64)
-    return math.sqrt(sum(float(np.sum(x**2 @ (matrix**2).T)) for matrix in matrices))
+    """Of all its numbers. They are few: BLAS, which `numpy.linalg.norm` asks, would take longer to begin."""
+    return float(norms(array.ravel()))
 
 
 def summands(weight: Weight) -> list[Matrix]:

@@ -8,7 +8,7 @@ import numpy as np
 from allpairspy import AllPairs
 
 from codegemm import arrays, kernels_cu
-from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+from codegemm.formats.codebook import CodebookSpec
 from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.kernel import Product
 from emulator import emulate
@@ -74,40 +74,9 @@ def with_truth(make_weight, rng, rows, columns, config, dtype, n):
     return weight, x, x.astype(np.float64) @ weight.dequantize(np.float64).T
 
 
-def uncancelled_norm(x, *matrices):
-    """Of x @ sum(matrices).T, in float64, as it is on average over random signs of what is added.
-
-    A few products may cancel, their rounding errors don't.
-    """
-    x = x.astype(np.float64)
-    return np.sqrt(sum(np.sum(x**2 @ (matrix**2).T) for matrix in matrices))
-
-
-def by_codebook(weight):
-    """Of each of a CodebookWeight's codebooks the dense matrix, in float64; the weight, any, is their sum."""
-    if not isinstance(weight, CodebookWeight):
-        return [weight.dequantize(np.float64)]
-    parts = weight.spec.part_rows if weight.codebooks.ndim == 4 else None
-    return [
-        CodebookWeight(weight.codes[..., [c]], weight.codebooks[..., [c], :, :], weight.scales, parts).dequantize(
-            np.float64
-        )
-        for c in range(weight.config.m)
-    ]
-
-
-class Truth:
-    """The float64 product, and its norm where neither outputs nor the centroids of a vector cancel."""
-
-    def __init__(self, x, weight):
-        x = x.astype(np.float64)
-        self.y = x @ weight.dequantize(np.float64).T
-        self.norm = uncancelled_norm(x, *by_codebook(weight))
-
-
 def error(y, truth):
     """Relative to the norm of y."""
-    return np.linalg.norm(y.astype(np.float64) - truth.y) / max(truth.norm, np.linalg.norm(truth.y))
+    return np.linalg.norm(y.astype(np.float64) - truth.y) / truth.norm()
 
 
 def with_instead(file, call, instead, folder):

@@ -1,11 +1,11 @@
 """Products of single CPU kernels."""
 
 import numpy as np
-from emulator import cases
 
 import codegemm
 from codegemm import Product, choice
 from codegemm.devices import CPU
+from codegemm.testing.truth import Truth
 from support.errors import FULL, TOLERANCE
 
 
@@ -25,13 +25,11 @@ def usable(weight, n):
 
 def check_products(weight, x, names, norm=None):
     """The kernels' products against the float64 definition, in terms of `norm`; of halves in float32."""
-    dense = weight.dequantize(np.float64)
-    truth = x.astype(np.float64) @ dense.T
-    if norm is None:
-        norm = max(np.linalg.norm(truth), cases.uncancelled_norm(x, dense))  # few outputs may nearly cancel
+    truth = Truth(x, weight)
     for name in names:
-        far = np.linalg.norm(product(weight, x, name, np.result_type(x, np.float32)) - truth)
-        assert far <= TOLERANCE["cpu"].get(name, FULL) * norm, (weight.spec.name, len(x), name)
+        far = np.linalg.norm(product(weight, x, name, np.result_type(x, np.float32)) - truth.y)
+        limit = TOLERANCE["cpu"].get(name, FULL) * (truth.norm() if norm is None else norm)
+        assert far <= limit, (weight.spec.name, len(x), name)
 
 
 def check_threads(weight, x, names, counts):

@@ -14,20 +14,13 @@ from codegemm import CheckpointError, Product, files, formats, storage
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.formats.format import format_of
 from codegemm.registry import kernel_for, multiplies, registered
+from codegemm.testing.problems import example
 from support import cpu
-
-# A configuration is tried with the first that it can be stored in.
-SHAPES = ((9, 96), (32, 128), (16, 64), (5, 120), (64, 256))
 
 
 def weight_of(config, seed=0):
     """A random weight of the configuration."""
-    for shape in SHAPES:
-        try:
-            return formats.random_weight(shape, config, seed)
-        except ValueError as error:
-            reason = error
-    raise reason
+    return example(config).weight(seed)
 
 
 def check_text(format, text):

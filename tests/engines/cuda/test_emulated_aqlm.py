@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emulator import cases, emulate
-from emulator.cases import Truth, error
+from emulator.cases import error
 from support import errors
 
 import codegemm
@@ -15,6 +15,7 @@ from codegemm.engines.cuda import DequantDense, dequant_dense, model
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.kernel import Product
+from codegemm.testing.truth import Truth
 
 KERNEL, HALF, H200 = Aqlm(), np.dtype(np.float16), KNOWN["h200"]
 

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from emulator import cases, emulate
-from emulator.cases import COMMON, Truth, error, product_of, spec_of
+from emulator.cases import COMMON, error, product_of, spec_of
 from support import errors
 
 from codegemm import arrays
@@ -16,6 +16,7 @@ from codegemm.engines.cuda import dequant_plain as plain
 from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.dequant_cut import candidates, cut_for, fits
 from codegemm.kernel import Product
+from codegemm.testing.truth import Truth
 
 KERNEL = Dequant()
 GPU = dataclasses.replace(emulate.SMALL_GPU, arch=80)  # whose products take the fast form, not that for Hopper

@@ -5,12 +5,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from emulator import cases, emulate
+from emulator import emulate
 from support.gpu_products import kernel_named
 
 import codegemm
 from codegemm import arrays
 from codegemm.engines.cuda.psumbook import MAX_N
+from codegemm.testing.truth import norm, uncancelled
 
 ONE_HALF, MORE = 2e-4, 1e-3  # as `precision="full"` says: one row of x in half precision, or more or in float32
 AMPERE = dataclasses.replace(emulate.SMALL_GPU, arch=80)
@@ -27,21 +28,9 @@ CODEBOOKS = [
 ]
 
 
-def uncancelled(weight, x):
-    """The norm of y for such sums, in the basis in which they are made."""
-    x = x.astype(np.float64)
-    if weight.right is not None:
-        x = weight.right.rotate(x)
-    if isinstance(weight, codegemm.TransformedWeight):
-        weight, x = weight.core, np.tile(x, weight.spec.terms)
-    if isinstance(weight, codegemm.E8PWeight):
-        return cases.uncancelled_norm(x, np.concatenate([rows for _, rows in weight.core_blocks(np.float64)]))
-    return cases.uncancelled_norm(x, *cases.by_codebook(weight))
-
-
 def error(y, weight, x):
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
-    return np.linalg.norm(y - truth) / uncancelled(weight, x)
+    return np.linalg.norm(y - truth) / norm(uncancelled(x, weight))
 
 
 def allowed(x):
@@ -60,7 +49,7 @@ def test_large_channels_that_meet_zeros(config, device, n, dtype, make_weight, r
     x[:, vector * v] = rng.choice([300, 1e4])
     x = x.astype(arrays.float_dtype(dtype))
     y, _ = emulate.multiply(kernel_named("psumbook" if n <= MAX_N else "dequant", weight.spec), weight, x, gpu=device)
-    assert uncancelled(weight, x) < 2 * np.linalg.norm(x[:, np.arange(384) // v != vector]) * np.sqrt(
+    assert norm(uncancelled(x, weight)) < 2 * np.linalg.norm(x[:, np.arange(384) // v != vector]) * np.sqrt(
         64 * weight.config.m
     )
     assert error(y, weight, x) <= allowed(x)

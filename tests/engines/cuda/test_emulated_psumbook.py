@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emulator import cases, emulate, table
-from emulator.cases import COMMON, Truth, error, product_of, spec_of
+from emulator.cases import COMMON, error, product_of, spec_of
 from support import errors
 
 from codegemm.engines.cuda import psumbook, rows
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda.psumbook_cut import candidates, cut_for, shared_bytes
 from codegemm.kernel import Product
+from codegemm.testing.truth import Truth
 
 KERNEL = psumbook.Psumbook()
 TOLERANCE = errors.TOLERANCE["psumbook"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from emulator import cases, emulate, gpu
-from emulator.cases import Truth, error
+from emulator.cases import error
 from support import errors, gpu_products
 
 import codegemm
@@ -37,6 +37,7 @@ from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.registry import refusal, registered
+from codegemm.testing.truth import Truth
 
 HOPPER = emulate.SMALL_GPU
 AMPERE = replace(HOPPER, arch=80)  # whose products take the dequantising kernel's fast form, not that for Hopper

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from emulator import cases, emulate
-from emulator.cases import COMMON, Truth, error, product_of, spec_of
+from emulator.cases import COMMON, error, product_of, spec_of
 from support import errors
 
 from codegemm import arrays
@@ -17,6 +17,7 @@ from codegemm.engines.cuda.dequant import Dequant
 from codegemm.engines.cuda.dequant_wide_cut import candidates, cut_for, fits
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.kernel import Product
+from codegemm.testing.truth import Truth
 
 KERNEL, GPU = Dequant(), emulate.SMALL_GPU
 AXES = {
