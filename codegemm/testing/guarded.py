@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,23 @@ POISON = 0xFF  # every byte of a NaN, in all dtypes of x and y
 _GUARD, _BOUNDARY = 1024, 64
 
 
-def poisoned(shape: tuple[int, ...], dtype: Any) -> npt.NDArray:
-    """An array that nobody has written yet."""
-    return np.full(math.prod(shape) * np.dtype(dtype).itemsize, POISON, np.uint8).view(dtype).reshape(shape)
+def poisoned(size: int) -> npt.NDArray[np.uint8]:
+    """So many bytes that make a NaN of what is computed of them."""
+    return np.full(size, POISON, np.uint8)
+
+
+def unwritten(shape: tuple[int, ...], dtype: np.dtype) -> npt.NDArray:
+    """An array of NaNs that nothing computes, not of poison either."""
+    return np.full(shape, _mark(dtype), f"u{dtype.itemsize}").view(dtype)
+
+
+def is_unwritten(array: npt.NDArray) -> npt.NDArray[np.bool_]:
+    """Which of its numbers are still those."""
+    return np.equal(array.view(f"u{array.itemsize}"), _mark(array.dtype))
+
+
+def _mark(dtype: np.dtype) -> int:
+    return int(np.iinfo(f"u{dtype.itemsize}").max) - 2
 
 
 class Guarded:
@@ -27,7 +40,7 @@ class Guarded:
     """
 
     def __init__(self, content: npt.NDArray, device: Device, shift: int = 0) -> None:
-        memory = devices.move(poisoned((content.nbytes + shift + _BOUNDARY + 2 * _GUARD,), np.uint8), device)
+        memory = devices.move(poisoned(content.nbytes + shift + _BOUNDARY + 2 * _GUARD), device)
         address = memory.ctypes.data if isinstance(memory, np.ndarray) else memory.data.ptr
         self._memory, self._begin = memory, _GUARD + (-address) % _BOUNDARY + shift
         self._end = self._begin + content.nbytes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -16,14 +17,14 @@ from codegemm.devices import CPU, Device
 from codegemm.engines.cuda.steps import COUNTER_BYTES
 from codegemm.kernel import Kernel, Product
 from codegemm.registry import kernel_for, refusal
-from codegemm.testing.guarded import Guarded, poisoned
+from codegemm.testing.guarded import Guarded, is_unwritten, poisoned, unwritten
 from codegemm.testing.problems import Problem
 from codegemm.testing.truth import Truth, norm
 
 ROWS = (1, 2, 3, 6, 7, 16, 33)  # of x
 # Of a number that is rounded to nearest, of the number.
 _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-LARGE = 1 << 17  # weights: for larger ones there is but one product of each number of rows
+_LARGE = 1 << 16  # weights
 _FLOAT32 = np.dtype(np.float32)
 _FEW_OUTPUTS = 64  # on a GPU errors are those of many numbers on average: of few they may be twice as large
 
@@ -59,6 +60,10 @@ class Trial:
             else:
                 refusals.append(reason)
         return taken, refusals
+
+    def many(self) -> Iterable[Product]:
+        """All of them, or of a large weight one for every number of rows."""
+        return self.taken if math.prod(self.spec.shape) <= _LARGE else self.in_turn()
 
     def ends(self) -> list[Product]:
         """Of these the first and the last."""
@@ -132,14 +137,13 @@ class Trial:
         prepared = self.prepared if prepared is None else prepared
         own_dtype = replace(product, out_dtype=product.dtype)
         size = self.ask(product, "workspace", own_dtype, self.device)
-        workspace = Guarded(self._new_workspace(size), self.device)
+        if not isinstance(size, (int, np.integer)) or size < 0:
+            self.fail(product, f"`workspace` is {size}, must be a number of bytes")
         # On the CPU arrays may begin at any of their numbers, on a GPU where 16 bytes can be loaded.
-        here, shift = Guarded(x, self.device, x.itemsize if self.device == CPU else 0), product.out_dtype.itemsize
-        there = Guarded(
-            poisoned((product.n, self.spec.out_features), product.out_dtype),
-            self.device,
-            shift if self.device == CPU else 0,
-        )
+        shift = 1 if self.device == CPU else 0
+        y = unwritten((product.n, self.spec.out_features), product.out_dtype)
+        here, there = (Guarded(array, self.device, shift * array.itemsize) for array in (x, y))
+        workspace = Guarded(self._new_workspace(int(size)), self.device)
         added = () if bias is None else (Guarded(bias, self.device).array,)
         arguments = here.array, there.array, workspace.array, None, *added
         if bound:
@@ -152,8 +156,8 @@ class Trial:
     def _new_workspace(self, size: int) -> npt.NDArray:
         """Arbitrary bytes, but for those of a GPU's counters."""
         if self.device == CPU:
-            return poisoned((size,), np.uint8)
-        content = poisoned((max(size, COUNTER_BYTES),), np.uint8)
+            return poisoned(size)
+        content = poisoned(max(size, COUNTER_BYTES))
         content[:COUNTER_BYTES] = 0
         return content
 
@@ -168,10 +172,9 @@ class Trial:
             self.fail(product, f"it left numbers other than 0 in the first {COUNTER_BYTES} bytes of its workspace")
 
     def _written(self, product: Product, y: npt.NDArray) -> npt.NDArray:
-        bits = y.view(f"u{y.itemsize}")
-        unwritten = np.argwhere(bits == np.iinfo(bits.dtype).max)
-        if len(unwritten):
-            self.fail(product, f"it left {len(unwritten)} of {y.size} numbers of y unwritten, y{_place(unwritten[0])}")
+        places = np.argwhere(is_unwritten(y))
+        if len(places):
+            self.fail(product, f"it left {len(places)} of {y.size} numbers of y unwritten, y{_place(places[0])}")
         return y
 
     def check_close(self, product: Product, y: npt.NDArray, rows: slice, bias: Any = 0, of: str = "its error") -> None:
