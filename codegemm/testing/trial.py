@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from codegemm.testing.truth import Truth, norm
 ROWS = (1, 2, 3, 6, 7, 16, 33)  # of x
 # Of a number that is rounded to nearest, of the number.
 _ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
-_LARGE = 1 << 16  # weights
+_LARGE = 1 << 18  # bits, with codebooks
 _FLOAT32 = np.dtype(np.float32)
 _FEW_OUTPUTS = 64  # on a GPU errors are those of many numbers on average: of few they may be twice as large
 
@@ -63,7 +62,7 @@ class Trial:
 
     def many(self) -> Iterable[Product]:
         """All of them, or of a large weight one for every number of rows."""
-        return self.taken if math.prod(self.spec.shape) <= _LARGE else self.in_turn()
+        return self.taken if self.spec.packed_bits <= _LARGE else self.in_turn()
 
     def ends(self) -> list[Product]:
         """Of these the first and the last."""

@@ -23,7 +23,8 @@ from codegemm.measuring import sources
 from codegemm.measuring.stopwatch import Candidate
 from codegemm.products import Plan
 from codegemm.quantize.progress import Progress
-from codegemm.registry import kernel_for, refusal
+from codegemm.registry import kernel_for, refusal, registered
+from codegemm.testing import check_kernel
 from codegemm.warmup import build_all
 
 pytestmark = [
@@ -115,6 +116,13 @@ def test_every_kernel(kernel, case, n, dtype, make_weight, rng, cupy):
         allowed = max(allowed, 1e-3)  # the kernel's x may be of another dtype
     assert error(outs[0], truth_of(x, weight)) <= allowed
     assert all(cupy.array_equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize("kernel", registered("cuda"), ids=repr)
+def test_every_kernel_keeps_to_the_interface(kernel):
+    if kernel.unavailable():
+        pytest.skip(kernel.unavailable())
+    check_kernel(kernel)
 
 
 @pytest.mark.parametrize(("config", "n"), [("m1v4g128", 64), ("m2v8g-1", 100)])
