@@ -45,7 +45,6 @@ class Trial:
         x = self.rng.standard_normal((max(ROWS), self.spec.in_features))
         self.x = {name: x.astype(float_dtype(name)) for name in FLOATS}
         self._host: Any = host
-
         self.taken, self.refusals = self._decide()
 
     def _decide(self) -> tuple[list[Product], list[str]]:
@@ -65,9 +64,9 @@ class Trial:
         return self.taken if self.spec.packed_bits <= _LARGE else self.in_turn()
 
     def ends(self) -> list[Product]:
-        """Of these the first and the last."""
-        products = list(self.in_turn())
-        return [products[0], products[-1]][: len(products)]
+        """One of the fewest rows, and of the most where that is another."""
+        first, *others = self.in_turn()
+        return [first, *others[-1:]]
 
     def in_turn(self) -> Iterator[Product]:
         """One product for every number of rows, each of other dtypes than the one before."""
@@ -95,7 +94,7 @@ class Trial:
         return self.ask(self.taken[0], "prepare", self.weight, self.device)
 
     def forget_weight(self) -> None:
-        """There are no more products by plans, nor with x of another dtype."""
+        """What was prepared of it stays; there are no more plans."""
         self.weight = self._host = None
 
     def ask(self, product: Product, method: str, *arguments: Any) -> Any:
