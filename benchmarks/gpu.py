@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import re
 import signal
@@ -35,6 +34,7 @@ from typing import Any, TextIO
 
 from benchmarks import counters, cuts, layers, smoke
 from codegemm import devices
+from codegemm.comparison import pairs
 from codegemm.engines.cuda import compiler
 from codegemm.measuring.sources import LLAMA_3
 from codegemm.reporting import write_json
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.compare:
         try:
-            print(*layers.compared(*(json.loads(path.read_text()) for path in chosen.compare)), sep="\n")
+            print(*layers.compared(*map(pairs.read, chosen.compare)), sep="\n")
         except (OSError, ValueError) as error:
             parser.error(f"--compare: {error}")
         return 0

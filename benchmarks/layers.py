@@ -7,18 +7,18 @@ behind rotations in float64 for E8P, which can't be multiplied by a part.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.targets import Outcome, outcomes
-from codegemm.comparison.result import Machine, Result, Row
-from codegemm.comparison.runner import Products, Settings
-from codegemm.comparison.selection import compared_kernels
+from codegemm.comparison import pairs
+from codegemm.comparison.bench import Bench
+from codegemm.comparison.result import Result, Row
+from codegemm.comparison.selection import DENSE, compared_kernels
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.formats.codebook import CodebookWeight
@@ -28,6 +28,8 @@ from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.measuring import sources
 from codegemm.measuring.accuracy import exact, relative_error
+from codegemm.measuring.machine import Machine
+from codegemm.measuring.stopwatch import Candidate
 from codegemm.registry import refusal
 from codegemm.reporting import by
 
@@ -35,7 +37,6 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONFIGS = sources.RANDOM_CONFIGS
 DTYPE = np.dtype(np.float16)
 DEVICE = FIRST_GPU
-WRONG = 1e-2  # no kernel of float16 errs so much
 _EACH = 0.05  # seconds for one measurement, if there is time
 _CHECKED_ROWS = 256
 
@@ -54,11 +55,6 @@ class Report(Result):
         """For `write_json`."""
         found = {"rows": self.rows, "left_out": self.unmeasured, "targets": self.outcomes()}
         return {**asdict(self.machine), "arch": gpu_of(DEVICE).arch, **found}
-
-    @property
-    def wrong(self) -> list[Row]:
-        """Products that are not what they should be."""
-        return [row for row in self.rows if not row.error < WRONG]
 
 
 class Clock:
@@ -117,9 +113,9 @@ def run(
         cases.append(sources.Case(by(shape), shape, held))
         report.unmeasured += [f"{by(shape)} {config}: {reason}" for config, reason in reasons.items()]
     clock = Clock(seconds, len(planned(shapes, batches, configs)))
-    settings = Settings(compared_kernels("cuda", None), ("",), batches, report.machine, clock.next)
+    kernels = compared_kernels("cuda", None)
     for case in cases:
-        for row in _measure(case, settings, clock, report.unmeasured):
+        for row in _measure(case, kernels, batches, clock, report):
             report.rows.append(row)
             print(line(row), flush=True)
         report.measure_bandwidth()
@@ -161,52 +157,46 @@ def line(row: Row) -> str:
 
 def compared(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Two runs of a part that tells times, as its JSON has them, product by product: their times and how many times as
-    fast the second is, `~` where their quartiles overlap; the geometric mean last. ValueError for other data."""
-    known, rows = {_product(row): row for row in _rows(before)}, _rows(after)
-    first, second = (", ".join(filter(None, (run["device"], run.get("version")))) for run in (before, after))
-    lines, ratios = [f"{first} -> {second}"], []
-    for row in rows:
-        old = known.get(_product(row))
-        if old is None:
-            continue
-        ratios.append(old["seconds"] / row["seconds"])
-        # Where no quartiles were kept, the median twice.
-        (low, high), (old_low, old_high) = (one.get("quartiles") or 2 * [one["seconds"]] for one in (row, old))
-        apart = low > old_high or high < old_low
-        lines.append(
-            f"{product_name(row['shape'], row['config'], row['batch'], row['kernel'])} "
-            f"{old['seconds'] * 1e6:9.1f} us {row['seconds'] * 1e6:9.1f} us {ratios[-1]:6.2f} x{'' if apart else ' ~'}"
-        )
-    if not ratios:
-        raise ValueError("nothing to compare: no product is in both")
-    return [*lines, f"{len(ratios)} products, geometric mean {statistics.geometric_mean(ratios):.3f} x"]
+    fast the second is, `~` where their quartiles overlap; the geometric mean last. ValueError where they have none in
+    common."""
+    found = pairs.pairs(before, after)
+    told = [", ".join(filter(None, (run.get("device"), run.get("version")))) for run in (before, after)]
+    lines = [
+        f"{product_name(row['shape'], row['config'], row['batch'], row['kernel'])} "
+        f"{pair.before['seconds'] * 1e6:9.1f} us {row['seconds'] * 1e6:9.1f} us {pair.ratio:6.2f} x"
+        f"{'' if pair.apart else ' ~'}"
+        for pair in found
+        for row in [pair.after]
+    ]
+    return [" -> ".join(told), *lines, pairs.mean(found)]
 
 
-def _rows(report: Any) -> list[dict[str, Any]]:
-    """What was timed, checked to be that."""
-    rows = (report.get("rows") or report.get("cuts")) if isinstance(report, dict) else None
-    needed = {"shape", "config", "batch", "kernel", "seconds"}
-    if not isinstance(rows, list) or "device" not in report or not all(needed <= row.keys() for row in rows):
-        raise ValueError("nothing to compare: must be what a part bench-* or cuts wrote, with times in it")
-    return rows
-
-
-def _product(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row["shape"]), row["config"], row["batch"], row["kernel"], str(row.get("cut") or row.get("terms"))
-
-
-def _measure(case: sources.Case, settings: Settings, clock: Clock, unmeasured: list[str]) -> Iterator[Row]:
-    """A row for every weight, kernel and batch, as long as there is time."""
-    products = Products(case, settings)
+def _measure(
+    case: sources.Case, kernels: Sequence[Kernel], batches: Sequence[int], clock: Clock, report: Report
+) -> Iterator[Row]:
+    """A row for every weight, kernel and batch, as long as there is time; one kernel after the other, so that only one
+    holds copies of the weight."""
+    bench, seen = Bench(case, batches, report.machine), set()
     for config in case.configs:
         if clock.is_over():
-            unmeasured.append(f"{case.title} {config}: no time was left")
+            report.unmeasured.append(f"{case.title} {config}: no time was left")
             continue
         host = case.weight(config)
-        truth, weight = Truth(host, products.x), host.to(DEVICE)
-        for kernel in settings.kernels:
+        truth, weight = Truth(host, bench.x), host.to(DEVICE)
+        for kernel in kernels:
+            if kernel.name in seen:
+                continue
+            products = [Product.of(weight.spec, n, DTYPE) for n in batches]
+            fitting = [product for product in products if not refusal(kernel, product, DEVICE)]
             try:
-                yield from products.rows(kernel, weight, config, truth.error)
+                candidate = Candidate(kernel, weight, [product.n for product in fitting], DTYPE) if fitting else None
+                for product in fitting:
+                    assert candidate is not None
+                    y, timing = candidate.measure(bench.x[: product.n], clock.next())
+                    row = bench.row(kernel, product, DEVICE, config, timing, y, truth.error)
+                    if kernel.name in DENSE:
+                        seen.add(kernel.name)
+                    yield replace(row, rounds=())
             except Exception as error:  # a kernel that fails must not take the others' times with it
-                unmeasured.append(f"{case.title} {config} {kernel.name}: {type(error).__name__}: {error}")
+                report.unmeasured.append(f"{case.title} {config} {kernel.name}: {type(error).__name__}: {error}")
             weight.memo.clear()

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks import layers
-from benchmarks.layers import CONFIGS, DEVICE, DTYPE, WRONG, Truth, planned
+from benchmarks.layers import CONFIGS, DEVICE, DTYPE, Truth, planned
 from codegemm import devices, plan
 from codegemm.formats import random_weight
 from codegemm.measuring.accuracy import inputs
 
 SHAPE = (1024, 4096)
 BATCHES = (1, 4, 16, 100)
+WRONG = 1e-2  # no kernel of float16 errs so much
 
 
 def run(seconds: float) -> bool:

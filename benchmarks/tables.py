@@ -27,7 +27,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 NOTHING = (
     "No time on a GPU is stated here, since none was measured: `codegemm predict` says what the cost model expects.\n"
 )
-_KERNELS = ("psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16", "dense")
+_KERNELS = (
+    "psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16", "torch_fp32", "dense",
+)  # fmt: skip
 
 
 def main() -> None:

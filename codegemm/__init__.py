@@ -28,6 +28,7 @@ from codegemm.warmup import warmup
 
 if TYPE_CHECKING:
     from codegemm import checkpoints, testing
+    from codegemm.comparison.compare import compare
     from codegemm.quantize.file import quantize_file
 
 logs.set_up()
@@ -61,6 +62,7 @@ __all__ = [
     "Weight",
     "__version__",
     "checkpoints",
+    "compare",
     "concat",
     "get_num_threads",
     "kernels",
@@ -84,14 +86,15 @@ __all__ = [
 ]
 
 
+_LATER = {"compare": "codegemm.comparison.compare", "quantize_file": "codegemm.quantize.file"}
+
+
 def __getattr__(name: str) -> Any:
-    """What few programs use is imported where they do: other projects' files, and the tests of kernels."""
+    """What few programs use is imported where they do."""
+    import importlib
+
     if name in ("checkpoints", "testing"):
-        import importlib
-
         return importlib.import_module(f"codegemm.{name}")
-    if name == "quantize_file":
-        from codegemm.quantize.file import quantize_file
-
-        return quantize_file
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'codegemm' has no attribute {name!r}")

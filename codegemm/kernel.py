@@ -154,6 +154,11 @@ class Kernel(ABC, Generic[S, W]):
         """
         return ()
 
+    def path(self) -> str:
+        """Which code products take where there are several for one kernel: the instruction set that it is compiled for,
+        `numpy` where nothing could be compiled; empty where there is but one."""
+        return ""
+
     @abstractmethod
     def cost(self, product: Product[S], device: Device) -> Cost:
         """What `run` moves."""

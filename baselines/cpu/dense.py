@@ -1,6 +1,6 @@
 """Dense products on the CPU with the dequantised weight: what quantisation is measured against.
 
-`dense` is float32 through NumPy's BLAS; `dense_bf16` is torch's bfloat16.
+`dense` is float32 through NumPy's BLAS; `torch_fp32` and `dense_bf16` are torch's float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ class Dense(_Dense):
         multiply_float32(prepared, x, out, workspace, bias)
 
 
-class DenseBf16(_Dense):
-    """bfloat16 weights and x, torch on the CPU; its error is that of bfloat16."""
+class _Torch(_Dense):
+    """torch's."""
 
-    name = "dense_bf16"
-    bits = 16
+    dtype: str
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("torch") is None:
@@ -65,10 +64,27 @@ class DenseBf16(_Dense):
     def prepare(self, weight: Weight, device: Device) -> Any:
         import torch
 
-        return torch.from_numpy(weight.dequantize(np.float32)).to(torch.bfloat16)
+        return torch.from_numpy(weight.dequantize(np.float32)).to(getattr(torch, self.dtype))
 
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
         import torch
 
-        y = torch.nn.functional.linear(to_torch(x).to(torch.bfloat16), prepared)
-        to_torch(out).copy_(y)
+        x, out = to_torch(x).to(prepared.dtype), to_torch(out)
+        if out.dtype == prepared.dtype:
+            torch.mm(x, prepared.T, out=out)
+        else:
+            out.copy_(torch.mm(x, prepared.T))
+
+
+class TorchFp32(_Torch):
+    """float32, torch's BLAS."""
+
+    name, dtype = "torch_fp32", "float32"
+    bits = 32
+
+
+class DenseBf16(_Torch):
+    """bfloat16 weights and x, torch on the CPU; its error is that of bfloat16."""
+
+    name, dtype = "dense_bf16", "bfloat16"
+    bits = 16

@@ -1,6 +1,6 @@
-"""What the engine is measured against beside the package's own baselines: torch in float32, AQLM's numba kernel.
+"""What the engine is measured against beside the package's own baselines: AQLM's numba kernel.
 
-They are kernels of this benchmark alone, registered as long as it runs.
+It is a kernel of this benchmark alone, registered as long as that runs.
 """
 
 from __future__ import annotations
@@ -17,41 +17,14 @@ import numpy as np
 
 from codegemm.arrays import to_torch
 from codegemm.baselines.cpu.aqlm import Aqlm
-from codegemm.baselines.cpu.dense import Dense
 from codegemm.devices import Device
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
-from codegemm.formats.weight import Spec, Weight
 from codegemm.kernel import Cost, Kernel, Product
 from codegemm.measuring import conditions
 from codegemm.registry import register_kernel, unregister_kernel
 
 # With its requirements aqlm brings transformers and accelerate.
 INSTALL = "pip install numba scipy torch && pip install --no-deps aqlm"
-
-
-class TorchFp32(Dense):
-    """float32, torch's BLAS."""
-
-    name = "torch_fp32"
-
-    def unavailable(self) -> str | None:
-        return None if _is_installed("torch") else "torch is not installed (pip install 'codegemm[torch]')"
-
-    def refuses(self, product: Product[Spec], device: Device) -> str | None:
-        return None if product.dtype == np.float32 else f"x of {product.dtype}: it is measured with float32"
-
-    def prepare(self, weight: Weight, device: Device) -> Any:
-        import torch
-
-        return torch.from_numpy(weight.dequantize(np.float32))
-
-    def workspace(self, product: Product[Spec], device: Device) -> int:
-        return 0
-
-    def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any) -> None:
-        import torch
-
-        torch.mm(to_torch(x), prepared.T, out=to_torch(out))
 
 
 class AqlmNumba(Kernel[CodebookSpec, CodebookWeight]):
@@ -99,17 +72,16 @@ class AqlmNumba(Kernel[CodebookSpec, CodebookWeight]):
         return self._counted.cost(product, device)
 
 
-TORCH_FP32, AQLM_NUMBA = TorchFp32(), AqlmNumba()
+AQLM_NUMBA = AqlmNumba()
 
 
 @contextmanager
 def registered() -> Iterator[None]:
     """`plan` knows them by name. Their libraries are loaded beforehand: threadpoolctl limits those that it finds."""
     with ExitStack() as stack:
-        for kernel in (TORCH_FP32, AQLM_NUMBA):
-            register_kernel(kernel)
-            stack.callback(unregister_kernel, kernel.full_name)
-        if TORCH_FP32.unavailable() is None:
+        register_kernel(AQLM_NUMBA)
+        stack.callback(unregister_kernel, AQLM_NUMBA.full_name)
+        if _is_installed("torch"):
             importlib.import_module("torch")
         AQLM_NUMBA.unavailable()
         yield

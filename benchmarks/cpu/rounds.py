@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.measuring import sources
 from codegemm.measuring.accuracy import exact, inputs, relative_error
-from codegemm.measuring.stopwatch import Candidate, repeated
+from codegemm.measuring.stopwatch import Candidate, turn
 from codegemm.products import plan
 from codegemm.registry import registered
 from codegemm.reporting import by, counted
@@ -150,7 +149,7 @@ class Bench:
             read.append(device.measure_bandwidth())
             for case, (call, y) in calls.items():
                 time.sleep(self._settings.quiet)
-                seconds[case].append(time_turn(call, self._settings.budget))
+                seconds[case].append(turn(call, self._settings.budget)[0])
                 error = relative_error(y, self._truth[case.config][: case.batch])
                 errors[case] = max(errors[case], error)
         rows = [self._row(case, threads, seconds[case], errors[case]) for case in calls]
@@ -194,12 +193,6 @@ class Bench:
             chosen=not is_dense and self._select(replace(case, kernel=AUTO)) is kernel,
             error=error,
         )
-
-
-def time_turn(call: Callable[[], float], budget: float) -> float:
-    """Seconds of a call: the median of as many as fit the budget, one at least, behind some that warm up."""
-    repeated(call, budget / 5)
-    return statistics.median(repeated(call, budget))
 
 
 def samples(columns: int) -> dict[str, npt.NDArray[np.float32]]:

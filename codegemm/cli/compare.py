@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from codegemm.cli import options
 from codegemm.registry import PRECISIONS
 
 
 @click.command()
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="A safetensors file, or a model's folder, to take matrices from."
 )
@@ -19,56 +22,74 @@ from codegemm.registry import PRECISIONS
 @options.SHAPES
 @options.CONFIGS
 @options.batches("1,4,16")
-@click.option("--kernels", "names", type=options.ListOf(), help="Kernels, like psumbook or cpu:psumbook; else all.")
+@click.option("--kernels", type=options.ListOf(), help="Kernels, like psumbook or cpu:psumbook; else all.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Only kernels of that precision beside dense ones.")
+@click.option("--plugin", "plugins", type=options.Plugin(), multiple=True, help="A kernel of yours, like module:Class.")
 @click.option("--paths", type=options.ListOf(), help="Instruction sets for the CPU kernels, like avx2,plain.")
 @options.ENGINE
 @options.THREADS
 @options.seconds(0.25)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of every product, in that time."
+)
 @options.JSON
 @click.option("--plot", "plot_path", type=options.Picture(), help="Draw it there (PNG).")
+@click.pass_context
 def compare(
-    weights: Path | None,
-    tensors: tuple[str, ...],
-    shapes: tuple[tuple[int, int], ...],
-    configs: list[str] | None,
-    batches: list[int],
-    names: list[str] | None,
-    precision: str | None,
-    paths: list[str] | None,
-    engine: str,
-    threads: int | None,
-    seconds: float,
+    ctx: click.Context,
+    /,
+    results: tuple[Path, ...],
     json_path: Path | None,
     plot_path: Path | None,
+    plugins: tuple[Any, ...],
+    **asked: Any,
 ) -> None:
     """Multiply by quantised weights with every kernel of this machine, and print the times and errors.
 
     Without --weights or --shape it takes trained weights of MiniLM and the shapes of Llama-3-8B; of a file, without
-    --tensor, the first matrix of each shape that layers have. `error` is ||y - y_ref|| / ||y_ref||, with y_ref the
-    product with the dequantised weight in float64; `error to original` the same with the matrix that was quantised.
+    --tensor, the first matrix of each shape that layers have.
+
+    Times are medians of rounds, in each of which every product has its turn. `error` is ||y - y_ref|| / ||y_ref||, with
+    y_ref the product with the dequantised weight in float64; `error to original` the same with the matrix that was
+    quantised. A kernel whose error is more than it promises is no part of the ranking, and the exit status is 1.
+
+    With two RESULTS, files that --json wrote, it measures nothing and prints them side by side.
     """
-    from codegemm.comparison import report, runner, selection
-    from codegemm.measuring import conditions, sources
-    from codegemm.quantize.progress import Progress
-    from codegemm.reporting import write_json
+    from codegemm import reporting
+    from codegemm.comparison import pairs, plot, report, runner, selection
+    from codegemm.comparison.compare import compare as measure
 
-    if tensors and weights is None:
+    if results:
+        _check_alone(ctx, results)
+        pairs.print_tables(*results)
+        return
+    if asked["tensors"] and asked["weights"] is None:
         raise click.UsageError("--tensor needs --weights")
-    if names and precision:
+    if asked["kernels"] and asked["precision"]:
         raise click.UsageError("--precision and --kernels: give one of them")
-    options.check_outputs([json_path, plot_path], weights)
-    kernels = selection.compared_kernels(engine, names, precision)
-    compared_paths = selection.compared_paths(engine, paths)
-    cases = [] if weights is None else sources.file_cases(weights, tensors, configs)
-    cases += [sources.shape_case(shape, configs) for shape in shapes]
-    if weights is None and not shapes:
-        cases = sources.default_cases(configs)
-
-    with conditions.threads(threads), Progress("comparing", sys.stderr.isatty()) as progress:
-        result = runner.run(cases, kernels, batches, engine, seconds, progress, compared_paths)
+    options.check_outputs([json_path, plot_path], asked["weights"])
+    if plugins:
+        others = asked["kernels"] or selection.compared_kernels(asked["engine"], None, asked["precision"])
+        asked |= {"kernels": [*others, *plugins], "precision": None}
+    try:
+        result = measure(**asked, progress=sys.stderr.isatty())
+    except runner.NothingToMeasure as error:
+        raise click.UsageError(str(error)) from None
     report.print_tables(result)
     if json_path is not None:
-        write_json(result, json_path)
+        reporting.write_json(result.as_json(), json_path)
     if plot_path is not None:
-        report.write_plot(result, plot_path)
+        plot.write_plot(result, plot_path)
+    for text in report.complaints(result):
+        click.echo(text, err=True)
+    if result.wrong or result.failed:
+        sys.exit(1)
+
+
+def _check_alone(ctx: click.Context, results: tuple[Path, ...]) -> None:
+    """UsageError unless two files are all that is asked for."""
+    if len(results) != 2:
+        raise click.UsageError(f"{', '.join(map(str, results))}: two results are compared, A.json and B.json")
+    for param in ctx.command.params:
+        if param.name != "results" and ctx.get_parameter_source(param.name or "") == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{param.opts[0]}: is for measuring, and two results are only read")

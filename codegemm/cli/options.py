@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +84,29 @@ class Picture(NewFile):
         return super().convert(value, param, ctx)
 
 
+class Plugin(click.ParamType):
+    """A kernel of `module:Class`, found as Python finds modules and in the current folder."""
+
+    name = "module:Class"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from codegemm import registry
+
+        module, _, name = str(value).partition(":")
+        if not module or not name:
+            self.fail(f"{value!r}: must be <module>:<class>, like my_package:MyKernel", param, ctx)
+        sys.path.insert(0, os.getcwd())
+        try:
+            found = getattr(importlib.import_module(module), name)
+            kernel = found() if isinstance(found, type) else found
+            registry.check(kernel)
+        except Exception as error:  # whatever somebody's module does
+            self.fail(f"{value}: {type(error).__name__}: {error}", param, ctx)
+        finally:
+            sys.path.remove(os.getcwd())
+        return kernel
+
+
 def missing_plotting() -> str | None:
     """Why nothing can be drawn, or None."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -89,13 +115,12 @@ def missing_plotting() -> str | None:
 
 
 def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
-    """`cpu` or `cuda`; `auto` is the latter where there is a GPU."""
-    from codegemm import devices
+    from codegemm.measuring import conditions
 
-    reason = devices.unavailable()
-    if engine == "cuda" and reason:
-        raise click.BadParameter(f"cuda: {reason}")
-    return ("cpu" if reason else "cuda") if engine == "auto" else engine
+    try:
+        return conditions.engine_of(engine)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 SHAPES = click.option("--shape", "shapes", type=Shape(), multiple=True, help="MxK, of random codes (may be repeated).")

@@ -1,32 +1,37 @@
-"""A comparison's result as rich tables, JSON and a plot."""
+"""A comparison's result as tables, and what is wrong with it as sentences."""
 
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
-from codegemm import reporting
-from codegemm.comparison.result import Result, Row
+from codegemm.comparison.result import NOISY, Result, Row
+from codegemm.reporting import counted, decimals, format_time, open_console, print_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+# What a narrow terminal does without, the first of them first.
+_OPTIONAL = (">bits/weight", ">GB/s", ">% of bandwidth", "path", ">error to original", ">shapes")
 
 
 def print_tables(result: Result) -> None:
-    """One table per shape, the geometric mean over shapes, and what was left out."""
-    console = reporting.open_console()
+    """One table per case, its products from the fastest to the slowest; the geometric mean over cases; what was left
+    out."""
+    console = open_console()
     machine, cases = result.machine, result.by_case()
     path = f" ({', '.join(result.paths)})" if result.paths else ""
     read = "read" if machine.engine == "cpu" else "copy"
     console.print(
-        f"{machine.device}, {machine.engine} engine{path}, {reporting.counted(machine.threads, 'thread')}; "
+        f"{machine.device}, {machine.engine} engine{path}, {counted(machine.threads, 'thread')}; "
         f"memory bandwidth ({read}) {machine.bandwidth / 1e9:.1f} GB/s"
     )
     for title, rows in cases.items():
-        console.print(_case_table(title, rows, result))
+        print_table(console, title, _headings(result, rows), list(_lines(result, rows)), _OPTIONAL)
+    for text in legend(result):
+        console.print(text)
     if len(cases) > 1:
-        console.print(_mean_table(result))
+        title = "Geometric mean of x dense over the shapes"
+        batches = sorted({row.batch for row in result.rows if row.times_dense is not None})
+        headings = [*_names(result), *(f">batch {batch}" for batch in batches), ">shapes"]
+        print_table(console, title, headings, _means(result, batches), _OPTIONAL)
     for name, reason in result.left_out.items():
         console.print(f"left out: {name}: {reason}")
     for title, reasons in result.skipped.items():
@@ -34,84 +39,91 @@ def print_tables(result: Result) -> None:
             console.print(f"left out: {title}: {config}: {reason}")
 
 
-def write_plot(result: Result, path: str | Path) -> None:
-    """Times dense by batch, a panel for each shape, as PNG."""
-    from matplotlib import colormaps
-    from matplotlib.patches import Patch
-
-    def label(row: Row) -> str:
-        return " ".join(filter(None, result.label(row)))
-
-    cases, machine = result.by_case(), result.machine
-    columns = min(3, len(cases))
-    lines = -(-len(cases) // columns)
-    labels = dict.fromkeys(label(row) for row in result.rows if row.kernel != "dense")
-    colours = {name: colormaps["tab20"](number % 20) for number, name in enumerate(labels)}
-    figure, panels = reporting.new_figure(lines, columns, (1.5 + 4.2 * columns, 1.4 + 3 * lines))
-    for panel in panels.flat[len(cases) :]:
-        panel.remove()
-    for panel, (title, rows) in zip(panels.flat, cases.items()):
-        _draw_case(panel, title, [(label(row), row) for row in rows], colours)
-    handles = [Patch(color=colour) for colour in colours.values()]
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, title="kernel, weights", title_fontsize=8)
-    figure.suptitle(
-        f"Speed in multiples of dense {'float32' if machine.engine == 'cpu' else 'float16'}; weights out of cache, "
-        f"medians; {machine.device}, {reporting.counted(machine.threads, 'thread')}",
-        fontsize=10,
-    )
-    reporting.write_picture(figure, path)
+def legend(result: Result) -> list[str]:
+    """What the marks in the tables mean, as far as there are any."""
+    marks = {
+        '*  what kernel="auto" takes': any(row.chosen for row in result.rows),
+        f"!  the quartiles are more than {NOISY:.0%} of the median apart: the time says little": bool(result.noisy),
+        "c  timed call by call: no CUDA graph holds it": any(_by_calls(result, row) for row in result.rows),
+        "wrong  the error is more than the kernel promises: no part of the ranking": bool(result.wrong),
+    }
+    return [text for text, is_there in marks.items() if is_there]
 
 
-def _draw_case(panel: Any, title: str, rows: list[tuple[str, Row]], colours: dict[str, Any]) -> None:
-    labels = list(colours)
-    batches = sorted({row.batch for _, row in rows})
-    width = 0.85 / max(1, len(labels))
-    for label, row in rows:
-        if row.kernel == "dense" or row.times_dense is None:
-            continue
-        x = batches.index(row.batch) + (labels.index(label) - (len(labels) - 1) / 2) * width
-        panel.bar(x, row.times_dense, width, color=colours[label])
-    panel.axhline(1, color="black", linewidth=0.8)
-    panel.set_title(title.replace(" (", "\n("), fontsize=8)
-    panel.set_xticks(range(len(batches)), [f"batch {n}" for n in batches], fontsize=8)
-    panel.set_ylabel("times dense", fontsize=8)
-    panel.tick_params(axis="y", labelsize=8)
+def complaints(result: Result) -> list[str]:
+    """What makes the result one that can't be trusted, each a line; nothing where all is well."""
+    found = [
+        f"wrong: {name}, {row.case}, batch {row.batch}: error {row.error:.1e}, it promises {row.tolerance:.0e}"
+        for row in result.wrong
+        for name in [" ".join(filter(None, result.label(row)))]
+    ]
+    found += [f"failed: {name}: {error}" for name, error in result.failed.items()]
+    signs = result.machine.disturbances()
+    if signs:
+        found.append(f"the machine was busy, so that times say little: {'; '.join(signs)}")
+    if result.noisy:
+        few = f"{len(result.noisy)} of {counted(len(result.rows), 'row')} vary by more than {NOISY:.0%} (marked !)"
+        found.append(f"{few}: more --seconds and an idle machine make times that can be trusted")
+    return found
 
 
-def _case_table(title: str, rows: list[Row], result: Result) -> Table:
-    numbers = [">bits/weight", ">batch", ">time", ">GB/s", ">% of bandwidth", ">x dense", ">error"]
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """From the fastest to the slowest; wrong ones behind all others."""
+    return sorted(rows, key=lambda row: (row.wrong, row.seconds))
+
+
+def _headings(result: Result, rows: Sequence[Row]) -> list[str]:
+    numbers = [">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bandwidth", ">x dense", ">error"]
     with_original = any(row.error_to_original is not None for row in rows)
-    table = reporting.new_table(title, *_names(result), *numbers, *[">error to original"] * with_original)
+    return [*_names(result), *numbers, *[">error to original"] * with_original]
+
+
+def _lines(result: Result, rows: Sequence[Row]) -> Iterator[list[str] | None]:
+    """Of the table, a section for each batch."""
+    with_original = any(row.error_to_original is not None for row in rows)
     for batch in sorted({row.batch for row in rows}):
-        for row in (row for row in rows if row.batch == batch):
-            by_calls = result.machine.engine == "cuda" and row.timed == "calls"
-            table.add_row(
-                *result.label(row),
+        for row in ranked([row for row in rows if row.batch == batch]):
+            kernel, *rest = result.label(row)
+            yield [
+                f"{kernel} *" if row.chosen else kernel,
+                *rest,
                 f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
                 str(batch),
-                reporting.format_time(row.seconds) + (" call by call" if by_calls else ""),
+                format_time(row.seconds) + (" c" if _by_calls(result, row) else ""),
+                _quartiles(row),
                 f"{row.bytes_read / row.seconds / 1e9:.1f}",
                 f"{100 * row.bandwidth_share:.0f}",
-                reporting.decimals(row.times_dense),
-                f"{row.error:.1e}",
+                "" if row.wrong else decimals(row.times_dense),
+                f"{row.error:.1e}{' wrong' if row.wrong else ''}",
                 *([f"{row.error_to_original:.3f}"] if with_original else []),
-            )
-        table.add_section()
-    return table
+            ]
+        yield None
 
 
-def _mean_table(result: Result) -> Table:
-    batches = sorted({row.batch for row in result.rows if row.times_dense is not None})
+def _quartiles(row: Row) -> str:
+    """In the unit of the median."""
+    numbers = (float(format_time(each, like=row.seconds).split()[0]) for each in row.quartiles)
+    text = "-".join(f"{number:.0f}" if number >= 100 else f"{number:.4g}" for number in numbers)
+    return f"{text}{' !' if row.noisy else ''}"
+
+
+def _by_calls(result: Result, row: Row) -> bool:
+    return result.machine.engine == "cuda" and row.timed == "calls"
+
+
+def _means(result: Result, batches: Sequence[int]) -> list[list[str]]:
+    """Kernels that are right everywhere, those that are the fastest for the smallest batch first."""
+    wrong = {result.label(row) for row in result.wrong}
     ratios: dict[tuple[str, ...], dict[int, list[float]]] = {}
     for row in result.rows:
-        if row.times_dense is not None:
+        if row.times_dense is not None and result.label(row) not in wrong:
             ratios.setdefault(result.label(row), {}).setdefault(row.batch, []).append(row.times_dense)
-    title = "Geometric mean of x dense over the shapes"
-    table = reporting.new_table(title, *_names(result), *(f">batch {batch}" for batch in batches), ">shapes")
-    for label, found in ratios.items():
-        means = (statistics.geometric_mean(found[batch]) if batch in found else None for batch in batches)
-        table.add_row(*label, *map(reporting.decimals, means), str(max(map(len, found.values()))))
-    return table
+    means = {
+        label: [statistics.geometric_mean(found[batch]) if batch in found else None for batch in batches]
+        for label, found in ratios.items()
+    }
+    ordered = sorted(means, key=lambda label: [-(mean or 0) for mean in means[label]])
+    return [[*label, *map(decimals, means[label]), str(max(map(len, ratios[label].values())))] for label in ordered]
 
 
 def _names(result: Result) -> list[str]:

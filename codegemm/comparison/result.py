@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-import numpy as np
+from codegemm.measuring.machine import Machine
 
-from codegemm.measuring import conditions
-from codegemm.version import __version__
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the numbers were measured on. bandwidths: bytes a second that the processor reads or a GPU's copy moves,
-    before and after all else; bandwidth: the larger, of which shares are told."""
-
-    engine: str
-    device: str
-    threads: int
-    bandwidth: float
-    version: str = __version__
-    numpy: str = np.__version__
-    python: str = platform.python_version()
-    bandwidths: tuple[float, ...] = ()
-
-    @classmethod
-    def here(cls, engine: str) -> Machine:
-        """This machine, its bandwidth measured now."""
-        return cls(engine, *conditions.machine(engine), conditions.bandwidth(engine))
+NOISY = 0.1  # a row's quartiles are further apart than this share of its median
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel, weight and batch. seconds: the median; timed: as `Timing.how`; error: against the dequantised weight
-    in float64.
+    """One kernel, weight and batch.
 
-    path: the instruction set that a CPU kernel was compiled for, empty on a GPU; config: empty for a dense product;
-    bandwidth_share: bytes read a second, of the machine's bandwidth; chosen: whether `auto` takes this kernel.
+    path: which code of the kernel, like the instruction set that it is compiled for; empty where there is but one.
+    config: the weight's configuration; empty for a dense product. seconds: of one product, the median of `rounds`,
+    which has that of each round (empty where products were not timed in rounds); quartiles: of the same. calls:
+    products or replays that were timed; timed: `graph` or `calls`, as `Timing.how`. bandwidth_share: bytes read a
+    second, of the machine's bandwidth. times_dense: how many times as fast as `dense`; None where that is unknown.
+    error: ||y - y_ref|| / ||y_ref||, with y_ref the product with the dequantised weight in float64; tolerance: what the
+    kernel promises of it. error_to_original: the same, with y_ref the product with the matrix that was quantised.
+    chosen: whether `auto` takes this kernel.
     """
 
     case: str
@@ -50,31 +34,57 @@ class Row:
     batch: int
     seconds: float
     quartiles: tuple[float, float]
+    rounds: tuple[float, ...]
     calls: int
     timed: str
     bytes_read: int
     bandwidth_share: float
     times_dense: float | None
     error: float
+    tolerance: float
     error_to_original: float | None
     chosen: bool
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the error exceeds what the kernel promises, or is no number."""
+        return not self.error <= self.tolerance
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the rounds differ so much that the median says little."""
+        lower, upper = self.quartiles
+        return upper - lower > NOISY * self.seconds
 
 
 @dataclass
 class Result:
-    """Everything that a comparison found. left_out: reasons by kernel; skipped: by case and configuration."""
+    """Everything that a comparison found.
+
+    left_out: kernels that measured nothing, with the reason; skipped: configurations, by case; failed: products that
+    raised an error, by kernel and configuration.
+    """
 
     machine: Machine
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[Row]:
+        """Rows whose kernels don't keep their promise."""
+        return [row for row in self.rows if row.wrong]
+
+    @property
+    def noisy(self) -> list[Row]:
+        """Rows whose times say little."""
+        return [row for row in self.rows if row.noisy]
 
     def measure_bandwidth(self) -> None:
         """Once more; shares are told anew of the largest."""
-        before = self.machine.bandwidths or (self.machine.bandwidth,)
-        bandwidths = (*before, conditions.bandwidth(self.machine.engine))
-        most = max(bandwidths)
-        self.machine = replace(self.machine, bandwidth=most, bandwidths=bandwidths)
+        self.machine = self.machine.again()
+        most = self.machine.bandwidth
         self.rows = [replace(row, bandwidth_share=row.bytes_read / row.seconds / most) for row in self.rows]
 
     def by_case(self) -> dict[str, list[Row]]:
@@ -92,3 +102,8 @@ class Result:
     def label(self, row: Row) -> tuple[str, ...]:
         """What tells a row from others of its case and batch: kernel, path where there are several, configuration."""
         return (row.kernel, *[row.path] * (len(self.paths) > 1), row.config)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, unrounded, for `write_json`."""
+        rows = [asdict(row) | {"wrong": row.wrong, "noisy": row.noisy} for row in self.rows]
+        return asdict(self) | {"rows": rows}

@@ -2,159 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from codegemm.choice import select
-from codegemm.comparison.result import Machine, Result, Row
-from codegemm.comparison.selection import DENSE
+from codegemm.comparison import rounds
+from codegemm.comparison.bench import Bench, error_to
+from codegemm.comparison.result import Result, Row
+from codegemm.comparison.selection import DENSE, Entry, entries, refusals
 from codegemm.devices import Device
-from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel, Product
+from codegemm.kernel import Kernel
 from codegemm.measuring import conditions, memory
-from codegemm.measuring.accuracy import exact, inputs, relative_error
+from codegemm.measuring.accuracy import exact
+from codegemm.measuring.machine import Machine
 from codegemm.measuring.sources import Case
 from codegemm.measuring.stopwatch import Candidate
 from codegemm.quantize.progress import Progress
-from codegemm.registry import kernel_for, refusal
+
+
+class NothingToMeasure(ValueError):
+    """What was asked for leaves no product; the message says why."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: kernels of one engine on every path, batch sizes. budget: seconds for the next product."""
+    """What is measured: kernels of one engine on every path, batches (rows of x), and how long: `seconds` for one
+    kernel, weight and batch, in so many rounds."""
 
+    engine: str
     kernels: Sequence[Kernel]
     paths: Sequence[str]
     batches: Sequence[int]
-    machine: Machine
-    budget: Callable[[], float]
+    seconds: float
+    rounds: int
+
+    @property
+    def device(self) -> Device:
+        """Where weights are."""
+        return Device.parse(self.engine)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of x."""
+        return conditions.dtype_of(self.engine)
 
 
-def run(
-    cases: Sequence[Case],
-    kernels: Sequence[Kernel],
-    batches: Sequence[int],
-    engine: str,
-    budget: float,
-    progress: Progress,
-    paths: Sequence[str] = ("",),
-) -> Result:
-    """Measure every case; `budget` is the time in seconds for one kernel, weight and batch.
+def run(cases: Sequence[Case], settings: Settings, progress: Progress) -> Result:
+    """Measure every case.
 
-    paths: instruction sets to compile the CPU's kernels for, the one that products take if it is empty.
-
-    Raises MemoryError, before anything is measured, where there is too little memory for one of the cases.
+    Raises NothingToMeasure where no kernel multiplies any of the weights, and MemoryError where there is too little
+    memory for one of the cases; both before anything is measured.
     """
-    left_out = {kernel.name: reason for kernel in kernels if (reason := kernel.unavailable()) is not None}
-    usable = [kernel for kernel in kernels if kernel.name not in left_out]
-    for case in cases:
-        _check_memory(case, usable, batches, engine)
-    progress.total(sum(len(case.configs) for case in cases) * len(usable) * len(paths) + 1)
-    settings = Settings(usable, paths, sorted(set(batches)), Machine.here(engine), lambda: budget)
-    progress.advance()
-    result = Result(settings.machine, left_out=left_out)
-    for case in cases:
+    planned = [
+        (case, list(entries(case, settings.kernels, settings.batches, settings.dtype, settings.device, settings.paths)))
+        for case in cases
+    ]
+    left_out = _left_out(planned, settings)
+    if not any(its for _, its in planned):
+        reasons = {f"{name}: {reason}" for name, reason in left_out.items()}
+        reasons |= {f"{config}: {reason}" for case in cases for config, reason in case.skipped.items()}
+        raise NothingToMeasure(f"nothing to measure: {'; '.join(sorted(reasons)) or 'no kernel'}")
+    for case, its in planned:
+        _check_memory(case, its, settings)
+    progress.total(sum(len(its) + settings.rounds for _, its in planned))
+    result = Result(Machine.here(settings.engine), left_out=left_out)
+    for case, its in planned:
         if case.skipped:
             result.skipped[case.title] = case.skipped
-        result.rows += _run_case(case, settings, progress)
+        result.rows += _measure(case, its, settings, result, progress)
     result.measure_bandwidth()
     return result
 
 
-def _check_memory(case: Case, kernels: Sequence[Kernel], batches: Sequence[int], engine: str) -> None:
-    """MemoryError where a case can't be measured, with a lower bound of what it takes."""
-    device, dtype, (m, k), most = Device.parse(engine), conditions.dtype_of(engine), case.shape, max(batches)
-    x_bytes, truth_bytes = most * dtype.itemsize * k, 8 * most * m  # the truth in float64
+def _left_out(planned: Sequence[tuple[Case, list[Entry]]], settings: Settings) -> dict[str, str]:
+    """Kernels that multiply none of the weights, with the reasons."""
+    used = {entry.kernel.full_name for _, its in planned for entry in its}
+    specs = [case.spec(config) for case, _ in planned for config in case.configs]
+    return {
+        kernel.name: kernel.unavailable() or refusals(kernel, specs, settings.batches, settings.dtype, settings.device)
+        for kernel in settings.kernels
+        if kernel.full_name not in used
+    }
+
+
+def _check_memory(case: Case, its: Sequence[Entry], settings: Settings) -> None:
+    """MemoryError where a case can't be measured, with a lower bound of what it takes: every kernel has its own form of
+    every weight at the same time."""
+    (m, k), most = case.shape, max(settings.batches)
+    x_bytes, truth_bytes = settings.dtype.itemsize * most * k, 8 * most * m  # the truth in float64
     if case.original is not None:
         memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
-    for config in case.configs:
-        spec = case.spec(config)
-        products = [Product.of(spec, n, dtype) for n in batches]
-        pairs = ((kernel_for(kernel, spec), product) for kernel in kernels for product in products)
-        timed = [(kernel, product) for kernel, product in pairs if not refusal(kernel, product, device)]
-        made = x_bytes + case.least_bytes(config)
-        memory.check(f"{case.title}, {config}", timed, device, made, x_bytes + truth_bytes)
+    configs = [config for config in case.configs if any(entry.config == config for entry in its)]
+    weights = sum(case.spec(config).packed_bits // 8 for config in configs)
+    forms = (max(memory.taken(entry.kernel, product, settings.device) for product in entry.products) for entry in its)
+    made = x_bytes + max(map(case.least_bytes, configs), default=0)
+    what = f"{case.title}, {', '.join(configs)}"
+    memory.ensure_both(what, weights + sum(forms), settings.device, made, x_bytes + len(configs) * truth_bytes)
 
 
-def _run_case(case: Case, settings: Settings, progress: Progress) -> Iterator[Row]:
-    products = Products(case, settings)
-    for config in case.configs:
+def _measure(case: Case, its: Sequence[Entry], settings: Settings, result: Result, progress: Progress) -> list[Row]:
+    """The rows of a case: dense products first, then those of each weight."""
+    bench, device = Bench(case, settings.batches, result.machine), settings.device
+    weights, errors = {}, {}
+    for config in dict.fromkeys(entry.config for entry in its):
         host = case.weight(config)
-        error = error_to(exact(host, products.x))
-        weight = host.to("cpu" if settings.machine.engine == "cpu" else "cuda:0")
-        for path in settings.paths:
-            with conditions.path(path):
-                for kernel in settings.kernels:
-                    yield from products.rows(kernel, weight, config, error, path)
-                    progress.advance()
+        errors[config], weights[config] = error_to(exact(host, bench.x)), host.to(device)
 
+    def fail(entry: Entry, error: Exception) -> None:
+        result.failed[f"{entry.kernel.name} {entry.config}"] = f"{type(error).__name__}: {error}"
+        failed.append(entry)
 
-def error_to(truth: npt.NDArray[np.float64]) -> Callable[[npt.NDArray], float]:
-    """How far y [n, M] is from the first n rows of `truth`."""
-    return lambda y: relative_error(y, truth[: len(y)])
-
-
-class Products:
-    """The products of one case: those by its weights, told in terms of the dense one, which is measured first.
-
-    x: [largest batch, K].
-    """
-
-    def __init__(self, case: Case, settings: Settings) -> None:
-        self._case, self._settings = case, settings
-        self._dtype = conditions.dtype_of(settings.machine.engine)
-        self.x = inputs(case.shape[1], max(settings.batches), self._dtype)
-        self._error_to_original: Callable[[npt.NDArray], float | None] = lambda y: None
-        if case.original is not None:
-            self._error_to_original = error_to(self.x.astype(np.float64) @ case.original.astype(np.float64).T)
-        self._dense: dict[int, float] = {}
-        self._seen: set[str] = set()
-
-    def rows(
-        self, kernel: Kernel, weight: Weight, config: str, error: Callable[[npt.NDArray], float], path: str = ""
-    ) -> Iterator[Row]:
-        """A row for every batch that the kernel supports; none for a dense one that was measured with another weight.
-
-        error: how far y [n, M] is from the product of the first n rows of x.
-        """
-        if kernel.name in self._seen:
-            return
-        is_dense, settings = kernel.name in DENSE, self._settings
-        spec = weight.spec
-        kernel = kernel_for(kernel, spec)
-        products = {n: Product.of(spec, n, self._dtype) for n in settings.batches}
-        batches = [n for n, product in products.items() if not refusal(kernel, product, weight.device)]
-        if not batches:
-            return
-        candidate = Candidate(kernel, weight, batches, self._dtype)
-        for n in batches:
-            y, timing = candidate.measure(self.x[:n], settings.budget())
-            seconds = timing.median
-            if is_dense:
-                self._seen.add(kernel.name)
-            if kernel.name == "dense":
-                self._dense[n] = seconds
-            bytes_read = kernel.cost(products[n], weight.device).bytes_read
-            yield Row(
-                case=self._case.title,
-                shape=self._case.shape,
-                kernel=kernel.name,
-                precision=kernel.precision,
-                path="" if is_dense else path,
-                config="" if is_dense else config,
-                bits_per_weight=kernel.bits_per_weight(spec),
-                batch=n,
-                seconds=seconds,
-                quartiles=timing.quartiles,
-                calls=len(timing.seconds),
-                timed=timing.how,
-                bytes_read=bytes_read,
-                bandwidth_share=bytes_read / seconds / settings.machine.bandwidth,
-                times_dense=self._dense[n] / seconds if n in self._dense else None,
-                error=error(y),
-                error_to_original=self._error_to_original(y),
-                chosen=kernel.is_automatic(products[n]) and select(products[n], weight.device) is kernel,
-            )
+    timed: list[rounds.Timed] = []
+    failed: list[Entry] = []
+    for entry in its:
+        batches = [product.n for product in entry.products]
+        try:
+            candidate = Candidate(entry.kernel, weights[entry.config], batches, settings.dtype, len(its))
+            timed += rounds.prepared(entry, candidate, bench.x)
+        except Exception as error:  # as in the rounds
+            fail(entry, error)
+        progress.advance()
+    rounds.run(timed, settings.rounds, settings.seconds, fail, progress.advance)
+    rows = [
+        bench.row(
+            each.entry.kernel, each.product, device, each.entry.config, each.timing, each.ready.result(),
+            errors[each.entry.config], each.path,
+        )
+        for each in timed
+        if each.entry not in failed
+    ]  # fmt: skip
+    places = {config: place for place, config in enumerate(case.configs)}
+    return sorted(rows, key=lambda row: -math.inf if row.kernel in DENSE else places[row.config])

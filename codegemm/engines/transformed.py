@@ -37,6 +37,9 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
     def unavailable(self) -> str | None:
         return self.inner.unavailable()
 
+    def path(self) -> str:
+        return self.inner.path()
+
     def is_automatic(self, product: Product[TransformedSpec]) -> bool:
         return self.inner.is_automatic(Product(product.spec.core, product.n, product.dtype, product.out_dtype))
 

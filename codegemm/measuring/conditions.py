@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,6 @@ import numpy as np
 from codegemm import devices
 from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
 from codegemm.engines.cuda import timing
-from codegemm.registry import registered
 
 
 @contextmanager
@@ -43,12 +43,23 @@ def threads(count: int | None) -> Iterator[None]:
         from threadpoolctl import threadpool_limits
 
         stack.enter_context(threadpool_limits(count))
-        if any(k.name == "dense_bf16" and k.unavailable() is None for k in registered("cpu")):
+        if importlib.util.find_spec("torch") is not None:
             import torch
 
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(count)
         yield
+
+
+def engine_of(name: str) -> str:
+    """`cpu` or `cuda`; `auto` is the latter where there is a GPU. ValueError where there is none, or for another
+    name."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"engine {name!r}: must be auto, cpu or cuda")
+    reason = devices.unavailable()
+    if name == "cuda" and reason:
+        raise ValueError(f"cuda: {reason}")
+    return ("cpu" if reason else "cuda") if name == "auto" else name
 
 
 def dtype_of(engine: str) -> np.dtype:

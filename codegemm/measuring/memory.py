@@ -16,7 +16,14 @@ def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, ma
     Bytes of the processor's memory: made, that are taken when the weight is made; beside, that x and what results are
     compared with take while products are timed.
     """
-    needed = max((_least_bytes(kernel, product, device) for kernel, product in timed), default=0)
+    needed = max(
+        (product.spec.packed_bits // 8 + taken(kernel, product, device) for kernel, product in timed), default=0
+    )
+    ensure_both(what, needed, device, made, beside)
+
+
+def ensure_both(what: str, needed: int, device: Device, made: int, beside: int) -> None:
+    """MemoryError unless `device` has `needed` bytes free, and the processor's memory what `check` says."""
     if device != CPU:
         ensure(what, needed, device)
     ensure(what, max(made, beside + (needed if device == CPU else 0)))
@@ -32,10 +39,10 @@ def ensure(what: str, needed: int, device: Device = CPU) -> None:
         )
 
 
-def _least_bytes(kernel: Kernel, product: Product, device: Device) -> int:
-    """The packed weight; its form for the kernel where that has more bits, as others may be the weight's own arrays;
-    the workspace; a plan's buffers for x and y; y."""
+def taken(kernel: Kernel, product: Product, device: Device) -> int:
+    """At least so many bytes beside the packed weight: its form for the kernel where that has more bits, as others may
+    be the weight's own arrays; the workspace; a plan's buffers for x and y; y."""
     spec, bits = product.spec, kernel.bits_per_weight(product.spec)
     form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
     y = product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
-    return (spec.packed_bits + int(form)) // 8 + kernel.workspace(product, device) + product.x_bytes + y
+    return int(form) // 8 + kernel.workspace(product, device) + product.x_bytes + y

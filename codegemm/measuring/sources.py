@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 
@@ -98,7 +99,7 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
         if configs:
             raise ValueError(f"{path}: its weights are quantised already; --config {','.join(configs)} does not apply")
         weights = {name: load(path, name) for name in tensors} if tensors else load_all(path)
-        return [Case(f"{name} {by(w.shape)}", w.shape, (w.spec.name,), stored=w) for name, w in weights.items()]
+        return [weight_case(name, weight) for name, weight in weights.items()]
     if not tensors:
         tensors = sorted({shape: name for name, shape in reversed(matrices(model).items())}.values())
     return [file_case(path, tensor, configs, "") for tensor in tensors]
@@ -107,8 +108,19 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
 def file_case(path: str | Path, tensor: str, configs: Sequence[str] | None, model: str) -> Case:
     """One matrix of a model."""
     matrix = read_matrix(open_model(path), tensor)
-    title = f"{model} {by(matrix.shape)} ({tensor.removesuffix('.weight')})".lstrip()
-    return _case(title, matrix.shape, matrix, configs, REAL_CONFIGS)
+    return matrix_case(tensor.removesuffix(".weight"), matrix, configs, model)
+
+
+def matrix_case(name: str, matrix: npt.NDArray, configs: Sequence[Any] | None, model: str = "") -> Case:
+    """A dense matrix, quantised in every configuration."""
+    return _case(f"{model} {by(matrix.shape)} ({name})".lstrip(), matrix.shape, matrix, configs, REAL_CONFIGS)
+
+
+def weight_case(name: str, weight: Weight, configs: Sequence[Any] | None = None) -> Case:
+    """A quantised weight as it is; ValueError for configurations, since it has its own."""
+    if configs:
+        raise ValueError(f"{name}: is quantised already, to {weight.spec.name}; configurations do not apply")
+    return Case(f"{name} {by(weight.shape)}", weight.shape, (weight.spec.name,), stored=weight)
 
 
 def matrices(model: Model) -> dict[str, tuple[int, ...]]:
@@ -134,7 +146,7 @@ def read_matrix(model: Model, tensor: str) -> npt.NDArray:
     return held.numpy()
 
 
-def shape_case(shape: tuple[int, int], configs: Sequence[str] | None, model: str = "") -> Case:
+def shape_case(shape: tuple[int, int], configs: Sequence[Any] | None, model: str = "") -> Case:
     """A shape with random codes, codebooks and scales: as good as real ones for time, and nothing is quantised."""
     return _case(f"{model} {by(shape)} (random codes)".lstrip(), shape, None, configs, RANDOM_CONFIGS)
 
@@ -143,7 +155,7 @@ def _case(
     title: str,
     shape: tuple[int, int],
     original: npt.NDArray | None,
-    configs: Sequence[str] | None,
+    configs: Sequence[Any] | None,
     default: Sequence[str],
 ) -> Case:
     """One with all configurations that were asked for, or those of the default that the shape can hold."""
@@ -152,7 +164,7 @@ def _case(
         return Case(title, shape, held, original, skipped=skipped)
     for config in configs:
         spec_of(shape, config if original is None else configured(config))  # raises ValueError
-    return Case(title, shape, tuple(str(parse(config)) for config in configs), original)
+    return Case(title, shape, tuple(dict.fromkeys(str(parse(config)) for config in configs)), original)
 
 
 def fitting(shape: tuple[int, int], configs: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -34,9 +34,10 @@ from codegemm.products import Plan
 # replace at random, so that of 1.25 times its size most would still be there after a round.
 _CACHE_FACTOR = {"cpu": 1.25, "cuda": 4.0}
 _MEMORY_SHARE = 8  # copies take this part of the free memory, but there are at least two
+_MOST_COPIES = 1000  # of weights so small that time is not the memory's
 _WARM_UP = 3
 # The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
-_QUIET = 0.05
+QUIET = 0.05
 _MIN_CALLS, _MAX_CALLS = 7, 300
 _ROUNDED = 1e-2  # the error of rounding to any dtype of x is less
 _GRAPH_CALLS = 40  # products of a graph, at least: its own start must not count
@@ -44,10 +45,12 @@ _GRAPH_CALLS = 40  # products of a graph, at least: its own start must not count
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a product in each call or replay. how: `graph` (replayed) or `calls` (one by one)."""
+    """Seconds of a product in each call, replay or round. how: `graph` (replayed) or `calls` (one by one). calls: how
+    many were timed."""
 
     seconds: tuple[float, ...]
-    how: str = "calls"
+    how: str
+    calls: int
 
     @property
     def median(self) -> float:
@@ -61,10 +64,28 @@ class Timing:
         return float(lower), float(upper)
 
 
-class Candidate:
-    """A kernel and a weight, with the copies that its timing rotates through."""
+@dataclass(frozen=True)
+class Ready:
+    """A product that only has to be called.
 
-    def __init__(self, kernel: Kernel, weight: Weight, batches: Sequence[int], dtype: np.dtype) -> None:
+    call: multiplies by the next copy of the weight (or by all of them, in a graph) and gives the seconds of one
+    product. result: what the calls left, in float32.
+    """
+
+    call: Callable[[], float]
+    how: str
+    result: Callable[[], npt.NDArray]
+
+
+class Candidate:
+    """A kernel and a weight, with the copies that its timing rotates through.
+
+    beside: how many others hold copies at the same time.
+    """
+
+    def __init__(
+        self, kernel: Kernel, weight: Weight, batches: Sequence[int], dtype: np.dtype, beside: int = 0
+    ) -> None:
         self._device = weight.device
         self._plans = {n: Plan(weight, Product.of(weight.spec, n, dtype), kernel) for n in batches}
         prepared = kernel.prepared(weight)
@@ -76,8 +97,8 @@ class Candidate:
         else:
             cache, free = cache_and_memory(self._device)
         wanted = -(-int(_CACHE_FACTOR[kernel.engine] * cache) // size)
-        affordable = max(2, free // _MEMORY_SHARE // size)
-        self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable) - 1))]
+        affordable = max(2, free // max(_MEMORY_SHARE, 2 * beside) // size)
+        self._copies = [prepared, *(copy.deepcopy(prepared) for _ in range(min(wanted, affordable, _MOST_COPIES) - 1))]
 
     def rotating_call(self, x: npt.NDArray) -> tuple[Callable[[], float], Any]:
         """A call that multiplies by the next copy and gives its seconds, and the output in x's dtype that it writes."""
@@ -86,11 +107,18 @@ class Candidate:
 
     def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, Timing]:
         """A product (float32) and the seconds of each call or replay, until `budget` seconds are over."""
+        if self._device == CPU:
+            time.sleep(QUIET)
+        ready = self.ready(x)
+        times = _timed(ready.call, _WARM_UP if self._device == CPU else 1, budget)
+        return ready.result(), Timing(times, ready.how, len(times))
+
+    def ready(self, x: npt.NDArray) -> Ready:
+        """The product of x, ready to be timed."""
         bound, rows, out = self._operands(x, np.dtype(np.float32))
         multiply = self._rotating(bound, rows, out)
         if self._device == CPU:
-            time.sleep(_QUIET)
-            return out, Timing(_timed(multiply, _WARM_UP, budget))
+            return Ready(multiply, "calls", lambda: out)
         # As torch users have it.
         narrow = self._operands(x, x.dtype)[2]
         timing.warm_up(self._device)
@@ -99,11 +127,14 @@ class Candidate:
         except Exception as error:  # every library raises another type
             warnings.warn(f"{bound.kernel.name} is timed call by call: no CUDA graph holds it: {error}", stacklevel=2)
             call, how = self._rotating(bound, rows, narrow), "calls"
-        times = _timed(call, 1, budget)
-        multiply()
-        y, timed = to_host(out), to_host(narrow).astype(np.float32)
-        # What the timed products left must be the same, rounded; else its error is told.
-        return (y if relative_error(timed, y) < _ROUNDED else timed), Timing(times, how)
+
+        def result() -> npt.NDArray:
+            multiply()
+            y, timed = to_host(out), to_host(narrow).astype(np.float32)
+            # What the timed products left must be the same, rounded; else its error is told.
+            return y if relative_error(timed, y) < _ROUNDED else timed
+
+        return Ready(call, how, result)
 
     def _replayed(self, bound: Plan, x: Any, out: Any) -> Callable[[], float]:
         """Seconds of a product in a graph that goes through all copies, some times over.
@@ -151,6 +182,14 @@ def repeated(call: Callable[[], float], budget: float, least: int = 1, most: flo
     while len(times) < least or (time.perf_counter() - begin < budget and len(times) < most):
         times.append(call())
     return tuple(times)
+
+
+def turn(call: Callable[[], float], budget: float) -> tuple[float, int]:
+    """What `call` gives in the middle of as many calls as fit into `budget` seconds (one at least), behind some that
+    warm up, and how many they were."""
+    repeated(call, budget / 5)
+    times = repeated(call, budget)
+    return statistics.median(times), len(times)
 
 
 def _timed(call: Callable[[], float], warm_up: int, budget: float) -> tuple[float, ...]:

@@ -92,7 +92,7 @@ def test_two_runs_are_compared(quick, capsys, tmp_path):
     first, *rows, last = capsys.readouterr().out.splitlines()
     assert first == "another -> another"
     assert len(rows) == len(data["rows"])
-    for file, complaint in (("counters.json", "nothing to compare: must"), ("nothing.json", "No such file")):
+    for file, complaint in (("counters.json", "counters.json: must be what"), ("nothing.json", "No such file")):
         with pytest.raises(SystemExit):
             gpu.main(["--compare", *[str(tmp_path / file)] * 2])
         assert complaint in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_truth(config, make_weight, rng):
     assert truth.error(y[:2]) < 1e-6
     y[2, 639] = np.nan
     assert truth.error(y[:2]) < 1e-6
-    assert not truth.error(y) < layers.WRONG
+    assert not truth.error(y) < 1e-2
 
 
 def test_parts_are_checked(quick, capsys):

@@ -1,31 +1,42 @@
-"""`codegemm compare`: what it measures, prints and writes."""
+"""`codegemm compare` and `codegemm.compare`: what they measure, print, draw and write."""
 
 import importlib.util
-import io
+import itertools
 import json
+import os
+import re
+import subprocess
+import sys
 import time
+from dataclasses import replace
+from datetime import datetime
 from unittest.mock import Mock
 
 import click
 import numpy as np
 import pytest
-import rich.console
 from click.testing import CliRunner
 from safetensors.numpy import save_file
+from support import ROOT
 from support.kernels import Twice, joined
 
 import codegemm
+from codegemm import registry
 from codegemm.cli import cli
-from codegemm.comparison import report
-from codegemm.comparison.result import Machine, Result, Row
+from codegemm.comparison import plot, report, rounds
+from codegemm.comparison.result import Result, Row
 from codegemm.comparison.selection import compared_kernels
-from codegemm.engines.cpu import device, isa
+from codegemm.engines.cpu import device, isa, library
 from codegemm.measuring import conditions, sources
+from codegemm.measuring import machine as measuring_machine
 from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.machine import Machine
 from codegemm.measuring.stopwatch import Candidate
 from codegemm.quantize import stored
+from codegemm.reporting import write_picture
 
-FAST = ["--seconds", "0", "--engine", "cpu"]
+RESULTS = ROOT / "benchmarks" / "results"
+FAST = ["--seconds", "0", "--rounds", "2", "--engine", "cpu"]
 SMALL = ("--shape", "64x128", "--batch", "1", "--config", "m1v4")
 
 
@@ -34,17 +45,24 @@ def small_machine(monkeypatch, tmp_path):
     """Small caches and buffers: the tests look at what is measured, not at how long it takes."""
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(rounds, "QUIET", 0)
 
 
 def compare(*arguments):
     return CliRunner().invoke(cli, ["compare", *FAST, *arguments], catch_exceptions=False, standalone_mode=False)
 
 
-def rows_of(tmp_path, *arguments):
+def data_of(tmp_path, *arguments, status=0):
+    """What is printed, and all of the JSON."""
     path = tmp_path / "result.json"
     result = compare(*arguments, "--json", str(path))
-    return result.output, json.loads(path.read_text())["rows"]
+    assert result.exit_code == status, result.output
+    return result.output, json.loads(path.read_text())
+
+
+def rows_of(tmp_path, *arguments):
+    output, data = data_of(tmp_path, *arguments)
+    return output, data["rows"]
 
 
 def test_random_codes(tmp_path):
@@ -77,7 +95,7 @@ def test_kernels_of_one_precision(tmp_path):
     fast = {row["kernel"]: row["precision"] for row in rows_of(tmp_path, *arguments, "fast")[1]}
     full = {row["kernel"]: row["precision"] for row in rows_of(tmp_path, *arguments, "full")[1]}
     assert {name for name, precision in fast.items() if precision == "fast"} == {"psumbook_fast"}
-    assert set(fast) <= {"dense", "dense_bf16", "psumbook_fast"}
+    assert set(fast) <= {"dense", "torch_fp32", "dense_bf16", "psumbook_fast"}
     assert "psumbook_fast" not in full
     assert set(full.values()) == {"full"}
 
@@ -89,7 +107,7 @@ def test_every_path(tmp_path):
     arguments = ("--shape", "128x256", "--batch", "1", "--config", "m1v4g128", "--kernels", "dense,psumbook,dequant")
     plot = tmp_path / "plot.png"
     output, rows = rows_of(tmp_path, *arguments, "--paths", ",".join(paths), "--plot", str(plot))
-    expected = [("dense", ""), *((kernel, path) for path in paths for kernel in ("psumbook", "dequant"))]
+    expected = [("dense", ""), *((kernel, path) for kernel in ("psumbook", "dequant") for path in paths)]
     assert [(row["kernel"], row["path"]) for row in rows] == expected
     assert f"cpu engine ({', '.join(paths)})" in output
     assert isa.chosen() == before
@@ -173,14 +191,382 @@ def test_a_third_partys_kernel_joins(tmp_path):
     assert mine[0]["bytes_read"] == 8 * 64 * 128
 
 
-def test_a_wrong_kernel_is_seen(tmp_path):
-    wrong = Twice(name="wrong", run=lambda prepared, x, out, *rest: np.copyto(out, x @ prepared.T))
-    with joined(wrong, Twice(name="lazy", run=lambda *arguments: None)):
-        _, rows = rows_of(tmp_path, *SMALL, "--kernels", "dense,wrong,lazy")
-    errors = {row["kernel"]: row["error"] for row in rows}
-    assert errors["dense"] < 1e-6
-    assert errors["wrong"] == pytest.approx(0.5, rel=1e-3)
-    assert np.isnan(errors["lazy"])  # outputs are poisoned
+SEVENS = Twice(name="sevens", run=lambda prepared, x, out, *rest: out.fill(7))
+LAZY = Twice(name="lazy", run=lambda *arguments: None)
+
+
+def test_a_wrong_kernel_is_no_part_of_the_ranking(tmp_path):
+    """However fast it is: not in the order and the mean; the exit status says so."""
+    with joined(SEVENS, LAZY):
+        arguments = (
+            *SMALL,
+            "--shape",
+            "32x128",
+            "--kernels",
+            "dense,psumbook,sevens,lazy",
+            "--plot",
+            str(tmp_path / "p.png"),
+        )
+        output, data = data_of(tmp_path, *arguments, status=1)
+    rows = {row["kernel"]: row for row in data["rows"]}
+    assert {name for name, row in rows.items() if row["wrong"]} == {"sevens", "lazy"}
+    assert rows["sevens"]["error"] > 0.1
+    assert rows["lazy"]["error"] is None  # outputs are poisoned
+    assert rows["psumbook"]["tolerance"] == 2e-4
+    tables, _, means = output.partition("Geometric mean")
+    table = [
+        line.split()[0] for line in tables.partition("64 x 128")[2].splitlines() if " us " in line or " ms " in line
+    ]
+    assert set(table[2:4]) == {"sevens", "lazy"}  # behind the two that are right
+    assert "sevens" not in means.partition("wrong:")[0]
+    assert "wrong: lazy m1v4g-1, 64 x 128 (random codes), batch 1: error nan, it promises 2e-04" in output
+
+
+def test_a_kernel_may_promise_less(tmp_path):
+    rough = Twice(name="rough", run=lambda prepared, x, out, *rest: np.copyto(out, 2.02 * (x @ prepared.T)))
+    with joined(rough):
+        assert data_of(tmp_path, *SMALL, "--kernels", "rough", status=1)[1]["rows"][0]["wrong"]
+        rough.tolerance = lambda product: 2e-2
+        assert not rows_of(tmp_path, *SMALL, "--kernels", "rough")[1][0]["wrong"]
+
+
+@pytest.mark.parametrize("method", ["prepare", "run"])
+def test_a_failing_kernel_leaves_the_others(method, tmp_path):
+    with joined(Twice(name="broken", **{method: Mock(side_effect=ZeroDivisionError("by nothing"))})):
+        output, data = data_of(tmp_path, *SMALL, "--kernels", "dense,broken", status=1)
+    assert [row["kernel"] for row in data["rows"]] == ["dense"]
+    assert data["failed"] == {"broken m1v4g-1": "ZeroDivisionError: by nothing"}
+    assert "failed: broken m1v4g-1: ZeroDivisionError: by nothing" in output
+
+
+def test_products_take_turns(tmp_path):
+    """In rounds, every second one backwards; the JSON has each round's time, the row their median and quartiles."""
+    order = []
+
+    def noting(name):
+        def run(*arguments):
+            if order[-1:] != [name]:
+                order.append(name)
+            Twice().run(*arguments)
+
+        return Twice(name=name, run=run)
+
+    with joined(noting("a"), noting("b"), noting("c")):
+        _, rows = rows_of(tmp_path, *SMALL, "--kernels", "a,b,c", "--rounds", "4")
+    assert "".join(order) == "abcbabcba"[: len(order)] == "abcbabcba"
+    for row in rows:
+        assert len(row["rounds"]) == 4
+        assert row["seconds"] == pytest.approx(np.median(row["rounds"]))
+        assert row["quartiles"] == pytest.approx(np.percentile(row["rounds"], (25, 75)))
+        assert row["calls"] == 4
+
+
+def test_a_row_that_varies_is_marked(tmp_path):
+    pauses = itertools.cycle([0, 0, 0.004, 0.004])  # warming up and timed, a round quick and a round slow
+
+    def run(*arguments):
+        time.sleep(next(pauses))
+        Twice().run(*arguments)
+
+    with joined(Twice(name="moody", run=run)):
+        output, [row] = rows_of(tmp_path, *SMALL, "--kernels", "moody", "--rounds", "6")
+    assert row["noisy"]
+    [line] = [line for line in output.splitlines() if "moody" in line]
+    assert " ! " in line
+    assert "!  the quartiles are more than 10% of the median apart" in output
+    assert "1 of 1 row vary by more than 10% (marked !)" in output
+
+
+def machine(**changes):
+    return Machine("cpu", "a processor", 2, 1e10, (1e10, 1e10), processors=2, loads=(0.1, 2.1), **changes)
+
+
+def test_a_busy_machine_is_told():
+    assert not machine().disturbances()
+    assert replace(machine(), loads=(1.5, 2.0)).disturbances() == ["other processes had a load of 1.5 on 2 processors"]
+    assert replace(machine(), loads=(0.0, 3.5)).disturbances()  # beside this process's two threads
+    [sign] = replace(machine(), bandwidths=(1.2e10, 8e9)).disturbances()
+    assert sign == "the memory bandwidth was 12.0 GB/s at the start and 8.0 GB/s at the end"
+    busy = Result(replace(machine(), bandwidths=(1e10, 5e9)))
+    assert report.complaints(busy)[0].startswith("the machine was busy, so that times say little: the memory")
+    assert not report.complaints(Result(machine()))
+
+
+def test_the_json_says_under_which_conditions(tmp_path):
+    _, data = data_of(tmp_path, *SMALL, "--kernels", "dense", "--threads", "1")
+    told = data["machine"]
+    assert datetime.fromisoformat(told["date"]).tzinfo is not None
+    assert told["threads"] == 1
+    assert told["loads"] == pytest.approx(os.getloadavg()[0], abs=2) or len(told["loads"]) == 2
+    assert len(told["bandwidths"]) == 2
+    assert told["compiler"].split(": ")[1]
+    assert "-O3" in told["flags"].split()
+    assert {pool["num_threads"] for pool in told["blas"]} == {1}
+    assert told["libraries"]["numpy"] == np.__version__
+    assert told["processor"]
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert done.returncode or told["commit"].partition("-")[0] == done.stdout[: len(told["commit"].partition("-")[0])]
+
+
+def test_an_installed_package_has_no_commit(tmp_path, monkeypatch):
+    """Though it may lie in somebody's repository."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "machine.py").touch()
+    monkeypatch.setattr(measuring_machine, "__file__", str(tmp_path / "machine.py"))
+    assert measuring_machine._commit() is None
+
+
+@pytest.mark.usefixtures("fresh_engine")
+def test_without_a_compiler_rows_say_numpy(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    library.forget()
+    arguments = (*SMALL, "--kernels", "dense,psumbook")
+    with pytest.warns(RuntimeWarning, match="run in NumPy"):
+        output, data = data_of(tmp_path, *arguments)
+    assert [row["path"] for row in data["rows"]] == ["", "numpy"]
+    assert "cpu engine (numpy)" in output
+    assert data["machine"]["compiler"] is None
+    with pytest.raises(ValueError, match=r"paths plain: kernels run in NumPy: no C\+\+ compiler"):
+        compare(*arguments, "--paths", "plain")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--config", "e8p", "--kernels", "psumbook,aqlm"], "psumbook: it multiplies CodebookWeights"),
+        (["--config", "m1v4b12", "--kernels", "psumbook"], "psumbook: b=12: its tables hold"),
+        (["--config", "m1v4", "--batch", "100", "--kernels", "twice"], "twice: n=100: it takes up to 4 rows"),
+    ],
+)
+def test_options_that_leave_nothing_say_why(arguments, reason):
+    with joined(Twice()):
+        done = CliRunner().invoke(cli, ["compare", *FAST, "--shape", "64x128", *arguments])
+    assert done.exit_code == 2
+    assert "Error: nothing to measure: " in done.output
+    assert reason in done.output
+
+
+def test_a_precision_that_an_engine_has_not(monkeypatch):
+    with pytest.raises(ValueError, match="precision 'fast': the engine cuda has no kernel of it"):
+        compared_kernels("cuda", None, "fast")
+
+
+def test_duplicates_are_measured_once(tmp_path):
+    path = isa.available()[-1].name
+    arguments = ("--shape", "64x128", "--shape", "64x128", "--batch", "1,1", "--config", "m1v4,m1v4g-1, m1v4")
+    more = ("--kernels", "psumbook,cpu:psumbook,psumbook", "--paths", f"{path},{path}")
+    assert len(rows_of(tmp_path, *arguments, *more)[1]) == 1
+    matrix = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32)
+    save_file({"a": matrix}, tmp_path / "m.safetensors")
+    named = ("--weights", str(tmp_path / "m.safetensors"), "--tensor", "a", "--tensor", "a", "--config", "m1v4b2")
+    assert len(rows_of(tmp_path, *named, "--batch", "1", "--kernels", "psumbook")[1]) == 1
+
+
+def test_torch_in_float32_is_a_row(tmp_path):
+    pytest.importorskip("torch")
+    [row] = rows_of(tmp_path, *SMALL, "--kernels", "torch_fp32")[1]
+    assert (row["kernel"], row["config"], row["bits_per_weight"]) == ("torch_fp32", "", 32)
+    assert row["error"] < 1e-6
+
+
+NAMES = r"psumbook|psumbook_fast|dequant|dequant_dense|dense|aqlm|torch_fp32|dense_bf16"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_on_a_terminal(columns, monkeypatch):
+    """Names are whole in 80 columns, and what has no room is named."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(columns))):
+        monkeypatch.setenv(name, value)
+    output = compare("--shape", "64x128", "--batch", "1", "--config", "m2v8g-1+rotated").stdout
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output).splitlines()
+    assert max(map(len, lines)) <= columns
+    rows = [line.split()[0] for line in lines if re.search(r"\d [mu]s ", line)]
+    assert {"psumbook_fast", "dequant_dense"} <= set(rows)
+    assert all(re.fullmatch(NAMES, name) for name in rows)
+    hidden = [line for line in lines if line.startswith("not shown, for lack of room: bits/weight, GB/s")]
+    assert len(hidden) == (columns == 80)
+    heading = next(line for line in lines if "quartiles" in line)
+    for name in ("kernel", "weights", "batch", "time", "quartiles", "x dense", "error"):
+        assert name in heading
+
+
+def test_piped_output_is_not_cut(tmp_path, make_weight):
+    name = "model." + "layers." * 40 + "end"
+    make_weight(16, 64, "m1v4").save(tmp_path / "w.safetensors", name)
+    output = compare("--weights", str(tmp_path / "w.safetensors"), "--batch", "1", "--kernels", "dequant").output
+    assert f"{name} 16 x 64" in output
+    assert any("dequant" in line and "error" not in line and "m1v4g-1" in line for line in output.splitlines())
+
+
+def two_results(tmp_path, **changes):
+    """The files of a run and of another that was twice as fast."""
+    _, data = data_of(tmp_path, "--shape", "64x128", "--batch", "1,2", "--config", "m1v4", "--kernels", "dense,dequant")
+    for row in data["rows"]:
+        row["seconds"], row["quartiles"] = 1e-3, [0.9e-3, 1.1e-3]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    for row in data["rows"]:
+        row["seconds"], row["quartiles"] = 0.5e-3, [0.45e-3, 0.55e-3]
+    data["rows"][-1].update(changes)
+    data["machine"] |= {"commit": "0123abc", "threads": 7}
+    (tmp_path / "b.json").write_text(json.dumps(data))
+    return [str(tmp_path / name) for name in ("a.json", "b.json")]
+
+
+def test_two_results_side_by_side(tmp_path):
+    files = two_results(tmp_path, seconds=0.95e-3, quartiles=[0.9e-3, 1e-3])
+    done = CliRunner().invoke(cli, ["compare", *files])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith("A  ")
+    assert any(re.search("not alike: threads: [0-9]+ -> 7", line) for line in lines)
+    assert any(line.startswith("not alike: commit: ") and line.endswith("-> 0123abc") for line in lines)
+    rows = [line.split() for line in lines if " ms " in line or " us " in line]
+    assert rows == [
+        ["dense", "1", "1.00", "ms", "500.0", "us", "2.00"],
+        ["dense", "2", "1.00", "ms", "500.0", "us", "2.00"],
+        ["dequant", "m1v4g-1", "1", "1.00", "ms", "500.0", "us", "2.00"],
+        ["dequant", "m1v4g-1", "2", "1.00", "ms", "950.0", "us", "1.05", "~"],
+    ]
+    assert f"4 products, geometric mean {(8 / 0.95) ** 0.25:.3f} x" in done.output
+    assert "~  the quartiles overlap" in done.output
+
+
+def test_a_wrong_product_counts_in_no_mean_of_two_results(tmp_path):
+    done = CliRunner().invoke(cli, ["compare", *two_results(tmp_path, wrong=True, seconds=1e-9)])
+    assert "3 products, geometric mean 2.000 x" in done.output
+    assert sum(line.endswith("wrong") for line in map(str.rstrip, done.output.splitlines())) == 1
+
+
+def test_results_that_can_not_be_compared(tmp_path):
+    one, other = two_results(tmp_path)
+    (tmp_path / "no.json").write_text("{}")
+    cases = (
+        ([one], 2, "two results are compared, A.json and B.json"),
+        ([one, other, "--batch", "1"], 2, "--batch: is for measuring, and two results are only read"),
+        ([one, str(tmp_path / "no.json")], 1, "no.json: must be what `codegemm compare --json` or `make gpu` wrote"),
+        ([one, str(tmp_path / "nowhere.json")], 1, "No such file"),
+        ([one, str(RESULTS / "cpu-ratios.json")], 1, "cpu-ratios.json: must be"),
+        ([one, str(RESULTS / "nvidia-h200" / "bench-8b.json")], 1, "no product is in both"),
+    )
+    for arguments, status, message in cases:
+        done = CliRunner().invoke(cli, ["compare", *arguments])
+        assert done.exit_code == status, arguments
+        assert message in f"{done.output}{done.exception}"
+
+
+def test_the_results_of_a_gpu_are_read_too():
+    file = str(RESULTS / "nvidia-h200" / "bench-8b.json")
+    done = CliRunner().invoke(cli, ["compare", file, file])
+    assert done.exit_code == 0
+    assert "geometric mean 1.000 x" in done.output
+
+
+PLUGIN = """
+import numpy as np
+from codegemm import Cost, Kernel
+
+class Mine(Kernel):
+    name = "mine"
+    engine = "cpu"
+
+    def prepare(self, weight, device):
+        return weight.dequantize()
+
+    def run(self, prepared, x, out, workspace, stream):
+        out[...] = x @ prepared.T
+
+    def cost(self, product, device):
+        return Cost(1, 1)
+
+class Nameless(Mine):
+    name = ""
+
+class Nowhere(Mine):
+    engine = ""
+
+class Elsewhere(Mine):
+    engine = "cuda"
+
+class Taken(Mine):
+    name = "dequant"
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("my_plugin", None)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plugin_joins(tmp_path):
+    names = {row["kernel"] for row in rows_of(tmp_path, *SMALL, "--plugin", "my_plugin:Mine")[1]}
+    assert {"mine", "psumbook", "dense"} <= names
+    rows = rows_of(tmp_path, *SMALL, "--plugin", "my_plugin:Mine", "--kernels", "dense")[1]
+    assert [(row["kernel"], row["wrong"]) for row in rows] == [("dense", False), ("mine", False)]
+    fast = rows_of(tmp_path, *SMALL, "--plugin", "my_plugin:Mine", "--precision", "fast")[1]
+    assert {"mine", "psumbook_fast"} <= {row["kernel"] for row in fast}
+    assert "cpu:mine" not in {kernel.full_name for kernel in registry.registered()}
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_plugin", "'my_plugin': must be <module>:<class>"),
+        ("nothing:Mine", "nothing:Mine: ModuleNotFoundError: No module named 'nothing'"),
+        ("my_plugin:Other", "has no attribute 'Other'"),
+        ("my_plugin:Nameless", "has no name: set `name = 'nameless'`"),
+        ("my_plugin:Nowhere", "has no engine: set `engine = 'cpu'` or 'cuda'"),
+        ("my_plugin:np", "lacks name, engine"),
+        ("my_plugin:Elsewhere", "kernel 'cuda:mine': the comparison is of the engine cpu"),
+        ("my_plugin:Taken", "kernel 'dequant': two of the kernels have that name"),
+    ],
+)
+def test_plugins_that_will_not_do(name, message):
+    with pytest.raises(Exception, match=r".") as caught:
+        compare(*SMALL, "--plugin", name)
+    assert message in getattr(caught.value, "message", str(caught.value))
+
+
+def test_a_comparison_as_a_call(make_weight, rng):
+    """Of kernels that nobody registered, of weights and matrices in memory."""
+    weights = {"mine": make_weight(32, 64, "m1v4g16"), "dense": rng.standard_normal((16, 64)).astype(np.float32)}
+    result = codegemm.compare(
+        weights, configs=None, batches=[1, 3], kernels=["dense", Twice()], engine="cpu", seconds=0, rounds=2
+    )
+    found = {(row.case, row.kernel, row.config, row.batch) for row in result.rows}
+    assert ("mine 32 x 64", "twice", "m1v4g16", 3) in found
+    assert ("16 x 64 (dense)", "twice", "e8p", 1) in found
+    assert all(row.error < 1e-6 and not row.wrong for row in result.rows)
+    assert all((row.error_to_original is None) == (row.shape == (32, 64)) for row in result.rows)
+    assert not result.wrong
+    shaped = codegemm.compare(shapes=[(16, 64)], configs=["m1v4b2"], kernels=["dequant"], engine="cpu", seconds=0)
+    assert [row.kernel for row in shaped.rows] == 3 * ["dequant"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "tpu"}, "engine 'tpu': must be auto, cpu or cuda"),
+        ({"batches": [0]}, "batches: 0, must be an integer of at least 1"),
+        ({"batches": []}, "batches: names no number of rows"),
+        ({"rounds": 1.5}, "rounds: 1.5, must be an integer"),
+        ({"seconds": -1}, "seconds=-1: must be at least 0"),
+        ({"seconds": float("nan")}, "seconds=nan"),
+        ({"shapes": [(0, 8)]}, "shapes: 0, must be"),
+        ({"precision": "half"}, "precision='half': must be one of full, fast"),
+        ({"precision": "full", "kernels": ["dense"]}, "kernels and precision: give one of them"),
+        ({"kernels": ["nothing"]}, "kernel 'nothing': the engine cpu has"),
+        ({"kernels": [Twice]}, "is a class: register an instance"),
+        ({"kernels": [Twice(), Twice()]}, "kernel 'twice': two of the kernels have that name"),
+    ],
+)
+def test_arguments_of_the_call_are_checked(options, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        codegemm.compare(**{"shapes": [(64, 128)], "configs": ["m1v4"], "engine": "cpu"} | options)
 
 
 def test_a_file_of_quantised_weights(tmp_path, make_weight):
@@ -192,14 +578,81 @@ def test_a_file_of_quantised_weights(tmp_path, make_weight):
     assert "Geometric mean of x dense over the shapes" in output
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def result_of(cases, kernels, batches):
+    """Rows with made-up times."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for case in cases:
+        for kernel, config in kernels:
+            for n in batches:
+                seconds = rng.uniform(1e-3, 1e-2)
+                quartiles = (0.9 * seconds, 1.1 * seconds)
+                rows.append(
+                    row(case, kernel, config, n, seconds=seconds, quartiles=quartiles, times_dense=1e-2 / seconds)
+                )
+    return Result(machine(), rows)
+
+
+def row(case="", kernel="one", config="m1v4", batch=1, **changes):
+    usual = Row(
+        case=case, shape=(8, 8), kernel=kernel, precision="full", path="", config=config, bits_per_weight=2.0,
+        batch=batch, seconds=1e-6, quartiles=(1e-6, 1e-6), rounds=(1e-6,), calls=7, timed="graph", bytes_read=64,
+        bandwidth_share=0.1, times_dense=None, error=0.0, tolerance=1e-4, error_to_original=None, chosen=False,
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+KERNELS = [
+    ("torch_fp32", ""), ("dense_bf16", ""), ("psumbook_fast", "m2v8g128+rotated"),
+    *((name, config) for name in ("psumbook", "dequant", "dequant_dense") for config in ("m1v4g128", "m2v8g-1")),
+    ("quip", "e8p"), ("somebody_elses_kernel", "m1v4g128"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shapes", [1, 2, 6])
+@pytest.mark.parametrize("batches", [(1,), (1, 4, 16)])
+def test_the_plot_is_whole(shapes, batches, tmp_path, monkeypatch):
+    """No text is cut off, and titles, legend and panels lie apart."""
     pytest.importorskip("matplotlib")
     from matplotlib import image
+    from matplotlib.transforms import Bbox
 
-    compare(*SMALL, "--shape", "128x64", "--plot", str(tmp_path / "p.png"))
+    figures = []
+    monkeypatch.setattr(
+        plot, "write_picture", lambda figure, path: (figures.append(figure), write_picture(figure, path))
+    )
+    cases = [f"MiniLM 1536 x {n} (encoder.layer.0.attention.output.dense of a long name)" for n in range(shapes)]
+    plot.write_plot(result_of(cases, KERNELS, batches), tmp_path / "p.png")
     picture = image.imread(tmp_path / "p.png")
-    assert min(picture.shape[:2]) > 200
     assert picture.std() > 0.05
+    [figure] = figures
+    panels = figure.axes
+    assert len(panels) == shapes
+    ours = figure.canvas.get_renderer()
+    outer = [figure._suptitle.get_window_extent(ours), *(legend.get_window_extent(ours) for legend in figure.legends)]
+    texts = [
+        text for panel in panels for text in (panel.title, panel.xaxis.label, *panel.get_yticklabels(), *panel.texts)
+    ]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == [
+        " ".join(filter(None, pair)) for pair in KERNELS
+    ]
+    whole = figure.bbox.padded(1)
+    for box in (*outer, *(text.get_window_extent(ours) for text in texts)):
+        assert whole.contains(*box.min)
+        assert whole.contains(*box.max)
+    boxes = [*outer, *(panel.get_tightbbox(ours) for panel in panels)]
+    for one, other in itertools.combinations(boxes, 2):
+        shared = Bbox.intersection(one, other)
+        assert shared is None or min(shared.size) < 1
+
+
+def test_wrong_products_are_not_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(plot, "write_picture", lambda figure, path: figures.append(figure))
+    wrong = row("a", "sevens", error=0.9, times_dense=7.5)
+    plot.write_plot(Result(machine(), [row("a", times_dense=2.0), wrong]), tmp_path / "p.png")
+    assert [text.get_text() for text in figures[0].axes[0].get_yticklabels()] == ["one m1v4"]
 
 
 def test_weights_are_rotated_through_more_than_the_cache(make_weight):
@@ -253,19 +706,13 @@ def test_shares_are_told_of_the_larger_bandwidth(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "timed", "marked"), [("cuda", "calls", True), ("cuda", "graph", False), ("cpu", "calls", False)]
 )
-def test_products_that_no_graph_could_hold_are_marked(engine, timed, marked):
-    row = Row(
-        case="", shape=(8, 8), kernel="one", precision="full", path="", config="m1v4", bits_per_weight=2.0, batch=1,
-        seconds=1e-6, quartiles=(1e-6, 1e-6), calls=7, timed=timed, bytes_read=64, bandwidth_share=0.1,
-        times_dense=None, error=0.0, error_to_original=None, chosen=False,
-    )  # fmt: skip
-    console = rich.console.Console(file=io.StringIO(), width=200)
-    console.print(report._case_table("", [row], Result(Machine(engine, "", 1, 1.0), [row])))
-    assert ("1.0 us call by call" in console.file.getvalue()) == marked
+def test_products_that_no_graph_could_hold_are_marked(engine, timed, marked, capsys):
+    report.print_tables(Result(replace(machine(), engine=engine), [row(timed=timed)]))
+    assert ("1.0 us c " in capsys.readouterr().out) == marked
 
 
 def test_an_interrupt_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(Candidate, "measure", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Candidate, "ready", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises((KeyboardInterrupt, codegemm.cli.click.Abort)):
         compare("--shape", "64x128", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png"))
     assert not list(tmp_path.iterdir())

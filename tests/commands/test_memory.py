@@ -11,7 +11,7 @@ from support.processes import python
 
 from codegemm import tuning
 from codegemm.cli import cli
-from codegemm.comparison import runner
+from codegemm.comparison import bench, runner
 from codegemm.comparison.selection import compared_kernels
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device
@@ -27,7 +27,7 @@ COMMAND = "from codegemm.cli import main; main()"
 def no_work(monkeypatch):
     """10 GB are free, and whatever is made of a shape fails."""
     monkeypatch.setattr(memory, "available_memory", lambda: FREE)
-    for module, name in ((sources, "random_weight"), (runner, "inputs"), (tuning, "inputs"), (sources, "quantized")):
+    for module, name in ((sources, "random_weight"), (bench, "inputs"), (tuning, "inputs"), (sources, "quantized")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(device, "measure_bandwidth", None)
 
@@ -44,8 +44,16 @@ def refused(*arguments):
     [
         # 4 bytes of a weight where a dense product is compared, 2 bits elsewhere; what follows x and y is rows' part.
         (("compare", "--shape", "900000x900000", "--config", "m1v4"), "900000 x 900000 (random codes), m1v4g-1: needs"),
-        (("compare", "--shape", "9999999999x4096", "--config", "m1v4"), "needs at least 177,300.0 GB"),
-        (("compare", "--shape", "64x128", "--config", "m1v4", "--batch", "1,100000000"), "needs at least 460.8 GB"),
+        (("compare", "--shape", "9999999999x4096", "--config", "m1v4", "--kernels", "dense"), "at least 177,300.0 GB"),
+        (
+            ("compare", "--shape", "64x128", "--config", "m1v4", "--batch", "1,100000000", "--kernels", "dense"),
+            "needs at least 281.6 GB",
+        ),
+        # Every kernel has its own form of the weight at the same time.
+        (
+            ("compare", "--shape", "300000x300000", "--config", "m1v4", "--kernels", "dense,dequant_dense"),
+            "needs at least 742.8 GB",
+        ),
         (
             ("compare", "--shape", "300000x300000", "--config", "m1v4", "--kernels", "psumbook"),
             "needs at least 45.0 GB",
@@ -87,13 +95,14 @@ def test_one_line_and_a_status():
     assert done.returncode == 1
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
-    assert line.startswith("codegemm: 900000 x 900000 (random codes), m2v8g-1: needs at least 3,443.0 GB, and ")
+    assert line.startswith("codegemm: 900000 x 900000 (random codes), m2v8g-1, m1v8b16g-1: needs at least ")
 
 
 def compare(shape, config, name, batches):
     case = sources.shape_case(shape, [config])
+    settings = runner.Settings("cpu", compared_kernels("cpu", [name]), [""], batches, 0, 1)
     with Progress("comparing", False) as progress:
-        runner.run([case], compared_kernels("cpu", [name]), batches, "cpu", 0, progress)
+        runner.run([case], settings, progress)
 
 
 def tune(shape, config, name, batches):
@@ -146,4 +155,4 @@ def test_a_gpus_memory_is_asked_for(emulated_gpu, monkeypatch):
         ):
             monkeypatch.setattr(memory, "cache_and_memory", lambda device, free=free: (0, free))
             with pytest.raises(MemoryError, match=message):
-                runner.run([case], kernels, [70_000], "cuda", 0, progress)
+                runner.run([case], runner.Settings("cuda", kernels, [""], [70_000], 0, 1), progress)

@@ -43,7 +43,7 @@ def clock(monkeypatch):
 
         def measure(self, x, budget):
             time = seconds.get(self._kernel.name, 1.0)
-            return None, Timing((9 * time, time, time / 9))
+            return None, Timing((9 * time, time, time / 9), "calls", 3)
 
     monkeypatch.setattr(tuning, "Candidate", Timed)
     return seen
@@ -110,7 +110,7 @@ def test_names_are_those_of_the_formats(tuned_cache, kernels, clock):
 def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
     """With its own clock: the kernel that waits is not the fastest."""
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)
-    monkeypatch.setattr(stopwatch, "_QUIET", 0)
+    monkeypatch.setattr(stopwatch, "QUIET", 0)
     steady = kernels[1]
     for kernel in registry.registered("cpu"):
         if kernel not in kernels:

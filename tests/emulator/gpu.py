@@ -236,6 +236,7 @@ def module(gpu):
     attributes = {13: gpu.clock / 1e3, 36: gpu.bandwidth / 2e6, 37: 8000}  # kHz, kHz, bits
     cupy.cuda = types.SimpleNamespace(
         runtime=types.SimpleNamespace(
+            driverGetVersion=lambda: 13000,
             getDeviceCount=lambda: 1,
             getDevice=lambda: 0,
             getDeviceProperties=lambda number: properties,

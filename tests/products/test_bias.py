@@ -149,4 +149,5 @@ def test_threads_take_turns_with_a_plan(rng):
 
 
 def test_every_kernel_of_the_package_adds_a_bias_itself():
-    assert {kernel.full_name for kernel in registered() if not kernel.adds_bias} == {"cpu:reference", "cpu:dense_bf16"}
+    without = {kernel.full_name for kernel in registered() if not kernel.adds_bias}
+    assert without == {"cpu:reference", "cpu:torch_fp32", "cpu:dense_bf16"}

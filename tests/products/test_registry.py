@@ -18,7 +18,7 @@ from codegemm.devices import CPU
 
 def test_every_kernel_is_listed_with_the_reason_why_not(make_weight):
     infos = {f"{info.engine}:{info.name}": info for info in codegemm.kernels()}
-    own = "reference psumbook psumbook_fast dequant dense dense_bf16 dequant_dense aqlm quip"
+    own = "reference psumbook psumbook_fast dequant dense torch_fp32 dense_bf16 dequant_dense aqlm quip"
     assert set(own.split()) <= {info.name for info in infos.values() if info.engine == "cpu"}
     assert all(info.usable == (info.reason is None) for info in infos.values())
     weight = make_weight(32, 64, "m1v4b12")

@@ -42,23 +42,22 @@ def find_compiler() -> tuple[str, ...]:
 def build(source: Path, instructions: InstructionSet | None = None) -> Path:
     """The shared library of one source file (headers: its folder and the engine's), compiled unless it is cached.
 
-    instructions: those of this processor (`isa.chosen`) unless named. $CXXFLAGS come last. Raises CompilerError with
-    what the compiler printed.
+    instructions: those of this processor (`isa.chosen`) unless named. Raises CompilerError with what the compiler
+    printed.
     """
     compiler = find_compiler()
     instructions = instructions or isa.chosen()
     folders = dict.fromkeys((source.parent, SOURCES))
-    options = (*FLAGS, *instructions.flags, *shlex.split(os.environ.get("CXXFLAGS", "")))
     headers = [header for folder in folders for header in sorted(folder.glob("*.hpp"))]
     key = store.key(
-        *compiler, _version(compiler), platform.machine(), *options, source.name,
+        *compiler, version(compiler), platform.machine(), *options(instructions), source.name,
         *(path.read_bytes() for path in (source, *headers)),
     )  # fmt: skip
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
 
     def compile_to(path: Path) -> None:
         done = subprocess.run(
-            [*compiler, *options, *(f"-I{folder}" for folder in folders), str(source), "-o", str(path)],
+            [*compiler, *options(instructions), *(f"-I{folder}" for folder in folders), str(source), "-o", str(path)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -69,6 +68,12 @@ def build(source: Path, instructions: InstructionSet | None = None) -> Path:
     return cached("cpu", key, suffix, f"{source.name} for {instructions.name}", compile_to)
 
 
+def options(instructions: InstructionSet) -> tuple[str, ...]:
+    """Of every source that is compiled for those instructions; $CXXFLAGS come last."""
+    return (*FLAGS, *instructions.flags, *shlex.split(os.environ.get("CXXFLAGS", "")))
+
+
 @cache
-def _version(compiler: tuple[str, ...]) -> str:
+def version(compiler: tuple[str, ...]) -> str:
+    """What the compiler's command says of itself."""
     return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout

@@ -14,12 +14,13 @@ import numpy as np
 from codegemm import operands
 from codegemm.devices import Device
 from codegemm.engines import limits
-from codegemm.engines.cpu import library
+from codegemm.engines.cpu import isa, library
 from codegemm.kernel import Kernel, Product, S, W
 
 # Of a Psumbook's lookup for one row of x: estimates are in its multiples, as `codegemm compare` and `make cpu` measured
 # them, since only their order matters.
 LOOKUP_SECONDS = 5e-11
+NUMPY = "numpy"  # the path of kernels without a compiler
 
 
 @dataclass
@@ -47,6 +48,9 @@ class CpuKernel(Kernel[S, W]):
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
         return library.function(self.source, self.entry, self.structure)
+
+    def path(self) -> str:
+        return NUMPY if self.function(1) is None else isa.chosen().name
 
     def refuses(self, product: Product[S], device: Device) -> str | None:
         """What its integers don't count; a kernel that refuses more asks this, too."""

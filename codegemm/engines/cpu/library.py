@@ -71,6 +71,11 @@ def get_num_threads() -> int:
         if not asked.isdecimal() or not 1 <= int(asked) <= MAX_THREADS:
             raise ValueError(f"CODEGEMM_NUM_THREADS={asked}: must be an integer from 1 to {MAX_THREADS}")
         return int(asked)
+    return processors()
+
+
+def processors() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

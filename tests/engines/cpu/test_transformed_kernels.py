@@ -126,7 +126,8 @@ def test_random_weights_are_tuned_compared_and_predicted(monkeypatch):
     assert found.choice.weights == config
     assert set(found.seconds) == {"psumbook", "dequant"}
     kernels = compared_kernels("cpu", ["psumbook", "dense", "aqlm"])
-    result = runner.run([case], kernels, [2], "cpu", 0, Progress("", False), [""])
+    result = runner.run([case], runner.Settings("cpu", kernels, [""], [2], 0, 1), Progress("", False))
+    assert list(result.left_out) == ["aqlm"]
     assert {row.kernel for row in result.rows} == {"psumbook", "dense"}
     assert all(row.error < 1e-3 and row.config in ("", config) for row in result.rows)
     rows = predict(KNOWN["h100"], [(4096, 4096)], ["m2v8g128", "m2v8g128+rotated"], [1])
