@@ -10,6 +10,7 @@
 #   make tables        README's tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
 #   make bench         two minutes of benchmarks
+#   make docs          the API reference, from the docstrings, into site/
 #   make lint          formatting, linting, types
 PYTHON ?= python3
 TORCH ?= 1
@@ -23,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench lint format wheel clean
+.PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench docs lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py)
@@ -56,6 +57,9 @@ compare: $(VENV)/plot $(VENV)/minilm
 bench: $(VENV)/test $(VENV)/minilm
 	$(BIN)/python -m pytest benchmarks -m "not slow"
 
+docs: $(VENV)/docs
+	PYTHONPATH=tests $(BIN)/python -m support.reference site
+
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -71,14 +75,14 @@ wheel: $(VENV)/test
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 # Each extra is installed once, and again when what it should hold changes.
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/test $(VENV)/plot: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
+$(VENV)/test $(VENV)/plot $(VENV)/docs: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
 	$(PIP) --editable '.[$*]'
 	touch $@
 

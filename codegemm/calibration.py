@@ -19,6 +19,8 @@ from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor, write
 from codegemm.formats.codebook import check_finite
 
+__all__ = ["Calibration", "load", "save"]
+
 _ROWS = 1024  # of x multiplied at a time: so few that sums of float32 stay exact enough
 _PART = ".gram"
 

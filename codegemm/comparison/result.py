@@ -7,6 +7,8 @@ from typing import Any
 
 from codegemm.measuring.machine import Machine
 
+__all__ = ["Result", "Row"]
+
 NOISY = 0.1  # a row's quartiles are further apart than this share of its median
 
 

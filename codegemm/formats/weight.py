@@ -125,7 +125,7 @@ class Weight(Matrix, ABC):
     memo: dict[Any, Any]  # what kernels prepared of it and products decided, freed with it
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
-        """Constructors need not call that of this class."""
+        # Here, so that constructors need not call that of this class.
         weight = super().__new__(cls)
         weight.memo = {}
         return weight
