@@ -56,7 +56,7 @@ def check(kernel: Any) -> None:
     """TypeError or ValueError for what can't be registered under any name."""
     missing = [attribute for attribute in _REQUIRED if not hasattr(kernel, attribute)]
     if missing or not isinstance(kernel, Kernel):
-        is_class = "is a class: register an instance" if isinstance(kernel, type) else "is not a codegemm.Kernel"
+        is_class = "is a class, must be an instance" if isinstance(kernel, type) else "is not a codegemm.Kernel"
         lacks = f"lacks {', '.join(missing)}" if missing else is_class
         raise TypeError(f"kernel {kernel!r} {lacks}; subclass codegemm.Kernel")
     if hasattr(kernel, "supports"):

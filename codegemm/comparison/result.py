@@ -106,6 +106,6 @@ class Result:
         return (row.kernel, *[row.path] * (len(self.paths) > 1), row.config)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, unrounded, for `write_json`."""
+        """Everything, unrounded, as plain data."""
         rows = [asdict(row) | {"wrong": row.wrong, "noisy": row.noisy} for row in self.rows]
         return asdict(self) | {"rows": rows}

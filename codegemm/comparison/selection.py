@@ -17,7 +17,8 @@ from codegemm.registry import check, kernel_for, refusal, registered
 
 NOT_COMPARED = ("reference",)
 # Kernels whose time depends on the shape alone: one row a shape stands for all its weights.
-DENSE = ("dense", "torch_fp32", "dense_bf16")
+TORCH = ("torch_fp32", "dense_bf16")
+DENSE = ("dense", *TORCH)
 
 
 @dataclass(frozen=True)

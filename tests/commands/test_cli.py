@@ -135,7 +135,7 @@ def test_a_dry_run(tensors, tmp_path):
     calibration.save("inputs.safetensors", {"a": codegemm.Calibration.of(np.eye(64), 1)})
     before = sorted(tmp_path.iterdir())
     told = said(*QUANTIZE, "--config", "m1v2b2", "--calibration", "inputs.safetensors", "--dry-run")
-    rows = [re.findall(r"[^│\s]+", line) for line in told.splitlines() if "│" in line]
+    rows = [line.split() for line in told.splitlines() if ".weight" in line]
     assert rows == [
         ["a.weight", "32", "x", "64", "1.312", "0.01", "0.00", "yes"],
         ["b.weight", "16", "x", "30", "1.800", "0.00", "0.00", "no"],

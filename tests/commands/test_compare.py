@@ -543,8 +543,16 @@ def test_a_comparison_as_a_call(make_weight, rng):
     assert all(row.error < 1e-6 and not row.wrong for row in result.rows)
     assert all((row.error_to_original is None) == (row.shape == (32, 64)) for row in result.rows)
     assert not result.wrong
-    shaped = codegemm.compare(shapes=[(16, 64)], configs=["m1v4b2"], kernels=["dequant"], engine="cpu", seconds=0)
-    assert [row.kernel for row in shaped.rows] == 3 * ["dequant"]
+    shaped = codegemm.compare(
+        shapes=[(16, 64)], configs="m1v4b2", kernels="dequant", batches=2, engine="cpu", seconds=0
+    )
+    assert [(row.kernel, row.batch) for row in shaped.rows] == [("dequant", 2)]
+
+
+def test_the_engine_is_that_of_the_kernels(monkeypatch):
+    monkeypatch.setattr("codegemm.devices.unavailable", lambda: None)  # there is a GPU
+    result = codegemm.compare(shapes=[(16, 64)], configs="m1v4b2", kernels=Twice(), batches=1, seconds=0)
+    assert result.machine.engine == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -552,15 +560,22 @@ def test_a_comparison_as_a_call(make_weight, rng):
     [
         ({"engine": "tpu"}, "engine 'tpu': must be auto, cpu or cuda"),
         ({"batches": [0]}, "batches: 0, must be an integer of at least 1"),
-        ({"batches": []}, "batches: names no number of rows"),
+        ({"batches": []}, "batches: names none"),
+        ({"kernels": []}, "kernels: names none"),
+        ({"weights": {}}, "weights: names none"),
+        ({"weights": np.ones((4, 8))}, "weights: ndarray, must be a path, or weights and matrices by name"),
+        ({"weights": {"a": np.ones(8)}}, "must be [out_features, in_features]"),
+        ({"tensors": "a"}, "tensors: a, are those of a file, and weights=None is none"),
+        ({"shapes": (64, 128)}, "shapes: 64, must be (out_features, in_features)"),
+        ({"seconds": "a"}, "seconds='a': must be a number of at least 0"),
         ({"rounds": 1.5}, "rounds: 1.5, must be an integer"),
-        ({"seconds": -1}, "seconds=-1: must be at least 0"),
+        ({"seconds": -1}, "seconds=-1: must be a number of at least 0"),
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"shapes": [(0, 8)]}, "shapes: 0, must be"),
         ({"precision": "half"}, "precision='half': must be one of full, fast"),
         ({"precision": "full", "kernels": ["dense"]}, "kernels and precision: give one of them"),
         ({"kernels": ["nothing"]}, "kernel 'nothing': the engine cpu has"),
-        ({"kernels": [Twice]}, "is a class: register an instance"),
+        ({"kernels": [Twice]}, "is a class, must be an instance"),
         ({"kernels": [Twice(), Twice()]}, "kernel 'twice': two of the kernels have that name"),
     ],
 )

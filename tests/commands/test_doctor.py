@@ -13,6 +13,7 @@ from support.processes import codegemm
 
 from codegemm import cache
 from codegemm.cli import cli
+from codegemm.engines.cpu import library
 
 # The command of that name hides the module behind it.
 doctor = importlib.import_module("codegemm.cli.doctor")
@@ -206,6 +207,7 @@ def test_a_compiler_that_cannot_compile(own_cache, monkeypatch, tmp_path):
 )
 def test_settings_that_are_none(variable, value, what, monkeypatch):
     monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(library, "_threads", None)  # nor set by a call before
     state, text = found()[what]
     assert state == "broken"
     assert text.startswith(f"{variable}={value}: ")

@@ -80,7 +80,7 @@ def test_registration_is_checked():
     alike = SimpleNamespace(**{name: None for name in ("name", "engine", *dir(Twice)) if not name.startswith("_")})
     with pytest.raises(TypeError, match=r"is not a codegemm\.Kernel; subclass codegemm\.Kernel"):
         codegemm.register_kernel(alike)
-    with pytest.raises(TypeError, match="register an instance"):
+    with pytest.raises(TypeError, match="must be an instance"):
         codegemm.register_kernel(Twice)
     for name in ("auto", "a:b", None):
         with pytest.raises(ValueError, match=r"must be text without a colon, and not 'auto'"):
