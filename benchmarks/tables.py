@@ -1,4 +1,4 @@
-"""`make tables`: README's tables, and the crossovers that `auto` looks up, from the files that measuring left.
+"""`make tables`: the documents' tables, and the crossovers that `auto` looks up, from the files that measuring left.
 
 The CPU's are of `codegemm compare --json benchmarks/results/cpu.json`, the GPUs' of `make gpu`, the
 quantisers' of `make accuracy`.
@@ -22,8 +22,12 @@ from codegemm.reporting import by, decimals
 from codegemm.tables import Choice
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs/quantising.md"))
 RESULTS = ROOT / "benchmarks" / "results"
+_SUMMARY = {
+    ("psumbook", "m1v4g128"), ("psumbook", "m2v8g-1"), ("dequant", "m1v4g128"), ("dequant", "m2v8g-1"),
+    ("quip", "e8p"), ("aqlm", "m2v8g-1"), ("dense_bf16", ""), ("torch_fp32", ""), ("dense", ""),
+}  # fmt: skip
 NOTHING = (
     "No time on a GPU is stated here, since none was measured: `codegemm predict` says what the cost model expects.\n"
 )
@@ -34,24 +38,40 @@ _KERNELS = (
 
 def main() -> None:
     """Write them."""
-    README.write_text(renewed(README.read_text()))
+    texts = written()
+    for document in DOCUMENTS:
+        document.write_text(renewed(document.read_text(), texts))
     choices = crossovers(reports())
     if choices:
         tables.CROSSOVERS.write_text(json.dumps(choices, indent=1) + "\n")
 
 
-def renewed(document: str) -> str:
-    """README with its tables replaced."""
-    for name, text in {
-        "cpu": _means([row for row in _rows("cpu.json") if row["case"].startswith("Llama-3-8B")]),
+def written() -> dict[str, str]:
+    """Every table by its name."""
+    cpu = [row for row in _rows("cpu.json") if row["case"].startswith("Llama-3-8B")]
+    return {
+        "cpu-summary": _means(_summed_up(cpu)),
+        "gpu-summary": gpu_tables(reports(), whole=False),
+        "cpu": _means(cpu),
         "gpu": gpu_tables(reports()),
         "gaussian": gaussian_table(_rows("quantize.json")),
         "minilm": minilm_table(_rows("quantize-minilm.json")),
-    }.items():
+    }
+
+
+def renewed(document: str, texts: dict[str, str]) -> str:
+    """A document with those of the tables replaced that it has."""
+    for name, text in texts.items():
         begin, end = f"<!-- {name}: written by `make tables` -->\n", f"<!-- end of {name} -->\n"
-        before, rest = document.split(begin)
-        document = before + begin + text + end + rest.split(end)[1]
+        if begin in document:
+            before, rest = document.split(begin)
+            document = before + begin + text + end + rest.split(end)[1]
     return document
+
+
+def _summed_up(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the products that README shows."""
+    return [row for row in rows if (row["kernel"], row["config"]) in _SUMMARY]
 
 
 def reports() -> list[dict[str, Any]]:
@@ -64,8 +84,9 @@ def _rows(file: str) -> list[dict[str, Any]]:
     return rows
 
 
-def gpu_tables(gpu_reports: list[dict[str, Any]]) -> str:
-    """For each GPU the geometric means over all shapes, and what `auto` takes for one row of x, shape by shape."""
+def gpu_tables(gpu_reports: list[dict[str, Any]], whole: bool = True) -> str:
+    """For each GPU the geometric means over all shapes, and what `auto` takes for one row of x, shape by shape; not
+    `whole`: the means of README's products alone."""
     text = ""
     for device in dict.fromkeys(report["device"] for report in gpu_reports):
         parts = [report for report in gpu_reports if report["device"] == device]
@@ -75,7 +96,9 @@ def gpu_tables(gpu_reports: list[dict[str, Any]]) -> str:
         text += (
             f"\n{device}, a copy moving {copied / 1e9:.0f} GB/s, geometric means over {shapes} layers of Llama-3:\n\n"
         )
-        text += _means(rows)
+        text += _means(rows if whole else _summed_up(rows))
+        if not whole:
+            continue
         text += "\nOne row of x, the kernel that `auto` takes:\n\n" + _single(rows)
     return text or NOTHING
 

@@ -52,10 +52,9 @@ def explore(
     """Quantise a matrix of WEIGHTS in the ways that fit a budget of bits; print size, error and time.
 
     WEIGHTS is a safetensors file or a model's folder. Without --tensor it takes the first matrix of the shape that it
-    has most of. `error` is |W - W'|^2 / |W|^2;
-    with --calibration `output error` is the same of the outputs. `x dense` is the speed in multiples of the dense
-    product's. What was measured is kept in the cache: Ctrl-C ends the work with what there is, and another run goes on
-    from there.
+    has most of. `MSE` is |W - W'|^2 / |W|^2; with --calibration `output MSE` is the same of the outputs. `x dense` is
+    the speed in multiples of the dense product's. What was measured is kept in the cache: Ctrl-C ends the work with
+    what there is, and another run goes on from there.
     """
     from codegemm.exploration import plot, report, runner
     from codegemm.exploration.matrices import load_matrices

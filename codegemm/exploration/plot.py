@@ -63,7 +63,7 @@ def _draw(panel: Any, explored: Explored, axis: int) -> None:
         colour = _COLOURS[config.m]
         face = colour if front else "white"
         panel.plot(x, y, _MARKERS[config.v], color=colour, markerfacecolor=face, markersize=5, zorder=2)
-    panel.set_ylabel(f"relative squared {error_name(explored)}")
+    panel.set_ylabel(f"relative {error_name(explored)}")
     panel.set_yscale("log")
     if axis == 2:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -65,7 +65,7 @@ def dense_product(explored: Explored, settings: Settings) -> str:
 
 def error_name(explored: Explored) -> str:
     """What `error` is relative to."""
-    return "output error" if explored.calibrated else "error"
+    return "output MSE" if explored.calibrated else "MSE"
 
 
 def title(explored: Explored) -> str:

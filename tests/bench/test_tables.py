@@ -1,4 +1,4 @@
-"""`make tables`: what README and `auto` get of what was measured."""
+"""`make tables`: what documents and `auto` get of what was measured."""
 
 import json
 from types import SimpleNamespace
@@ -39,17 +39,22 @@ REPORT = {
 @pytest.fixture
 def results(monkeypatch, tmp_path):
     monkeypatch.setattr(made, "RESULTS", tmp_path)
-    monkeypatch.setattr(made, "README", tmp_path / "README.md")
+    documents = [tmp_path / document.name for document in made.DOCUMENTS]
+    for copied, document in zip(documents, made.DOCUMENTS):
+        copied.write_text(document.read_text())
+    monkeypatch.setattr(made, "DOCUMENTS", documents)
     monkeypatch.setattr(tables, "CROSSOVERS", tmp_path / "crossovers.json")
     for name in ("cpu.json", "quantize.json", "quantize-minilm.json"):
         (tmp_path / name).write_text((made.ROOT / "benchmarks" / "results" / name).read_text())
-    (tmp_path / "README.md").write_text((made.ROOT / "README.md").read_text())
     return tmp_path
 
 
-def test_readme_is_what_was_measured():
-    document = made.README.read_text()
-    assert made.renewed(document) == document
+def test_documents_are_what_was_measured():
+    texts = made.written()
+    documents = [document.read_text() for document in made.DOCUMENTS]
+    assert all(made.renewed(document, texts) == document for document in documents)
+    for name in texts:  # each in one of them
+        assert sum(f"<!-- {name}: written by" in document for document in documents) == 1
 
 
 def test_crossovers_are_what_was_measured():
@@ -60,7 +65,7 @@ def test_crossovers_are_what_was_measured():
 
 def test_nothing_measured_is_said(results):
     made.main()
-    assert made.NOTHING in (results / "README.md").read_text()
+    assert made.NOTHING in (results / "results.md").read_text()
     assert not (results / "crossovers.json").exists()
 
 
@@ -70,14 +75,14 @@ def test_tables_of_a_gpu(results):
         (results / "nvidia-h200" / f"{part}.json").write_text(json.dumps(REPORT))
     (results / "nvidia-h200" / "counters.json").write_text("[]")
     made.main()
-    text = (results / "README.md").read_text()
+    text = (results / "results.md").read_text()
     assert made.NOTHING not in text
     assert "NVIDIA H200, a copy moving 4300 GB/s, geometric means over 2 layers of Llama-3:" in text
     assert "| kernel | weights | batch 1 | batch 2 | batch 4 | batch 8 |\n| --- |" in text
     assert "| `psumbook` | m1v4g128 | 6.00 | 2.00 |  | 2.00 |\n| `dequant` | m1v4g128 | 2.00 |" in text
     assert "| 64 x 512 | m1v4g128 | `psumbook` | 1.0 | 3 | 50 | 4.00 |" in text
     made.main()
-    assert (results / "README.md").read_text() == text
+    assert (results / "results.md").read_text() == text
 
 
 def test_crossovers_for_auto(results, monkeypatch):

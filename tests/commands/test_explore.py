@@ -100,7 +100,7 @@ def test_calibrated_and_rotated(folder, rng):
     calibration.save(folder / "inputs.safetensors", {"a": seen})
     done = explore("--tensor", "a.weight", "--bits", "1", "--calibration", "inputs.safetensors", "--rotate")
     assert done.exit_code == 0, done.output
-    assert "output error" in done.output
+    assert "output MSE" in done.output
     assert "+rotated" in done.output
 
 

@@ -1,0 +1,62 @@
+"""What the documents say of themselves and of the package: links lead somewhere, README's examples run."""
+
+import re
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from support import ROOT
+
+from codegemm.cli import cli
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
+README = (ROOT / "README.md").read_text()
+
+
+def anchors(document):
+    """Of its headings, as hosts of repositories make them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        place = document.parent / path if path else document
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+def test_every_page_is_named_in_readme():
+    assert {path.name for path in ROOT.glob("docs/*.md")} <= set(re.findall(r"docs/([\w-]+\.md)", README))
+
+
+def code(heading):
+    """The first code of Python below a heading of README."""
+    below = README.partition(f"\n{heading}")[2]
+    return re.search(r"```python\n(.*?)```", below, re.DOTALL)[1]
+
+
+def test_the_first_example_takes_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    begin = time.perf_counter()
+    exec(compile(code("## A first example"), "README", "exec"), {})
+    assert time.perf_counter() - begin < 30  # on a busy machine, too
+    said = capsys.readouterr().out
+    assert "m1v4g128" in said
+    assert float(re.search(r"error of the multiplication: (\S+)", said)[1]) < 2e-4
+    assert (tmp_path / "layer.safetensors").exists()
+
+
+def test_the_kernel_of_ones_own_takes_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(code("**A kernel of your own**"))
+    options = ["--shape", "64x128", "--config", "m1v4g128", "--kernels", "dense", "--seconds", "0", "--rounds", "1"]
+    done = CliRunner().invoke(cli, ["compare", "--engine", "cpu", *options, "--plugin", "mine:Mine", "--batch", "1"])
+    sys.modules.pop("mine")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^ *mine +m1v4g128 .* [0-9.]+ +[0-9.e-]+ *$", done.output, re.MULTILINE)
