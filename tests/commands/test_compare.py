@@ -680,6 +680,13 @@ def test_weights_are_rotated_through_more_than_the_cache(make_weight):
     assert all(np.array_equal(codes, copies[0]) for codes in copies)
 
 
+def test_copies_are_no_more_than_calls_need(make_weight):
+    """Whatever a kernel says of its bytes."""
+    light = Twice(cost=lambda product, device: codegemm.Cost(1, 1))
+    candidate = Candidate(light, make_weight(8, 16, "m1v4b2"), [1], np.dtype(np.float32))
+    assert len(candidate._copies) == 1000
+
+
 def test_the_copies_take_turns(make_weight):
     weight = make_weight(64, 128, "m1v4g128")
     seen = []
