@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.compare:
         try:
-            print(*layers.compared(*map(pairs.read, chosen.compare)), sep="\n")
+            print(*layers.compared(*(pairs.read(path, "cuts") for path in chosen.compare)), sep="\n")
         except (OSError, ValueError) as error:
             parser.error(f"--compare: {error}")
         return 0

@@ -54,7 +54,9 @@ class Report(Result):
     def as_json(self) -> dict[str, Any]:
         """For `write_json`."""
         found = {"rows": self.rows, "left_out": self.unmeasured, "targets": self.outcomes()}
-        return {**asdict(self.machine), "arch": gpu_of(DEVICE).arch, **found}
+        told = asdict(self.machine)
+        del told["clock"]
+        return {**told, "arch": gpu_of(DEVICE).arch, **found}
 
 
 class Clock:

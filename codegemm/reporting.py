@@ -46,17 +46,18 @@ def print_table(
     title: str,
     headings: Sequence[str],
     rows: Sequence[Sequence[str] | None],
-    optional: Sequence[str] = (),
+    optional: Sequence[str | None] = (),
 ) -> None:
     """A table as `new_table` makes it; None among its rows ends a section.
 
-    optional: headings of columns that a narrow terminal does without, the first of them first, as far as it must.
+    optional: headings of columns that a narrow terminal does without, the first of them first, as far as it must; None
+    among them: from there on the widest column is folded if that helps.
     """
     from rich.measure import Measurement
 
     unbounded = console.options.update(width=_PIPED_WIDTH)
     kept, hidden = list(range(len(headings))), []
-    for name in (*(name for name in optional if name in headings), None):
+    for step in [step for step in optional if step is None or step in headings] + [None]:
         table = new_table("", *(headings[place] for place in kept))
         for row in rows:
             if row is None:
@@ -64,15 +65,16 @@ def print_table(
             else:
                 table.add_row(*(row[place] for place in kept))
         missing = Measurement.get(console, unbounded, table).maximum - console.width
-        if name is None or missing <= 0:
+        widths = [max(len(line[place]) for line in (headings, *filter(None, rows))) for place in kept]
+        if missing <= 0:
             break
-        hidden.append(name.removeprefix(">"))
-        kept = [place for place in kept if headings[place] != name]
-    widths = [max(len(line[place]) for line in (headings, *filter(None, rows))) for place in kept]
-    longest = max(widths)
-    if 0 < missing <= longest // 2:  # one column can be folded, so that no other is
-        for column, width in zip(table.columns, widths):
-            column.no_wrap = width < longest
+        if step is not None:
+            hidden.append(step.removeprefix(">"))
+            kept = [place for place in kept if headings[place] != step]
+        elif missing <= max(widths) // 2:  # the widest can be folded, so that no other is
+            for column, width in zip(table.columns, widths):
+                column.no_wrap = width < max(widths)
+            break
     console.print(title, style="bold")  # apart: a table folds its own to its width
     console.print(table)
     if hidden:

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from codegemm.cli import options
+from codegemm.kernel import Kernel
 from codegemm.registry import PRECISIONS
 
 
@@ -51,12 +52,14 @@ def compare(
 
     Times are medians of rounds, in each of which every product has its turn. `error` is ||y - y_ref|| / ||y_ref||, with
     y_ref the product with the dequantised weight in float64; `error to original` the same with the matrix that was
-    quantised. A kernel whose error is more than it promises is no part of the ranking, and the exit status is 1.
+    quantised. A kernel whose error is more than it promises is no part of the ranking.
+
+    The exit status is 1 where a kernel is wrong or fails, 2 where nothing can be measured as asked.
 
     With two RESULTS, files that --json wrote, it measures nothing and prints them side by side.
     """
     from codegemm import reporting
-    from codegemm.comparison import pairs, plot, report, runner, selection
+    from codegemm.comparison import pairs, plot, report
     from codegemm.comparison.compare import compare as measure
 
     if results:
@@ -68,22 +71,36 @@ def compare(
     if asked["kernels"] and asked["precision"]:
         raise click.UsageError("--precision and --kernels: give one of them")
     options.check_outputs([json_path, plot_path], asked["weights"])
-    if plugins:
-        others = asked["kernels"] or selection.compared_kernels(asked["engine"], None, asked["precision"])
-        asked |= {"kernels": [*others, *plugins], "precision": None}
+    if plot_path is not None and asked["kernels"] and "dense" not in {n.rpartition(":")[2] for n in asked["kernels"]}:
+        raise click.UsageError("--plot draws multiples of dense: name it among the --kernels")
     try:
+        if plugins:
+            if ctx.get_parameter_source("engine") == ParameterSource.DEFAULT:
+                asked["engine"] = plugins[0].engine
+            _add(plugins, asked)
         result = measure(**asked, progress=sys.stderr.isatty())
-    except runner.NothingToMeasure as error:
+    except ValueError as error:
         raise click.UsageError(str(error)) from None
-    report.print_tables(result)
+    # Files first: what reads the tables may be gone.
     if json_path is not None:
         reporting.write_json(result.as_json(), json_path)
     if plot_path is not None:
         plot.write_plot(result, plot_path)
+    report.print_tables(result)
     for text in report.complaints(result):
         click.echo(text, err=True)
     if result.wrong or result.failed:
         sys.exit(1)
+
+
+def _add(plugins: tuple[Kernel, ...], asked: dict[str, Any]) -> None:
+    """To the kernels asked for, in the places where they are named."""
+    from codegemm.comparison.selection import compared_kernels
+
+    names = {name: plugin for plugin in plugins for name in (plugin.name, plugin.full_name)}
+    kernels = asked["kernels"] or compared_kernels(asked["engine"], None, asked["precision"])
+    kernels = [names.get(each, each) if isinstance(each, str) else each for each in kernels]
+    asked |= {"kernels": [*kernels, *plugins], "precision": None}
 
 
 def _check_alone(ctx: click.Context, results: tuple[Path, ...]) -> None:

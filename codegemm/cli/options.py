@@ -81,6 +81,8 @@ class Picture(NewFile):
         reason = missing_plotting()
         if reason:
             self.fail(reason, param, ctx)
+        if Path(value).suffix.lower() != ".png":
+            self.fail(f"{value}: pictures are PNG: name it so, like {Path(value).stem}.png", param, ctx)
         return super().convert(value, param, ctx)
 
 

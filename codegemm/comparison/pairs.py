@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from typing import Any
 from codegemm.reporting import by, counted, format_time, open_console, print_table
 
 _NEEDED = {"shape", "config", "batch", "kernel", "seconds"}
-# Of the machine: what tells two runs apart though it makes no difference to times, and what is measured.
-_TOLD_APART = ("date", "loads", "bandwidth", "bandwidths")
-_OPTIONAL = ("path",)
+# Of the machine: what is measured, and so differs between any two runs.
+_MEASURED = ("date", "loads", "others", "bandwidth", "bandwidths")
 
 Data = dict[str, Any]
 
@@ -34,8 +33,8 @@ class Pair:
 
     @property
     def apart(self) -> bool:
-        """Whether the quartiles of the two don't overlap."""
-        (old_low, old_high), (low, high) = map(_quartiles, (self.before, self.after))
+        """Whether every round of one was faster than every one of the other; of runs without rounds, the quartiles."""
+        (old_low, old_high), (low, high) = map(_range, (self.before, self.after))
         return low > old_high or high < old_low
 
     @property
@@ -44,27 +43,31 @@ class Pair:
         return bool(self.before.get("wrong") or self.after.get("wrong"))
 
 
-def read(path: str | Path) -> Data:
-    """A result from its file; ValueError, with the file's name, for one without times of products."""
+def read(path: str | Path, kind: str = "rows") -> Data:
+    """A result from its file; ValueError, with the file's name, for one without times of products.
+
+    kind: `rows`, or `cuts` for those of `make gpu PART=cuts`, too.
+    """
+    text = Path(path).read_text()
     try:
-        data = json.loads(Path(path).read_text())
-        rows = data.get("rows") or data.get("cuts")
-        if not rows or not all(row.keys() >= _NEEDED and isinstance(row["seconds"], float) for row in rows):
-            raise ValueError
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(
-            f"{path}: must be what `codegemm compare --json` or `make gpu` wrote, with times of products"
-        ) from None
+        data = json.loads(text)
+        usable = all(map(_is_product, data.get("rows") or data[kind]))
+    except (ValueError, AttributeError, TypeError, LookupError):
+        usable = False
+    if not usable:
+        raise ValueError(f"{path}: must be what `codegemm compare --json` or `make gpu` wrote, with times of products")
     return data
 
 
 def pairs(before: Data, after: Data) -> list[Pair]:
     """In the order of the second run; ValueError where they have no product in common."""
-    old, new = before.get("rows") or before["cuts"], after.get("rows") or after["cuts"]
+    old, new = _products(before), _products(after)
+    # Other processors take other paths: they tell products apart only where a run has several.
+    several = any(len({row.get("path") or "" for row in rows} - {""}) > 1 for rows in (old, new))
     with_case = all("case" in row for row in (*old, *new))
-    key_old, key_new = (_key(rows, with_case) for rows in (old, new))
-    known = {key_old(row): row for row in old}
-    found = [Pair(known[key_new(row)], row, key_new(row)[0]) for row in new if key_new(row) in known]
+    known = {_key(row, several, with_case): row for row in old}
+    keys = [_key(row, several, with_case) for row in new]
+    found = [Pair(known[key], row, key[0]) for key, row in zip(keys, new) if key in known]
     if not found:
         raise ValueError("nothing to compare: no product is in both")
     return found
@@ -87,7 +90,7 @@ def differences(before: Data, after: Data) -> Iterator[str]:
     """What the two were not measured alike with, a line each."""
     old, new = machine(before), machine(after)
     for name in dict.fromkeys((*old, *new)):
-        if name in _TOLD_APART or name not in old or name not in new or old[name] == new[name]:
+        if name in _MEASURED or name not in old or name not in new or old[name] == new[name]:
             continue
         yield f"{name}: {_text(old[name])} -> {_text(new[name])}"
 
@@ -100,37 +103,45 @@ def print_tables(first: str | Path, second: str | Path) -> None:
         told = machine(result)
         words = (told.get("device"), told.get("date"), told.get("commit") and f"commit {told['commit']}")
         console.print(f"{name}  {path}: {', '.join(filter(None, words))}")
+        for sign in result.get("disturbances", ()):
+            console.print(f"{name}  was disturbed: {sign}", style="bold")
     for line in differences(before, after):
         console.print(f"not alike: {line}")
     with_paths = any(pair.path for pair in found)
     headings = ["kernel", *["path"] * with_paths, "weights", ">batch", ">A", ">B", ">A / B", ""]
     for title in dict.fromkeys(map(_title, found)):
         lines = [_line(pair, with_paths) for pair in found if _title(pair) == title]
-        print_table(console, title, headings, lines, _OPTIONAL)
+        print_table(console, title, headings, lines)
     console.print(mean(found))
     if not all(pair.apart for pair in found):
-        console.print("~  the quartiles overlap: no difference is shown")
-    many = len(after.get("rows") or after["cuts"]) - len(found)
-    if many:
-        console.print(f"{counted(many, 'product')} of B {'is' if many == 1 else 'are'} not in A")
+        console.print("~  the two overlap: no difference is shown")
+    for name, result in (("A", before), ("B", after)):
+        alone = len(_products(result)) - len(found)
+        if alone > 0:
+            console.print(f"{counted(alone, 'product')} of {name} not among the other's")
 
 
-def _key(rows: list[Data], with_case: bool) -> Callable[[Data], tuple[Any, ...]]:
-    """What tells the products of a run apart, its path first: only where it has several, since other processors take
-    other paths."""
-    several = len({row.get("path") or "" for row in rows} - {""}) > 1
-
-    def key(row: Data) -> tuple[Any, ...]:
-        path, case = row.get("path", "") if several else "", row["case"] if with_case else ""
-        more = str(row.get("cut") or row.get("terms"))
-        return path, case, *row["shape"], row["config"], row["batch"], row["kernel"], more
-
-    return key
+def _products(result: Data) -> list[Data]:
+    return result.get("rows") or result["cuts"]
 
 
-def _quartiles(row: Data) -> tuple[float, float]:
-    """Where none were kept, the median twice."""
-    lower, upper = row.get("quartiles") or 2 * [row["seconds"]]
+def _key(row: Data, several: bool, with_case: bool) -> tuple[Any, ...]:
+    """What tells the products of a run apart, its path first. Of random codes, the shape says all."""
+    case = row["case"] if with_case else ""
+    if case.endswith("(random codes)") or case == by(row["shape"]):
+        case = ""
+    path, more = row.get("path", "") if several else "", str(row.get("cut") or row.get("terms"))
+    return path, case, *row["shape"], row["config"], row["batch"], row["kernel"], more
+
+
+def _is_product(row: Data) -> bool:
+    return row.keys() >= _NEEDED and row["seconds"] > 0 and len(row["shape"]) == 2 and len(_range(row)) == 2
+
+
+def _range(row: Data) -> tuple[float, float]:
+    """Of the rounds, else the quartiles; where none were kept, the median twice."""
+    rounds = row.get("rounds")
+    lower, upper = (min(rounds), max(rounds)) if rounds else row.get("quartiles") or 2 * [row["seconds"]]
     return lower, upper
 
 

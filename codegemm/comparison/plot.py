@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from codegemm.comparison import report
 from codegemm.comparison.result import Result, Row
 from codegemm.reporting import counted, new_figure, write_picture
 
@@ -38,7 +39,8 @@ def write_plot(result: Result, path: str | Path) -> None:
         f"Speed in multiples of dense {'float32' if machine.engine == 'cpu' else 'float16'}: medians of rounds, "
         f"whiskers their quartiles; weights out of cache; {machine.device}, {counted(machine.threads, 'thread')}"
     )
-    figure.suptitle(_wrapped(text, width, 9), fontsize=9)
+    lines_above = [text, *report.busy(result)]
+    figure.suptitle("\n".join(_wrapped(line, width, 9) for line in lines_above), fontsize=9)
     handles = [Patch(color=shade, label=f"batch {batch}") for batch, shade in zip(batches, shades)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)
     write_picture(figure, path)
@@ -74,7 +76,7 @@ def _draw(panel: Any, title: str, products: dict[str, dict[int, Row]], shades: d
     panel.set_yticks([place * pitch + middle for place in range(len(products))], list(products), fontsize=_FONT)
     panel.set_ylim(max(1, len(products)) * pitch - 1, -1)
     panel.margins(x=0.12)
-    panel.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    panel.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
     panel.tick_params(axis="x", labelsize=_FONT)
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel("times dense (dotted: 1)", fontsize=_FONT)

@@ -9,7 +9,7 @@ from codegemm.comparison.result import NOISY, Result, Row
 from codegemm.reporting import counted, decimals, format_time, open_console, print_table
 
 # What a narrow terminal does without, the first of them first.
-_OPTIONAL = (">bits/weight", ">GB/s", ">% of bandwidth", "path", ">error to original", ">shapes")
+_OPTIONAL = (">bits/weight", ">GB/s", ">% of bandwidth", ">error to original", ">shapes", None, "quartiles")
 
 
 def print_tables(result: Result) -> None:
@@ -23,6 +23,8 @@ def print_tables(result: Result) -> None:
         f"{machine.device}, {machine.engine} engine{path}, {counted(machine.threads, 'thread')}; "
         f"memory bandwidth ({read}) {machine.bandwidth / 1e9:.1f} GB/s"
     )
+    for line in busy(result):
+        console.print(line, style="bold")
     for title, rows in cases.items():
         print_table(console, title, _headings(result, rows), list(_lines(result, rows)), _OPTIONAL)
     for text in legend(result):
@@ -57,14 +59,24 @@ def complaints(result: Result) -> list[str]:
         for row in result.wrong
         for name in [" ".join(filter(None, result.label(row)))]
     ]
-    found += [f"failed: {name}: {error}" for name, error in result.failed.items()]
-    signs = result.machine.disturbances()
-    if signs:
-        found.append(f"the machine was busy, so that times say little: {'; '.join(signs)}")
+    found += [
+        f"failed: {' '.join(filter(None, (each.kernel, each.path, each.config)))}, {each.case}"
+        f"{'' if each.batch is None else f', batch {each.batch}'}: {each.error}"
+        for each in result.failed
+    ]
     if result.noisy:
-        few = f"{len(result.noisy)} of {counted(len(result.rows), 'row')} vary by more than {NOISY:.0%} (marked !)"
-        found.append(f"{few}: more --seconds and an idle machine make times that can be trusted")
-    return found
+        vary = "varies" if len(result.noisy) == 1 else "vary"
+        found.append(
+            f"{len(result.noisy)} of {counted(len(result.rows), 'row')} {vary} by more than {NOISY:.0%} (marked !): "
+            "take more --seconds, on an idle machine"
+        )
+    return found + busy(result)
+
+
+def busy(result: Result) -> list[str]:
+    """A line where others were at work."""
+    signs = result.machine.disturbances()
+    return [f"the machine was busy, so times say little: {'; '.join(signs)}"] if signs else []
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -81,15 +93,17 @@ def _headings(result: Result, rows: Sequence[Row]) -> list[str]:
 def _lines(result: Result, rows: Sequence[Row]) -> Iterator[list[str] | None]:
     """Of the table, a section for each batch."""
     with_original = any(row.error_to_original is not None for row in rows)
+    noisy = any(row.noisy for row in rows)
     for batch in sorted({row.batch for row in rows}):
         for row in ranked([row for row in rows if row.batch == batch]):
             kernel, *rest = result.label(row)
+            marks = ["!" if row.noisy else " "] * noisy + ["c"] * _by_calls(result, row)
             yield [
                 f"{kernel} *" if row.chosen else kernel,
                 *rest,
                 f"{row.bits_per_weight:.3f}".rstrip("0").rstrip("."),
                 str(batch),
-                format_time(row.seconds) + (" c" if _by_calls(result, row) else ""),
+                " ".join([format_time(row.seconds), *marks]),
                 _quartiles(row),
                 f"{row.bytes_read / row.seconds / 1e9:.1f}",
                 f"{100 * row.bandwidth_share:.0f}",
@@ -103,8 +117,7 @@ def _lines(result: Result, rows: Sequence[Row]) -> Iterator[list[str] | None]:
 def _quartiles(row: Row) -> str:
     """In the unit of the median."""
     numbers = (float(format_time(each, like=row.seconds).split()[0]) for each in row.quartiles)
-    text = "-".join(f"{number:.0f}" if number >= 100 else f"{number:.4g}" for number in numbers)
-    return f"{text}{' !' if row.noisy else ''}"
+    return "-".join(f"{number:.0f}" if number >= 100 else f"{number:.4g}" for number in numbers)
 
 
 def _by_calls(result: Result, row: Row) -> bool:

@@ -9,6 +9,7 @@ from codegemm.measuring.machine import Machine
 
 __all__ = ["Result", "Row"]
 
+FORMAT = 2  # of the JSON
 NOISY = 0.1  # a row's quartiles are further apart than this share of its median
 
 
@@ -59,19 +60,32 @@ class Row:
         return upper - lower > NOISY * self.seconds
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A kernel that raised an error instead of multiplying; batch: None where it failed for all of them."""
+
+    case: str
+    kernel: str
+    path: str
+    config: str
+    batch: int | None
+    error: str
+
+
 @dataclass
 class Result:
     """Everything that a comparison found.
 
-    left_out: kernels that measured nothing, with the reason; skipped: configurations, by case; failed: products that
-    raised an error, by kernel and configuration.
+    left_out: kernels that measured nothing, with the reason; skipped: configurations, by case. settings: how it was
+    asked for: seconds, rounds, batches, and the dtype of x.
     """
 
     machine: Machine
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, dict[str, str]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    failed: list[Failure] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def wrong(self) -> list[Row]:
@@ -108,4 +122,6 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Everything, unrounded, as plain data."""
         rows = [asdict(row) | {"wrong": row.wrong, "noisy": row.noisy} for row in self.rows]
-        return asdict(self) | {"rows": rows}
+        told = asdict(self)
+        del told["machine"]["clock"]
+        return {"format": FORMAT, **told, "rows": rows, "disturbances": self.machine.disturbances()}

@@ -10,28 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
 import numpy.typing as npt
 
 from codegemm.comparison.selection import Entry
-from codegemm.kernel import Kernel, Product
+from codegemm.kernel import Product
 from codegemm.measuring import conditions
 from codegemm.measuring.stopwatch import QUIET, Candidate, Ready, Timing, turn
 
-Failure = Callable[[Entry, Exception], None]
 
-
-@dataclass
+@dataclass(eq=False)
 class Timed:
-    """A product that takes turns, and what these found.
-
-    instructions: the set that it is compiled for, or nothing. path: what its kernel makes of that.
-    """
+    """A product that takes turns, and what these found."""
 
     entry: Entry
     product: Product
-    instructions: str
     ready: Ready
-    path: str = ""
     seconds: list[float] = field(default_factory=list)
     calls: int = 0
 
@@ -42,7 +36,6 @@ class Timed:
 
     def take_turn(self, budget: float) -> None:
         """One more, of about so many seconds."""
-        self.path = self.entry.kernel.path()
         seconds, calls = turn(self.ready.call, budget)
         self.seconds.append(seconds)
         self.calls += calls
@@ -50,31 +43,40 @@ class Timed:
 
 def prepared(entry: Entry, candidate: Candidate, x: npt.NDArray) -> list[Timed]:
     """The products of an entry, by its candidate, with the first rows of x."""
-    ready = {product: candidate.ready(x[: product.n]) for product in entry.products}
-    return [Timed(entry, product, path, ready[product]) for path in entry.paths for product in entry.products]
+    return [Timed(entry, product, candidate.ready(x[: product.n])) for product in entry.products]
 
 
-def run(timed: Sequence[Timed], rounds: int, budget: float, failed: Failure, advance: Callable[[], None]) -> None:
-    """So many rounds, every second one backwards; `budget` is the seconds of one product in all of them together.
+def run(
+    timed: Sequence[Timed],
+    x: npt.NDArray,
+    rounds: int,
+    budget: float,
+    failed: Callable[[Timed, BaseException], None],
+    advance: Callable[[], None],
+) -> list[Timed]:
+    """Those that went through so many rounds, every second one backwards; `budget` is the seconds of one product in all
+    of them together.
 
-    What raises an error is told to `failed`, and its entry has no more turns.
+    What raises an error, or writes to x, is told to `failed` and has no more turns.
     """
-    out: set[int] = set()
-    last: Kernel | None = None
-    ordered = sorted(timed, key=lambda each: each.instructions)
+    before, last = x.copy(), None
+    ordered = sorted(timed, key=lambda each: each.entry.instructions)  # other ones are another set of libraries
     for number in range(rounds):
-        for instructions, group in groupby(ordered[::-1] if number % 2 else ordered, lambda each: each.instructions):
+        turns = ordered[::-1] if number % 2 else list(ordered)
+        for instructions, group in groupby(turns, lambda each: each.entry.instructions):
             with conditions.path(instructions):
                 for each in group:
                     kernel = each.entry.kernel
-                    if id(each.entry) in out:
-                        continue
                     if kernel is not last and kernel.engine == "cpu":
                         time.sleep(QUIET)
                     last = kernel
                     try:
                         each.take_turn(budget / rounds)
-                    except Exception as error:  # somebody's kernel must not take the others' times with it
-                        out.add(id(each.entry))
-                        failed(each.entry, error)
+                        if not np.array_equal(x, before):
+                            x[...] = before
+                            raise ValueError("it wrote to x")
+                    except (Exception, SystemExit) as error:  # somebody's kernel must not take the others' times
+                        ordered.remove(each)
+                        failed(each, error)
         advance()
+    return [each for each in timed if each in ordered]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from codegemm.comparison import rounds
 from codegemm.comparison.bench import Bench, error_to
-from codegemm.comparison.result import Result, Row
-from codegemm.comparison.selection import DENSE, Entry, entries, refusals
+from codegemm.comparison.result import Failure, Result, Row
+from codegemm.comparison.selection import DENSE, Entry, entry, refusals
 from codegemm.devices import Device
 from codegemm.kernel import Kernel
 from codegemm.measuring import conditions, memory
@@ -55,35 +55,62 @@ def run(cases: Sequence[Case], settings: Settings, progress: Progress) -> Result
     Raises NothingToMeasure where no kernel multiplies any of the weights, and MemoryError where there is too little
     memory for one of the cases; both before anything is measured.
     """
-    planned = [
-        (case, list(entries(case, settings.kernels, settings.batches, settings.dtype, settings.device, settings.paths)))
-        for case in cases
-    ]
-    left_out = _left_out(planned, settings)
-    if not any(its for _, its in planned):
+    failed: list[Failure] = []
+    planned = [(case, list(_entries(case, settings, failed))) for case in cases]
+    left_out = _left_out(planned, settings, {each.kernel for each in failed})
+    if not failed and not any(its for _, its in planned):
         reasons = {f"{name}: {reason}" for name, reason in left_out.items()}
         reasons |= {f"{config}: {reason}" for case in cases for config, reason in case.skipped.items()}
         raise NothingToMeasure(f"nothing to measure: {'; '.join(sorted(reasons)) or 'no kernel'}")
     for case, its in planned:
         _check_memory(case, its, settings)
     progress.total(sum(len(its) + settings.rounds for _, its in planned))
-    result = Result(Machine.here(settings.engine), left_out=left_out)
+    asked = {"seconds": settings.seconds, "rounds": settings.rounds, "batches": settings.batches}
+    asked |= {"dtype": settings.dtype.name}
+    machine = Machine.here(settings.engine, settings.paths)
+    result = Result(machine, left_out=left_out, failed=failed, settings=asked)
     for case, its in planned:
         if case.skipped:
             result.skipped[case.title] = case.skipped
-        result.rows += _measure(case, its, settings, result, progress)
+        if its:
+            result.rows += _measure(case, its, settings, result, progress)
     result.measure_bandwidth()
     return result
 
 
-def _left_out(planned: Sequence[tuple[Case, list[Entry]]], settings: Settings) -> dict[str, str]:
+def _entries(case: Case, settings: Settings, failed: list[Failure]) -> Iterator[Entry]:
+    """What can be measured of a case, kernel by kernel; a dense one with the first weight alone, and a kernel that is
+    the same on all paths on the first."""
+    for path in settings.paths:
+        with conditions.path(path):
+            for kernel in settings.kernels:
+                for config in case.configs:
+                    try:
+                        found = entry(case, config, kernel, settings.batches, settings.dtype, settings.device, path)
+                    except Exception as error:  # as in the rounds
+                        failed.append(_failure(case, kernel, "", config, None, error))
+                        continue
+                    if found and (found.path or path == settings.paths[0]):
+                        yield found
+                    if found and kernel.name in DENSE:
+                        break
+
+
+def _failure(case: Case, kernel: Kernel, path: str, config: str, batch: int | None, error: BaseException) -> Failure:
+    [said, *_] = [*str(error).splitlines(), ""]
+    return Failure(case.title, kernel.name, path, config, batch, f"{type(error).__name__}: {said}")
+
+
+def _left_out(
+    planned: Sequence[tuple[Case, list[Entry]]], settings: Settings, failed: Collection[str]
+) -> dict[str, str]:
     """Kernels that multiply none of the weights, with the reasons."""
-    used = {entry.kernel.full_name for _, its in planned for entry in its}
+    used = {entry.kernel.name for _, its in planned for entry in its} | set(failed)
     specs = [case.spec(config) for case, _ in planned for config in case.configs]
     return {
         kernel.name: kernel.unavailable() or refusals(kernel, specs, settings.batches, settings.dtype, settings.device)
         for kernel in settings.kernels
-        if kernel.full_name not in used
+        if kernel.name not in used
     }
 
 
@@ -94,44 +121,51 @@ def _check_memory(case: Case, its: Sequence[Entry], settings: Settings) -> None:
     x_bytes, truth_bytes = settings.dtype.itemsize * most * k, 8 * most * m  # the truth in float64
     if case.original is not None:
         memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
-    configs = [config for config in case.configs if any(entry.config == config for entry in its)]
-    weights = sum(case.spec(config).packed_bits // 8 for config in configs)
-    forms = (max(memory.taken(entry.kernel, product, settings.device) for product in entry.products) for entry in its)
+    configs = list(dict.fromkeys(each.config for each in its))
+    needed = sum(case.spec(config).packed_bits // 8 for config in configs) + sum(each.least_bytes for each in its)
     made = x_bytes + max(map(case.least_bytes, configs), default=0)
     what = f"{case.title}, {', '.join(configs)}"
-    memory.ensure_both(what, weights + sum(forms), settings.device, made, x_bytes + len(configs) * truth_bytes)
+    memory.ensure_both(what, needed, settings.device, made, x_bytes + len(configs) * truth_bytes)
 
 
 def _measure(case: Case, its: Sequence[Entry], settings: Settings, result: Result, progress: Progress) -> list[Row]:
     """The rows of a case: dense products first, then those of each weight."""
     bench, device = Bench(case, settings.batches, result.machine), settings.device
     weights, errors = {}, {}
-    for config in dict.fromkeys(entry.config for entry in its):
+    for config in dict.fromkeys(each.config for each in its):
         host = case.weight(config)
         errors[config], weights[config] = error_to(exact(host, bench.x)), host.to(device)
 
-    def fail(entry: Entry, error: Exception) -> None:
-        result.failed[f"{entry.kernel.name} {entry.config}"] = f"{type(error).__name__}: {error}"
-        failed.append(entry)
+    def fail(entry: Entry, batch: int | None, error: BaseException) -> None:
+        result.failed.append(_failure(case, entry.kernel, entry.path, entry.config, batch, error))
 
     timed: list[rounds.Timed] = []
-    failed: list[Entry] = []
-    for entry in its:
-        batches = [product.n for product in entry.products]
+    for each in its:
+        batches = [product.n for product in each.products]
         try:
-            candidate = Candidate(entry.kernel, weights[entry.config], batches, settings.dtype, len(its))
-            timed += rounds.prepared(entry, candidate, bench.x)
-        except Exception as error:  # as in the rounds
-            fail(entry, error)
+            candidate = Candidate(each.kernel, weights[each.config], batches, settings.dtype, len(its) - 1)
+            timed += rounds.prepared(each, candidate, bench.x)
+        except (Exception, SystemExit) as error:  # as in the rounds
+            fail(each, None, error)
         progress.advance()
-    rounds.run(timed, settings.rounds, settings.seconds, fail, progress.advance)
-    rows = [
-        bench.row(
-            each.entry.kernel, each.product, device, each.entry.config, each.timing, each.ready.result(),
-            errors[each.entry.config], each.path,
-        )
-        for each in timed
-        if each.entry not in failed
-    ]  # fmt: skip
+    through = rounds.run(
+        timed,
+        bench.x,
+        settings.rounds,
+        settings.seconds,
+        lambda one, error: fail(one.entry, one.product.n, error),
+        progress.advance,
+    )
+    rows = []
+    for one in through:
+        entry = one.entry
+        try:
+            with conditions.path(entry.instructions):
+                y, measure = one.ready.result(), errors[entry.config]
+                rows.append(
+                    bench.row(entry.kernel, one.product, device, entry.config, one.timing, y, measure, entry.path)
+                )
+        except (Exception, SystemExit) as error:
+            fail(entry, one.product.n, error)
     places = {config: place for place, config in enumerate(case.configs)}
     return sorted(rows, key=lambda row: -math.inf if row.kernel in DENSE else places[row.config])

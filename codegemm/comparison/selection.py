@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from codegemm.engines.builds import CompilerError
 from codegemm.engines.cpu import compiler, isa
 from codegemm.formats.weight import Spec
 from codegemm.kernel import Kernel, Product
+from codegemm.measuring import memory
 from codegemm.measuring.sources import Case
 from codegemm.registry import check, kernel_for, refusal, registered
 
@@ -23,12 +24,18 @@ DENSE = ("dense", *TORCH)
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel and the weight of one configuration, with the products that it multiplies; paths: those measured."""
+    """A kernel and the weight of one configuration, with the products that it multiplies.
+
+    instructions: the set that it is compiled for, or nothing; path: what the kernel makes of that. least_bytes: that it
+    takes beside the packed weight.
+    """
 
     kernel: Kernel
     config: str
     products: tuple[Product, ...]
-    paths: tuple[str, ...]
+    instructions: str
+    path: str
+    least_bytes: int
 
 
 def compared_paths(engine: str, names: Sequence[str] | None) -> list[str]:
@@ -82,6 +89,8 @@ def _named(name: str | Kernel, engine: str, known: dict[str, Kernel]) -> Kernel:
         check(name)
         if name.engine != engine:
             raise ValueError(f"kernel {name.full_name!r}: the comparison is of the engine {engine}")
+        if known.get(name.name, name) is not name:
+            raise ValueError(f"kernel {name.name!r}: another one has that name; give yours its own: name = ...")
         return name
     if name not in known:
         names = ", ".join(dict.fromkeys(kernel.name for kernel in known.values()))
@@ -89,21 +98,17 @@ def _named(name: str | Kernel, engine: str, known: dict[str, Kernel]) -> Kernel:
     return known[name]
 
 
-def entries(
-    case: Case, kernels: Sequence[Kernel], batches: Sequence[int], dtype: np.dtype, device: Device, paths: Sequence[str]
-) -> Iterator[Entry]:
-    """What can be measured of a case, kernel by kernel; a dense one with the first weight alone, and a kernel that is
-    the same on all paths on the first."""
-    for kernel in kernels:
-        for config in case.configs:
-            spec = case.spec(config)
-            one = kernel_for(kernel, spec)
-            products = [Product.of(spec, n, dtype) for n in batches]
-            fitting = tuple(product for product in products if not refusal(one, product, device))
-            if fitting:
-                yield Entry(one, config, fitting, tuple(paths if one.path() else paths[:1]))
-                if kernel.name in DENSE:
-                    break
+def entry(
+    case: Case, config: str, kernel: Kernel, batches: Sequence[int], dtype: np.dtype, device: Device, instructions: str
+) -> Entry | None:
+    """What can be measured of a kernel and a weight; None where that is nothing."""
+    spec = case.spec(config)
+    kernel = kernel_for(kernel, spec)
+    products = (Product.of(spec, n, dtype) for n in batches)
+    fitting = tuple(product for product in products if not refusal(kernel, product, device))
+    if not fitting:
+        return None
+    return Entry(kernel, config, fitting, instructions, kernel.path(), memory.taken(kernel, fitting, device))
 
 
 def refusals(kernel: Kernel, specs: Iterable[Spec], batches: Sequence[int], dtype: np.dtype, device: Device) -> str:

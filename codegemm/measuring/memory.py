@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from codegemm.devices import CPU, Device
 from codegemm.engines.cpu.device import available_memory
@@ -17,7 +17,7 @@ def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, ma
     compared with take while products are timed.
     """
     needed = max(
-        (product.spec.packed_bits // 8 + taken(kernel, product, device) for kernel, product in timed), default=0
+        (product.spec.packed_bits // 8 + taken(kernel, [product], device) for kernel, product in timed), default=0
     )
     ensure_both(what, needed, device, made, beside)
 
@@ -39,10 +39,15 @@ def ensure(what: str, needed: int, device: Device = CPU) -> None:
         )
 
 
-def taken(kernel: Kernel, product: Product, device: Device) -> int:
+def taken(kernel: Kernel, products: Sequence[Product], device: Device) -> int:
     """At least so many bytes beside the packed weight: its form for the kernel where that has more bits, as others may
-    be the weight's own arrays; the workspace; a plan's buffers for x and y; y."""
-    spec, bits = product.spec, kernel.bits_per_weight(product.spec)
+    be the weight's own arrays; of every product the workspace, a plan's buffers for x and y, and y."""
+    spec = products[0].spec
+    bits = kernel.bits_per_weight(spec)
     form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
-    y = product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
-    return int(form) // 8 + kernel.workspace(product, device) + product.x_bytes + y
+    return int(form) // 8 + sum(
+        kernel.workspace(product, device)
+        + product.x_bytes
+        + product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
+        for product in products
+    )

@@ -34,7 +34,7 @@ from codegemm.products import Plan
 # replace at random, so that of 1.25 times its size most would still be there after a round.
 _CACHE_FACTOR = {"cpu": 1.25, "cuda": 4.0}
 _MEMORY_SHARE = 8  # copies take this part of the free memory, but there are at least two
-_MOST_COPIES = 1000  # of weights so small that time is not the memory's
+_MOST_COPIES = 10_000  # of weights so small that time is not the memory's
 _WARM_UP = 3
 # The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
 QUIET = 0.05
@@ -69,7 +69,7 @@ class Ready:
     """A product that only has to be called.
 
     call: multiplies by the next copy of the weight (or by all of them, in a graph) and gives the seconds of one
-    product. result: what the calls left, in float32.
+    product. result: what it gives, in float32, by one more call into a poisoned output.
     """
 
     call: Callable[[], float]
@@ -118,7 +118,13 @@ class Candidate:
         bound, rows, out = self._operands(x, np.dtype(np.float32))
         multiply = self._rotating(bound, rows, out)
         if self._device == CPU:
-            return Ready(multiply, "calls", lambda: out)
+
+            def again() -> npt.NDArray:
+                out.fill(np.nan)  # so that nothing is left of calls before
+                multiply()
+                return out
+
+            return Ready(multiply, "calls", again)
         # As torch users have it.
         narrow = self._operands(x, x.dtype)[2]
         timing.warm_up(self._device)
