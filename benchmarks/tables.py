@@ -1,6 +1,6 @@
 """`make tables`: the documents' tables, and the crossovers that `auto` looks up, from the files that measuring left.
 
-The CPU's are of `codegemm compare --json benchmarks/results/cpu.json`, the GPUs' of `make gpu`, the
+The CPUs' are of `codegemm compare --json benchmarks/results/cpu.json` and the like, the GPUs' of `make gpu`, the
 quantisers' of `make accuracy`.
 """
 
@@ -18,7 +18,7 @@ from codegemm import tables
 from codegemm.formats.format import spec_of
 from codegemm.measuring.sources import RANDOM_CONFIGS
 from codegemm.registry import registered
-from codegemm.reporting import by, decimals
+from codegemm.reporting import by, counted, decimals
 from codegemm.tables import Choice
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +31,7 @@ _SUMMARY = {
 NOTHING = (
     "No time on a GPU is stated here, since none was measured: `codegemm predict` says what the cost model expects.\n"
 )
+CPU_FILES = ("cpu.json", "cpu-avx512.json")  # README sums up the first
 _KERNELS = (
     "psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16", "torch_fp32", "dense",
 )  # fmt: skip
@@ -48,11 +49,11 @@ def main() -> None:
 
 def written() -> dict[str, str]:
     """Every table by its name."""
-    cpu = [row for row in _rows("cpu.json") if row["case"].startswith("Llama-3-8B")]
+    cpu = _of_llama(_rows(CPU_FILES[0]))
     return {
         "cpu-summary": _means(_summed_up(cpu)),
         "gpu-summary": gpu_tables(reports(), whole=False),
-        "cpu": _means(cpu),
+        "cpu": "".join(cpu_table(json.loads((RESULTS / file).read_text())) for file in CPU_FILES),
         "gpu": gpu_tables(reports()),
         "gaussian": gaussian_table(_rows("quantize.json")),
         "minilm": minilm_table(_rows("quantize-minilm.json")),
@@ -67,6 +68,18 @@ def renewed(document: str, texts: dict[str, str]) -> str:
             before, rest = document.split(begin)
             document = before + begin + text + end + rest.split(end)[1]
     return document
+
+
+def cpu_table(result: dict[str, Any]) -> str:
+    """The geometric means over the shapes of Llama-3-8B, on one machine."""
+    machine = result["machine"]
+    paths = ", ".join(dict.fromkeys(row["path"] for row in result["rows"] if row["path"]))
+    told = f"{machine['device']}{f' ({paths})' if paths else ''}, {counted(machine['threads'], 'thread')}"
+    return f"\n{told}:\n\n{_means(_of_llama(result['rows']))}"
+
+
+def _of_llama(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["case"].startswith("Llama-3-8B")]
 
 
 def _summed_up(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

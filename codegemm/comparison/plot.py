@@ -35,9 +35,10 @@ def write_plot(result: Result, path: str | Path) -> None:
     for panel, (title, products) in zip(panels.flat, cases.items()):
         _draw(panel, title, products, dict(zip(batches, shades)))
     machine = result.machine
+    rounds = " of rounds, whiskers their quartiles" if any(row.rounds for row in result.rows) else ""
     text = (
-        f"Speed in multiples of dense {'float32' if machine.engine == 'cpu' else 'float16'}: medians of rounds, "
-        f"whiskers their quartiles; weights out of cache; {machine.device}, {counted(machine.threads, 'thread')}"
+        f"Speed in multiples of dense {'float32' if machine.engine == 'cpu' else 'float16'}: medians{rounds}; "
+        f"weights out of cache; {machine.device}, {counted(machine.threads, 'thread')}"
     )
     lines_above = [text, *report.busy(result)]
     figure.suptitle("\n".join(_wrapped(line, width, 9) for line in lines_above), fontsize=9)

@@ -54,7 +54,7 @@ def test_the_first_example_takes_seconds(tmp_path, monkeypatch, capsys):
 
 def test_the_kernel_of_ones_own_takes_part(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(code("**A kernel of your own**"))
+    (tmp_path / "mine.py").write_text(code("**A kernel of your own:**"))
     options = ["--shape", "64x128", "--config", "m1v4g128", "--kernels", "dense", "--seconds", "0", "--rounds", "1"]
     done = CliRunner().invoke(cli, ["compare", "--engine", "cpu", *options, "--plugin", "mine:Mine", "--batch", "1"])
     sys.modules.pop("mine")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from emulator import cases
 from support import ROOT
 from support.processes import python
 
@@ -40,6 +41,7 @@ def test_it_is_found_by_its_entry_point_and_multiplies(installed, monkeypatch):
     assert done.stdout.strip() == "True", done.stderr
 
 
+@pytest.mark.skipif(not cases.ALL, reason="half a minute: of all tests")
 def test_its_own_test_passes(installed, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", f"{installed}:{ROOT}")
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / "test_gather.py"), cwd=tmp_path)

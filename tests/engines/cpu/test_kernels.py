@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from emulator import cases
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import errors
@@ -29,7 +30,11 @@ TOLERANCE = errors.TOLERANCE["cpu"]
 COMPILED = [kernel for kernel in registered("cpu") if isinstance(kernel, CpuKernel)]
 
 
-@pytest.mark.parametrize("kernel", registered("cpu"), ids=repr)
+# Those that others are told apart from: slow, and hardly ever changed.
+PLAIN = () if cases.ALL else ("reference", "dense", "torch_fp32", "dense_bf16", "dequant_dense")
+
+
+@pytest.mark.parametrize("kernel", [each for each in registered("cpu") if each.name not in PLAIN], ids=repr)
 def test_every_kernel_keeps_to_the_interface(kernel, rng):
     if kernel.unavailable():
         pytest.skip(kernel.unavailable())

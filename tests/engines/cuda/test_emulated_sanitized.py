@@ -10,10 +10,8 @@ from support.processes import python, under
 
 FOLDER = "tests/engines/cuda"
 # Tests of each file; those of missing barriers are meant to misbehave.
-SAMPLES = {"psumbook": 1, "dequant": 1, "wide": 1, "aqlm": 1, "quip": 1} | (
-    {"dense": 1, "rules": 1} if cases.ALL else {}
-)
-MORE = 8 if cases.ALL else 1  # times as many
+SAMPLES = ("psumbook", "dequant", "wide", "aqlm", "quip", "dense", "rules")
+EACH = 8
 LEFT_OUT = "without_a_barrier"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
@@ -23,13 +21,13 @@ def sample():
     files = [f"{FOLDER}/test_emulated_{name}.py" for name in SAMPLES]
     collected = python(*PYTEST, "--collect-only", *files, cwd=ROOT).stdout.splitlines()
     draw, chosen = random.Random(cases.SEED), []
-    for file, count in zip(files, SAMPLES.values()):
+    for file in files:
         found = [line for line in collected if line.startswith(file) and "[" in line and LEFT_OUT not in line]
-        chosen += draw.sample(found, MORE * count)
+        chosen += draw.sample(found, EACH)
     return chosen
 
 
-@pytest.mark.skipif(emulate.SANITIZE, reason="this is the inner run")
+@pytest.mark.skipif(emulate.SANITIZE or not cases.ALL, reason="the inner run, or not all tests")
 def test_emulated_kernels_under_sanitizers():
     def check(chosen):
         options = {"EMULATOR_SANITIZE": "1", "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
