@@ -81,7 +81,7 @@ def _table(title: str, told: Sequence[Prediction], rows: Sequence[Prediction]) -
     times = {(row.kernel, row.config, row.batch): row.seconds for row in rows}
     others = {heading: [times.get((*key, row.batch)) for row in told] for heading, key in _OTHERS.items()}
     others = {heading: seconds for heading, seconds in others.items() if any(seconds)}
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("weights", "N", "kernel", "us", "% of\ncopy", *others):
         is_name = heading in ("weights", "kernel")
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=True)
