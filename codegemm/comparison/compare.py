@@ -27,7 +27,7 @@ def compare(
     shapes: Iterable[tuple[int, int]] = (),
     configs: Any = None,
     batches: int | Iterable[int] = BATCHES,
-    kernels: str | Kernel | Iterable[str | Kernel] | None = None,
+    kernels: str | Kernel | type[Kernel] | Iterable[str | Kernel | type[Kernel]] | None = None,
     precision: str | None = None,
     paths: str | Iterable[str] | None = None,
     engine: str = "auto",
@@ -44,8 +44,9 @@ def compare(
         shapes of Llama-3-8B.
     configs: configurations of the weights that are made, like "m1v4g128"; by default some of each format.
     batches: rows of x.
-    kernels: names like "psumbook" and "cpu:psumbook", or kernels, which need not be registered; all by default. How
-        many times as fast as a dense product they are is told where "dense" is among them.
+    kernels: names like "psumbook" and "cpu:psumbook"; or kernels, or classes of them without arguments, which need not
+        be registered; all by default. How many times as fast as a dense product they are is told where "dense" is
+        among them.
     precision: "full" or "fast": only kernels of that precision beside dense ones.
     paths: instruction sets for the CPU kernels, like "avx2".
     engine: "cpu", "cuda", or "auto": that of the kernels where some are given, else of the GPU if there is one.
@@ -60,6 +61,8 @@ def compare(
     can't be read, MemoryError where there is too little memory.
     """
     names = _listed("kernels", kernels)
+    if names is not None:
+        names = [each() if isinstance(each, type) else each for each in names]
     if engine == "auto" and names:
         engine = next((each.engine for each in names if isinstance(each, Kernel)), engine)
     engine = conditions.engine_of(engine)
