@@ -461,7 +461,7 @@ def test_emulated_comparison(emulated_gpu, monkeypatch):
     monkeypatch.setattr(stopwatch, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(stopwatch, "_MIN_CALLS", 1)
     arguments = ["--engine=cuda", "--shape=256x512", "--config=m1v4g128,m2v8g-1", "--batch=1,3,8", "--seconds=0"]
-    arguments += ["--kernels=dense,psumbook"]
+    arguments += ["--kernels=dense,psumbook", "--rounds=2"]
     done = CliRunner().invoke(compare, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "emulated GPU" in done.output
