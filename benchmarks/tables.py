@@ -127,7 +127,7 @@ def gaussian_table(rows: list[dict[str, Any]]) -> str:
 
 def minilm_table(rows: list[dict[str, Any]]) -> str:
     """Errors on a trained transformer, for each way of quantising it."""
-    lines = [["configuration", "way", "bits", "error of weights", "error of outputs"]]
+    lines = [["configuration", "way", "bits", "relative MSE of weights", "relative MSE of outputs"]]
     for row in rows:
         errors = (f"{row['weight_error']:.4f}", f"{row['output_error']:.4f}")
         lines.append([row["config"], row["way"], f"{row['bits_per_weight']:.2f}", *errors])
