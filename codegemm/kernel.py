@@ -69,8 +69,8 @@ class Kernel(ABC, Generic[S, W]):
     weights: the class of weights that it multiplies. It also gets TransformedWeights with such a core, with x made for
         that (`engines/transformed.py`); on a GPU a `CudaKernel` does.
     automatic: whether `kernel="auto"` may choose it; then its error must keep to `precision="full"`: at most 2e-4
-        of the norm of each row of y before rounding, on a GPU 1e-3 for more than one row or x in float32 (2e-3 for many
-        rows in bfloat16), of what that is where the sums do not cancel.
+        of the norm of each row of y before rounding, on a GPU 1e-3 for more than one row, several codebooks or x in
+        float32 (2e-3 for many rows in bfloat16), of what that is where the sums do not cancel.
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
     adds_bias: whether `run`, and what `bind` returns, take a last argument `bias`: None, or float32 on the device to be
         added before y is rounded, [M] or, on the CPU, [n, M]. Of other kernels y is taken in float32, and the bias

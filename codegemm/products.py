@@ -42,11 +42,12 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     out: where to write, of the result's shape; x's dtype, or float32 for half x. Not where torch keeps a graph.
     kernel: a name of `codegemm.kernels()`, or `auto`.
     precision: `full`: an error of at most 2e-4 of the norm of each of the result's rows (of sums in float32 where these
-        cancel further than they can tell), before it is rounded to its dtype. On a GPU 1e-3 for more than one row of x
-        or x in float32 (2e-3 in bfloat16 where `dequant_dense` is taken), and of the norm that the result has where
-        what is added does not cancel: the root of the sum of the squares of all products of a number in x and one in a
-        centroid with its scale (of a rotated weight, of x and centroids in the rotated basis). `fast` lets `auto` take
-        kernels with an error of at most 3e-2, about 1.2e-2 as a rule, where there are such (`psumbook_fast`).
+        cancel further than they can tell), before it is rounded to its dtype. On a GPU 1e-3 for more than one row of x,
+        several codebooks or x in float32 (2e-3 in bfloat16 where `dequant_dense` is taken), and of the norm that the
+        result has where what is added does not cancel: the root of the sum of the squares of all products of a number
+        in x and one in a centroid with its scale (of a rotated weight, of x and centroids in the rotated basis). `fast`
+        lets `auto` take kernels with an error of at most 3e-2, about 1.2e-2 as a rule, where there are such
+        (`psumbook_fast`).
 
     Raises ValueError (shapes), TypeError (dtypes, devices), KernelError (a kernel that can't run) or RuntimeError
     (`out` where torch keeps a graph).
