@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from emulator import emulate
+from emulator import cases, emulate
 
 from benchmarks import cubins, cuts, gpu, smoke
 from codegemm.engines.cuda import Psumbook, compiler, dequant_cut, dequant_wide_cut, psumbook_cut
@@ -132,6 +132,7 @@ def test_cubins_of_another_owner_are_copied(own_cache, tmp_path):
     assert build().stat().st_uid == os.geteuid()
 
 
+@pytest.mark.skipif(not cases.ALL, reason="half a minute: of all tests")
 def test_what_a_gpu_loads_is_known_without_one():
     by_gpu = {name: cubins.builds_for(KNOWN[name]) for name in ("h200", "a100", "rtx5090")}
     builds = by_gpu["h200"]

@@ -132,7 +132,8 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
         (("--tensor", "odd.weight"), "no configuration stores 5 x 3"),
         (("--output", "no folder/x.png"), "there is no folder"),
         (("--calibration", "dense.safetensors"), "holds no calibration"),
-        (("--output", "dense.safetensors"), "would replace dense.safetensors, which is read"),
+        (("--output", "link.png"), "link.png: would replace dense.safetensors, which is read"),
+        (("--output", "drawn.svg"), "drawn.svg: pictures are PNG"),
         (("--json", "./dense.safetensors"), "would replace dense.safetensors, which is read"),
         (("--calibration", "inputs", "--json", "inputs"), "inputs: would replace inputs, which is read"),
         (("--tensor", "a.weight", "--rows", "0"), "0"),
@@ -141,6 +142,7 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
 def test_mistakes_are_named_before_work_begins(arguments, message, folder, monkeypatch):
     monkeypatch.setattr(exploring.Bench, "measure", None)
     (folder / "inputs").write_text("sums")
+    (folder / "link.png").symlink_to(folder / "dense.safetensors")
     done = explore(*arguments)
     assert (folder / "inputs").read_text() == "sums"
     assert done.exit_code not in (0, 130)
