@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 
-import pytest
 from support.reference import MODULES, as_markdown, undocumented, write
 
 
@@ -89,11 +88,11 @@ def test_plain_text_stays_as_it_is():
 
 
 def test_the_reference_is_written(tmp_path):
-    pytest.importorskip("pdoc")
     write(tmp_path)
     page = (tmp_path / "codegemm.html").read_text()
     assert 'id="compare"' in page
     assert 'id="Plan.__call__"' in page
     assert sorted(file.name for file in tmp_path.rglob("*.html")) == [
-        "calibration.html", "checkpoints.html", "codegemm.html", "index.html", "result.html",
+        "calibration.html", "checkpoints.html", "codegemm.html", "index.html", "machine.html", "result.html",
+        "testing.html",
     ]  # fmt: skip
