@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from benchmarks.targets import Outcome, outcomes
 from codegemm.comparison import pairs
 from codegemm.comparison.bench import Bench
 from codegemm.comparison.result import Result, Row
-from codegemm.comparison.selection import DENSE, compared_kernels
+from codegemm.comparison.selection import DENSE, compared_kernels, entry
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.formats.codebook import CodebookWeight
@@ -54,9 +54,7 @@ class Report(Result):
     def as_json(self) -> dict[str, Any]:
         """For `write_json`."""
         found = {"rows": self.rows, "left_out": self.unmeasured, "targets": self.outcomes()}
-        told = asdict(self.machine)
-        del told["clock"]
-        return {**told, "arch": gpu_of(DEVICE).arch, **found}
+        return {**self.machine.as_json(), "arch": gpu_of(DEVICE).arch, **found}
 
 
 class Clock:
@@ -188,12 +186,12 @@ def _measure(
         for kernel in kernels:
             if kernel.name in seen:
                 continue
-            products = [Product.of(weight.spec, n, DTYPE) for n in batches]
-            fitting = [product for product in products if not refusal(kernel, product, DEVICE)]
             try:
-                candidate = Candidate(kernel, weight, [product.n for product in fitting], DTYPE) if fitting else None
-                for product in fitting:
-                    assert candidate is not None
+                found = entry(case, config, kernel, batches, DTYPE, DEVICE, "")
+                if found is None:
+                    continue
+                candidate = Candidate(kernel, weight, [product.n for product in found.products], DTYPE)
+                for product in found.products:
                     y, timing = candidate.measure(bench.x[: product.n], clock.next())
                     row = bench.row(kernel, product, DEVICE, config, timing, y, truth.error)
                     if kernel.name in DENSE:

@@ -49,12 +49,12 @@ def write_plot(result: Result, path: str | Path) -> None:
 
 def _products(result: Result, rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
     """Rows by name and batch, of one kernel beside each other; the dense product, which is 1, is a line."""
+    drawn = [row for row in rows if row.kernel != "dense" and row.times_dense is not None and not row.wrong]
+    kernels = list(dict.fromkeys(row.kernel for row in drawn))
     found: dict[str, dict[int, Row]] = {}
-    for row in sorted(rows, key=lambda row: row.config != ""):
-        if row.kernel != "dense" and row.times_dense is not None and not row.wrong:
-            found.setdefault(" ".join(filter(None, result.label(row))), {})[row.batch] = row
-    kernels = dict.fromkeys(name.split()[0] for name in found)
-    return {name: found[name] for kernel in kernels for name in found if name.split()[0] == kernel}
+    for row in sorted(drawn, key=lambda row: kernels.index(row.kernel)):
+        found.setdefault(" ".join(filter(None, result.label(row))), {})[row.batch] = row
+    return found
 
 
 def _draw(panel: Any, title: str, products: dict[str, dict[int, Row]], shades: dict[int, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from codegemm.comparison.result import NOISY, Result, Row
 from codegemm.reporting import counted, decimals, format_time, open_console, print_table
 
+_NUMBERS = (">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bandwidth", ">x dense", ">error")
 # What a narrow terminal does without, the first of them first.
 _OPTIONAL = (">bits/weight", ">GB/s", ">% of bandwidth", ">error to original", ">shapes", None, "quartiles")
 
@@ -26,7 +27,9 @@ def print_tables(result: Result) -> None:
     for line in busy(result):
         console.print(line, style="bold")
     for title, rows in cases.items():
-        print_table(console, title, _headings(result, rows), list(_lines(result, rows)), _OPTIONAL)
+        with_original = any(row.error_to_original is not None for row in rows)
+        headings = [*_names(result), *_NUMBERS, *[">error to original"] * with_original]
+        print_table(console, title, headings, list(_lines(result, rows, with_original)), _OPTIONAL)
     for text in legend(result):
         console.print(text)
     if len(cases) > 1:
@@ -84,15 +87,8 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.wrong, row.seconds))
 
 
-def _headings(result: Result, rows: Sequence[Row]) -> list[str]:
-    numbers = [">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bandwidth", ">x dense", ">error"]
-    with_original = any(row.error_to_original is not None for row in rows)
-    return [*_names(result), *numbers, *[">error to original"] * with_original]
-
-
-def _lines(result: Result, rows: Sequence[Row]) -> Iterator[list[str] | None]:
+def _lines(result: Result, rows: Sequence[Row], with_original: bool) -> Iterator[list[str] | None]:
     """Of the table, a section for each batch."""
-    with_original = any(row.error_to_original is not None for row in rows)
     noisy = any(row.noisy for row in rows)
     for batch in sorted({row.batch for row in rows}):
         for row in ranked([row for row in rows if row.batch == batch]):

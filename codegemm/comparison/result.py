@@ -122,6 +122,5 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Everything, unrounded, as plain data."""
         rows = [asdict(row) | {"wrong": row.wrong, "noisy": row.noisy} for row in self.rows]
-        told = asdict(self)
-        del told["machine"]["clock"]
+        told = asdict(self) | {"machine": self.machine.as_json()}
         return {"format": FORMAT, **told, "rows": rows, "disturbances": self.machine.disturbances()}

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,12 @@ class Machine:
         bandwidths = (*self.bandwidths, conditions.bandwidth(self.engine))
         loads = (*self.loads, *_load())
         return replace(self, bandwidth=max(bandwidths), bandwidths=bandwidths, loads=loads, others=others)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is told of it, as plain data."""
+        told = asdict(self)
+        del told["clock"]
+        return told
 
     def disturbances(self) -> list[str]:
         """Signs that others were at work while this run measured, each in words; none on a quiet machine."""
