@@ -18,7 +18,7 @@ from codegemm.formats.rotation import Rotation
 from codegemm.formats.transformed import TransformedConfig, TransformedSpec, TransformedWeight
 from codegemm.formats.weight import Spec, Weight, concat
 from codegemm.kernel import Cost, Kernel, Product
-from codegemm.products import Plan, linear, matmul, plan
+from codegemm.products import Plan, compact, linear, matmul, plan
 from codegemm.quantize import quantize
 from codegemm.quantize.quantizers import Quantizer, register_quantizer, unregister_quantizer
 from codegemm.registry import KernelInfo, kernels, register_kernel, unregister_kernel
@@ -62,6 +62,7 @@ __all__ = [
     "Weight",
     "__version__",
     "checkpoints",
+    "compact",
     "compare",
     "concat",
     "get_num_threads",

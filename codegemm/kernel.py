@@ -72,6 +72,8 @@ class Kernel(ABC, Generic[S, W]):
         of the norm of each row of y before rounding, on a GPU 1e-3 for more than one row, several codebooks or x in
         float32 (2e-3 for many rows in bfloat16), of what that is where the sums do not cancel.
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
+    rearranged: names of the weight's arrays of which what `prepare` makes has all, in another order: `restore` finds
+        them there. A weight can let go of these (`codegemm.compact`); `prepare` may keep the others as they are.
     adds_bias: whether `run`, and what `bind` returns, take a last argument `bias`: None, or float32 on the device to be
         added before y is rounded, [M] or, on the CPU, [n, M]. Of other kernels y is taken in float32, and the bias
         added after them.
@@ -83,6 +85,7 @@ class Kernel(ABC, Generic[S, W]):
     automatic: bool = False
     precision: str = "full"
     adds_bias: bool = False
+    rearranged: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
@@ -115,6 +118,14 @@ class Kernel(ABC, Generic[S, W]):
             but on a GPU the first 64 KiB are zero and must be zero again when the kernel has run.
         stream: on a GPU an object whose `ptr` is the CUDA stream to run on, or None for CuPy's current one.
         """
+
+    def restore(self, prepared: Any, name: str) -> Any:
+        """The weight's array of that name, one of `rearranged`, made anew from what `prepare` made."""
+        raise NotImplementedError(f"kernel {self.name!r} has no {name} to restore")
+
+    def let_go(self, weight: W, prepared: Any) -> None:
+        """Have the weight hold what is `rearranged` in what `prepare` made of it alone."""
+        weight.let_go(prepared, {name: partial(self.restore, prepared, name) for name in self.rearranged})
 
     def bind(self, prepared: Any, product: Product[S]) -> Callable[[Any, Any, Any, Any], None]:
         """`run` for exactly this product, as a function of x, out, workspace and stream.
@@ -175,11 +186,11 @@ class Kernel(ABC, Generic[S, W]):
 
     def prepared(self, weight: W) -> Any:
         """What `prepare` made of a weight; kept with it, and freed with it."""
-        key = (self, weight.device)
-        if key not in weight.memo:
+        key, memo = (self, weight.device), weight.memo
+        if key not in memo:
             # Two threads may both prepare the first time; all get the same result.
-            weight.memo.setdefault(key, self.prepare(weight, weight.device))
-        return weight.memo[key]
+            memo.setdefault(key, self.prepare(weight, weight.device))
+        return memo[key]
 
     def __repr__(self) -> str:
         return f"<kernel {self.full_name}>"

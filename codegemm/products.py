@@ -209,10 +209,7 @@ def plan(
         grad while torch tracks gradients, since a plan has no graph.
     """
     choice.check(kernel, precision)
-    if not isinstance(w, Weight):
-        raise TypeError(f"plan: w is {_named(w)}, must be a quantised weight")
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n={n!r}: must be an integer of at least 1")
+    _checked(w, "plan", n)
     if operands.tracks(bias):
         raise RuntimeError("bias requires grad, and a plan has no graph: give it bias.detach()")
     product = Product.of(w.spec, n, dtype)
@@ -222,6 +219,33 @@ def plan(
             if w.device != CPU:
                 devices.synchronize()  # the calls may come on any stream
     return Plan(w, product, choice.select(product, w.device, kernel, precision), bias)
+
+
+def compact(w: Weight, n: int = 1, dtype: Any = np.float32, kernel: str = "auto", precision: str = "full") -> Kernel:
+    """Let a weight hold its codes in one order alone, that of the kernel which products of n rows of `dtype` get.
+
+    Kernels store codes in an order of their own, beside those of the weight. From now on the weight makes its own
+    anew where somebody asks for them: `dequantize`, `save`, `to`, slices and other kernels work, and take longer to
+    begin. Nothing changes where the kernel reads codes as they are. Plans made before keep what they have. Returns the
+    kernel.
+    """
+    product = Product.of(_checked(w, "compact", n).spec, n, dtype)
+    chosen = choice.select(product, w.device, kernel, precision)
+    with scope(w.device):
+        prepared = chosen.prepared(w)
+        if chosen.rearranged:
+            chosen.let_go(w, prepared)
+            w.memo[chosen, w.device] = prepared
+    return chosen
+
+
+def _checked(w: Any, caller: str, n: Any) -> Weight:
+    """The weight of a call for n rows; TypeError or ValueError for what can't be one."""
+    if not isinstance(w, Weight):
+        raise TypeError(f"{caller}: w is {_named(w)}, must be a quantised weight")
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"n={n!r}: must be an integer of at least 1")
+    return w
 
 
 def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any = None) -> Any:

@@ -58,6 +58,7 @@ class Quip(CpuKernel[E8PSpec, E8PWeight]):
     name = "quip"
     weights = E8PWeight
     automatic = True
+    rearranged = ("qidxs",)
     source, entry, structure = SOURCE, "quip", QuipArgs
 
     def prepare(self, weight: E8PWeight, device: Device) -> Prepared:
@@ -83,6 +84,15 @@ class Quip(CpuKernel[E8PSpec, E8PWeight]):
             resid_factor=1 / weight.resid_scale,
         )
         return Prepared(spec, arguments, weight.resid_scale)
+
+    def restore(self, prepared: Prepared, name: str) -> npt.NDArray[np.int64]:
+        arrays = prepared.arguments.arrays
+        words = [e8p_codebook.pack(arrays["codes"])]
+        if prepared.spec.bits == 3:
+            words.append(arrays["residual"].view(np.int64))
+        elif prepared.spec.bits == 4:
+            words.append(e8p_codebook.pack(arrays["residual"]))
+        return np.concatenate(words, 1)
 
     def workspace(self, product: Product[E8PSpec], device: Device) -> int:
         return 4 * product.n * (sum(product.spec.shape) + max(product.spec.shape))

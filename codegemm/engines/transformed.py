@@ -11,6 +11,7 @@ with a power of two for each row), y' where it isn't y itself.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
         self.inner = inner
         self.name, self.engine = inner.name, inner.engine
         self.automatic, self.precision = inner.automatic, inner.precision
+        self.rearranged = inner.rearranged
 
     def unavailable(self) -> str | None:
         return self.inner.unavailable()
@@ -45,6 +47,14 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
 
     def tolerance(self, product: Product[TransformedSpec]) -> float:
         return self.inner.tolerance(inner_product(product))
+
+    @abstractmethod
+    def inside(self, prepared: Any) -> Any:
+        """What the inner kernel prepared of the core."""
+
+    def let_go(self, weight: TransformedWeight, prepared: Any) -> None:
+        self.inner.let_go(weight.core, self.inside(prepared))
+        weight.let_go(prepared, {})
 
     def bits_per_weight(self, spec: TransformedSpec) -> float:
         more = (spec.packed_bits - spec.core.packed_bits) / (spec.out_features * spec.in_features)

@@ -17,7 +17,7 @@ from codegemm.formats import bits
 from codegemm.formats.codebook_config import MAX_B, MAX_M, MAX_V, PATTERN, SYNTAX, CodebookConfig
 from codegemm.formats.format import Format, register_format
 from codegemm.formats.native import Stored
-from codegemm.formats.weight import Spec, Weight, check_one_device, frozen, same
+from codegemm.formats.weight import Later, Spec, Weight, check_one_device, frozen, same
 
 # Rows are decoded in blocks of about this many weights, so that a dense copy is never held twice.
 _DECODE_BLOCK = 1 << 22
@@ -79,8 +79,8 @@ class CodebookWeight(Weight):
         scales: npt.ArrayLike,
         part_rows: Sequence[int] | None = None,
     ) -> None:
-        held = frozen(as_array(codes, "codes"))
-        self._hold(lambda: held, codebooks, scales, (held.shape, held.dtype), part_rows)
+        self.codes: Any = frozen(as_array(codes, "codes"))
+        self._hold(codebooks, scales, (self.codes.shape, self.codes.dtype), part_rows)
         check_one_device(self.arrays)
         _check_codes(self.codes, self.config.b)
 
@@ -105,13 +105,10 @@ class CodebookWeight(Weight):
             raise ValueError(f"codes: {packed.dtype} {packed.shape}, must be uint8 {expected}")
         unpacked = (rows, vectors, config.m)
         weight = cls.__new__(cls)
-        weight._hold(
-            lambda: frozen(bits.unpack(packed, vectors * config.m, config.b).reshape(unpacked)),
-            codebooks,
-            scales,
-            (unpacked, bits.code_dtype(config.b)),
-            part_rows,
+        weight._later["codes"] = Later(
+            lambda: bits.unpack(packed, vectors * config.m, config.b).reshape(unpacked), kept=True
         )
+        weight._hold(codebooks, scales, (unpacked, bits.code_dtype(config.b)), part_rows)
         if weight.config != config and config.group_size(shape[1]) != weight.config.group_size(shape[1]):
             raise ValueError(f"the tensors are {weight.config}, the description says {config}")
         return weight
@@ -135,23 +132,16 @@ class CodebookWeight(Weight):
 
     def _hold(
         self,
-        codes: Callable[[], Any],
         codebooks: npt.ArrayLike,
         scales: npt.ArrayLike,
         codes_like: tuple[tuple[int, ...], np.dtype],
         part_rows: Sequence[int] | None,
     ) -> None:
-        self._make_codes = codes
         self.codebooks: Any = frozen(as_array(codebooks, "codebooks"))
         self.scales: Any = frozen(as_array(scales, "scales"))
         self._spec = _infer_spec(*codes_like, self.codebooks, self.scales, part_rows)
         for name in ("codebooks", "scales"):
             check_finite(name, getattr(self, name))
-
-    @cached_property
-    def codes(self) -> Any:
-        """uint8 or uint16 [M, K/v, m]."""
-        return self._make_codes()
 
     @cached_property
     def device(self) -> Device:
@@ -190,12 +180,12 @@ class CodebookWeight(Weight):
 
     def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:
         """The sums of centroids times scales, no block across two parts."""
-        rows = max(1, _DECODE_BLOCK // self.shape[1])
+        rows, codes = max(1, _DECODE_BLOCK // self.shape[1]), self.codes
         for part, codebooks in enumerate(self.part_codebooks.astype(dtype)):
             first, last = self.part_starts[part : part + 2]
             for start in range(first, last, rows):
                 stop = min(start + rows, last)
-                yield start, decode_rows(self.codes[start:stop], codebooks, self.scales[start:stop])
+                yield start, decode_rows(codes[start:stop], codebooks, self.scales[start:stop])
 
     def __getitem__(self, rows: slice) -> Self:
         """Rows r0:r1 as a weight of their own, on the same memory where kernels can load it from there."""
@@ -219,8 +209,7 @@ class CodebookWeight(Weight):
 
     def _with_arrays(self, arrays: dict[str, Any]) -> Self:
         copy = type(self).__new__(type(self))
-        codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in ("codes", "codebooks", "scales"))
-        copy._make_codes = lambda: codes
+        copy.codes, copy.codebooks, copy.scales = (frozen(arrays[name]) for name in self.tensor_names)
         copy._spec = self._spec
         return copy
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from codegemm import devices
-from codegemm.arrays import float_dtype
+from codegemm.arrays import as_array, float_dtype
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats.native import Stored, check_name, write_weights
 from codegemm.formats.rotation import Rotation
@@ -106,6 +106,13 @@ _TORCH: dict[str, Callable[..., Any]] = {
 }
 
 
+class Later(NamedTuple):
+    """An array that isn't there yet: what makes it, and whether it then stays."""
+
+    make: Callable[[], Any]
+    kept: bool
+
+
 class Weight(Matrix, ABC):
     """A quantised matrix W = L (core + offsets) R; read-only. `x @ w.T` and `w @ X` multiply without rebuilding it.
 
@@ -123,12 +130,44 @@ class Weight(Matrix, ABC):
     ]  # of its arrays, in a file behind the weight's own name; None where a weight has none
 
     memo: dict[Any, Any]  # what kernels prepared of it and products decided, freed with it
+    held: Any  # what a kernel prepared and holds arrays in that the weight let go of, or None
+    _later: dict[str, Later]  # arrays that are made when somebody asks for them
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
         # Here, so that constructors need not call that of this class.
         weight = super().__new__(cls)
-        weight.memo = {}
+        weight.memo, weight.held, weight._later = {}, None, {}
         return weight
+
+    def __getattr__(self, name: str) -> Any:
+        later = self.__dict__.get("_later", {}).get(name)
+        if later is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        array = frozen(later.make())
+        if later.kept:
+            setattr(self, name, array)
+        return array
+
+    @classmethod
+    def adopt(cls, **arguments: Any) -> Self:
+        """As the constructor, with the arrays as they are: none is copied, and the caller promises that nobody writes
+        to one as long as the weight is there."""
+        return cls(**{name: adopted(value) if hasattr(value, "dtype") else value for name, value in arguments.items()})
+
+    def let_go(self, held: Any, restore: Mapping[str, Callable[[], Any]]) -> None:
+        """Hold arrays no more, nor what kernels prepared so far: `held`, which `restore` makes them of where somebody
+        asks for one, has all that is in them."""
+        _ = self.device  # of arrays that are still there
+        for name, make in restore.items():
+            self.__dict__.pop(name, None)
+            self._later[name] = Later(make, kept=False)
+        self.memo, self.held = {}, held
+
+    def twin(self) -> Self:
+        """The same weight over the same arrays, of which kernels prepared nothing."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__, memo={}, _later=dict(self._later))
+        return twin
 
     @property
     @abstractmethod
@@ -334,6 +373,16 @@ def frozen(array: Any) -> Any:
         array = array.copy()
         array.flags.writeable = False
     return array
+
+
+def adopted(array: Any) -> Any:
+    """The array, or a tensor's or anybody's memory, in a form that `frozen` takes as it is."""
+    array = as_array(array)
+    if not isinstance(array, np.ndarray):
+        return array
+    array = np.require(array, requirements=["C", "A"])
+    # Through bytes: a memoryview knows neither every dtype nor those of the other byte order.
+    return np.asarray(memoryview(array.reshape(-1).view(np.uint8)).toreadonly()).view(array.dtype).reshape(array.shape)
 
 
 def check_one_device(arrays: dict[str, Any]) -> None:

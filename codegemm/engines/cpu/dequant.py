@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from codegemm.devices import Device
 from codegemm.engines import cut, declarations
-from codegemm.engines.cpu import compiler, kernel, library
+from codegemm.engines.cpu import compiler, kernel, library, psumbook_layout
 from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
@@ -32,7 +32,7 @@ DequantArgs = declarations.structure(SOURCE, "DequantArgs")
 
 @dataclass
 class Prepared(kernel.Prepared[CodebookSpec]):
-    """The weight's own codes and scales, centroids in float32 where they are few, and the row blocks."""
+    """The weight's codes as it holds them and its own scales, centroids in float32 where they are few, row blocks."""
 
     weight: CodebookWeight
 
@@ -41,27 +41,48 @@ class Prepared(kernel.Prepared[CodebookSpec]):
 
 
 def prepare(weight: CodebookWeight) -> Prepared:
-    """The form that this kernel and `dequant_dense` read."""
+    """The form that this kernel and `dequant_dense` read: codes as they are, or in the Psumbook kernel's order if the
+    weight has let go of them."""
     spec, config = weight.spec, weight.config
     books = weight.part_codebooks
-    blocks = cut.row_slices(spec.part_rows, MAX_BLOCK_ROWS)
+    codes = _arranged(weight) or {
+        "codes": weight.codes,
+        "blocks": cut.row_slices(spec.part_rows, MAX_BLOCK_ROWS),
+    }
     arguments = library.Arguments(
         DequantArgs,
-        {
-            "codes": weight.codes,
-            "codebooks": books.astype(np.float32) if config.b <= 8 else books,
-            "scales": weight.scales,
-            "blocks": blocks,
-        },
+        codes | {"codebooks": books.astype(np.float32) if config.b <= 8 else books, "scales": weight.scales},
         spec,
         config,
-        block_count=len(blocks),
+        block_count=len(codes["blocks"]),
         rows=spec.out_features,
+        padded_rows=int(codes["places"][-1, 2]) if "places" in codes else 0,
         wide_codes=int(config.b > 8),
         tile_vectors=tile_vectors(config.v),
     )
     # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
-    return Prepared(spec, arguments, weight._with_arrays(weight.arrays))
+    return Prepared(spec, arguments, weight.twin())
+
+
+def _arranged(weight: CodebookWeight) -> dict[str, npt.NDArray] | None:
+    """Codes in the Psumbook kernel's order, the blocks of rows that they are read by and where those lie, if a weight
+    holds its codes so."""
+    if not isinstance(weight.held, psumbook_layout.Prepared):
+        return None
+    plan = psumbook_layout.cut_for(weight.spec)
+    blocks, places = [], []
+    for part, first, end, first_padded, end_padded in plan.slices:
+        for row in range(first, end, psumbook_layout.GROUP_ROWS):
+            padded = first_padded + row - first
+            block = padded - (row - first) % psumbook_layout.BLOCK_ROWS
+            blocks.append((part, row, min(row + psumbook_layout.GROUP_ROWS, end)))
+            places.append((padded, block, min(block + psumbook_layout.BLOCK_ROWS, end_padded)))
+    return {
+        "codes": weight.held.arguments.arrays["codes"],
+        "blocks": np.array(blocks, np.int32),
+        "places": np.array(places, np.int32),
+        "tiles": plan.tiles,
+    }
 
 
 def tile_vectors(v: int) -> int:

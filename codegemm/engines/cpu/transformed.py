@@ -52,6 +52,9 @@ class CpuTransformed(TransformedKernel):
         arguments = library.Arguments(TransformedArgs, arrays_around(weight), spec, rows=spec.out_features)
         return Prepared(spec, arguments, self.inner.prepare(weight.core, device))
 
+    def inside(self, prepared: Prepared) -> Any:
+        return prepared.core
+
     def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
         self.inner.load(prepared.core, inner_product(product))
 

@@ -15,7 +15,14 @@ from support.processes import python, run_script
 import codegemm
 from codegemm import cache
 from codegemm.engines.cpu import compiler, dequant, device, isa, library
-from codegemm.engines.cpu.psumbook import BLOCK_ROWS, GROUP_ROWS, MAX_POSITIONS, TABLE_BYTES, cut_for, table_entries
+from codegemm.engines.cpu.psumbook_layout import (
+    BLOCK_ROWS,
+    GROUP_ROWS,
+    MAX_POSITIONS,
+    TABLE_BYTES,
+    cut_for,
+    table_entries,
+)
 from codegemm.engines.cut import row_slices, split
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.formats.codebook_config import CodebookConfig

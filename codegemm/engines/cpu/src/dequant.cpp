@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "floats.hpp"
+#include "lookup.hpp"
 #include "parallel.hpp"
 
 namespace codegemm {
@@ -19,11 +20,13 @@ struct DequantArgs {
     void* out;              // [n, rows], out_dtype
     float* workspace;       // x as float [n][padded in_features], sums [n][rows]
     const float* bias;      // [rows], or null
-    const void* codes;      // [rows][vectors][m], uint8 or uint16
+    const void* codes;      // [rows][vectors][m], uint8 or uint16; uint8 as psumbook.hpp has them where there are tiles
     const void* codebooks;  // [parts][m][centroids][v], float (uint8 codes) or half (uint16 codes)
     const half* scales;     // [rows][groups]
     const int32_t* blocks;  // [block_count][3] part, first row, end row
-    int32_t block_count;
+    const int32_t* tiles;   // null, or psumbook.hpp's; then a block is a group of rows of lookup.hpp
+    const int32_t* places;  // [block_count][3] padded row; begin and end of the block of padded rows that it is in
+    int32_t block_count, padded_rows;
     int32_t x_dtype, out_dtype;
     int32_t bias_pitch;  // from one row of x to the next; 0: one bias for all
     int32_t n, rows, in_features;
@@ -32,7 +35,7 @@ struct DequantArgs {
     int32_t tile_vectors;                 // k-vectors of a tile; tile_vectors * v is a multiple of `lanes`
 };
 
-constexpr int max_block_rows = 64, max_tile = 512;
+constexpr int max_block_rows = group_rows, max_tile = 512, max_m = 8;
 
 namespace {
 
@@ -40,19 +43,68 @@ namespace {
 constexpr int dot_rows = 4, dot_batch = wide == 16 ? 4 : 2;
 constexpr int l2_batch = 32;  // rows of x whose tile stays in L2 beside the block
 
-// block[row][tile] of rows first_row .. end_row-1 and k-vectors first .. end-1. A row's end up to the pitch is left as
-// it is: there x is zero. V 0: v known at run time only.
+typedef uint8_t bytes __attribute__((vector_size(16)));
+
+// to[row_at(place)][position] of 16 places and up to 16 positions, whose codes lie `pitch` apart. Writes 16 positions.
+inline void transpose(const uint8_t* codes, size_t pitch, int positions, int place, uint8_t* to, size_t to_pitch) {
+    bytes rows[2][16] = {};
+    for (int p = 0; p < positions; ++p) std::memcpy(&rows[0][p], codes + p * pitch, 16);
+    for (int step = 0; step < 4; ++step) {  // a perfect shuffle, four times
+        const bytes* from = rows[step % 2];
+        bytes* mixed = rows[1 - step % 2];
+        for (int i = 0; i < 8; ++i) {
+            mixed[2 * i] =
+                __builtin_shufflevector(from[i], from[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            mixed[2 * i + 1] = __builtin_shufflevector(from[i], from[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+                                                       29, 14, 30, 15, 31);
+        }
+    }
+    for (int i = 0; i < 16; ++i) std::memcpy(to + row_at(place + i) * to_pitch, &rows[0][i], 16);
+}
+
+// to[row][k-vector][m] of a block's rows and k-vectors first .. end-1, out of tiles. Behind a row's end 16 bytes more
+// are written.
+void collect(const DequantArgs& a, const int32_t* place, int first, int end, uint8_t* to, size_t to_pitch) {
+    const int padded_row = place[0], begin_row = place[1], block_rows = place[2] - place[1];
+    const int32_t* tile = a.tiles;
+    while (tile[1] <= first) ++tile;
+    for (int from = first; from < end; from = tile[1], ++tile) {
+        const int stop = tile[1] < end ? tile[1] : end, positions = (stop - from) * a.m;
+        const size_t tile_codes = size_t(tile[1] - tile[0]) * a.m;
+        const uint8_t* codes = static_cast<const uint8_t*>(a.codes) + size_t(tile[0]) * a.m * a.padded_rows +
+                               tile_codes * begin_row + size_t(from - tile[0]) * a.m * block_rows +
+                               (padded_row - begin_row);
+        for (int p = 0; p < positions; p += 16)
+            for (int i = 0; i < group_rows; i += 16)
+                transpose(codes + size_t(p) * block_rows + i, block_rows, positions - p < 16 ? positions - p : 16, i,
+                          to + (from - first) * a.m + p, to_pitch);
+    }
+}
+
+// block[row][tile] of a block's rows and k-vectors first .. end-1. A row's end up to the pitch is left as it is: there
+// x is zero. V 0: v known at run time only.
 template <class Code, class Centroid, int V>
-void decode(const DequantArgs& a, int part, int first_row, int end_row, int first, int end, int pitch, float* block) {
+void decode(const DequantArgs& a, int number, int first, int end, int pitch, float* block) {
+    const int32_t* rows = a.blocks + 3 * number;
+    const int part = rows[0], first_row = rows[1], end_row = rows[2];
     const int v = V ? V : a.v, m = a.m;
     const int vectors = a.in_features / v, groups = vectors / a.group_vectors;
     const size_t book = size_t(a.centroids) * v;
     const auto* books = static_cast<const Centroid*>(a.codebooks) + size_t(part) * m * book;
-    for (int row = first_row; row < end_row; ++row, block += pitch) {
-        const Code* codes = static_cast<const Code*>(a.codes) + (size_t(row) * vectors + first) * m;
+    const Code* row_codes = static_cast<const Code*>(a.codes) + (size_t(first_row) * vectors + first) * m;
+    size_t codes_pitch = size_t(vectors) * m;
+    if constexpr (sizeof(Code) == 1)
+        if (a.tiles) {
+            alignas(64) static thread_local uint8_t collected[max_block_rows * (max_tile * max_m + 16)];
+            codes_pitch = size_t(end - first) * m + 16;
+            collect(a, a.places + 3 * number, first, end, collected, codes_pitch);
+            row_codes = collected;
+        }
+    for (int row = first_row; row < end_row; ++row, block += pitch, row_codes += codes_pitch) {
+        const Code* codes = row_codes;
         const half* scales = a.scales + size_t(row) * groups;
         for (int p = 0; p < (end - first) * m * int(sizeof(Code)); p += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(codes + size_t(vectors) * m) + p);
+            __builtin_prefetch(reinterpret_cast<const char*>(codes + codes_pitch) + p);
         float* to = block;
         for (int j = first; j < end;) {
             const int group = j / a.group_vectors;
@@ -163,13 +215,13 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
     parallel_for(loop, a.block_count, [&](int task) {
         alignas(64) static thread_local float block[max_block_rows * max_tile];
         const int32_t* b = a.blocks + 3 * task;
-        const int part = b[0], first_row = b[1], end_row = b[2], count = end_row - first_row;
+        const int first_row = b[1], count = b[2] - first_row;
         const int vectors = a.in_features / a.v;
         for (int i = 0; i < a.n; ++i) std::memset(y + size_t(i) * a.rows + first_row, 0, count * sizeof(float));
         for (int first = 0; first < vectors; first += a.tile_vectors) {
             const int end = first + a.tile_vectors < vectors ? first + a.tile_vectors : vectors;
             const int pitch = ((end - first) * a.v + lanes - 1) / lanes * lanes;
-            decode<Code, Centroid, V>(a, part, first_row, end_row, first, end, pitch, block);
+            decode<Code, Centroid, V>(a, task, first, end, pitch, block);
             multiply_block(x + size_t(first) * a.v, x_pitch, a.n, block, pitch, count, y + first_row, a.rows);
         }
         for (int i = 0; i < a.n; ++i) {
@@ -184,10 +236,12 @@ void multiply(ParallelFor loop, const DequantArgs& a) {
 template <class Code, class Centroid, int V>
 void dequantize(ParallelFor loop, const DequantArgs& a, float* dense, int first, int end) {
     const int32_t* blocks = a.blocks + 3 * first;
+    const int vectors = a.in_features / a.v, step = a.tiles ? a.tile_vectors : vectors;
     parallel_for(loop, end - first, [&](int task) {
-        const int32_t* b = blocks + 3 * task;
-        decode<Code, Centroid, V>(a, b[0], b[1], b[2], 0, a.in_features / a.v, a.in_features,
-                                  dense + size_t(b[1] - blocks[1]) * a.in_features);
+        float* rows = dense + size_t(blocks[3 * task + 1] - blocks[1]) * a.in_features;
+        for (int j = 0; j < vectors; j += step)
+            decode<Code, Centroid, V>(a, first + task, j, j + step < vectors ? j + step : vectors, a.in_features,
+                                      rows + j * a.v);
     });
 }
 
