@@ -94,7 +94,7 @@ def as_rows(x: Any, rows: int, buffer: Any = None) -> Any:
     if buffer is None:
         copy = arrays.array_module(x).ascontiguousarray(x)
         return (copy if _is_aligned(copy) else copy.copy()).reshape(rows, x.shape[-1])
-    staged = buffer[:rows]
+    staged = buffer[: x.nbytes].view(x.dtype).reshape(rows, x.shape[-1])
     staged.reshape(x.shape)[...] = x
     return staged
 

@@ -18,11 +18,14 @@ from weakref import ref
 import numpy as np
 
 from codegemm import arrays, choice, devices, operands
-from codegemm.devices import CPU, HERE, scope
+from codegemm.buffers import Buffers, Parts
+from codegemm.devices import CPU, scope
 from codegemm.engines.cpu import backward as cpu_backward
+from codegemm.engines.cpu import library as cpu_library
+from codegemm.engines.cpu.shortcut import Shortcut as CpuShortcut
 from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
-from codegemm.engines.cuda.shortcut import Shortcut
+from codegemm.engines.cuda.shortcut import Shortcut as CudaShortcut
 from codegemm.formats.weight import Matrix, TransposedWeight, Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.locks import ForkSafeLock
@@ -80,13 +83,12 @@ Matrix.linear = staticmethod(linear)
 
 
 class Call(NamedTuple):
-    """What a product needs beside its operands. x, y: buffers for operands that kernels don't take as they are."""
+    """What a product needs beside its operands. give_back: whom the buffer that `parts` are of is given to again."""
 
     kernel: Kernel
     prepared: Any
-    workspace: Any
-    x: Any = None
-    y: Any = None
+    parts: Parts
+    give_back: Callable[[], None] = lambda: None
 
 
 _first_calls = ForkSafeLock()  # of plans
@@ -96,31 +98,32 @@ class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
     With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
-    compiler, do allocate). It holds a workspace: on the CPU threads take turns; on a GPU it serves the thread that
-    called it first, one stream at a time. It has no graph of torch's. With x and out on its GPU a call never
-    synchronises, and compiles nothing unless one of them has to be copied, so that a CUDA graph can capture it. It can
-    be copied, but not pickled.
+    compiler, do allocate). On the CPU it takes the workspace that each thread keeps (up to 64 MiB; more is allocated at
+    every call), so that threads may share it; on a GPU it holds one, and serves the thread that called it first, one
+    stream at a time. It has no graph of torch's. With x and out on its GPU a call never synchronises, and compiles
+    nothing unless one of them has to be copied, so that a CUDA graph can capture it. It can be copied, but not pickled.
     """
 
-    def __init__(self, weight: Weight, product: Product, kernel: Kernel, bias: Any = None) -> None:
+    def __init__(
+        self, weight: Weight, product: Product, kernel: Kernel, bias: Any = None, *, exact: bool = False
+    ) -> None:
         """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them.
 
-        bias: NumPy's or CuPy's [M] on the weight's device, not written to any more, or None.
+        bias: NumPy's or CuPy's [M] on the weight's device, not written to any more, or None. exact: without those of
+        fewer rows; what has to be compiled is at the first call.
         """
         self.weight, self.kernel, self._bias = weight, kernel, bias
         self.n, self.dtype = product.n, product.dtype
         self._product = product = replace(product, biased=_is_added(kernel, self.dtype, bias))
-        self._added = (bias,) if product.biased else ()
-        self._turn = ForkSafeLock() if weight.device == CPU else None
+        self._exact = exact
         self._thread: int | None = None
         with scope(weight.device):
             prepared = kernel.prepared(weight)
-            smaller = (replace(product, n=rows) for rows in kernel.batches(self.n))
-            self._workspace = _new_workspace(weight, max(kernel.workspace(each, weight.device) for each in smaller))
-            xp = devices.module(weight.device)
-            self._x = xp.empty((self.n, weight.shape[1]), self.dtype)
+            batches = (self.n,) if exact else kernel.batches(self.n)
+            size = max(kernel.workspace(replace(product, n=rows), weight.device) for rows in batches)
             # One buffer serves float32 and x's own dtype: it is as wide as the wider of them.
-            self._y = xp.empty(self.n * weight.shape[0] * max(4, self.dtype.itemsize), np.uint8)
+            sizes = size, product.x_bytes, self.n * weight.shape[0] * max(4, self.dtype.itemsize)
+            self._buffers = Buffers(weight.device, *sizes)
         self.prepared = prepared
 
     @property
@@ -130,16 +133,35 @@ class Plan:
 
     @prepared.setter
     def prepared(self, prepared: Any) -> None:
-        self._prepared, self._shortcut = prepared, None
+        self._prepared = prepared
+        self._shortcut: CpuShortcut | CudaShortcut | None = None
         device = self.weight.device
         with scope(device):
-            self.kernel.load(prepared, self._product)
+            if not self._exact:
+                self.kernel.load(prepared, self._product)
             if device != CPU:
                 devices.synchronize()  # the calls may come on any stream
-                # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
-                bind = partial(_bind, self.kernel, prepared, self._product)
-                if self._bias is None or self._added:
-                    self._shortcut = Shortcut(device, self.weight.shape, bind, self.n, self.dtype)
+        if self._bias is not None and not self._product.biased:
+            return
+        if device == CPU:
+            run = partial(self.kernel.run, prepared)
+            self._shortcut = CpuShortcut(self.weight.shape, run, self.n, self.dtype)
+        else:
+            # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
+            bind = partial(_bind, self.kernel, prepared, self._product)
+            self._shortcut = CudaShortcut(device, self.weight.shape, bind, self.n, self.dtype)
+
+    @property
+    def bias(self) -> Any:
+        """What is added, [M] on the weight's device, or None; of a plan that has one another may take its place, which
+        must not be written to any more."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, bias: Any) -> None:
+        if bias is None or self._bias is None:
+            raise ValueError("bias: a plan is made with one or without")
+        self._bias = operands.summand(operands.bias_of(bias, *self.weight.shape[:1], self.weight.device), self.dtype)
 
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
@@ -154,15 +176,20 @@ class Plan:
             if ready is not None:
                 run, rows, out_rows, stream = ready
                 self._check_thread()
-                run(rows, out_rows, self._workspace, stream, *self._added)
+                workspace = self._buffers.take()
+                run(rows, out_rows, workspace, stream, *self._added)
+                self._buffers.give_back(workspace)
                 return out
         if operands.tracks(x, out):
             raise RuntimeError(
                 "x or out requires grad or is transformed by torch, and a plan has no graph: call codegemm.linear or "
                 "matmul, or the plan under torch.no_grad()"
             )
-        with self._turn or HERE:
-            return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
+        return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
+
+    @property
+    def _added(self) -> tuple[Any, ...]:
+        return (self._bias,) if self._product.biased else ()
 
     def _check_thread(self) -> None:
         """On a GPU a RuntimeError in another thread than the first whose product runs: products on its stream would
@@ -180,7 +207,8 @@ class Plan:
         if rows > self.n:
             raise ValueError(f"x: {rows} rows, this plan is for at most {self.n}")
         self._check_thread()
-        return Call(self.kernel, self._prepared, self._workspace, self._x, self._y)
+        buffer = self._buffers.take()
+        return Call(self.kernel, self._prepared, self._buffers.parts(buffer), partial(self._buffers.give_back, buffer))
 
     def __reduce__(self) -> Any:
         raise TypeError("a plan can't be pickled: make one from the weight, which can, where it is needed")
@@ -261,7 +289,10 @@ def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, b
 
     def call_for(rows: int, dtype: np.dtype) -> Call:
         chosen = _chosen(weight, max(rows, 1), dtype, kernel, precision, bias is not None)
-        return Call(chosen.kernel, chosen.prepared, _workspace(weight, chosen.workspace_bytes))
+        if weight.device != CPU:
+            return Call(chosen.kernel, chosen.prepared, Parts(library.workspace(weight.device, chosen.workspace_bytes)))
+        buffer = cpu_library.take_workspace(chosen.workspace_bytes)
+        return Call(chosen.kernel, chosen.prepared, Parts(buffer), partial(cpu_library.give_back, buffer))
 
     return _multiply(weight, x, out, call_for, bias=bias)
 
@@ -339,15 +370,16 @@ def _multiply(
             added = (bias,) if _is_added(call.kernel, array.dtype, bias) else ()
             later = None if added else bias
             if later is not None:
-                y = operands.staged(target, call.y, later.dtype)
+                y = operands.staged(target, call.parts.y, later.dtype)
             else:
-                y = target if operands.takes_kernels(target, array) else operands.staged(target, call.y)
-            x_rows = operands.as_rows(array, rows, call.x)
-            call.kernel.run(call.prepared, x_rows, y.reshape(rows, -1), call.workspace, None, *added)
+                y = target if operands.takes_kernels(target, array) else operands.staged(target, call.parts.y)
+            x_rows = operands.as_rows(array, rows, call.parts.x)
+            call.kernel.run(call.prepared, x_rows, y.reshape(rows, -1), call.parts.workspace, None, *added)
             if later is not None:
                 operands.add_bias(y, later, target)
             elif y is not target:
                 target[...] = y
+        call.give_back()
         return operands.outgoing(target, out, x)
 
 
@@ -365,7 +397,7 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) 
             product = Product.of(weight.spec, rows, dtype)
             return _bind(chosen.kernel, chosen.prepared, product, rows, dtype, out_dtype), chosen.workspace_bytes
 
-        shortcut = weight.memo[key] = Shortcut(weight.device, weight.shape, bind)
+        shortcut = weight.memo[key] = CudaShortcut(weight.device, weight.shape, bind)
     ready = shortcut.find(x, out, None)
     if ready is None:
         return False
@@ -404,20 +436,6 @@ def _chosen(weight: Weight, rows: int, dtype: np.dtype, name: str, precision: st
         size = kernel.workspace(replace(product, biased=biased and kernel.adds_bias), weight.device)
         chosen = weight.memo[key] = _Chosen(kernel, kernel.prepared(weight), size)
     return chosen
-
-
-def _workspace(weight: Weight, size: int) -> Any:
-    """For one call: a new one on the CPU, on a GPU this thread's for the current stream."""
-    return _new_workspace(weight, size) if weight.device == CPU else library.workspace(weight.device, size)
-
-
-def _new_workspace(weight: Weight, size: int) -> Any:
-    """A buffer of `size` bytes, its start on a 64-byte boundary; on a GPU zeros."""
-    if weight.device != CPU:
-        return library.new_workspace(size)
-    raw = np.empty(size + 63, np.uint8)
-    start = -raw.__array_interface__["data"][0] % 64
-    return raw[start : start + size]
 
 
 def _named(value: Any) -> str:

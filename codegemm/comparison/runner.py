@@ -122,7 +122,7 @@ def _check_memory(case: Case, its: Sequence[Entry], settings: Settings) -> None:
     if case.original is not None:
         memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
     configs = list(dict.fromkeys(each.config for each in its))
-    needed = sum(case.spec(config).packed_bits // 8 for config in configs) + sum(each.least_bytes for each in its)
+    needed = sum(case.spec(config).packed_bits // 8 for config in configs) + memory.total([each.taken for each in its])
     made = x_bytes + max(map(case.least_bytes, configs), default=0)
     what = f"{case.title}, {', '.join(configs)}"
     memory.ensure_both(what, needed, settings.device, made, x_bytes + len(configs) * truth_bytes)

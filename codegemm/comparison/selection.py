@@ -26,8 +26,8 @@ DENSE = ("dense", *TORCH)
 class Entry:
     """A kernel and the weight of one configuration, with the products that it multiplies.
 
-    instructions: the set that it is compiled for, or nothing; path: what the kernel makes of that. least_bytes: that it
-    takes beside the packed weight.
+    instructions: the set that it is compiled for, or nothing; path: what the kernel makes of that. taken: memory beside
+    the packed weight.
     """
 
     kernel: Kernel
@@ -35,7 +35,7 @@ class Entry:
     products: tuple[Product, ...]
     instructions: str
     path: str
-    least_bytes: int
+    taken: memory.Taken
 
 
 def compared_paths(engine: str, names: Sequence[str] | None) -> list[str]:

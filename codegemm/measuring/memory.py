@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from codegemm.devices import CPU, Device
 from codegemm.engines.cpu.device import available_memory
@@ -17,7 +18,8 @@ def check(what: str, timed: Iterable[tuple[Kernel, Product]], device: Device, ma
     compared with take while products are timed.
     """
     needed = max(
-        (product.spec.packed_bits // 8 + taken(kernel, [product], device) for kernel, product in timed), default=0
+        (product.spec.packed_bits // 8 + total([taken(kernel, [product], device)]) for kernel, product in timed),
+        default=0,
     )
     ensure_both(what, needed, device, made, beside)
 
@@ -39,15 +41,30 @@ def ensure(what: str, needed: int, device: Device = CPU) -> None:
         )
 
 
-def taken(kernel: Kernel, products: Sequence[Product], device: Device) -> int:
-    """At least so many bytes beside the packed weight: its form for the kernel where that has more bits, as others may
-    be the weight's own arrays; of every product the workspace, a plan's buffers for x and y, and y."""
+class Taken(NamedTuple):
+    """Least bytes beside a packed weight. own: as long as it is there; in_turn: in products, which on the CPU take them
+    one after the other."""
+
+    own: int
+    in_turn: int
+
+
+def total(each: Sequence[Taken]) -> int:
+    """Of several that are there at the same time."""
+    return sum(one.own for one in each) + max((one.in_turn for one in each), default=0)
+
+
+def taken(kernel: Kernel, products: Sequence[Product], device: Device) -> Taken:
+    """Of a weight's form for the kernel where that has more bits, as others may be the weight's own arrays; of every
+    product the workspace, a plan's room for x and y, and y."""
     spec = products[0].spec
     bits = kernel.bits_per_weight(spec)
     form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
-    return int(form) // 8 + sum(
+    own = int(form) // 8 + sum(4 * product.n * spec.out_features for product in products)
+    plans = [
         kernel.workspace(product, device)
         + product.x_bytes
-        + product.n * spec.out_features * (max(4, product.dtype.itemsize) + 4)
+        + product.n * spec.out_features * max(4, product.dtype.itemsize)
         for product in products
-    )
+    ]
+    return Taken(own, max(plans)) if device == CPU else Taken(own + sum(plans), 0)

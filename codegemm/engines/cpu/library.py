@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+import threading
 import warnings
 from ctypes import POINTER, Structure, c_int, c_void_p
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from codegemm.locks import ForkSafeLock
 DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 
 MAX_THREADS = 1024
+MAX_KEPT_BYTES = 64 << 20  # of a thread's workspace; the product that needs more takes longer than to allocate it
 _SET_BY_CALLS = {"x", "out", "workspace", "bias", "bias_pitch", "x_dtype", "out_dtype", "n"}
 
 _lock = ForkSafeLock()
@@ -89,6 +91,29 @@ def set_num_threads(k: int) -> None:
         pool = _libraries.get(compiler.SOURCES / "threads.cpp")
     if pool:
         pool.codegemm_set_threads(_threads)
+
+
+class _Workspace(threading.local):
+    kept: np.ndarray | None = None
+
+
+_workspace = _Workspace()
+
+
+def take_workspace(size: int) -> np.ndarray:
+    """At least so many bytes from a boundary of 64 on, for this thread until it gives them back."""
+    kept, _workspace.kept = _workspace.kept, None  # a kernel may multiply by another weight meanwhile
+    if kept is not None and kept.nbytes >= size:
+        return kept
+    raw = np.empty(size + 63, np.uint8)
+    start = -address(raw) % 64
+    return raw[start : start + size]
+
+
+def give_back(workspace: np.ndarray) -> None:
+    """Keep it for this thread's next product, if it is not too large."""
+    if workspace.nbytes <= MAX_KEPT_BYTES:
+        _workspace.kept = workspace
 
 
 def address(array: np.ndarray) -> int:
