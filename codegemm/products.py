@@ -22,6 +22,7 @@ from codegemm.buffers import Buffers, Parts
 from codegemm.devices import CPU, scope
 from codegemm.engines.cpu import backward as cpu_backward
 from codegemm.engines.cpu import library as cpu_library
+from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.shortcut import Shortcut as CpuShortcut
 from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
@@ -143,10 +144,9 @@ class Plan:
                 devices.synchronize()  # the calls may come on any stream
         if self._bias is not None and not self._product.biased:
             return
-        if device == CPU:
-            run = partial(self.kernel.run, prepared)
-            self._shortcut = CpuShortcut(self.weight.shape, run, self.n, self.dtype)
-        else:
+        if isinstance(self.kernel, CpuKernel):
+            self._shortcut = CpuShortcut(self.kernel, prepared, self._product)
+        elif device != CPU:
             # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
             bind = partial(_bind, self.kernel, prepared, self._product)
             self._shortcut = CudaShortcut(device, self.weight.shape, bind, self.n, self.dtype)

@@ -79,11 +79,14 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
         more = self.many_rows.builds(product, device) if product.n > MATVEC_ROWS else ()
         return (*super().builds(product, device), *more)
 
+    def is_one_call(self, n: int) -> bool:
+        return n <= MATVEC_ROWS
+
     def run(self, prepared: Any, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
-        if len(x) > MATVEC_ROWS:
-            self.many_rows.run(prepared.dequantiser, x, out, workspace, stream, bias)
-        else:
+        if self.is_one_call(len(x)):
             super().run(prepared, x, out, workspace, stream, bias)
+        else:
+            self.many_rows.run(prepared.dequantiser, x, out, workspace, stream, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays

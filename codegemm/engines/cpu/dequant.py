@@ -109,11 +109,14 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
         many = n * (spec.in_features + SLICE_ROWS) + SLICE_ROWS * spec.in_features
         return 4 * (few if n < BLAS_FROM else max(few, many))
 
+    def is_one_call(self, n: int) -> bool:
+        return n < BLAS_FROM
+
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
-        if len(x) >= BLAS_FROM:
-            _run_blas(prepared, x, out, workspace, bias)
-        else:
+        if self.is_one_call(len(x)):
             super().run_compiled(function, prepared, x, out, workspace, bias)
+        else:
+            _run_blas(prepared, x, out, workspace, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         x32 = x.astype(np.float32)

@@ -31,6 +31,9 @@ class DequantDense(CpuKernel[CodebookSpec, CodebookWeight]):
     def function(self, n: int) -> Any:
         return dequant.decoder()
 
+    def is_one_call(self, n: int) -> bool:
+        return False
+
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         dense, rest = _dense(prepared, workspace)
         arguments = prepared.arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import Structure
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ class Prepared(Generic[S]):
 class CpuKernel(Kernel[S, W]):
     """A kernel compiled at first use.
 
-    source: its C++ file. entry: the function in it that multiplies, `extern "C"`, of the parallel loop and a pointer to
-    its arguments. structure: of those arguments; what `prepare` makes has them filled in as `arguments`
-    (`library.Arguments`). A kernel with several functions says by `function` which.
+    source: its C++ file. entry: the function in it that multiplies, `extern "C"`, of the parallel loop, a pointer to
+    its arguments and `parameters`. structure: of those arguments; what `prepare` makes has them filled in as
+    `arguments` (`library.Arguments`). A kernel with several functions says by `function` which.
     """
 
     engine = "cpu"
@@ -44,6 +44,7 @@ class CpuKernel(Kernel[S, W]):
     source: ClassVar[Path]
     entry: ClassVar[str]
     structure: ClassVar[type[Structure]]
+    parameters: ClassVar[tuple[int, ...]] = ()
 
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
@@ -68,7 +69,22 @@ class CpuKernel(Kernel[S, W]):
 
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         """out = x @ W^T + bias by the compiled function."""
-        prepared.arguments.call(function, x, out, workspace, bias=bias)
+        prepared.arguments.call(function, x, out, workspace, *self.parameters, bias=bias)
+
+    def is_one_call(self, n: int) -> bool:
+        """Whether a product of n rows is a call of the compiled function and nothing else."""
+        return True
+
+    def bound(self, prepared: Any, product: Product[S]) -> Callable[..., None] | None:
+        """`run` for exactly this product, with the addresses of x and out in place of the arrays; None where there is
+        more to it than a call of the compiled function."""
+        function = self.function(product.n) if self.is_one_call(product.n) else None
+        if function is None:
+            return None
+        call: Callable[..., None] = prepared.arguments.bound(
+            function, product.n, product.dtype, product.out_dtype, *self.parameters
+        )
+        return call
 
     @abstractmethod
     def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:

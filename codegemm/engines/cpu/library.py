@@ -7,6 +7,7 @@ import ctypes
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_int, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -152,6 +153,23 @@ class Arguments:
         if bias is not None:
             filled.bias, filled.bias_pitch = address(bias), bias.shape[-1] * (bias.ndim - 1)
         function(filled, *more)
+
+    def bound(self, function: Any, n: int, x_dtype: np.dtype, out_dtype: np.dtype, *more: int) -> Callable[..., None]:
+        """`call` for n rows of these dtypes, as a function of the addresses of x and out, of workspace, stream and bias
+        (float32 [M], or none)."""
+        numbers = {"n": n, "x_dtype": DTYPES[name_of(x_dtype)], "out_dtype": DTYPES[name_of(out_dtype)]}
+        filled = type(self.filled).from_buffer_copy(self.filled)
+        for name, number in numbers.items():
+            setattr(filled, name, number)
+
+        def call(x: int, out: int, workspace: np.ndarray, stream: Any, bias: Any = None) -> None:
+            mine = type(filled).from_buffer_copy(filled)
+            mine.x, mine.out, mine.workspace = x, out, address(workspace)
+            if bias is not None:
+                mine.bias = address(bias)
+            function(mine, *more)
+
+        return call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
         return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)

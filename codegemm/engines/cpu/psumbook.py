@@ -60,6 +60,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     source = SOURCE
     rearranged = ("codes",)
     planes = 2  # bytes of an entry
+    parameters = (planes,)
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
@@ -115,9 +116,6 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     def function(self, n: int) -> Any:
         entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
         return library.function(self.source, entry, PsumbookArgs, c_int)
-
-    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
-        prepared.arguments.call(function, x, out, workspace, self.planes, bias=bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
@@ -183,6 +181,7 @@ class PsumbookFast(Psumbook):
     automatic = False
     precision = "fast"
     planes = 1
+    parameters = (planes,)
 
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         if product.n > self._bytes_up_to():
