@@ -153,10 +153,11 @@ def shared_bytes(spec: CodebookSpec) -> int:
 
 def arrange_codes(weight: CodebookWeight) -> Any:
     """uint32 [M, words] in the order of aqlm.cu, the last lane of a row filled up by code 0."""
-    xp, spec = array_module(weight.codes), weight.spec
+    codes, spec = weight.codes, weight.spec
+    xp = array_module(codes)
     rows, filled = spec.out_features, row_lanes(spec)
-    padded = xp.zeros((rows, filled * lane_vectors(spec), spec.config.m), weight.codes.dtype)
-    padded[:, : spec.vectors] = weight.codes
+    padded = xp.zeros((rows, filled * lane_vectors(spec), spec.config.m), codes.dtype)
+    padded[:, : spec.vectors] = codes
     lanes = padded.reshape(rows, filled, -1).view(np.uint32)  # [M, lane, words]
     words = lanes.shape[2]
     arranged = xp.zeros((rows, filled * words), np.uint32)

@@ -75,6 +75,7 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
     name = "quip"
     weights = E8PWeight
     automatic = True
+    rearranged = ("qidxs",)
     few_rows = MATVEC_ROWS
 
     def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
@@ -90,6 +91,9 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
         vectors = {"in": weight.SU, "out": weight.SV}
         numbers = {"residual_factor": 1.0 / weight.resid_scale}
         return Prepared(weight.spec, weight.device, arrange_codes(weight) | vectors, numbers)
+
+    def restore(self, prepared: Prepared[E8PSpec], name: str) -> Any:
+        return restore_codes(prepared.arrays, prepared.spec)
 
     def alike(self, product: Product[E8PSpec]) -> Product[E8PSpec]:
         return product  # the rotations' grids grow with n
@@ -241,19 +245,34 @@ def arrange_codes(weight: E8PWeight) -> dict[str, Any]:
 
     The ball's indices, eight of a row together in the format, take the order of the codes: uint32 [M/16, K/64, 32].
     """
-    xp, (m, k) = array_module(weight.qidxs), weight.shape
-    words = k // 32
+    qidxs, (m, k) = weight.qidxs, weight.shape
+    xp, words = array_module(qidxs), k // 32
     arrays = {"tables": xp.asarray(tables(weight.bits))}
     if weight.bits == 2:
-        return arrays | {"codes": with_sign_bytes(weight.qidxs)}
-    rest = xp.ascontiguousarray(weight.qidxs[:, words:])
+        return arrays | {"codes": with_sign_bytes(qidxs)}
+    rest = xp.ascontiguousarray(qidxs[:, words:])
     if weight.bits == 3:
         # row 16 I + 2 g + a, column 8 J + 2 t + b -> byte a + 2 b of word [I, J, g, t]
         indices = rest.view(np.uint8).reshape(m // 16, 8, 2, k // 64, 4, 2)
         rest = xp.ascontiguousarray(indices.transpose(0, 3, 1, 4, 5, 2)).reshape(-1, 4).view(np.uint32)
     else:
         rest = with_sign_bytes(rest)
-    return arrays | {"codes": with_sign_bytes(xp.ascontiguousarray(weight.qidxs[:, :words])), "residual": rest}
+    return arrays | {"codes": with_sign_bytes(xp.ascontiguousarray(qidxs[:, :words])), "residual": rest}
+
+
+def restore_codes(arrays: dict[str, Any], spec: E8PSpec) -> Any:
+    """The inverse of `arrange_codes`: qidxs int64, as the format has them."""
+    codes, (m, k) = without_sign_bytes(arrays["codes"]), spec.shape
+    if spec.bits == 2:
+        return codes
+    xp, rest = array_module(codes), arrays["residual"]
+    if spec.bits == 3:
+        # byte a + 2 b of word [I, J, g, t] -> row 16 I + 2 g + a, column 8 J + 2 t + b
+        indices = rest.view(np.uint8).reshape(m // 16, k // 64, 8, 4, 2, 2)
+        rest = xp.ascontiguousarray(indices.transpose(0, 2, 5, 1, 3, 4)).reshape(m, k // 8).view(np.int64)
+    else:
+        rest = without_sign_bytes(rest)
+    return xp.concatenate([codes, rest], 1)
 
 
 def with_sign_bytes(codes: Any) -> Any:
@@ -267,3 +286,15 @@ def with_sign_bytes(codes: Any) -> Any:
         signs = (spread << np.uint32(j)) | signs
     halves[..., 1] = signs
     return halves
+
+
+def without_sign_bytes(halves: Any) -> Any:
+    """The inverse of `with_sign_bytes`: int64 of uint32 [..., 2]."""
+    codes = halves.copy()
+    signs, scattered = codes[..., 1].copy(), 0
+    for j in range(8):
+        spread = signs >> np.uint32(j) & np.uint32(0x01010101)
+        nibble = spread * np.uint32(0x10204080) >> np.uint32(28)  # bit 8i to bit i
+        scattered = (nibble << np.uint32(4 * j)) | scattered
+    codes[..., 1] = scattered
+    return codes.view(np.int64)[..., 0]

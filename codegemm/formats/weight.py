@@ -143,7 +143,8 @@ class Weight(Matrix, ABC):
         later = self.__dict__.get("_later", {}).get(name)
         if later is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        array = frozen(later.make())
+        with devices.scope(self.device):
+            array = frozen(later.make())
         if later.kept:
             setattr(self, name, array)
         return array

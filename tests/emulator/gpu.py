@@ -222,7 +222,7 @@ def module(gpu):
     cupy.empty = lambda shape, dtype: aligned(np.empty(shape, dtype))
     cupy.zeros = lambda shape, dtype: aligned(np.zeros(shape, dtype))
     cupy.ascontiguousarray = lambda array: aligned(array.host)
-    cupy.concatenate = lambda arrays: Array(np.concatenate([array.host for array in arrays]))
+    cupy.concatenate = lambda arrays, axis=0: Array(np.concatenate([array.host for array in arrays], axis))
     properties = {
         "major": gpu.arch // 10,
         "minor": gpu.arch % 10,

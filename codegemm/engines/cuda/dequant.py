@@ -7,6 +7,7 @@ fast form are also those of Hopper's form for many rows of x, unless of W there 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from codegemm.engines.cuda import dequant_cut, dequant_fast, dequant_plain, dequant_wide, dequant_wide_cut, rows
 from codegemm.engines.cuda import dequant_layout as layout
@@ -27,6 +28,7 @@ class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
     name = "dequant"
     weights = CodebookWeight
     automatic = True
+    rearranged = ("codes",)
 
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
         if product.n > MAX_N and not dequant_wide_cut.fits(product, gpu):
@@ -40,6 +42,9 @@ class Dequant(CudaKernel[CodebookSpec, CodebookWeight]):
 
     def arrange(self, weight: CodebookWeight) -> Prepared:
         return form(weight.spec).arrange(weight)
+
+    def restore(self, prepared: Prepared[CodebookSpec], name: str) -> Any:
+        return form(prepared.spec).restore_codes(prepared.arrays[name], prepared.spec)
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         module = dequant_wide if _goes_wide(product, gpu) else form(product.spec)

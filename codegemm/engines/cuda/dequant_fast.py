@@ -28,6 +28,11 @@ def arrange(weight: CodebookWeight) -> Prepared:
     return Prepared(weight.spec, weight.device, arrays)
 
 
+def restore_codes(arranged: Any, spec: CodebookSpec) -> Any:
+    """The weight's codes [M, K/v, m], of those that `arrange` made."""
+    return layout.restore_codes(arranged, spec)
+
+
 def arguments(spec: CodebookSpec, cut: Any, **others: int) -> Structure:
     """`ARGUMENTS` of a product cut so: what a cut of this form has, or else `others`."""
     group_steps = layout.group_steps(spec)

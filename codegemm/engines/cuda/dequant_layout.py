@@ -13,7 +13,7 @@ from codegemm import kernels_cu
 from codegemm.arrays import array_module
 from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES
-from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks
+from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks, unpacked, unpad_rows
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 V = (4, 8, 16)  # vector lengths that fill fragments of mma
@@ -79,6 +79,15 @@ def arrange_codes(weight: CodebookWeight) -> Any:
     return xp.ascontiguousarray(_pack(order.reshape(*order.shape[:3], LANES, TILES, STEPS), spec))
 
 
+def restore_codes(arranged: Any, spec: CodebookSpec) -> Any:
+    """The inverse of `arrange_codes`: uint8 or uint16 [M, K/v, m]."""
+    m, blocks, place = spec.config.m, row_blocks(spec), columns(spec)
+    order = _unpack(arranged, spec).reshape(k_blocks(spec), m, blocks, 8, STEP, TILES, STEPS)
+    # [k block, codebook, block, r, q, tile, step] -> [block, tile, r, k block, step, q, codebook]
+    chosen = order.transpose(2, 5, 3, 0, 6, 4, 1).reshape(blocks * LANES, len(place), m)
+    return unpad_rows(spec, chosen[:, array_module(chosen).asarray(np.flatnonzero(place >= 0))])
+
+
 def arrange_scales(weight: CodebookWeight) -> Any:
     """float16 [group][block of 32 rows][q][tile][2]: rows 8 * tile + 2q and the next."""
     spec = weight.spec
@@ -99,3 +108,13 @@ def _pack(codes: Any, spec: CodebookSpec) -> Any:
     tiles = 8 // bits  # of a word
     words = codes.reshape(*codes.shape[:-2], TILES // tiles, tiles, STEPS)
     return packed(words, bits).reshape(*codes.shape[:-2], -1)
+
+
+def _unpack(arranged: Any, spec: CodebookSpec) -> Any:
+    """The inverse of `_pack`: uint8 or uint16 [..., tile, step]."""
+    bits = container_bits(spec.config.b)
+    if bits == 16:
+        loads = arranged.view(np.uint16).swapaxes(-2, -3)
+        return loads.reshape(*loads.shape[:-2], TILES, STEPS)
+    words = arranged.reshape(*arranged.shape[:-1], -1, STEPS)
+    return unpacked(words, bits).reshape(*arranged.shape[:-1], TILES, STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from codegemm import kernels_cu
 from codegemm.arrays import array_module
@@ -47,15 +48,20 @@ def cut_for(spec: CodebookSpec, n: int, gpu: Gpu) -> Cut:
 def arrange(weight: CodebookWeight) -> Prepared:
     """Codes [k-vector][codebook][padded row], scales [group][padded row]."""
     spec = weight.spec
-    xp = array_module(weight.codes)
     codes = rows.pad_rows(spec, weight.codes).transpose(1, 2, 0)
     scales = rows.pad_rows(spec, weight.scales).swapaxes(0, 1)
+    xp = array_module(codes)
     arrays = {
         "codes": xp.ascontiguousarray(codes),
         "codebooks": weight.part_codebooks,
         "scales": xp.ascontiguousarray(scales),
     }
     return Prepared(spec, weight.device, arrays)
+
+
+def restore_codes(arranged: Any, spec: CodebookSpec) -> Any:
+    """The weight's codes [M, K/v, m], of those that `arrange` made."""
+    return rows.unpad_rows(spec, arranged.transpose(2, 0, 1))
 
 
 def steps(product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
@@ -14,21 +14,21 @@ from codegemm.devices import Device
 from codegemm.engines.cuda import gemm, library
 from codegemm.engines.cuda.dependent import DependentKernel
 from codegemm.engines.cuda.steps import Array, Gemm, Launch, Number, Place, Step, Structure, Table
-from codegemm.formats.weight import Spec
+from codegemm.kernel import S
 
 # What a product is once everything is decided: a function of x, out, workspace, stream and, where it has one, a bias.
 Run = Callable[..., None]
 
 
 @dataclass
-class Prepared:
+class Prepared(Generic[S]):
     """A weight in a kernel's order where its arrays are, and what was bound so far.
 
     arrays: NumPy's or CuPy's, by name, and tables once they were needed. numbers: what else kernels take of the weight.
     runs: by rows, dtype of x and of y, and whether there is a bias.
     """
 
-    spec: Spec
+    spec: S
     device: Device
     arrays: dict[Any, Any]
     numbers: dict[str, float] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from codegemm import kernels_cu
 from codegemm.engines.cuda import psumbook_layout as layout
 from codegemm.engines.cuda import rows
@@ -25,6 +27,7 @@ class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):
     name = "psumbook"
     weights = CodebookWeight
     automatic = True
+    rearranged = ("codes",)
 
     def unfit_for(self, product: Product[CodebookSpec], gpu: Gpu) -> str | None:
         b, n = product.spec.config.b, product.n
@@ -41,6 +44,9 @@ class Psumbook(CudaKernel[CodebookSpec, CodebookWeight]):
             "scales": layout.arrange_scales(weight),
         }
         return Prepared(weight.spec, weight.device, arrays, {"table_scale": layout.table_scale(weight)})
+
+    def restore(self, prepared: Prepared[CodebookSpec], name: str) -> Any:
+        return layout.restore_codes(prepared.arrays[name], prepared.spec)
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         return [launch(product, cut_for(product.spec, product.n, gpu), gpu, scratch)]

@@ -13,7 +13,7 @@ import numpy as np
 from codegemm.arrays import array_module
 from codegemm.engines import limits
 from codegemm.engines.cuda.gpu import LANES
-from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks
+from codegemm.engines.cuda.rows import container_bits, packed, pad_rows, row_blocks, unpacked, unpad_rows
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 POSITIONS = 32  # k-vectors in a position row
@@ -91,6 +91,17 @@ def arrange_codes(weight: CodebookWeight) -> Any:
     return arranged
 
 
+def restore_codes(arranged: Any, spec: CodebookSpec) -> Any:
+    """The inverse of `arrange_codes`: uint8 [M, K/v, m]."""
+    xp, m, k, blocks = array_module(arranged), spec.config.m, k_blocks(spec), row_blocks(spec)
+    row_bytes = arranged[: k * m].swapaxes(2, 3).reshape(k, m, blocks, LANES, -1)
+    steps = _unpack(row_bytes, container_bits(spec.config.b))
+    step_of = np.argsort(positions(phases(spec)), axis=1)  # [lane, position]
+    # [k block, codebook, block, lane, position] -> [block, lane, k block, position, codebook]
+    whole = steps[..., xp.asarray(np.arange(LANES)[:, None]), xp.asarray(step_of)].transpose(2, 3, 0, 4, 1)
+    return unpad_rows(spec, whole.reshape(blocks * LANES, k * POSITIONS, m)[:, : spec.vectors])
+
+
 def arrange_scales(weight: CodebookWeight) -> Any:
     """float16 [stored group][block][chunk][lane][phases of a load]; [block][lane] for one scale a row."""
     spec, scales = weight.spec, weight.scales
@@ -133,3 +144,9 @@ def _pack(codes: Any, bits: int) -> Any:
     """uint8 [..., 32] steps -> [..., 4 * bits] bytes: byte i of a word has step i lowest, then i + 4, i + 8, ..."""
     words = codes.reshape(*codes.shape[:-1], bits, 8 // bits, 4)
     return packed(words, bits).reshape(*codes.shape[:-1], 4 * bits)
+
+
+def _unpack(row_bytes: Any, bits: int) -> Any:
+    """The inverse of `_pack`: uint8 [..., 4 * bits] bytes -> [..., 32] steps."""
+    words = row_bytes.reshape(*row_bytes.shape[:-1], bits, 4)
+    return unpacked(words, bits).reshape(*row_bytes.shape[:-1], POSITIONS)

@@ -85,6 +85,15 @@ def pad_rows(spec: CodebookSpec, array: Any) -> Any:
     return array[array_module(array).asarray(np.concatenate(index))]
 
 
+def unpad_rows(spec: CodebookSpec, array: Any) -> Any:
+    """The inverse of `pad_rows`: [M, ...] without what parts were filled up by."""
+    if len(array) == spec.out_features:
+        return array
+    starts = LANES * np.cumsum([0, *part_blocks(spec)])
+    index = [np.arange(rows) + start for rows, start in zip(spec.part_rows, starts)]
+    return array[array_module(array).asarray(np.concatenate(index))]
+
+
 def slices(spec: CodebookSpec, most_blocks: int) -> Slices:
     """Near-equal slices of at most `most_blocks` blocks of 32 rows, none across parts, a part's larger ones first."""
     parts, place, block, row = [], 0, 0, 0
@@ -140,6 +149,12 @@ def packed(fields: Any, bits: int) -> Any:
     for field in range(1, 8 // bits):
         found = found | fields[..., field, :] << field * bits
     return found
+
+
+def unpacked(found: Any, bits: int) -> Any:
+    """The inverse of `packed`: uint8 [..., byte] -> [..., field, byte]."""
+    shifts = array_module(found).asarray(np.arange(0, 8, bits, dtype=np.uint8)[:, None])
+    return found[..., None, :] >> shifts & (1 << bits) - 1
 
 
 def code_type(spec: CodebookSpec) -> str:

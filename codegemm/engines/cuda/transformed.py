@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
@@ -75,9 +74,8 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
         core = self.inner.arrange(weight.core)
         return Prepared(weight.spec, weight.device, core.arrays | arrays_around(weight), core.numbers)
 
-    def inside(self, prepared: Prepared) -> Prepared:
-        spec = cast(TransformedSpec, prepared.spec)
-        return replace(prepared, spec=spec.core, runs={})
+    def inside(self, prepared: Prepared[TransformedSpec]) -> Prepared[Spec]:
+        return Prepared(prepared.spec.core, prepared.device, prepared.arrays, prepared.numbers)
 
     def steps(self, product: Product[TransformedSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
         spec, n, scaled = product.spec, product.n, is_scaled(product)

@@ -173,7 +173,7 @@ PREPARED = [form for form in FORMS if not isinstance(form.kernel, CudaTransforme
 
 @pytest.mark.parametrize("form", [*PREPARED, Form(Aqlm(), (17, 2400), "m3v8b6g-1", 1)], ids=str)
 def test_weights_are_prepared_where_they_are(form, emulated_gpu, make_weight, monkeypatch):
-    """As on the host, but nothing goes through it; a copy is whole."""
+    """As on the host, but nothing goes through it; a copy is whole, and codes are restored where they are."""
     weight = make_weight(*form.shape, form.config, form.parts)
     here, moved = form.kernel.arrange(weight), weight.to("cuda")
     monkeypatch.setattr(gpu.Array, "get", lambda self: pytest.fail("a copy to the host"))
@@ -187,6 +187,11 @@ def test_weights_are_prepared_where_they_are(form, emulated_gpu, make_weight, mo
             assert isinstance(other, gpu.Array)
             assert other.host.dtype == array.dtype
             assert np.array_equal(other.host, array)
+    for name in form.kernel.rearranged:
+        restored = form.kernel.restore(there, name)
+        assert isinstance(restored, gpu.Array)
+        assert restored.host.dtype == getattr(weight, name).dtype
+        assert np.array_equal(restored.host, getattr(weight, name))
 
 
 @pytest.mark.parametrize(
