@@ -110,12 +110,12 @@ class Plan:
     ) -> None:
         """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them.
 
-        bias: NumPy's or CuPy's [M] on the weight's device, not written to any more, or None. exact: without those of
+        bias: [M] on the weight's device, of any library, not written to any more, or None. exact: without those of
         fewer rows; what has to be compiled is at the first call.
         """
-        self.weight, self.kernel, self._bias = weight, kernel, bias
-        self.n, self.dtype = product.n, product.dtype
-        self._product = product = replace(product, biased=_is_added(kernel, self.dtype, bias))
+        self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
+        self._bias = None if bias is None else self._summand(bias)
+        self._product = product = replace(product, biased=_is_added(kernel, self.dtype, self._bias))
         self._exact = exact
         self._thread: int | None = None
         with scope(weight.device):
@@ -161,7 +161,12 @@ class Plan:
     def bias(self, bias: Any) -> None:
         if bias is None or self._bias is None:
             raise ValueError("bias: a plan is made with one or without")
-        self._bias = operands.summand(operands.bias_of(bias, *self.weight.shape[:1], self.weight.device), self.dtype)
+        self._bias = self._summand(bias)
+
+    def _summand(self, bias: Any) -> Any:
+        device = self.weight.device
+        with scope(device, bias):
+            return operands.summand(operands.bias_of(bias, self.weight.shape[0], device), self.dtype)
 
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
@@ -243,7 +248,7 @@ def plan(
     product = Product.of(w.spec, n, dtype)
     if bias is not None:
         with scope(w.device, bias):
-            bias = operands.summand(operands.bias_of(bias, w.shape[0], w.device), product.dtype).copy()
+            bias = operands.bias_of(bias, w.shape[0], w.device).copy()
             if w.device != CPU:
                 devices.synchronize()  # the calls may come on any stream
     return Plan(w, product, choice.select(product, w.device, kernel, precision), bias)
@@ -309,11 +314,11 @@ def _tracked(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias
     def forward(x: Any, bias: Any) -> Any:
         return _times_rows(x, weight, None, kernel, precision, bias)
 
-    return gradients.linear(x, bias, forward, partial(_back, weight))
+    return gradients.linear(x, bias, forward, partial(back, weight))
 
 
-def _back(weight: Weight, g: Any) -> Any:
-    """g @ W for a tensor g [..., M], in its dtype."""
+def back(weight: Weight, g: Any) -> Any:
+    """g @ W for a tensor g [..., M], in its dtype and without a graph: the gradient of x @ W^T."""
     with scope(weight.device, g):
         array = operands.incoming(g, weight.device)
         rows = operands.as_rows(array, prod(array.shape[:-1]))

@@ -1,0 +1,97 @@
+"""Several layers with the same input, like q, k and v, whose outputs one product makes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from codegemm.torch import op
+from codegemm.torch.bound import bound_to, settle
+from codegemm.torch.tensors import joined
+
+
+@dataclass
+class _Made:
+    """A product that not all layers have taken their part of. x is kept, so that no other comes to be where it is."""
+
+    x: torch.Tensor
+    version: int
+    graph: bool
+    y: torch.Tensor
+    waiting: set[int]
+
+
+class Fused:
+    """Layers [M_i, K] whose weights are multiplied as one: the first that is called makes the outputs of all.
+
+    The others take theirs if they are called by the same thread with the same tensor, unchanged. Each keeps its own
+    parameters and its own state_dict.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        """layers: CodebookLinears of one precision on one device whose weights `codegemm.concat` joins; ValueError or
+        TypeError for others."""
+        self.layers = tuple(layers)
+        self.precision = layers[0].precision
+        self.layout = joined([layer.layout for layer in layers])
+        self._ends = tuple(accumulate(layer.out_features for layer in layers))
+        self._made: dict[int, _Made] = {}  # by thread
+        bound_to(self._tensors(), self.layout, self.precision)  # raises where they can't be joined
+
+    def product(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
+        """The output of one of the layers."""
+        number = next(i for i, each in enumerate(self.layers) if each is layer)
+        if torch.compiler.is_compiling():
+            return self._part(self._all(x), number)  # equal calls in a graph are one
+        thread, graph = threading.get_ident(), torch.is_grad_enabled()
+        version = -1 if x.is_inference() else x._version
+        made = self._made.get(thread)
+        if (
+            made is None
+            or made.x is not x
+            or (made.version, made.graph) != (version, graph)
+            or number not in made.waiting
+        ):
+            if not bound_to(self._tensors(), self.layout, self.precision).settled:
+                self.prepare(1, x.dtype)
+            made = _Made(x, version, graph, self._all(x), set(range(len(self.layers))))
+            self._made[thread] = made
+        made.waiting.discard(number)
+        if not made.waiting:
+            del self._made[thread]
+        return self._part(made.y, number)
+
+    def prepare(self, n: int, dtype: torch.dtype) -> None:
+        """Have the layers hold codes once, in the order of the kernel for n rows of x."""
+        settled = iter(settle(self._tensors(), self.layout, self.precision, n, dtype))
+        for layer in self.layers:
+            layer.take([next(settled) for _ in layer.tensors()])
+
+    def _all(self, x: torch.Tensor) -> torch.Tensor:
+        tensors, bias = self._tensors(), self._bias()
+        if not torch.compiler.is_compiling() and op.is_plain(x, bias):
+            return bound_to(tensors, self.layout, self.precision).multiply(x, bias)
+        return op.linear(x, tensors, self.layout, bias, self.precision)
+
+    def _part(self, y: torch.Tensor, number: int) -> torch.Tensor:
+        end, rows = self._ends[number], self.layers[number].out_features
+        return y[..., end - rows : end]
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [tensor for layer in self.layers for tensor in layer.tensors()]
+
+    def _bias(self) -> torch.Tensor | None:
+        given = [layer.bias for layer in self.layers if layer.bias is not None]
+        if not given:
+            return None
+        return torch.cat(
+            [given[0].new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in self.layers]
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_made": {}}

@@ -1,0 +1,158 @@
+"""`torch.nn.Linear` with a quantised weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+
+from codegemm.choice import check
+from codegemm.formats.weight import Weight
+from codegemm.torch import op
+from codegemm.torch.bound import bound_to, content, forget, settle
+from codegemm.torch.fused import Fused
+from codegemm.torch.tensors import tensor_of, text_of
+
+
+class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
+    """y = x @ W^T + bias with a quantised W, in place of a `torch.nn.Linear`: x [..., in_features] on W's device.
+
+    Its parameters are the tensors that a file of codegemm holds of such a weight: `codes` (packed, uint8), `codebooks`
+    and `scales` of a CodebookWeight, others of other formats (`codegemm.storage` says which), and `bias`. They don't
+    require grad, and `.half()`, `.to(dtype)` leave all but the bias in the dtype that they have; x may have another.
+
+    A kernel holds codes in an order of its own. From the first product on (under torch.compile: from `prepare` on) they
+    are there only, and the parameter is empty: `state_dict`, `.to(device)`, `copy.deepcopy`, pickling and `to_weight`
+    have them all the same, and `restore` puts them back.
+
+    precision: `full` or `fast`, as of `codegemm.matmul`.
+    """
+
+    _parameters: dict[str, Any]
+
+    def __init__(self, weight: Weight, bias: torch.Tensor | None = None, precision: str = "full") -> None:
+        """weight: on the device where the layer is to be; on the CPU its arrays may become the layer's own.
+
+        bias: [out_features] there, or None; a Parameter stays what it is. TypeError, ValueError for what can't be.
+        """
+        super().__init__()
+        if not isinstance(weight, Weight):
+            raise TypeError(f"weight: {type(weight).__name__}, must be a quantised weight")
+        check("auto", precision)
+        self.out_features, self.in_features = weight.shape
+        self.precision = precision
+        self.config = weight.spec.name
+        stored = weight.stored()
+        self.layout = text_of(stored)
+        self._names = tuple(stored.tensors)
+        for name, array in stored.tensors.items():
+            self._set(name, tensor_of(array).to(weight.device))
+        self._fused: Fused | None = None
+        if bias is not None:
+            if not isinstance(bias, torch.Tensor) or bias.shape != weight.shape[:1] or not bias.is_floating_point():
+                said = f"{bias.dtype} {tuple(bias.shape)}" if isinstance(bias, torch.Tensor) else type(bias).__name__
+                raise ValueError(f"bias: {said}, must be a tensor of floats ({self.out_features},)")
+            bias = bias if isinstance(bias, torch.nn.Parameter) else torch.nn.Parameter(bias)
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ W^T + bias in x's dtype, or in that of autocast where that is on."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self._fused is not None:
+            return self._fused.product(self, x)
+        tensors, bias = self.tensors(), self.bias
+        if not torch.compiler.is_compiling():
+            bound = bound_to(tensors, self.layout, self.precision)
+            if not bound.settled:
+                tensors = self.prepare(1, x.dtype).tensors()
+            if op.is_plain(x, bias):
+                return bound.multiply(x, bias)
+        return op.linear(x, tensors, self.layout, bias, self.precision)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Those of the weight, in the order of its layout."""
+        return [self._parameters[name] for name in self._names]
+
+    def to_weight(self) -> Weight:
+        """The weight, on the memory of the parameters or of what a kernel made of them: not to be kept longer than the
+        layer stays as it is."""
+        return bound_to(self.tensors(), self.layout, self.precision).weight
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The dense matrix [out_features, in_features] on the layer's device."""
+        weight = self.to_weight()
+        return tensor_of(weight.dequantize(dtype)).to(weight.device)
+
+    def prepare(self, n: int = 1, dtype: torch.dtype = torch.float32) -> Self:
+        """Decide, compile and arrange for products of n rows of x, if no product did so before; the layer itself.
+
+        Codes are held once then, in the order of the kernel of these products; others that read another order hold
+        theirs beside it.
+        """
+        if self._fused is not None:
+            self._fused.prepare(n, dtype)
+        else:
+            self.take(settle(self.tensors(), self.layout, self.precision, n, dtype))
+        return self
+
+    def restore(self) -> Self:
+        """Put the parameters back as they were before the first product; the layer itself."""
+        return self.take([content(tensor, name) for name, tensor in zip(self._names, self.tensors())])
+
+    def take(self, tensors: list[torch.Tensor]) -> Self:
+        """Have these as parameters, in the order of the layout; the layer itself."""
+        for name, tensor in zip(self._names, tensors):
+            if tensor is not self._parameters[name]:
+                self._set(name, tensor)
+        return self
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        precision = "" if self.precision == "full" else f", precision={self.precision}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"config={self.config}{precision}"
+        )
+
+    def _set(self, name: str, tensor: torch.Tensor) -> None:
+        if not isinstance(tensor, torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=False)
+        self.register_parameter(name, tensor)
+
+    def _apply(self, function: Callable[[Any], Any], recurse: bool = True) -> Self:
+        """What `.to`, `.cuda`, `.half` and `to_empty` come to: dtypes stay."""
+        self.restore()
+        moved = {name: _moved(function, tensor) for name, tensor in zip(self._names, self.tensors())}
+        before, self._parameters = self._parameters, {"bias": self.bias}
+        try:
+            super()._apply(function, recurse)
+            before = {**moved, **self._parameters}
+        finally:
+            self._parameters = before
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in zip(self._names, self.tensors()):
+            destination[prefix + name] = content(destination[prefix + name] if tensor.numel() else tensor, name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if any(prefix + name in state_dict for name in self._names):
+            self.restore()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        for tensor in self.tensors():
+            forget(tensor)  # in inference mode nothing else tells that it was written to
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.restore()
+        return dict(vars(self))
+
+
+def _moved(function: Callable[[Any], Any], tensor: torch.Tensor) -> torch.nn.Parameter:
+    """What `function` makes of it, in its own dtype."""
+    moved = function(tensor.detach())
+    if moved.dtype != tensor.dtype:
+        moved = tensor.detach().to(moved.device)
+    return torch.nn.Parameter(moved, requires_grad=False)
