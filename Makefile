@@ -26,8 +26,8 @@ CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels
 
 .PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench docs lint format wheel clean
 
-test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch) $(VENV)/minilm
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py)
+test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
 
 test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test
@@ -90,8 +90,8 @@ $(VENV)/torch: $(VENV)/made constraints.txt
 	$(PIP) torch==2.13.0
 	touch $@
 
-$(VENV)/transformers: $(VENV)/made constraints.txt
-	$(PIP) transformers
+$(VENV)/transformers: $(VENV)/torch constraints.txt
+	$(PIP) transformers peft
 	touch $@
 
 # The package of trained weights names many requirements that only running the model needs.

@@ -58,22 +58,24 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x @ W^T + bias in x's dtype, or in that of autocast where that is on."""
+        bias = self._parameters["bias"]
+        if self._fused is None and op.is_plain(x, bias):
+            bound = bound_to(self.tensors(), self.layout, self.precision)
+            if not bound.settled:
+                self.prepare(1, x.dtype)
+            return bound.multiply(x, bias)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if self._fused is not None:
             return self._fused.product(self, x)
-        tensors, bias = self.tensors(), self.bias
-        if not torch.compiler.is_compiling():
-            bound = bound_to(tensors, self.layout, self.precision)
-            if not bound.settled:
-                tensors = self.prepare(1, x.dtype).tensors()
-            if op.is_plain(x, bias):
-                return bound.multiply(x, bias)
-        return op.linear(x, tensors, self.layout, bias, self.precision)
+        if not torch.compiler.is_compiling() and not bound_to(self.tensors(), self.layout, self.precision).settled:
+            self.prepare(1, x.dtype)
+        return op.linear(x, self.tensors(), self.layout, bias, self.precision)
 
     def tensors(self) -> list[torch.Tensor]:
         """Those of the weight, in the order of its layout."""
-        return [self._parameters[name] for name in self._names]
+        parameters = self._parameters
+        return [parameters[name] for name in self._names]
 
     def to_weight(self) -> Weight:
         """The weight, on the memory of the parameters or of what a kernel made of them: not to be kept longer than the

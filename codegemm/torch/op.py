@@ -61,14 +61,16 @@ def _like_product_back(g: Any, tensors: Sequence[Any], layout: str, precision: s
 
 
 def is_plain(x: Any, bias: Any) -> bool:
-    """Whether torch has nothing to do with a product but to make it: no graph, no transformation, and nobody who traces
-    or watches."""
+    """Whether torch has nothing to do with a product but to make it: no graph, no transformation, no other dtype, and
+    nobody who traces or watches."""
     return (
-        type(x) is torch.Tensor
+        not torch.compiler.is_compiling()
+        and type(x) is torch.Tensor
         and not (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_torch_function_mode_enabled()
         and torch._C._get_tracing_state() is None
+        and not torch._C._is_any_autocast_enabled()
         and not transforms(torch)
     )
 
