@@ -41,13 +41,14 @@ class Fused:
         self.layout = joined([layer.layout for layer in layers])
         self._ends = tuple(accumulate(layer.out_features for layer in layers))
         self._made: dict[int, _Made] = {}  # by thread
+        self._traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
         bound_to(self._tensors(), self.layout, self.precision)  # raises where they can't be joined
 
     def product(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """The output of one of the layers."""
         number = next(i for i, each in enumerate(self.layers) if each is layer)
         if torch.compiler.is_compiling():
-            return self._part(self._all(x), number)  # equal calls in a graph are one
+            return self._traced_product(number, x)
         thread, graph = threading.get_ident(), torch.is_grad_enabled()
         version = -1 if x.is_inference() else x._version
         made = self._made.get(thread)
@@ -65,6 +66,15 @@ class Fused:
         if not made.waiting:
             del self._made[thread]
         return self._part(made.y, number)
+
+    def _traced_product(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        """The same, of plain values alone, which tracing follows: one call in the graph."""
+        if self._traced is None or self._traced[0] is not x or number not in self._traced[2]:
+            self._traced = x, self._all(x), tuple(range(len(self.layers)))
+        x, y, waiting = self._traced
+        waiting = tuple(each for each in waiting if each != number)
+        self._traced = (x, y, waiting) if waiting else None
+        return self._part(y, number)
 
     def prepare(self, n: int, dtype: torch.dtype) -> None:
         """Have the layers hold codes once, in the order of the kernel for n rows of x."""
@@ -94,4 +104,4 @@ class Fused:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_made": {}}
+        return vars(self) | {"_made": {}, "_traced": None}
