@@ -3,6 +3,7 @@
 #   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make cpu           what the CPU engine reaches beside its targets, in ratios
+#   make torch         what layers in torch cost and how fast a Llama decodes on the CPU, in ratios
 #   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active
 #                      (PART=bench-8b SECONDS=60 CUBINS=cubins)
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters cpu accuracy gpu cubins tables compare bench docs lint format wheel clean
+.PHONY: test test-all counters cpu torch accuracy gpu cubins tables compare bench docs lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
@@ -37,6 +38,9 @@ counters: $(VENV)/test
 
 cpu: $(VENV)/test $(VENV)/torch
 	$(BIN)/python -m benchmarks.cpu
+
+torch: $(VENV)/test $(VENV)/torch $(VENV)/transformers
+	$(BIN)/python -m benchmarks.pytorch
 
 accuracy: $(VENV)/test $(VENV)/torch $(VENV)/minilm $(VENV)/transformers
 	$(BIN)/python -m benchmarks.quantize
@@ -57,7 +61,7 @@ compare: $(VENV)/plot $(VENV)/minilm
 bench: $(VENV)/test $(VENV)/minilm
 	$(BIN)/python -m pytest benchmarks -m "not slow"
 
-docs: $(VENV)/docs
+docs: $(VENV)/docs $(VENV)/transformers
 	PYTHONPATH=tests $(BIN)/python -m support.reference site
 
 lint: $(VENV)/test

@@ -8,7 +8,9 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 
-from codegemm.torch.linear import CodebookLinear
+from codegemm.torch.layer import CodebookLinear
+
+__all__ = ["for_layers"]
 
 
 class CodebookLoraLinear(Linear):  # type: ignore[misc]

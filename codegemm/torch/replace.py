@@ -14,7 +14,7 @@ from codegemm.formats.weight import Weight
 from codegemm.quantize import configured, quantize
 from codegemm.quantize.selection import spared
 from codegemm.torch.fused import Fused
-from codegemm.torch.linear import CodebookLinear
+from codegemm.torch.layer import CodebookLinear
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # as Llama and many others call them
 

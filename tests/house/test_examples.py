@@ -29,6 +29,15 @@ def test_numpy_product(printed):
     assert 0.2 < float(quantising) < 0.4
 
 
+def test_torch_model(printed):
+    pytest.importorskip("torch")
+    *layers, size, error = printed("torch_model.py")
+    assert sum("CodebookLinear(in_features=" in line for line in layers) == 2
+    after, before = map(int, re.fullmatch(r"(\d+) bytes in place of (\d+)", size).groups())
+    assert 10 < before / after < 16
+    assert 0.1 < float(error.removeprefix("error of the outputs: ")) < 0.6
+
+
 def test_torch_linear(printed):
     pytest.importorskip("torch")
     y, gradient = (

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from types import GenericAlias
 from typing import Any
@@ -21,6 +22,7 @@ from support import ROOT
 MODULES = (
     "codegemm", "codegemm.calibration", "codegemm.checkpoints", "codegemm.comparison.result",
     "codegemm.measuring.machine", "codegemm.testing",
+    *(name for name, needed in (("codegemm.torch", "torch"), ("codegemm.torch.lora", "peft")) if find_spec(needed)),
 )  # fmt: skip
 
 
