@@ -21,23 +21,37 @@ class Parts(NamedTuple):
 
 
 class Buffers:
-    """Those of a plan: on a GPU its own, on the CPU this thread's as long as a call takes."""
+    """Those of a plan: on the CPU this thread's as long as a call takes; on a GPU its own or, where plans share,
+    this thread's for a stream, without room for x and y."""
 
-    def __init__(self, device: Device, workspace_bytes: int, x_bytes: int, y_bytes: int) -> None:
-        sizes = (-(-size // _ALIGNED) * _ALIGNED for size in (workspace_bytes, x_bytes, y_bytes))
+    def __init__(self, device: Device, workspace_bytes: int, x_bytes: int, y_bytes: int, shared: bool = False) -> None:
+        self._device = device
+        rooms = (0, 0) if shared else (x_bytes, y_bytes)
+        sizes = (-(-size // _ALIGNED) * _ALIGNED for size in (workspace_bytes, *rooms))
         self._ends = tuple(itertools.accumulate(sizes))
-        self._own = None if device == CPU else cuda.new_workspace(self._ends[-1])
+        self._own = None if shared or device == CPU else cuda.new_workspace(self._ends[-1])
+
+    def find(self, stream: Any) -> Any:
+        """The workspace with the rest behind it, for a product on that stream (None: CuPy's current one); None where it
+        must be made."""
+        if self._device == CPU:
+            return cpu.take_workspace(self._ends[-1])
+        return cuda.find_workspace(self._device, self._ends[-1], stream) if self._own is None else self._own
 
     def take(self) -> Any:
-        """The workspace, with the rest behind it."""
-        return cpu.take_workspace(self._ends[-1]) if self._own is None else self._own
+        """The same for CuPy's current stream, made if need be."""
+        if self._device == CPU:
+            return cpu.take_workspace(self._ends[-1])
+        return cuda.workspace(self._device, self._ends[-1]) if self._own is None else self._own
 
     def give_back(self, buffer: Any) -> None:
-        """What was taken."""
-        if self._own is None:
+        """What was found or taken."""
+        if self._device == CPU:
             cpu.give_back(buffer)
 
     def parts(self, buffer: Any) -> Parts:
         """Of what was taken."""
         first, second, third = self._ends
+        if first == third:
+            return Parts(buffer)
         return Parts(buffer[:first], buffer[first:second], buffer[second:third])

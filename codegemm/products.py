@@ -111,7 +111,7 @@ class Plan:
         """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them.
 
         bias: [M] on the weight's device, of any library, not written to any more, or None. exact: without those of
-        fewer rows; what has to be compiled is at the first call.
+        fewer rows; what has to be compiled is at the first call, copies are allocated, and workspaces are the thread's.
         """
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
         self._bias = None if bias is None else self._summand(bias)
@@ -124,7 +124,7 @@ class Plan:
             size = max(kernel.workspace(replace(product, n=rows), weight.device) for rows in batches)
             # One buffer serves float32 and x's own dtype: it is as wide as the wider of them.
             sizes = size, product.x_bytes, self.n * weight.shape[0] * max(4, self.dtype.itemsize)
-            self._buffers = Buffers(weight.device, *sizes)
+            self._buffers = Buffers(weight.device, *sizes, shared=exact)
         self.prepared = prepared
 
     @property
@@ -180,11 +180,12 @@ class Plan:
             ready = self._shortcut.find(x, out, stream)
             if ready is not None:
                 run, rows, out_rows, stream = ready
-                self._check_thread()
-                workspace = self._buffers.take()
-                run(rows, out_rows, workspace, stream, *self._added)
-                self._buffers.give_back(workspace)
-                return out
+                workspace = self._buffers.find(stream)
+                if workspace is not None:
+                    self._check_thread()
+                    run(rows, out_rows, workspace, stream, *self._added)
+                    self._buffers.give_back(workspace)
+                    return out
         if operands.tracks(x, out):
             raise RuntimeError(
                 "x or out requires grad or is transformed by torch, and a plan has no graph: call codegemm.linear or "

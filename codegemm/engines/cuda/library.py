@@ -26,6 +26,7 @@ class _Workspaces(threading.local):
 
     def __init__(self) -> None:
         self.by_place: dict[tuple[Device, int], Any] = {}
+        self.outgrown: list[Any] = []  # CUDA graphs may have captured them
 
 
 _workspaces = _Workspaces()
@@ -71,11 +72,31 @@ def find_workspace(where: Device, size: int, stream: Any = None) -> Any:
 
 
 def workspace(where: Device, size: int) -> Any:
-    """This thread's workspace for products on CuPy's current stream, made anew where it is too small."""
+    """This thread's workspace for products on CuPy's current stream, made anew where it is too small.
+
+    While the stream is captured, when nothing can be allocated, that of another stream on which the thread multiplied
+    before; RuntimeError if there is none.
+    """
     kept = find_workspace(where, size)
-    if kept is None:
+    if kept is None and _is_captured():
+        others = (each for (device, _), each in _workspaces.by_place.items() if device == where)
+        kept = max(others, key=lambda each: each.nbytes, default=None)
+        if kept is None or kept.nbytes < size:
+            raise RuntimeError("a product is captured that this thread did not make before: make it once, then capture")
+    elif kept is None:
+        outgrown = _workspaces.by_place.get(_place(where))
+        if outgrown is not None:
+            _workspaces.outgrown.append(outgrown)
+            size = max(size, 2 * outgrown.nbytes)
         kept = _workspaces.by_place[_place(where)] = new_workspace(size)
     return kept
+
+
+def _is_captured() -> bool:
+    """Whether a CUDA graph captures CuPy's current stream."""
+    import cupy
+
+    return bool(cupy.cuda.runtime.streamIsCapturing(cupy.cuda.get_current_stream().ptr))
 
 
 def _place(where: Device, stream: Any = None) -> tuple[Device, int]:
@@ -98,6 +119,7 @@ def forget() -> None:
     with _lock:
         _functions.clear()
     _workspaces.by_place.clear()
+    _workspaces.outgrown.clear()
 
 
 def _load(source: str, instance: str, where: Device, dependent: bool) -> Any:

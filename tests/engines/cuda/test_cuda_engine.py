@@ -18,7 +18,7 @@ from emulator import emulate
 from emulator.gpu import Array, Tensor, emulated, host
 
 import codegemm
-from codegemm import Product, choice, devices, registry
+from codegemm import Plan, Product, choice, devices, registry
 from codegemm.devices import Device
 from codegemm.engines.builds import CompilerError
 from codegemm.engines.cuda import compiler, library, timing
@@ -426,6 +426,33 @@ def test_emulated_workspaces_belong_to_a_thread_and_a_stream(emulated_gpu):
         assert pool.submit(library.find_workspace, GPU, 1).result() is None
         assert pool.submit(library.workspace, GPU, 1).result() is not larger
     assert library.find_workspace(GPU, 1) is larger
+
+
+def test_an_emulated_capture_takes_another_streams_workspace(emulated_gpu, make_weight, rng):
+    """For nothing can be allocated meanwhile; and what was captured stays, though a larger one comes."""
+    library.forget()
+    weight = make_weight(64, 128, "m1v4g32").to("cuda")
+    x = emulated_gpu.asarray(rng.standard_normal((1, 128)).astype(np.float16))
+    out = emulated_gpu.empty((1, 64), np.float16)
+    product = Product.of(weight.spec, 1, np.float16)
+    plans = [Plan(weight, product, choice.select(product, weight.device), exact=True) for _ in range(2)]
+    stream = emulated_gpu.cuda.ExternalStream(5)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="a product is captured that this thread did not make before"):
+            plans[0](x, out=out)
+        stream.end_capture()
+    plans[0](x, out=out)
+    kept = library.find_workspace(GPU, 1)
+    with stream:
+        stream.begin_capture()
+        assert library.workspace(GPU, 1) is kept
+        plans[1](x, out=out)
+        stream.end_capture()
+        assert library.find_workspace(GPU, 1) is None
+    larger = library.workspace(GPU, kept.nbytes + 1)
+    assert larger.nbytes >= 2 * kept.nbytes
+    assert library._workspaces.outgrown == [kept]
 
 
 def test_emulated_threads_may_share_a_stream(emulated_gpu, make_weight, rng):

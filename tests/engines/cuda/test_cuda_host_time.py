@@ -87,6 +87,7 @@ def product(request, monkeypatch, make_weight, tmp_path):
         loaded = dependent.DependentKernel(types.SimpleNamespace(kernel=pointer, name="codegemm_one"))
     for module, name, value in (
         (cupy.cuda.runtime, "getDevice", lambda: 0),
+        (cupy.cuda.runtime, "streamIsCapturing", lambda pointer: False),
         (cupy.cuda, "get_current_stream", Stream),
         (cupy, "empty", lambda shape, dtype: on_gpu(np.empty(shape, dtype))),
         (cupy, "zeros", lambda shape, dtype: on_gpu(np.zeros(shape, dtype))),
@@ -134,7 +135,7 @@ def test_plans_and_products_cost_little_more_than_a_launch(product):
     x, out, weight = product
     plan = codegemm.plan(weight, 1, np.float16, "psumbook")
     launch = plan.kernel.bind(plan.prepared, Product.of(weight.spec, 1, x.dtype))
-    arguments = (x, out, plan._workspace, *launch.constants)
+    arguments = (x, out, plan._buffers.take(), *launch.constants)
 
     def bare():
         launcher(launch.grid, launch.block, arguments, shared_mem=launch.shared_bytes, stream=None)
@@ -160,7 +161,7 @@ def test_launches_get_what_cupy_takes(product, monkeypatch):
     assert all(type(length) is int and length > 0 for length in grid + block)
     assert block[0] % 32 == 0
     assert named == {"shared_mem": bound.shared_bytes, "stream": None}
-    assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._workspace)))
+    assert all(given is wanted for given, wanted in zip(arguments, (x, out, plan._buffers.take())))
     assert all(isinstance(value, cupy.cuda.function.CPointer) for value in arguments[3:])
     [launch] = plan.kernel.decide(product, emulate.SMALL_GPU).launches
     assert len(arguments) == 3 + len(launch.arguments)

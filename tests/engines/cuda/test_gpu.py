@@ -351,7 +351,7 @@ def test_host_time(make_weight, cupy, capsys):
     launch = plan.kernel.bind(plan.prepared, Product.of(weight.spec, 1, x.dtype, out.dtype))
     codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
     bare_launch = getattr(launch.function, "cupys", launch.function)  # as CuPy launches it
-    arguments = (x, out, library.new_workspace(plan._workspace.nbytes), *launch.constants)
+    arguments = (x, out, library.new_workspace(plan._buffers.take().nbytes), *launch.constants)
 
     def seconds(call):
         cupy.cuda.Device().synchronize()
