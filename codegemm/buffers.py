@@ -22,27 +22,30 @@ class Parts(NamedTuple):
 
 class Buffers:
     """Those of a plan: on the CPU this thread's as long as a call takes; on a GPU its own or, where plans share,
-    this thread's for a stream, without room for x and y."""
+    this thread's for a stream, without room for x and y.
+
+    own: the plan's own, or None.
+    """
 
     def __init__(self, device: Device, workspace_bytes: int, x_bytes: int, y_bytes: int, shared: bool = False) -> None:
         self._device = device
         rooms = (0, 0) if shared else (x_bytes, y_bytes)
         sizes = (-(-size // _ALIGNED) * _ALIGNED for size in (workspace_bytes, *rooms))
         self._ends = tuple(itertools.accumulate(sizes))
-        self._own = None if shared or device == CPU else cuda.new_workspace(self._ends[-1])
+        self.own = None if shared or device == CPU else cuda.new_workspace(self._ends[-1])
 
     def find(self, stream: Any) -> Any:
         """The workspace with the rest behind it, for a product on that stream (None: CuPy's current one); None where it
         must be made."""
         if self._device == CPU:
             return cpu.take_workspace(self._ends[-1])
-        return cuda.find_workspace(self._device, self._ends[-1], stream) if self._own is None else self._own
+        return cuda.find_workspace(self._device, self._ends[-1], stream) if self.own is None else self.own
 
     def take(self) -> Any:
         """The same for CuPy's current stream, made if need be."""
         if self._device == CPU:
             return cpu.take_workspace(self._ends[-1])
-        return cuda.workspace(self._device, self._ends[-1]) if self._own is None else self._own
+        return cuda.workspace(self._device, self._ends[-1]) if self.own is None else self.own
 
     def give_back(self, buffer: Any) -> None:
         """What was found or taken."""

@@ -116,6 +116,7 @@ class Plan:
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
         self._bias = None if bias is None else self._summand(bias)
         self._product = product = replace(product, biased=_is_added(kernel, self.dtype, self._bias))
+        self._added = (self._bias,) if product.biased else ()
         self._exact = exact
         self._thread: int | None = None
         with scope(weight.device):
@@ -162,6 +163,7 @@ class Plan:
         if bias is None or self._bias is None:
             raise ValueError("bias: a plan is made with one or without")
         self._bias = self._summand(bias)
+        self._added = (self._bias,) if self._product.biased else ()
 
     def _summand(self, bias: Any) -> Any:
         device = self.weight.device
@@ -180,11 +182,13 @@ class Plan:
             ready = self._shortcut.find(x, out, stream)
             if ready is not None:
                 run, rows, out_rows, stream = ready
-                workspace = self._buffers.find(stream)
+                own = self._buffers.own
+                workspace = self._buffers.find(stream) if own is None else own
                 if workspace is not None:
                     self._check_thread()
                     run(rows, out_rows, workspace, stream, *self._added)
-                    self._buffers.give_back(workspace)
+                    if own is None:
+                        self._buffers.give_back(workspace)
                     return out
         if operands.tracks(x, out):
             raise RuntimeError(
@@ -192,10 +196,6 @@ class Plan:
                 "matmul, or the plan under torch.no_grad()"
             )
         return _multiply(self.weight, x, out, self._call_for, stream, self._bias)
-
-    @property
-    def _added(self) -> tuple[Any, ...]:
-        return (self._bias,) if self._product.biased else ()
 
     def _check_thread(self) -> None:
         """On a GPU a RuntimeError in another thread than the first whose product runs: products on its stream would
