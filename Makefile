@@ -36,7 +36,7 @@ test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test
 
 test-torch: $(VENV)-torch-$(VERSION)/made
-	$(VENV)-torch-$(VERSION)/bin/python -m pytest tests/pytorch tests/products -k "torch or gradients or pytorch"
+	$(VENV)-torch-$(VERSION)/bin/python -m pytest tests/pytorch tests/products/test_torch.py tests/products/test_gradients.py
 
 counters: $(VENV)/test
 	PYTHONPATH=tests $(BIN)/python -m emulator.table

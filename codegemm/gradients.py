@@ -38,7 +38,7 @@ class _Linear(torch.autograd.Function):  # type: ignore[misc]
         gradient = _Back.apply(g, ctx.times, ctx.back) if of_x else None
         if not of_bias:
             return gradient, None, None, None
-        total = g.reshape(-1, g.shape[-1]).sum(0, dtype=_wide(ctx.bias))
+        total = g.reshape(-1, g.shape[-1]).sum(0, dtype=wide(ctx.bias))
         return gradient, total.to(ctx.bias), None, None
 
     @staticmethod
@@ -82,5 +82,6 @@ class _Back(torch.autograd.Function):  # type: ignore[misc]
         return _Back.apply(g.movedim(in_dims[0], 0), times, back), 0
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of this dtype are added up in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

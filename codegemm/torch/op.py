@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from codegemm.gradients import wide
 from codegemm.operands import transforms
 from codegemm.torch.bound import bound_to
 from codegemm.torch.tensors import parse
@@ -85,7 +86,7 @@ def _back(ctx: Any, g: Any) -> tuple[Any, ...]:
     of_x, of_tensors, _, of_bias, _ = ctx.needs_input_grad
     tensors = _without_gradients(ctx, of_tensors)
     gradient = _linear_backward(g, tensors, ctx.layout, ctx.precision) if of_x else None
-    total = g.reshape(-1, g.shape[-1]).sum(0, dtype=_wide(ctx.bias)).to(ctx.bias) if of_bias else None
+    total = g.reshape(-1, g.shape[-1]).sum(0, dtype=wide(ctx.bias)).to(ctx.bias) if of_bias else None
     return gradient, [None] * len(tensors), None, total, None
 
 
@@ -109,10 +110,6 @@ def _without_gradients(ctx: Any, wanted: Sequence[bool]) -> list[Any]:
             f"{', '.join(dict.fromkeys(names))}: codegemm::linear has no gradient of these: call requires_grad_(False)"
         )
     return list(ctx.saved_tensors)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 for _name, _run, _like, _gradient, _saved in (
