@@ -160,8 +160,8 @@ class Weight(Matrix, ABC):
         asks for one, has all that is in them."""
         _ = self.device  # of arrays that are still there
         for name, make in restore.items():
+            self._later[name] = Later(make, kept=False)  # first: another thread may ask for it
             self.__dict__.pop(name, None)
-            self._later[name] = Later(make, kept=False)
         self.memo, self.held = {}, held
 
     def twin(self) -> Self:

@@ -88,7 +88,7 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         return tensor_of(weight.dequantize(dtype)).to(weight.device)
 
     def prepare(self, n: int = 1, dtype: torch.dtype = torch.float32) -> Self:
-        """Decide, compile and arrange for products of n rows of x, if no product did so before; the layer itself.
+        """Decide, compile and arrange for products of n rows of x, as the first product does for one; the layer itself.
 
         Codes are held once then, in the order of the kernel of these products; others that read another order hold
         theirs beside it.
