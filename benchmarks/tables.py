@@ -1,7 +1,7 @@
 """`make tables`: the documents' tables, and the crossovers that `auto` looks up, from the files that measuring left.
 
-The CPUs' are of `codegemm compare --json benchmarks/results/cpu.json` and the like, the GPUs' of `make gpu`, the
-quantisers' of `make accuracy`.
+The CPUs' are of `codegemm compare --json benchmarks/results/cpu.json` and the like, those of torch of `make torch`,
+the GPUs' of `make gpu`, the quantisers' of `make accuracy`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from codegemm.reporting import by, counted, decimals
 from codegemm.tables import Choice
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs/quantising.md"))
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs/quantising.md", "docs/torch.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 _SUMMARY = {
     ("psumbook", "m1v4g128"), ("psumbook", "m2v8g-1"), ("dequant", "m1v4g128"), ("dequant", "m2v8g-1"),
@@ -32,6 +32,7 @@ NOTHING = (
     "No time on a GPU is stated here, since none was measured: `codegemm predict` says what the cost model expects.\n"
 )
 CPU_FILES = ("cpu.json", "cpu-avx512.json")  # README sums up the first
+TORCH_FILES = ("torch-avx512.json",)
 _KERNELS = (
     "psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16", "torch_fp32", "dense",
 )  # fmt: skip
@@ -55,6 +56,7 @@ def written() -> dict[str, str]:
         "gpu-summary": gpu_tables(reports(), whole=False),
         "cpu": "".join(cpu_table(json.loads((RESULTS / file).read_text())) for file in CPU_FILES),
         "gpu": gpu_tables(reports()),
+        "torch": "".join(torch_tables(json.loads((RESULTS / file).read_text())) for file in TORCH_FILES),
         "gaussian": gaussian_table(_rows("quantize.json")),
         "minilm": minilm_table(_rows("quantize-minilm.json")),
     }
@@ -76,6 +78,23 @@ def cpu_table(result: dict[str, Any]) -> str:
     paths = ", ".join(dict.fromkeys(row["path"] for row in result["rows"] if row["path"]))
     told = f"{machine['device']}{f' ({paths})' if paths else ''}, {counted(machine['threads'], 'thread')}"
     return f"\n{told}:\n\n{_means(_of_llama(result['rows']))}"
+
+
+def torch_tables(result: dict[str, Any]) -> str:
+    """What layers in torch cost, and a Llama's token, on one machine."""
+    machine = result["machine"]
+    told = (
+        f"{machine['processor']} ({result['path']}), {counted(machine['threads'], 'thread')}, torch {result['torch']}"
+    )
+    tokens = [["a token", "ms, linear layers", "times torch", "ms, all but the head", "times torch"]]
+    for name, row in result["tokens"].items():
+        cells = (row["layers_ms"], row["layers_times"], row["model_ms"], row["model_times"])
+        tokens.append([name, *(f"{cell:.2f}" for cell in cells)])
+    modes = result["us_beside_the_plan"]
+    calls = [["us beside the plan's", *(f"`{mode}`" for mode in modes)]]
+    names = list(next(iter(modes.values())))[1:]
+    calls += [[name, *(f"{mode[name]:.0f}" for mode in modes.values())] for name in names]
+    return f"\n{told}, in multiples of the faster of torch's:\n\n{_markdown(tokens)}\n{_markdown(calls)}"
 
 
 def _of_llama(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -38,10 +38,29 @@ class Measured:
     models: Seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, unrounded, and the targets."""
+        """Everything, unrounded: medians in microseconds and milliseconds, and the targets."""
         told = {name: value for name, value in vars(self).items() if name != "machine"}
         targets = [asdict(outcome) | {"is_met": outcome.is_met} for outcome in self.outcomes()]
-        return {"machine": self.machine.as_json(), "torch": torch.__version__, **told, "targets": targets}
+        medians = {"us_beside_the_plan": self.beside_the_plan(), "tokens": self.tokens()}
+        return {"machine": self.machine.as_json(), "torch": torch.__version__, **told, **medians, "targets": targets}
+
+    def beside_the_plan(self) -> dict[str, dict[str, float]]:
+        """Microseconds by mode and call."""
+        return {
+            mode: {name: 1e6 * statistics.median(self.over_plan(mode, name)) for name in seconds}
+            for mode, seconds in self.calls.items()
+        }
+
+    def tokens(self) -> dict[str, dict[str, float]]:
+        """By what multiplies: milliseconds of a token's linear layers, and of all but its head, and how many times as
+        fast as the faster of torch's."""
+        found: dict[str, dict[str, float]] = {}
+        for part, seconds in (("layers", self.layers), ("model", self.models)):
+            for name, times in times_torch(seconds).items():
+                found.setdefault(name, {}).update({
+                    f"{part}_ms": 1e3 * statistics.median(seconds[name]), f"{part}_times": statistics.median(times),
+                })  # fmt: skip
+        return found
 
     def over_plan(self, mode: str, name: str) -> list[float]:
         """Seconds more than the plan's in each round."""

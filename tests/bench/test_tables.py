@@ -44,7 +44,7 @@ def results(monkeypatch, tmp_path):
         copied.write_text(document.read_text())
     monkeypatch.setattr(made, "DOCUMENTS", documents)
     monkeypatch.setattr(tables, "CROSSOVERS", tmp_path / "crossovers.json")
-    for name in (*made.CPU_FILES, "quantize.json", "quantize-minilm.json"):
+    for name in (*made.CPU_FILES, *made.TORCH_FILES, "quantize.json", "quantize-minilm.json"):
         (tmp_path / name).write_text((made.ROOT / "benchmarks" / "results" / name).read_text())
     return tmp_path
 
