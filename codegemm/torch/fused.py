@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from weakref import ref
 
 import torch
 
+from codegemm.formats.weight import same
 from codegemm.torch import op
 from codegemm.torch.bound import bound_to, settle
 from codegemm.torch.tensors import joined
@@ -36,12 +38,14 @@ class Fused:
     def __init__(self, layers: Sequence[Any]) -> None:
         """layers: CodebookLinears of one precision on one device whose weights `codegemm.concat` joins; ValueError or
         TypeError for others."""
+        same("precision", [layer.precision for layer in layers])
         self.layers = tuple(layers)
         self.precision = layers[0].precision
         self.layout = joined([layer.layout for layer in layers])
         self._ends = tuple(accumulate(layer.out_features for layer in layers))
         self._made: dict[int, _Made] = {}  # by thread
         self._traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
+        self._trace: ref[Any] | None = None  # whose `_traced` is
         bound_to(self._tensors(), self.layout, self.precision)  # raises where they can't be joined
 
     def product(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -69,18 +73,33 @@ class Fused:
 
     def _traced_product(self, number: int, x: torch.Tensor) -> torch.Tensor:
         """The same, of plain values alone, which tracing follows: one call in the graph."""
-        if self._traced is None or self._traced[0] is not x or number not in self._traced[2]:
+        new = self._is_new_trace()
+        if new or self._traced is None or self._traced[0] is not x or number not in self._traced[2]:
             self._traced = x, self._all(x), tuple(range(len(self.layers)))
         x, y, waiting = self._traced
         waiting = tuple(each for each in waiting if each != number)
         self._traced = (x, y, waiting) if waiting else None
         return self._part(y, number)
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _is_new_trace(self) -> bool:
+        """Whether what an earlier graph left is not to be taken: by the next call x has other numbers, or a graph of
+        gradients."""
+        trace = torch._guards.TracingContext.try_get()
+        new = self._trace is None or self._trace() is not trace
+        self._trace = None if trace is None else ref(trace)
+        return new
+
     def prepare(self, n: int, dtype: torch.dtype) -> None:
         """Have the layers hold codes once, in the order of the kernel for n rows of x."""
         settled = iter(settle(self._tensors(), self.layout, self.precision, n, dtype))
         for layer in self.layers:
             layer.take([next(settled) for _ in layer.tensors()])
+
+    def dissolve(self) -> None:
+        """Have the layers multiplied each by itself again."""
+        for layer in self.layers:
+            layer._fused = None
 
     def _all(self, x: torch.Tensor) -> torch.Tensor:
         tensors, bias = self._tensors(), self._bias()
@@ -104,4 +123,4 @@ class Fused:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_made": {}, "_traced": None}
+        return vars(self) | {"_made": {}, "_traced": None, "_trace": None}

@@ -71,10 +71,11 @@ def replace_linear(
     weights: as `codegemm.load_all` gives them; moved to the layers' devices. Biases stay.
     fuse, precision: as of `fuse_` and `CodebookLinear`.
 
-    ValueError for a name that no layer has, and a weight of another shape; TypeError for a layer that is no
-    `torch.nn.Linear` itself. Whatever is raised, the model is as it was.
+    ValueError for a name that no layer has, a weight of another shape, and two weights of one layer; TypeError for a
+    layer that is no `torch.nn.Linear` itself. Whatever is raised, the model is as it was.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    given: dict[torch.nn.Module, Weight] = {}
     for name, weight in weights.items():
         if name not in modules:
             raise ValueError(f"{name!r}: the model has no module of that name")
@@ -83,17 +84,18 @@ def replace_linear(
             raise TypeError(f"{name}: {type(weight).__name__}, must be a quantised weight")
         if tuple(layer.weight.shape) != weight.shape:
             raise ValueError(f"{name}: the weight is {weight.shape}, the layer's {tuple(layer.weight.shape)}")
+        if layer in given and given[layer] != weight:
+            raise ValueError(f"{name}: the layer has another name, too, and there another weight")
+        given[layer] = weight
     made: dict[torch.nn.Module, CodebookLinear] = {}
-    for name, weight in weights.items():
-        layer = modules[name]
-        if layer not in made:
-            device = layer.weight.device
-            weight = weight if device.type == "meta" else weight.to(device)
-            made[layer] = CodebookLinear(weight, layer.bias, precision).train(layer.training)
+    for layer, weight in given.items():
+        device = layer.weight.device
+        weight = weight if device.type == "meta" else weight.to(device)
+        made[layer] = CodebookLinear(weight, layer.bias, precision).train(layer.training)
     before = _swap(model, {name: made[module] for name, module in modules.items() if module in made})
     try:
         fuse_(model, fuse)
-    except Exception:
+    except BaseException:
         _swap(model, before)
         raise
 
@@ -102,20 +104,24 @@ def fuse_(model: torch.nn.Module, groups: Sequence[Sequence[str]] = FUSED) -> No
     """Have layers with the same input, which must be `CodebookLinear`s, multiplied as one: each group of names in every
     module that has all of them.
 
-    The module must call them with the same tensor, as attention does q_proj, k_proj and v_proj. Each keeps its own
-    parameters and state_dict. ValueError or TypeError, and nothing is fused, for a group that no module has and for
-    layers whose weights can't be joined (`codegemm.concat`), as those of E8P.
+    The module must call them with the same tensor, as attention does q_proj, k_proj and v_proj, and not write to it in
+    between: that is seen only where torch counts it, not under torch.compile and in inference mode. Each keeps its own
+    parameters and state_dict; a layer of two groups is of the later one. ValueError or TypeError, and nothing is fused,
+    for a group that no module has and for layers whose weights can't be joined (`codegemm.concat`), as those of E8P.
     """
     fused: list[tuple[list[Any], Fused]] = []
     for group in groups:
         for name, module in model.named_modules():
             layers = [getattr(module, part, None) for part in group]
             if layers and all(isinstance(layer, CodebookLinear) for layer in layers):
-                fused.append((layers, _joined(layers, f"{name}: {', '.join(group)}")))
+                fused.append((layers, _joined(layers, f"{name or 'the model'}: {', '.join(group)}")))
     if groups and not fused:
         named = "; ".join(", ".join(group) for group in groups)
         raise ValueError(f"groups {named}: no module has all layers of one, each a CodebookLinear")
     for layers, together in fused:
+        for layer in layers:
+            if layer._fused is not None:
+                layer._fused.dissolve()
         for layer in layers:
             layer._fused = together
 
