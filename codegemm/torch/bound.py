@@ -63,12 +63,17 @@ def content(tensor: Any, name: str) -> Any:
         return tensor
     home = attached(tensor).home
     if home is None:
-        raise ValueError(
-            f"{name}: empty, for a kernel holds it in an order of its own; a CodebookLinear's state_dict() has it, and "
-            "restore() puts it back, as before torch.export"
-        )
+        raise missing(name)
     bound, part, name = home
     return bound.content(part, name)
+
+
+def missing(name: str) -> ValueError:
+    """What to raise for a tensor that was let go of."""
+    return ValueError(
+        f"{name}: empty, for a kernel holds it in an order of its own; a CodebookLinear's state_dict() has it, and "
+        "restore() puts it back, as before torch.export"
+    )
 
 
 def bound_to(tensors: Sequence[Any], layout: str, precision: str) -> Bound:
@@ -94,11 +99,13 @@ def settle(tensors: Sequence[Any], layout: str, precision: str, n: int, dtype: t
 
 @dataclass
 class _Ready:
-    """y's shape, a plan (None where y is empty), and the states of the bias that it adds."""
+    """y's shape, a plan (None where y is empty), the bias that it adds, so that no other comes to lie there, and the
+    states of that."""
 
     shape: tuple[int, ...]
     plan: products.Plan | None
-    bias: list[tuple[int, int]] | None = None
+    bias: Any = None
+    states: list[tuple[int, int]] | None = None
 
 
 class Bound:
@@ -142,8 +149,8 @@ class Bound:
             return y
         if bias is not None:
             states = _states([bias])
-            if states != ready.bias or bias.is_inference():
-                ready.plan.bias, ready.bias = bias, states
+            if states != ready.states or bias.is_inference():
+                ready.plan.bias, ready.bias, ready.states = bias, bias.detach(), states
         ready.plan(x, out=y)
         return y
 
@@ -167,8 +174,11 @@ class Bound:
 
 
 def _states(tensors: Sequence[Any]) -> list[tuple[int, int]]:
-    """Others when one gets other numbers, as far as torch counts that: not of a tensor of inference mode."""
+    """Others when one gets other numbers, as far as torch counts that: not of a tensor of inference mode. Those that
+    were let go of have no address, and are told apart by themselves."""
     try:
-        return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        return [(tensor.data_ptr() or id(tensor), tensor._version) for tensor in tensors]
     except RuntimeError:
-        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        return [
+            (tensor.data_ptr() or id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors
+        ]

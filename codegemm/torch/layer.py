@@ -7,12 +7,15 @@ from typing import Any, Self
 
 import torch
 
+from codegemm.arrays import check_float
 from codegemm.choice import check
 from codegemm.formats.weight import Weight
 from codegemm.torch import op
-from codegemm.torch.bound import bound_to, content, forget, settle
+from codegemm.torch.bound import Bound, bound_to, content, forget, settle
 from codegemm.torch.fused import Fused
 from codegemm.torch.tensors import tensor_of, text_of
+
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
@@ -46,8 +49,9 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         stored = weight.stored()
         self.layout = text_of(stored)
         self._names = tuple(stored.tensors)
-        for name, array in stored.tensors.items():
-            self._set(name, tensor_of(array).to(weight.device))
+        with torch.inference_mode(False):
+            for name, array in stored.tensors.items():
+                self._set(name, tensor_of(array).to(weight.device))
         self._fused: Fused | None = None
         if bias is not None:
             if not isinstance(bias, torch.Tensor) or bias.shape != weight.shape[:1] or not bias.is_floating_point():
@@ -58,18 +62,14 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x @ W^T + bias in x's dtype, or in that of autocast where that is on."""
-        bias = self._parameters["bias"]
-        if self._fused is None and op.is_plain(x, bias):
-            bound = bound_to(self.tensors(), self.layout, self.precision)
-            if not bound.settled:
-                self.prepare(1, x.dtype)
-            return bound.multiply(x, bias)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        bias, tensors = self._parameters["bias"], self.tensors()
+        if self._fused is None and op.is_plain(x, bias, tensors):
+            return self._settled(x, tensors).multiply(x, bias)
+        x = _autocast(x)
         if self._fused is not None:
             return self._fused.product(self, x)
-        if not torch.compiler.is_compiling() and not bound_to(self.tensors(), self.layout, self.precision).settled:
-            self.prepare(1, x.dtype)
+        if not op.is_watched(x):
+            self._settled(x, tensors)
         return op.linear(x, self.tensors(), self.layout, bias, self.precision)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -118,6 +118,14 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
             f"config={self.config}{precision}"
         )
 
+    def _settled(self, x: torch.Tensor, tensors: list[torch.Tensor]) -> Bound:
+        """What multiplies by the weight of the tensors, of which codes are held once from now on."""
+        bound = bound_to(tensors, self.layout, self.precision)
+        if not bound.settled:
+            check_float("x", x)
+            self.prepare(1, x.dtype)
+        return bound
+
     def _set(self, name: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, torch.nn.Parameter):
             tensor = torch.nn.Parameter(tensor, requires_grad=False)
@@ -126,8 +134,10 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
     def _apply(self, function: Callable[[Any], Any], recurse: bool = True) -> Self:
         """What `.to`, `.cuda`, `.half` and `to_empty` come to: dtypes stay."""
         self.restore()
-        moved = {name: _moved(function, tensor) for name, tensor in zip(self._names, self.tensors())}
-        before, self._parameters = self._parameters, {"bias": self.bias}
+        with torch.inference_mode(False):
+            moved = {name: _moved(function, tensor) for name, tensor in zip(self._names, self.tensors())}
+        before = self._parameters
+        self._parameters = {name: tensor for name, tensor in before.items() if name not in moved}
         try:
             super()._apply(function, recurse)
             before = {**moved, **self._parameters}
@@ -141,15 +151,25 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
             destination[prefix + name] = content(destination[prefix + name] if tensor.numel() else tensor, name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        if any(prefix + name in state_dict for name in self._names):
+        written = any(prefix + name in state_dict for name in self._names)
+        if written:
             self.restore()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        for tensor in self.tensors():
-            forget(tensor)  # in inference mode nothing else tells that it was written to
+        if written:
+            for tensor in self.tensors():
+                forget(tensor)  # in inference mode nothing else tells that it was written to
 
     def __getstate__(self) -> dict[str, Any]:
         self.restore()
         return dict(vars(self))
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in the dtype of autocast where that is on, as `torch.nn.Linear` takes it there: float64 stays."""
+    device = x.device.type
+    if device == "meta" or x.dtype not in _CAST or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _moved(function: Callable[[Any], Any], tensor: torch.Tensor) -> torch.nn.Parameter:
