@@ -22,8 +22,7 @@ class _Made:
     """A product that not all layers have taken their part of. x is kept, so that no other comes to be where it is."""
 
     x: torch.Tensor
-    version: int
-    graph: bool
+    state: tuple[Any, ...]  # x's version, whether there is a graph, and the dtype of autocast
     y: torch.Tensor
     waiting: set[int]
 
@@ -53,18 +52,14 @@ class Fused:
         number = next(i for i, each in enumerate(self.layers) if each is layer)
         if torch.compiler.is_compiling():
             return self._traced_product(number, x)
-        thread, graph = threading.get_ident(), torch.is_grad_enabled()
-        version = -1 if x.is_inference() else x._version
+        thread, device = threading.get_ident(), x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        state = -1 if x.is_inference() else x._version, torch.is_grad_enabled(), dtype
         made = self._made.get(thread)
-        if (
-            made is None
-            or made.x is not x
-            or (made.version, made.graph) != (version, graph)
-            or number not in made.waiting
-        ):
+        if made is None or made.x is not x or made.state != state or number not in made.waiting:
             if not bound_to(self._tensors(), self.layout, self.precision).settled:
-                self.prepare(1, x.dtype)
-            made = _Made(x, version, graph, self._all(x), set(range(len(self.layers))))
+                self.prepare(1, dtype)
+            made = _Made(x, state, self._all(x), set(range(len(self.layers))))
             self._made[thread] = made
         made.waiting.discard(number)
         if not made.waiting:
@@ -102,7 +97,7 @@ class Fused:
             layer._fused = None
 
     def _all(self, x: torch.Tensor) -> torch.Tensor:
-        tensors, bias = self._tensors(), self._bias()
+        tensors, bias, x = self._tensors(), self._bias(), op.autocast(x)
         if op.is_plain(x, bias):
             return bound_to(tensors, self.layout, self.precision).multiply(x, bias)
         return op.linear(x, tensors, self.layout, bias, self.precision)

@@ -15,8 +15,6 @@ from codegemm.torch.bound import Bound, bound_to, content, forget, settle
 from codegemm.torch.fused import Fused
 from codegemm.torch.tensors import tensor_of, text_of
 
-_CAST = (torch.float16, torch.bfloat16, torch.float32)
-
 
 class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
     """y = x @ W^T + bias with a quantised W, in place of a `torch.nn.Linear`: x [..., in_features] on W's device.
@@ -65,9 +63,9 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         bias, tensors = self._parameters["bias"], self.tensors()
         if self._fused is None and op.is_plain(x, bias, tensors):
             return self._settled(x, tensors).multiply(x, bias)
-        x = _autocast(x)
         if self._fused is not None:
             return self._fused.product(self, x)
+        x = op.autocast(x)
         if not op.is_watched(x):
             self._settled(x, tensors)
         return op.linear(x, self.tensors(), self.layout, bias, self.precision)
@@ -162,14 +160,6 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         self.restore()
         return dict(vars(self))
-
-
-def _autocast(x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype of autocast where that is on, as `torch.nn.Linear` takes it there: float64 stays."""
-    device = x.device.type
-    if device == "meta" or x.dtype not in _CAST or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
 
 
 def _moved(function: Callable[[Any], Any], tensor: torch.Tensor) -> torch.nn.Parameter:

@@ -100,6 +100,14 @@ def is_plain(x: Any, bias: Any, tensors: Sequence[Any] = ()) -> bool:
     )
 
 
+def autocast(x: Any) -> Any:
+    """x in the dtype of autocast where that is on, as `torch.nn.Linear` takes it there: float64 stays."""
+    device = x.device.type
+    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, tensors, ctx.layout, bias, ctx.precision = inputs
     ctx.bias = None if bias is None else bias.dtype

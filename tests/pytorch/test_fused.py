@@ -333,6 +333,50 @@ def test_moved_and_converted(convert, make_attention, products):
     assert same([part.detach() for part in y], truth(attention, weight, x))
 
 
+def test_biases_are_changed(make_weight):
+    """In place, where what was joined of them may come to lie where it lay before."""
+    for dtype in (torch.float16, torch.float32):
+        attention = Attention(make_weight(3 * 1024, COLUMNS, CONFIG, 3), (dtype,) * 3)
+        fuse_(attention)
+        x, biases = torch.zeros(1, COLUMNS), [layer.bias for layer in quantised(attention).values()]
+        with torch.no_grad():
+            for number in range(50):
+                for bias in biases:
+                    bias.fill_(number)
+                assert all((part == number).all() for part in attention(x))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_under_autocast(traced, make_attention, products):
+    """One product in its dtype, and another one where it is off."""
+    attention, weight = make_attention()
+    run, graphs = compiled(attention) if traced else (attention, [])
+    for gradient in (False, True):
+        x = torch.randn(3, COLUMNS, requires_grad=gradient)
+        products.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = run(x)
+        assert len(products) == 1
+        assert same([part.detach() for part in y], truth(attention, weight, x.bfloat16()))
+        assert not attention.q_proj._fused._made
+    if traced:
+        assert graphs == [1, 1]
+        return
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert attention.q_proj(x).dtype == torch.bfloat16
+        assert attention.k_proj(x).dtype == torch.float32
+
+
+def test_a_state_without_the_weights(make_attention):
+    attention, weight = make_attention(biases="all")
+    x = torch.randn(3, COLUMNS)
+    attention(x)
+    attention.load_state_dict({"q_proj.bias": torch.zeros(13)}, strict=False)
+    with torch.no_grad():
+        assert same(attention(x), truth(attention, weight, x))
+
+
 def test_nothing_is_kept(make_attention):
     """Of x and the outputs, when all have taken their parts; with a graph, and in a compiled one, too."""
     attention, _ = make_attention()

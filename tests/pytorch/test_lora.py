@@ -156,6 +156,7 @@ def test_training_changes_adapters_alone(llama, tokens, monkeypatch):
 def test_adapters_of_a_file(llama, tokens, tmp_path):
     """Into the quantised model as it was before; they are PEFT's own, with nothing of the weights."""
     fresh, base = copy.deepcopy(llama), logits(llama, tokens)
+    assert torch.equal(logits(fresh, tokens), base)
     model = adapted(llama).eval()
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path)
