@@ -20,6 +20,7 @@ _SCHEMAS = {
     "linear": "(Tensor x, Tensor[] tensors, str layout, Tensor? bias, str precision) -> Tensor",
     "linear_backward": "(Tensor g, Tensor[] tensors, str layout, str precision) -> Tensor",
 }
+_CAST = (torch.float16, torch.bfloat16, torch.float32)  # by autocast
 
 
 def linear(
@@ -103,7 +104,7 @@ def is_plain(x: Any, bias: Any, tensors: Sequence[Any] = ()) -> bool:
 def autocast(x: Any) -> Any:
     """x in the dtype of autocast where that is on, as `torch.nn.Linear` takes it there: float64 stays."""
     device = x.device.type
-    if device == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if x.dtype not in _CAST or device == "meta" or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 
