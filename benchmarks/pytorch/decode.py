@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.pytorch.rounds import Call, Seconds, run
 from codegemm.formats import random_weight
-from codegemm.torch import fuse_, replace_linear
+from codegemm.torch import FUSED, replace_linear
 
 CONFIGS = ("m1v4g128", "m2v8g128")
 FULL_SIZE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16}
@@ -18,6 +18,7 @@ QUICK = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "
 VOCABULARY, CACHED = 32_000, 64
 FLOAT32, BFLOAT16 = "torch float32", "torch bfloat16"
 _TOKENS = 8  # of a call
+Fused = tuple[tuple[str, ...], ...]
 
 
 @dataclass
@@ -45,7 +46,8 @@ def _makers() -> dict[str, Callable[[dict[str, int]], Any]]:
     }
     for config in CONFIGS:
         makers[config] = lambda sizes, config=config: _quantised(sizes, config)
-        makers[f"{config}, fused"] = lambda sizes, config=config: _quantised(sizes, config, fused=True)
+        makers[f"{config}, fused"] = lambda sizes, config=config: _quantised(sizes, config, FUSED)
+        makers[f"{config}, fused, fast"] = lambda sizes, config=config: _quantised(sizes, config, FUSED, "fast")
     return makers
 
 
@@ -57,13 +59,12 @@ def _dense(sizes: dict[str, int]) -> Any:
     return LlamaModel(config).eval().requires_grad_(False)
 
 
-def _quantised(sizes: dict[str, int], config: str, fused: bool = False) -> Any:
+def _quantised(sizes: dict[str, int], config: str, fuse: Fused = (), precision: str = "full") -> Any:
     model = _dense(sizes)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     shapes = {name: tuple(module.weight.shape) for name, module in linear.items()}
-    replace_linear(model, {name: random_weight(shape, config, i) for i, (name, shape) in enumerate(shapes.items())})
-    if fused:
-        fuse_(model)
+    weights = {name: random_weight(shape, config, i) for i, (name, shape) in enumerate(shapes.items())}
+    replace_linear(model, weights, fuse=fuse, precision=precision)
     return model
 
 
