@@ -302,6 +302,11 @@ class TransformedWeight(Weight):
         core = self.core._with_arrays({name: arrays[name] for name in self.core.arrays})
         return self._around_core(core, *map(arrays.get, self.tensor_names))
 
+    def twin(self) -> Self:
+        twin = super().twin()
+        twin.core = self.core.twin()
+        return twin
+
     def _around_core(self, core: Weight, signs: Any, offsets: Any, order: Any) -> Self:
         """The same around another core, with arrays that fit."""
         weight = type(self).__new__(type(self))

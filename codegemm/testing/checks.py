@@ -149,6 +149,20 @@ def check_plan(trial: Trial) -> None:
         trial.check_close(product, devices.to_host(out), trial.rows_of(product), of=of)
 
 
+def check_restored(trial: Trial) -> None:
+    """A weight that lets go of what is `rearranged` is the same weight."""
+    if not trial.kernel.rearranged:
+        return
+    product, weight = trial.taken[0], trial.weight.twin()
+    try:
+        trial.kernel.let_go(weight, trial.prepared)
+        same = weight == trial.weight
+    except Exception as error:
+        trial.fail(product, f"of {', '.join(trial.kernel.rearranged)} `restore` raised {type(error).__name__}: {error}")
+    if not same:
+        trial.fail(product, f"`restore` makes another weight of {', '.join(trial.kernel.rearranged)}")
+
+
 def check_weight_is_freed(trial: Trial) -> None:
     """What `prepare` made does not keep the weight; the trial is over."""
     product, weight = trial.taken[0], weakref.ref(trial.weight)
@@ -168,6 +182,7 @@ CHECKS = (
     check_bias,
     check_copies,
     check_plan,
+    check_restored,
     check_weight_is_freed,
 )
 

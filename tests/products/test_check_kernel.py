@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -109,6 +110,13 @@ class DependsOnThreads(Right):
         return 0.5
 
 
+class Both(NamedTuple):
+    """The matrix, and the codes."""
+
+    dense: np.ndarray
+    codes: np.ndarray
+
+
 class DependsOnTheRun(DependsOnThreads):
     runs = 0
 
@@ -139,6 +147,25 @@ class AddsBiasLate(Right):
             out[...] = out + bias
 
 
+class ForgetsARow(Right):
+    weights, rearranged = CodebookWeight, ("codes",)
+
+    def prepare(self, weight, device):
+        return Both(super().prepare(weight, device), weight.codes)
+
+    def run(self, prepared, x, out, workspace, stream):
+        super().run(prepared.dense, x, out, workspace, stream)
+
+    def restore(self, prepared, name):
+        codes = prepared.codes.copy()
+        codes[-1] = codes[0]
+        return codes
+
+
+class CannotRestore(ForgetsARow):
+    restore = Right.restore
+
+
 class IsWrongInOneConfiguration(Right):
     weights = CodebookWeight
 
@@ -167,6 +194,8 @@ WHERE = r"^kernel cpu:twice, .* \[\d+, \d+\].*, x \[\d+, \d+\] \w+, y \w+.*: "
         (DependsOnThreads, "on 3 threads it gave other bits than on"),
         (DependsOnTheRun, "a second run, by `bind`, gave other bits"),
         (SharesMemory, "in two threads at a time it gave other bits than in one"),
+        (ForgetsARow, "`restore` makes another weight of codes"),
+        (CannotRestore, "of codes `restore` raised NotImplementedError: kernel 'twice' has no codes to restore"),
         (AddsBiasLate, "its error is .* of y's norm"),
         (IsWrongInOneConfiguration, r"its error is \S+ of y's norm"),
         (Right(tolerance=lambda product: 1e-12), r"its error is \S+ of y's norm, its tolerance 1\.00e-12"),
