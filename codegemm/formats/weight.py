@@ -153,7 +153,13 @@ class Weight(Matrix, ABC):
     def adopt(cls, **arguments: Any) -> Self:
         """As the constructor, with the arrays as they are: none is copied, and the caller promises that nobody writes
         to one as long as the weight is there."""
-        return cls(**{name: adopted(value) if hasattr(value, "dtype") else value for name, value in arguments.items()})
+        # A core has a dtype, too.
+        arrays = {
+            name: adopted(value)
+            for name, value in arguments.items()
+            if hasattr(value, "dtype") and not isinstance(value, Weight)
+        }
+        return cls(**arguments | arrays)
 
     def let_go(self, held: Any, restore: Mapping[str, Callable[[], Any]]) -> None:
         """Hold arrays no more, nor what kernels prepared so far: `held`, which `restore` makes them of where somebody

@@ -102,6 +102,9 @@ def test_arrays_are_adopted(make_weight):
         for name, array in arrays.items():
             assert np.shares_memory(getattr(made, name), array)
             assert not getattr(made, name).flags.writeable
+    rotated = make_weight(64, 128, "m1v4g16+rotated+offsets")
+    around = {"signs": rotated.signs, "offsets": rotated.offsets}
+    assert type(rotated).adopt(core=rotated.core, **around, **rotated.options) == rotated
     with pytest.raises(ValueError, match="codebooks: dtype float64, must be float16"):
         codegemm.CodebookWeight.adopt(
             codes=np.zeros((4, 4, 1), np.uint8), codebooks=np.ones((1, 2, 8)), scales=np.ones((4, 4))
