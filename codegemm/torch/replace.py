@@ -41,6 +41,8 @@ def quantize_(
     that the configuration can't hold; TypeError for one that is no `torch.nn.Linear` itself. Whatever is raised, the
     model is as it was.
     """
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn: {filter_fn!r}, must be a function of a layer and its name, or None")
     calibration = calibration or {}
     config = configured(config, options.pop("rotate", False), calibrated=bool(calibration))
     taken = _taken(model, filter_fn or _usual(model))
@@ -74,6 +76,8 @@ def replace_linear(
     ValueError for a name that no layer has, a weight of another shape, and two weights of one layer; TypeError for a
     layer that is no `torch.nn.Linear` itself. Whatever is raised, the model is as it was.
     """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights: {weights!r}, must be weights by name, as codegemm.load_all reads them from a file")
     modules = dict(model.named_modules(remove_duplicate=False))
     given: dict[torch.nn.Module, Weight] = {}
     for name, weight in weights.items():
@@ -140,7 +144,9 @@ def _taken(model: torch.nn.Module, filter_fn: Callable[[torch.nn.Module, str], b
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     taken = {name: _checked(module, name) for name, module in linear.items() if filter_fn(module, name)}
     if not taken:
-        raise ValueError(f"filter_fn: takes none of the model's {len(linear)} linear layers")
+        done = sum(isinstance(module, CodebookLinear) for module in model.modules())
+        beside = f"; {done} are quantised already" if done else ""
+        raise ValueError(f"filter_fn: takes none of the model's {len(linear)} linear layers{beside}")
     return taken
 
 

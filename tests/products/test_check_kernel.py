@@ -2,7 +2,6 @@
 
 import re
 import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from support.kernels import Twice
 import codegemm
 from codegemm import CodebookWeight, Cost, devices
 from codegemm.baselines.cuda.dense import Dense
+from codegemm.engines.cpu.dequant import Dequant
 from codegemm.testing import check_kernel, checks, conformance
 from codegemm.testing.problems import Problem
 
@@ -110,13 +110,6 @@ class DependsOnThreads(Right):
         return 0.5
 
 
-class Both(NamedTuple):
-    """The matrix, and the codes."""
-
-    dense: np.ndarray
-    codes: np.ndarray
-
-
 class DependsOnTheRun(DependsOnThreads):
     runs = 0
 
@@ -147,23 +140,22 @@ class AddsBiasLate(Right):
             out[...] = out + bias
 
 
-class ForgetsARow(Right):
-    weights, rearranged = CodebookWeight, ("codes",)
+class Forgets(Right):
+    rearranged = ("qidxs",)
 
-    def prepare(self, weight, device):
-        return Both(super().prepare(weight, device), weight.codes)
 
-    def run(self, prepared, x, out, workspace, stream):
-        super().run(prepared.dense, x, out, workspace, stream)
-
+class RestoresZeros(Forgets):
     def restore(self, prepared, name):
-        codes = prepared.codes.copy()
-        codes[-1] = codes[0]
-        return codes
+        return np.zeros((len(prepared), prepared.shape[1] // 8), np.int64)
 
 
-class CannotRestore(ForgetsARow):
-    restore = Right.restore
+class MissesTheShortWay(Dequant):
+    """Does nothing where a plan calls compiled code at once."""
+
+    name = "twice"
+
+    def bound(self, prepared, product):
+        return lambda *arguments: None
 
 
 class IsWrongInOneConfiguration(Right):
@@ -194,9 +186,11 @@ WHERE = r"^kernel cpu:twice, .* \[\d+, \d+\].*, x \[\d+, \d+\] \w+, y \w+.*: "
         (DependsOnThreads, "on 3 threads it gave other bits than on"),
         (DependsOnTheRun, "a second run, by `bind`, gave other bits"),
         (SharesMemory, "in two threads at a time it gave other bits than in one"),
-        (ForgetsARow, "`restore` makes another weight of codes"),
-        (CannotRestore, "of codes `restore` raised NotImplementedError: kernel 'twice' has no codes to restore"),
         (AddsBiasLate, "its error is .* of y's norm"),
+        (Forgets, "`restore` raised NotImplementedError: kernel 'twice' has no qidxs to restore"),
+        (RestoresZeros, "`restore` makes other arrays than the weight had"),
+        (Right(rearranged=("codes",)), "`rearranged` names codes, which the weight doesn't have"),
+        (MissesTheShortWay, r"y\[0, 0\] is nan, must be -?\d"),
         (IsWrongInOneConfiguration, r"its error is \S+ of y's norm"),
         (Right(tolerance=lambda product: 1e-12), r"its error is \S+ of y's norm, its tolerance 1\.00e-12"),
         (Right(tolerance=lambda product: 0), "`tolerance` is 0, must be a positive number"),

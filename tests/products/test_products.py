@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cpu import usable
+from support.kernels import joined
 
 import codegemm
 from codegemm import Kernel, KernelError, arrays
+from codegemm.engines.cpu import Psumbook
 from codegemm.formats import random_weight
 
 WEIGHT = random_weight((24, 32), "m1v4g16")
@@ -227,6 +229,22 @@ def test_a_plan_with_out_allocates_nothing(dtype, config, make_weight):
             tracemalloc.stop()
             # Python's own small objects; an x in float32 alone would be 32 KiB.
             assert peak < 8192, (name, peak)
+
+
+def test_a_plan_runs_what_a_kernel_runs(make_weight):
+    """One of its own way, too, around the compiled function of the package's."""
+
+    class Sevens(Psumbook):
+        name = "sevens"
+
+        def run_compiled(self, function, prepared, x, out, workspace, bias=None):
+            out[...] = 7
+
+    weight = make_weight(64, 128, "m1v4g32")
+    out = np.empty((1, 64), np.float32)
+    with joined(Sevens()):
+        codegemm.plan(weight, kernel="sevens")(np.ones((1, 128), np.float32), out=out)
+    assert (out == 7).all()
 
 
 def test_several_threads_multiply_by_one_weight(make_weight, rng):

@@ -72,8 +72,9 @@ class CpuKernel(Kernel[S, W]):
         prepared.arguments.call(function, x, out, workspace, *self.parameters, bias=bias)
 
     def is_one_call(self, n: int) -> bool:
-        """Whether a product of n rows is a call of the compiled function and nothing else."""
-        return True
+        """Whether a product of n rows is a call of the compiled function and nothing else, which a plan makes without
+        `run`; one that runs in a way of its own says when."""
+        return type(self).run is CpuKernel.run and type(self).run_compiled is CpuKernel.run_compiled
 
     def bound(self, prepared: Any, product: Product[S]) -> Callable[..., None] | None:
         """`run` for exactly this product, with the addresses of x and out in place of the arrays; None where there is
