@@ -194,7 +194,7 @@ def test_what_cannot_be_is_said_before_anything_is_quantised(monkeypatch):
                 quantize_(model, config)
         with pytest.raises(TypeError, match="filter_fn: 'mlp', must be a function of a layer and its name"):
             quantize_(model, CONFIG, "mlp")
-        with pytest.raises(TypeError, match="weights: 'small', must be weights by name, as codegemm.load_all reads"):
+        with pytest.raises(TypeError, match=r"weights: 'small', must be weights by name, as codegemm\.load_all reads"):
             replace_linear(model, "small")
         with pytest.raises(ValueError, match="filter_fn: takes none of the model's 8 linear layers"):
             quantize_(model, CONFIG, lambda module, name: False)
