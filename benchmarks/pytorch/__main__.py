@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(get_num_threads())
     machine = Machine.here("cpu")
     print("calls ...", file=sys.stderr, flush=True)
-    called = calls.measure(*((3, 20) if chosen.quick else (41, 200)))
+    called = calls.measure(*((3, 20) if chosen.quick else (201, 100)))
     print("a model ...", file=sys.stderr, flush=True)
     decoded = decode.measure(*((decode.QUICK, 3) if chosen.quick else (decode.FULL_SIZE, 15)))
     measured = Measured(machine.again(), isa.chosen().name, called, decoded.layers, decoded.models)
