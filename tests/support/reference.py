@@ -49,7 +49,11 @@ def _is_described(cls: type) -> bool:
 
 
 def _lacks_docstring(cls: type, member: str) -> bool:
-    """Of methods and properties, where no class above has one either; the class's own describes its fields."""
+    """Of methods and properties, where no class above has one either; the class's own describes its fields. Not of what
+    comes from another package, into whose classes others may put more."""
+    owner = next((base for base in cls.__mro__ if member in vars(base)), cls)
+    if owner.__module__.partition(".")[0] != cls.__module__.partition(".")[0]:
+        return False
     value = inspect.getattr_static(cls, member)
     is_called = inspect.isroutine(value) or isinstance(value, (property, cached_property))
     return is_called and not member.startswith("_") and not inspect.getdoc(getattr(cls, member))
