@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import sys
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,18 @@ def result_shape(x: Any, weight_shape: tuple[int, int]) -> tuple[int, ...]:
             f"x: shape {tuple(x.shape)}, its last axis must be in_features={weight_shape[1]} of the weight"
         )
     return (*x.shape[:-1], weight_shape[0])
+
+
+def rows_for(
+    shape: tuple[int, ...], out_shape: tuple[int, ...], dtype: Any, out_dtype: Any, weight_shape: tuple[int, int]
+) -> int:
+    """Rows of x where an x and an out of these shapes and dtypes fit each other and the weight, else 0."""
+    fits = (
+        shape[-1:] == weight_shape[1:]
+        and out_shape == (*shape[:-1], weight_shape[0])
+        and (out_dtype == dtype or (out_dtype == np.float32 and dtype.itemsize == 2))
+    )
+    return prod(shape[:-1]) if fits else 0
 
 
 def output_like(x: Any, shape: tuple[int, ...]) -> Any:

@@ -7,13 +7,12 @@ processor's best. Fails where a product errs by more than is promised.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
 import sys
 from contextlib import suppress
-from pathlib import Path
 
+from benchmarks.arguments import parse
 from benchmarks.cpu import peers, report, rounds
 from codegemm.engines.cpu import device, isa
 from codegemm.version import __version__
@@ -21,14 +20,7 @@ from codegemm.version import __version__
 
 def main(arguments: list[str] | None = None) -> int:
     """0 unless a product is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--quick", action="store_true", help="small shapes and few rounds, to see that all of it runs")
-    chosen = parser.parse_args(arguments)
-    if chosen.json is not None and not chosen.json.parent.is_dir():
-        parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
+    chosen = parse("benchmarks.cpu", __doc__, "small shapes", arguments)
     settings = rounds.QUICK if chosen.quick else rounds.FULL_SIZE
     with peers.registered():
         measured = rounds.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))

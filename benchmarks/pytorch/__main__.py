@@ -6,16 +6,15 @@ decode. Times are medians of interleaved rounds, with quartiles.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
+from benchmarks.arguments import parse
 from benchmarks.pytorch import calls, decode
 from benchmarks.pytorch.rounds import Seconds, quartiles
 from benchmarks.targets import Outcome
@@ -88,14 +87,7 @@ def times_torch(seconds: Seconds) -> dict[str, list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pytorch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--quick", action="store_true", help="a small model and few rounds, to see that all of it runs")
-    chosen = parser.parse_args(arguments)
-    if chosen.json is not None and not chosen.json.parent.is_dir():
-        parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
+    chosen = parse("benchmarks.pytorch", __doc__, "a small model", arguments)
     torch.set_num_threads(get_num_threads())
     machine = Machine.here("cpu")
     print("calls ...", file=sys.stderr, flush=True)

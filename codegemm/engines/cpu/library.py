@@ -146,33 +146,37 @@ class Arguments:
         self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int, bias: Any = None
     ) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
-        filled = type(self.filled).from_buffer_copy(self.filled)
-        filled.x, filled.out, filled.workspace = address(x), address(out), address(workspace)
-        filled.x_dtype, filled.out_dtype = DTYPES[name_of(x.dtype)], DTYPES[name_of(out.dtype)]
-        filled.n = len(x)
-        if bias is not None:
-            filled.bias, filled.bias_pitch = address(bias), bias.shape[-1] * (bias.ndim - 1)
-        function(filled, *more)
+        filled = self._filled(len(x), x.dtype, out.dtype)
+        _start(function, filled, address(x), address(out), workspace, bias, more)
 
     def bound(self, function: Any, n: int, x_dtype: np.dtype, out_dtype: np.dtype, *more: int) -> Callable[..., None]:
-        """`call` for n rows of these dtypes, as a function of the addresses of x and out, of workspace, stream and bias
-        (float32 [M], or none)."""
-        numbers = {"n": n, "x_dtype": DTYPES[name_of(x_dtype)], "out_dtype": DTYPES[name_of(out_dtype)]}
-        filled = type(self.filled).from_buffer_copy(self.filled)
-        for name, number in numbers.items():
-            setattr(filled, name, number)
+        """`call` for n rows of these dtypes, as a function of the addresses of x and out, of workspace, stream and
+        bias."""
+        filled = self._filled(n, x_dtype, out_dtype)
 
         def call(x: int, out: int, workspace: np.ndarray, stream: Any, bias: Any = None) -> None:
-            mine = type(filled).from_buffer_copy(filled)
-            mine.x, mine.out, mine.workspace = x, out, address(workspace)
-            if bias is not None:
-                mine.bias = address(bias)
-            function(mine, *more)
+            _start(function, type(filled).from_buffer_copy(filled), x, out, workspace, bias, more)
 
         return call
 
+    def _filled(self, n: int, x_dtype: np.dtype, out_dtype: np.dtype) -> Any:
+        """A copy of the structure for so many rows of these dtypes."""
+        filled = type(self.filled).from_buffer_copy(self.filled)
+        filled.n, filled.x_dtype, filled.out_dtype = n, DTYPES[name_of(x_dtype)], DTYPES[name_of(out_dtype)]
+        return filled
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
         return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
+
+
+def _start(
+    function: Any, filled: Any, x: int, out: int, workspace: np.ndarray, bias: Any, more: tuple[int, ...]
+) -> None:
+    """The call, with its addresses filled in, too."""
+    filled.x, filled.out, filled.workspace = x, out, address(workspace)
+    if bias is not None:
+        filled.bias, filled.bias_pitch = address(bias), bias.shape[-1] * (bias.ndim - 1)
+    function(filled, *more)
 
 
 def forget() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,7 @@ from codegemm.arrays import float_dtype, written
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.library import address
 from codegemm.kernel import Product
-from codegemm.operands import takes_kernels, transforms
+from codegemm.operands import rows_for, takes_kernels, transforms
 
 _MAX_SEEN = 64
 
@@ -61,13 +60,8 @@ class Shortcut:
     def _bind(self, shape: tuple[int, ...], out_shape: tuple[int, ...], *dtypes: Any) -> Callable[..., None] | None:
         if not {str(dtype).removeprefix("torch.") for dtype in dtypes} <= {self._product.dtype.name, "float32"}:
             return None
-        (rows, columns), n = self._product.spec.shape, math.prod(shape[:-1])
         dtype, out_dtype = map(float_dtype, dtypes)
-        fits = (
-            shape[-1:] == (columns,)
-            and out_shape == (*shape[:-1], rows)
-            and 0 < n <= self._product.n
-            and dtype == self._product.dtype
-            and (out_dtype == dtype or (out_dtype == np.float32 and dtype.itemsize == 2))
-        )
-        return self._kernel.bound(self._prepared, replace(self._product, n=n, out_dtype=out_dtype)) if fits else None
+        n = rows_for(shape, out_shape, dtype, out_dtype, self._product.spec.shape)
+        if not 0 < n <= self._product.n or dtype != self._product.dtype:
+            return None
+        return self._kernel.bound(self._prepared, replace(self._product, n=n, out_dtype=out_dtype))

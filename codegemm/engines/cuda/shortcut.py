@@ -11,7 +11,7 @@ import numpy as np
 
 from codegemm.arrays import FLOATS, float_dtype, view, written
 from codegemm.devices import Device, Stream
-from codegemm.operands import transforms
+from codegemm.operands import rows_for, transforms
 
 _MAX_SEEN = 64
 
@@ -81,15 +81,8 @@ class Shortcut:
         return run, x if flat else x.reshape(-1, columns), out, stream
 
     def _enter(self, shape: tuple[int, ...], out_shape: tuple[int, ...], dtype: Any, out_dtype: Any) -> Entry | None:
-        rows = math.prod(shape[:-1])
-        fits = (
-            shape[-1:] == self._shape[1:]
-            and out_shape == shape[:-1] + self._shape[:1]
-            and 0 < rows <= self._n
-            and dtype in self._dtypes
-            and (out_dtype == dtype or (out_dtype == np.float32 and dtype.itemsize == 2))
-        )
-        if not fits:
+        rows = rows_for(shape, out_shape, dtype, out_dtype, self._shape)
+        if not 0 < rows <= self._n or dtype not in self._dtypes:
             return None
         if len(self._entries) >= _MAX_SEEN:
             self._entries.clear()
