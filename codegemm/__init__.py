@@ -14,6 +14,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.e8p import E8PConfig, E8PSpec, E8PWeight
 from codegemm.formats.format import Format, register_format, unregister_format
+from codegemm.formats.qtip import QtipConfig, QtipSpec, QtipWeight
 from codegemm.formats.rotation import Rotation
 from codegemm.formats.transformed import TransformedConfig, TransformedSpec, TransformedWeight
 from codegemm.formats.weight import Spec, Weight, concat
@@ -53,6 +54,9 @@ __all__ = [
     "KernelInfo",
     "Plan",
     "Product",
+    "QtipConfig",
+    "QtipSpec",
+    "QtipWeight",
     "Quantizer",
     "Rotation",
     "Spec",

@@ -3,7 +3,17 @@
 from codegemm.checkpoints.additive import from_aqlm, from_codegemm
 from codegemm.checkpoints.binary import from_binary
 from codegemm.checkpoints.packed import from_awq, from_gptq
+from codegemm.checkpoints.qtip import from_qtip
 from codegemm.checkpoints.quip import from_quip
 from codegemm.checkpoints.uniform import from_uniform
 
-__all__ = ["from_aqlm", "from_awq", "from_binary", "from_codegemm", "from_gptq", "from_quip", "from_uniform"]
+__all__ = [
+    "from_aqlm",
+    "from_awq",
+    "from_binary",
+    "from_codegemm",
+    "from_gptq",
+    "from_qtip",
+    "from_quip",
+    "from_uniform",
+]

@@ -41,3 +41,20 @@ def as_codes(codes: npt.NDArray, b: int) -> npt.NDArray:
     if low < -(1 << b - 1) or high >> b:
         raise CheckpointError(f"codes: {low} to {high}, must be from {-(1 << b - 1)} to {(1 << b) - 1} for b={b}")
     return (codes.astype(np.int32) & (1 << b) - 1).astype(code_dtype(b))
+
+
+def vector(name: str, values: Any) -> npt.NDArray:
+    """`values` with one axis, float16 as they are and other floats as float32; CheckpointError where they don't fit."""
+    array = as_array(name, values, (*FLOATS, "float64"), 1)
+    return array if array.dtype == np.float16 else single(name, array)
+
+
+def single(name: str, values: npt.NDArray) -> npt.NDArray[np.float32]:
+    """As float32; CheckpointError where that is too small or too large for one of them."""
+    exact = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = exact.astype(np.float32)
+        wrong = np.flatnonzero(~(abs(single - exact) <= 2.0**-24 * abs(exact)))
+    if len(wrong):
+        raise CheckpointError(f"{name}: {exact[wrong[0]]:.8g} at {wrong[0]} is not near a finite, normal float32")
+    return single

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
+from codegemm.checkpoints.arguments import as_array, refusing, single, vector
 from codegemm.errors import CheckpointError
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.e8p import E8PWeight
@@ -44,7 +44,7 @@ def from_quip(
     if codebook not in CODEBOOKS:
         raise CheckpointError(f"codebook {codebook!r}: must be one of {', '.join(CODEBOOKS)}")
     qidxs = as_array("qidxs", qidxs, ("int64",), 2)
-    su, sv = _vector("SU", SU), _vector("SV", SV)
+    su, sv = vector("SU", SU), vector("SV", SV)
     wanted = CODEBOOKS[codebook] * len(su) // 64
     if qidxs.shape != (len(sv), wanted):
         raise CheckpointError(f"qidxs: shape {qidxs.shape}, must be ({len(sv)}, {wanted}) for {codebook}")
@@ -52,15 +52,15 @@ def from_quip(
         raise CheckpointError(f"wscale={wscale}: must be finite")
     factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * float(wscale)
     if (factors != 1).any():
-        sv = _single("SV", sv * factors)
+        sv = single("SV", sv * factors)
     if scale_wh is not None:
-        divisor = _vector("scale_wh", scale_wh).astype(np.float64)
+        divisor = vector("scale_wh", scale_wh).astype(np.float64)
         if divisor.shape != su.shape:
             raise CheckpointError(f"scale_wh: shape {divisor.shape}, must be {su.shape}")
         check_finite("scale_wh", divisor)
         if not divisor.all():
             raise CheckpointError(f"scale_wh: is 0 at {int(np.argmin(divisor != 0))}, must not be")
-        su = _single("SU", su / divisor)
+        su = single("SU", su / divisor)
     if resid_scale is not None and resid_scale <= 0:
         resid_scale = None
     return E8PWeight(qidxs, su, sv, resid_scale)
@@ -72,7 +72,7 @@ def _of_parts(scales: Any, sizes: Any, rows: int) -> npt.NDArray[np.float64]:
         raise CheckpointError("fuse_scales and fuse_sizes: one says nothing without the other")
     if scales is None or sizes is None:
         return np.ones(rows)
-    factors = _vector("fuse_scales", scales).astype(np.float64)
+    factors = vector("fuse_scales", scales).astype(np.float64)
     counts = as_array("fuse_sizes", sizes, ("int32", "int64"), 1).tolist()
     if not np.isfinite(factors).all():
         raise CheckpointError(f"fuse_scales: {factors}, must be finite")
@@ -81,19 +81,3 @@ def _of_parts(scales: Any, sizes: Any, rows: int) -> npt.NDArray[np.float64]:
             f"fuse_sizes: {counts}, must be {len(factors)} positive numbers, as fuse_scales, that sum to {rows}"
         )
     return np.repeat(factors, counts)
-
-
-def _vector(name: str, values: Any) -> npt.NDArray:
-    vector = as_array(name, values, (*FLOATS, "float64"), 1)
-    return vector if vector.dtype == np.float16 else _single(name, vector)
-
-
-def _single(name: str, values: npt.NDArray) -> npt.NDArray[np.float32]:
-    """As float32; CheckpointError where that is too small or too large for one of them."""
-    exact = values.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        single = exact.astype(np.float32)
-        wrong = np.flatnonzero(~(abs(single - exact) <= 2.0**-24 * abs(exact)))
-    if len(wrong):
-        raise CheckpointError(f"{name}: {exact[wrong[0]]:.8g} at {wrong[0]} is not near a finite, normal float32")
-    return single

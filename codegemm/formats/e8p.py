@@ -12,15 +12,13 @@ import numpy.typing as npt
 
 from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
-from codegemm.formats.codebook import check_finite
 from codegemm.formats.format import Format, register_format
 from codegemm.formats.hadamard import split_length
+from codegemm.formats.incoherent import IncoherentSpec, IncoherentWeight, check_sides
 from codegemm.formats.native import Stored
-from codegemm.formats.rotation import Rotation
-from codegemm.formats.weight import Spec, Weight, check_one_device, frozen
+from codegemm.formats.weight import check_one_device, frozen
 
 BITS = (2, 3, 4)
-_SIGNS = (16, 16)  # bits of an entry of SU and SV
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,13 @@ class E8PConfig:
 
 
 @dataclass(frozen=True)
-class E8PSpec(Spec):
+class E8PSpec(IncoherentSpec):
     """Shape and bits (2, 3 or 4) of an E8PWeight; `vector_bits` is the size of one entry of SU and SV."""
-
-    bits: int
-    vector_bits: tuple[int, int] = _SIGNS
 
     @property
     def config(self) -> E8PConfig:
         """The bits, as a configuration."""
         return E8PConfig(self.bits)
-
-    @property
-    def packed_bits(self) -> int:
-        """Codes, SU and SV."""
-        su, sv = self.vector_bits
-        return self.bits * self.out_features * self.in_features + su * self.in_features + sv * self.out_features
 
 
 class E8PCodes(NamedTuple):
@@ -63,7 +52,7 @@ class E8PCodes(NamedTuple):
     residual: npt.NDArray | None
 
 
-class E8PWeight(Weight):
+class E8PWeight(IncoherentWeight):
     """W = diag(SV) U_M What U_K^T diag(SU), with What the E8P grid's vectors (plus a residual / resid_scale).
 
     qidxs: int64 [M, K/32] (2 bit), [M, 3K/64] (3 bit) or [M, K/16] (4 bit), in QuIP#'s packing.
@@ -119,29 +108,9 @@ class E8PWeight(Weight):
         return self._spec
 
     @property
-    def bits(self) -> int:
-        """Bits of one weight in the codes: 2, 3 or 4."""
-        return self._spec.bits
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The dtype of SV."""
-        return np.dtype(self.SV.dtype)
-
-    @property
     def options(self) -> dict[str, Any]:
         """The divisor of the residual codebook."""
         return {"resid_scale": self.resid_scale}
-
-    @property
-    def left(self) -> Rotation:
-        """Of whole columns, times SV."""
-        return Rotation(self.SV)
-
-    @property
-    def right(self) -> Rotation:
-        """Of whole rows, times SU."""
-        return Rotation(self.SU)
 
     def codes(self) -> E8PCodes:
         """The unpacked codes, on the CPU."""
@@ -165,9 +134,6 @@ class E8PWeight(Weight):
     def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:
         """What, whole."""
         yield 0, self.lattice(dtype)
-
-    def __getitem__(self, rows: slice) -> Self:
-        raise TypeError("an E8PWeight can't be split: its rotation mixes all rows")
 
 
 class E8PFormat(Format[E8PConfig, E8PSpec, E8PWeight]):
@@ -209,12 +175,7 @@ def check_shape(out_features: int, in_features: int) -> None:
 
 
 def _infer_spec(qidxs: Any, su: Any, sv: Any) -> E8PSpec:
-    for name, array in (("SU", su), ("SV", sv)):
-        if array.ndim != 1:
-            raise ValueError(f"{name}: shape {array.shape}, must have one axis")
-        if array.dtype not in (np.float16, np.float32):
-            raise ValueError(f"{name}: dtype {array.dtype}, must be float16 or float32")
-        check_finite(name, array)
+    vector_bits = check_sides(su, sv)
     rows, columns = len(sv), len(su)
     check_shape(rows, columns)
     if qidxs.dtype != np.int64:
@@ -226,7 +187,6 @@ def _infer_spec(qidxs: Any, su: Any, sv: Any) -> E8PSpec:
             + ", ".join(f"{n} ({bits} bit)" for n, bits in widths.items())
             + f" for SU of {columns} and SV of {rows}"
         )
-    vector_bits = 8 * su.dtype.itemsize, 8 * sv.dtype.itemsize
     return E8PSpec(rows, columns, widths[qidxs.shape[1]], vector_bits)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import ROOT, format_checks
 
 import codegemm
-from codegemm import CodebookConfig, E8PConfig, TransformedConfig, files, formats
+from codegemm import CodebookConfig, E8PConfig, QtipConfig, TransformedConfig, files, formats
 from codegemm.formats.transformed import OFFSETS, USUAL
 
 EVERY = [(format, text) for format in formats.registered() for text in format.examples]
@@ -59,7 +59,11 @@ def codebooks(draw):
     return CodebookConfig(v=v, m=draw(st.integers(1, 8)), b=draw(st.integers(1, 16)), g=g)
 
 
-CORES = {"codebook": codebooks(), "e8p": st.builds(E8PConfig, st.sampled_from((2, 3, 4)))}
+CORES = {
+    "codebook": codebooks(),
+    "e8p": st.builds(E8PConfig, st.sampled_from((2, 3, 4))),
+    "qtip": st.builds(QtipConfig, st.sampled_from((2, 3, 4))),
+}
 
 
 @st.composite
@@ -87,6 +91,7 @@ def test_every_name_is_read_as_what_it_names(config):
     [
         ("m1", "configuration 'm1': expected m<codebooks>v.*e8p.*rotated"),
         ("e8p5", "e8p of 5 bits: must be of 2, 3, 4"),
+        ("qtip1", "qtip of 1 bits: must be of 2, 3, 4"),
         ("m9v4", "m=9"),
         ("m1v4+turned", r"behind m1v4 may come \+ordered, \+rotated\[<block>\], \+offsets"),
         ("m1v4+offsets+rotated", "behind m1v4 may come"),
