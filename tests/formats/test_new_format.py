@@ -170,7 +170,7 @@ def test_a_format_that_is_not_there_any_more_is_named(tmp_path):
     finally:
         codegemm.unregister_format("ternary")
     with pytest.raises(
-        CheckpointError, match=r"format 'ternary' is not registered: .*; there are codebook, e8p, transformed"
+        CheckpointError, match=r"format 'ternary' is not registered: .*; there are codebook, e8p, qtip, transformed"
     ):
         codegemm.load(path)
     with pytest.raises(ValueError, match="configuration 'ternary8': expected"):
@@ -218,13 +218,13 @@ def changed(weight=None, **changes):
 def test_what_can_not_be_registered(format, kind, message):
     with pytest.raises(kind, match=message):
         codegemm.register_format(format)
-    assert [each.name for each in formats.registered()] == ["codebook", "e8p", "transformed", "ternary"]
+    assert [each.name for each in formats.registered()] == ["codebook", "e8p", "qtip", "transformed", "ternary"]
 
 
 def test_quantisers_are_of_registered_formats():
     with pytest.raises(TypeError, match=r"subclass of codegemm\.Quantizer"):
         codegemm.register_quantizer(Rounding)
-    with pytest.raises(ValueError, match="format 'ternary': must be one of codebook, e8p, transformed"):
+    with pytest.raises(ValueError, match="format 'ternary': must be one of codebook, e8p, qtip, transformed"):
         codegemm.register_quantizer(Rounding())
 
 

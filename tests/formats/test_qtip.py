@@ -88,8 +88,17 @@ def arrays(rows=32, columns=64, bits=2):
 def test_bad_arrays_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         QtipWeight(*change(*arrays()))
-    with pytest.raises((CheckpointError, TypeError), match=message if "float64" not in message else "dtype"):
-        from_qtip(*change(*arrays()))
+
+
+def test_readers_name_bad_arrays_too():
+    codes, table, su, sv = arrays()
+    for changed, message in (
+        ((codes[:3], table, su, sv), r"trellis: shape \(3, 32\), must be one of"),
+        ((codes, table.astype(np.float32), su, sv), "tlut: dtype float32, must be float16"),
+        ((codes, table, su, sv * np.float32(np.inf)), "SV: inf at 0 is not near a finite, normal float32"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            from_qtip(*changed)
 
 
 @pytest.mark.parametrize(
