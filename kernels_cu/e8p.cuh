@@ -7,10 +7,9 @@
 // nothing is flipped.
 #pragma once
 
-#include "ptx.cuh"
+#include "replicated.cuh"
 
 constexpr int table_words = 256;
-constexpr int row_bytes = 128;      // a word for each bank
 constexpr int ball_row_bytes = 64;  // a word for every second: a third table of the first kind would not fit all GPUs
 constexpr int entry_bytes = 2 * row_bytes;
 constexpr int tables_bytes = table_words * entry_bytes;
@@ -31,19 +30,6 @@ DEVICE Weights unpack(u32 word) {
              ptx::add_half2(ptx::and_or(low, nibble_6, at_6), minus_24),
              ptx::add_half2(ptx::and_or(high, nibble_2, at_2), minus_264),
              ptx::add_half2(ptx::and_or(high, nibble_6, at_6), minus_24)}};
-}
-
-// Words of a table, each ROW_BYTES / 4 times. Neighbours begin with other banks.
-template <int ROW_BYTES>
-DEVICE void stage_table(const u32* table, int words, ptx::Shared to) {
-    constexpr int pieces = ROW_BYTES / 16;
-    for (int i = threadIdx.x; i < words; i += blockDim.x) {
-        const u32 word = ptx::load(table + i);
-#pragma unroll
-        for (int piece = 0; piece < pieces; piece++)
-            ptx::shared_store(to + i * ROW_BYTES + (piece + i * pieces / 8) % pieces * 16,
-                              make_uint4(word, word, word, word));
-    }
 }
 
 // Tables in shared memory, made by all threads of a block: entries of a base vector's copies and those of a sign byte;

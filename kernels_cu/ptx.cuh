@@ -179,6 +179,14 @@ DEVICE uint2 load_early(const uint2* address) {
     return v;
 }
 
+DEVICE uint4 load_early(const uint4* address) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
 DEVICE float4 load_early(const float4* address) {
     float4 v;
     asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -406,6 +414,11 @@ DEVICE u32 xor_and(u32 a, u32 b, u32 mask) {
     u32 result;
     asm("lop3.b32 %0, %1, %2, %3, 0x28;" : "=r"(result) : "r"(a), "r"(b), "r"(mask));
     return result;
+}
+
+// (high : low) << shift, its upper half.
+DEVICE u32 funnel(u32 high, u32 low, int shift) {
+    return __funnelshift_l(low, high, shift);
 }
 
 // d += A B with fp16 A [16 x 16], B [16 x 8] and fp32 d [16 x 8]. Lane 4r + q holds

@@ -24,11 +24,13 @@ struct Rotation {
     int segments;         // P
     int segment;          // L, at least four
     int groups;           // G of L / 4 threads
-    int digits;           // what a number of rotated x becomes: 3 or 4 signed digits of base 256, or 0: one fp16
+    int digits;           // what a number of rotated x becomes: 3 or 4 signed digits of base 256, or 0: fp16
+    int halves;           // how many fp16: one, or two, the second what the first leaves
+    int pairs;            // whether fp16 are in the places of pairs
     int y_is_float;
     float root;   // 1 / sqrt(length); of sums of fp16, times the power of two that is in these
     u64 scales;   // where in the workspace: float [row]
-    u64 rotated;  // signed bytes [row][digit][length] or fp16 [row][length], in their places
+    u64 rotated;  // signed bytes [row][digit][length] or fp16 [row][half][length], in their places
     u64 sums;     // float [row][length]
 };
 
@@ -138,6 +140,11 @@ DEVICE int place_of(int k) {
     return (k & ~63) | (k & 8) << 2 | (k & 48) >> 1 | (k & 1) << 2 | (k & 6) >> 1;
 }
 
+// The same of 32 neighbours where a lane's weights are neighbours two by two: what it needs of four eights together.
+DEVICE int place_of_pairs(int k) {
+    return (k & ~31) | (k & 6) << 2 | (k & 24) >> 2 | (k & 1);
+}
+
 // Where four neighbours' digits stand from k on: of 16 the second and the third four have changed places, so that what
 // goes to an mma together lies together.
 DEVICE int place_of_digits(int k) {
@@ -174,10 +181,15 @@ DEVICE void rotate_in(const void* x, void*, u8* workspace, const Rotation& r) {
     const float scale = inverse_power(exponent);
     const int k = place.segment * r.segment + place.quad * each;
     if (r.digits == 0) {
-        u16* to = reinterpret_cast<u16*>(workspace + r.rotated) + size_t(place.row) * length;
+        u16* to = reinterpret_cast<u16*>(workspace + r.rotated) + size_t(place.row) * r.halves * length;
 #pragma unroll
-        for (int i = 0; i < each; i++)
-            ptx::store(to + place_of(k + i), ptx::float_to_half(value[i] * r.root * scale * 16384.0f));
+        for (int i = 0; i < each; i++) {
+            const float number = value[i] * r.root * scale * 16384.0f;
+            const u16 half = ptx::float_to_half(number);
+            const int at = r.pairs ? place_of_pairs(k + i) : place_of(k + i);
+            ptx::store(to + at, half);
+            if (r.halves == 2) ptx::store(to + length + at, ptx::float_to_half(number - ptx::half_to_float(half)));
+        }
         return;
     }
     const float unit = r.digits == 4 ? 536870912.0f : 2097152.0f;

@@ -2,7 +2,8 @@
 
 from codegemm.baselines.cuda.aqlm import Aqlm
 from codegemm.baselines.cuda.dense import Dense
+from codegemm.baselines.cuda.qtip import Qtip
 from codegemm.baselines.cuda.quip import Quip
 from codegemm.kernel import Kernel
 
-KERNELS: list[Kernel] = [Dense(), Aqlm(), Quip()]
+KERNELS: list[Kernel] = [Dense(), Aqlm(), Quip(), Qtip()]

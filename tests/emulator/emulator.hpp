@@ -216,6 +216,9 @@ inline u32 and_or(u32 value, u32 mask, u32 bits) {
 inline u32 xor_and(u32 a, u32 b, u32 mask) {
     return (a ^ b) & mask;
 }
+inline u32 funnel(u32 high, u32 low, int shift) {
+    return u32((u64(high) << 32 | low) << shift >> 32);
+}
 u32 permute_bytes(u32 low, u32 high, u32 selector);
 void mma(int (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);

@@ -1,4 +1,4 @@
-"""QuIP#'s randomised Hadamard transforms on a GPU: how one is cut into thread blocks, and what its launch takes."""
+"""QuIP#'s and QTIP's randomised Hadamard transforms on a GPU: how one is cut into thread blocks, and what its launch takes."""
 
 from __future__ import annotations
 
@@ -78,11 +78,14 @@ def signs(length: int, cut: Cut, transpose: bool) -> npt.NDArray[np.uint32]:
     return np.packbits(np.ascontiguousarray(bits), axis=2, bitorder="little").view(np.uint32)
 
 
-def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Place, gpu: Gpu) -> Launch:
+def launch(
+    side: str, product: Product, scales: Place, rotated: Place, sums: Place, gpu: Gpu, pairs: bool = False
+) -> Launch:
     """The launch that rotates x into the workspace (side `in`), or the sums there into y (`out`).
 
-    scales: float32 [n], powers of two of x's rows. rotated: int8 [n, digits, K] or float16 [n, K]. sums: float32
-    [n, M]. The weight's array of the side's name is SU or SV.
+    scales: float32 [n], powers of two of x's rows. rotated: int8 [n, digits, K], or float16 [n, K] or [n, 2, K], whose
+    second half is what the first leaves. sums: float32 [n, M]. pairs: whether float16 are in the order that pairs of
+    neighbours take. The weight's array of the side's name is SU or SV.
     """
     inwards = side == "in"
     n, (m, k) = product.n, product.spec.shape
@@ -104,6 +107,8 @@ def launch(side: str, product: Product, scales: Place, rotated: Place, sums: Pla
                 factors=Array(side),
                 segments=cut.order,
                 digits=digits,
+                halves=rotated.shape[1] if len(rotated.shape) == 3 else 1,
+                pairs=pairs,
                 root=length**-0.5 * (1 if inwards or digits else FP16_UNIT),
                 y_is_float=product.out_dtype == FLOAT32,
                 scales=scales,
