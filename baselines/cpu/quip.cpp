@@ -1,10 +1,7 @@
 // QuIP#'s product with E8P codes: rotate x, decode and multiply, rotate y; see quip.py.
-#include <cmath>
 #include <type_traits>
 
-#include "floats.hpp"
-#include "hadamard.hpp"
-#include "parallel.hpp"
+#include "incoherent.hpp"
 
 namespace codegemm {
 
@@ -34,23 +31,6 @@ namespace {
 
 constexpr int dim = 8;
 constexpr int task_rows = 64;
-
-// y = (matrix kron Sylvester) x / sqrt(length), x [order][power] overwritten.
-void rotate(float* x, float* y, int length, int order, const float* matrix) {
-    const int power = length / order;
-    const float norm = 1 / std::sqrt(float(length));  // first: sums of large numbers stay in range
-    for (int i = 0; i < length; ++i) x[i] *= norm;
-    walsh_hadamard(x, length, power);
-    for (int a = 0; a < order; ++a) {
-        float* to = y + size_t(a) * power;
-        for (int i = 0; i < power; ++i) to[i] = matrix[a * order] * x[i];
-        for (int b = 1; b < order; ++b) {
-            const float factor = matrix[a * order + b];
-            const float* from = x + size_t(b) * power;
-            for (int i = 0; i < power; ++i) to[i] += factor * from[i];
-        }
-    }
-}
 
 inline vec<dim> decode(const QuipArgs& a, uint16_t code) {
     const int sign = code & 255;
@@ -98,30 +78,14 @@ void multiply_rows(const QuipArgs& a, const float* x, int first_row, int end_row
 extern "C" void quip(codegemm::ParallelFor loop, const codegemm::QuipArgs* args) {
     using namespace codegemm;
     const QuipArgs& a = *args;
-    const int longest = a.rows > a.in_features ? a.rows : a.in_features;
-    float* x = a.workspace;
-    float* y = x + size_t(a.n) * a.in_features;
-    float* other = y + size_t(a.n) * a.rows;
-
-    parallel_for(loop, a.n, [&](int i) {
-        float* mine = other + size_t(i) * longest;
-        to_float(a.x, Dtype(a.x_dtype), size_t(i) * a.in_features, mine, a.in_features);
-        for (int k = 0; k < a.in_features; ++k) mine[k] *= a.SU[k];
-        rotate(mine, x + size_t(i) * a.in_features, a.in_features, a.order_in, a.had_in);
-    });
-    parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
-        if (a.bits == 2)
-            multiply_rows<2>(a, x, first, end, y);
-        else if (a.bits == 3)
-            multiply_rows<3>(a, x, first, end, y);
-        else
-            multiply_rows<4>(a, x, first, end, y);
-    });
-    parallel_for(loop, a.n, [&](int i) {
-        float* mine = other + size_t(i) * longest;
-        rotate(y + size_t(i) * a.rows, mine, a.rows, a.order_out, a.had_out);
-        for (int row = 0; row < a.rows; ++row) mine[row] *= a.SV[row];
-        add_bias(a, i, 0, mine, a.rows);
-        from_float(mine, 1, a.out, Dtype(a.out_dtype), size_t(i) * a.rows, a.rows);
+    multiply_between_rotations(loop, a, [&](const float* x, float* y) {
+        parallel_pieces(loop, a.rows, task_rows, [&](int first, int end) {
+            if (a.bits == 2)
+                multiply_rows<2>(a, x, first, end, y);
+            else if (a.bits == 3)
+                multiply_rows<3>(a, x, first, end, y);
+            else
+                multiply_rows<4>(a, x, first, end, y);
+        });
     });
 }

@@ -15,7 +15,7 @@ from codegemm import arrays, operands
 from codegemm.formats import random_weight
 from codegemm.registry import registered
 
-CONFIGS = ("m1v4g16", "m1v8b11g-1", "m2v4b4g32+rotated16+offsets", "m1v4b4g32+terms2", "e8p")
+CONFIGS = ("m1v4g16", "m1v8b11g-1", "m2v4b4g32+rotated16+offsets", "m1v4b4g32+terms2", "e8p", "qtip")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -30,18 +30,18 @@ def rounded(sums, dtype):
 def test_every_kernel_rounds_once(config, dtype, rng):
     """The product's own error of float32, and half a step of the dtype's for the one rounding: where the bias is large
     and of the other sign, a sum that was rounded before it would be off by more."""
-    weight = random_weight((48, 128), config, 1)
+    weight = random_weight((64, 128), config, 1)
     for n in (1, 3, 5, 33, 130):
         x = rng.standard_normal((n, 128)).astype(arrays.float_dtype(dtype))
         product = x.astype(np.float64) @ weight.dequantize(np.float64).T
-        bias = (-0.9 * product[0] + rng.standard_normal(48)).astype(np.float32)
+        bias = (-0.9 * product[0] + rng.standard_normal(64)).astype(np.float32)
         exact, step = rounded(product + bias, dtype)
         own = 4e-4 * np.abs(product).max()
         for name in sorted(set(usable(weight, n)) - {"dense_bf16", "psumbook_fast"}):
             for y in (
                 codegemm.linear(x, weight, bias, kernel=name),
                 codegemm.plan(weight, n, dtype, name, bias=bias)(x),
-                codegemm.plan(weight, n + 2, dtype, name, bias=bias)(x, out=np.full((48, n), np.nan, x.dtype).T),
+                codegemm.plan(weight, n + 2, dtype, name, bias=bias)(x, out=np.full((64, n), np.nan, x.dtype).T),
             ):
                 assert y.dtype == x.dtype
                 assert (abs(y.astype(np.float64) - exact) <= own + step).all(), (name, n)

@@ -14,6 +14,7 @@ from support.errors import FULL, error
 
 import codegemm
 from codegemm import Product, choice
+from codegemm.baselines.cpu.qtip import Qtip
 from codegemm.baselines.cpu.quip import Quip
 from codegemm.devices import CPU
 from codegemm.engines.cpu import Dequant, isa
@@ -42,7 +43,7 @@ def test_every_kernel_keeps_to_the_interface(kernel, rng):
 
 
 @pytest.mark.usefixtures("no_compiler")
-@pytest.mark.parametrize("kernel", [Dequant(), Quip()], ids=repr)
+@pytest.mark.parametrize("kernel", [Dequant(), Quip(), Qtip()], ids=repr)
 def test_some_keep_to_it_without_a_compiler(kernel, rng):
     with pytest.warns(RuntimeWarning, match="no-such-compiler is not there"):
         check_kernel(kernel, seed=int(rng.integers(1 << 31)), tolerance=FULL)
@@ -52,11 +53,11 @@ def test_which_kernels_take_which_weights(make_weight):
     for problem in PROBLEMS:
         weight = make_weight(*problem)
         core = core_of(weight.spec)
-        is_lattice = isinstance(core, codegemm.E8PSpec)
+        own = {codegemm.E8PSpec: ["quip"], codegemm.QtipSpec: ["qtip"]}.get(type(core), [])
         for n in (1, 6, 33):
             names = set(usable(weight, n))
-            assert {"reference", "dense", *(["quip"] if is_lattice else ["dequant", "dequant_dense"])} <= names
-            assert ("psumbook" in names) == (not is_lattice and core.config.b <= 8)
+            assert {"reference", "dense", *(own or ["dequant", "dequant_dense"])} <= names
+            assert ("psumbook" in names) == (not own and core.config.b <= 8)
 
 
 @st.composite
@@ -86,17 +87,19 @@ def test_any_configuration_and_shape(problem):
 
 
 @pytest.mark.parametrize("columns", [64 * 12, 64 * 28, 64 * 36, 64 * 52, 64 * 20, 64 * 5 * 12])
-def test_quip_with_every_kind_of_hadamard_matrix(columns, make_weight, rng):
+@pytest.mark.parametrize(("kernel", "config"), [("quip", "e8p"), ("qtip", "qtip3")])
+def test_every_kind_of_hadamard_matrix(kernel, config, columns, make_weight, rng):
     order, _ = split_length(columns)
     assert len(hadamard(order)) == order
-    weight = make_weight(16 * 28, columns, "e8p")
-    check_products(weight, rng.standard_normal((9, columns)).astype(np.float32), ["quip"])
+    weight = make_weight(16 * 28, columns, config)
+    check_products(weight, rng.standard_normal((9, columns)).astype(np.float32), [kernel])
 
 
-@pytest.mark.parametrize("config", ["e8p", "e8p3", "e8p4"])
-def test_quip_with_numbers_in_place_of_signs(config, make_weight, rng):
-    su, sv = rng.standard_normal(448).astype(np.float16), rng.standard_normal(48).astype(np.float32)
-    weight = codegemm.E8PWeight(make_weight(48, 448, config).qidxs, su, sv)
+@pytest.mark.parametrize("config", ["e8p", "e8p3", "e8p4", "qtip", "qtip3", "qtip4"])
+def test_numbers_in_place_of_signs(config, make_weight, rng):
+    su, sv = rng.standard_normal(448).astype(np.float16), rng.standard_normal(96).astype(np.float32)
+    signed = make_weight(96, 448, config)
+    weight = type(signed)(**{**signed.arrays, "SU": su, "SV": sv})
     for n in (1, 5, 13):
         check_products(weight, rng.standard_normal((n, 448)).astype(np.float32), usable(weight, n))
 
@@ -123,14 +126,15 @@ def test_the_same_on_older_processors(name, monkeypatch, fresh_engine, make_weig
             check_products(weight, x, names & set(usable(weight, n)))
 
 
-def test_quip_stays_in_range_where_the_result_does(make_weight):
-    weight = make_weight(64, 4096, "e8p")
+@pytest.mark.parametrize(("kernel", "config"), [("quip", "e8p"), ("qtip", "qtip")])
+def test_rotations_stay_in_range_where_the_result_does(kernel, config, make_weight):
+    weight = make_weight(64, 4096, config)
     x = np.where(np.arange(4096) % 2, 1e36, -1e36).astype(np.float32)[None]
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
-    assert error(product(weight, x, "quip"), truth) <= FULL
+    assert error(product(weight, x, kernel), truth) <= FULL
 
 
-@pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p"])
+@pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p", "qtip"])
 @pytest.mark.parametrize("scale", [2.0**-14, 1e4])
 def test_large_and_tiny_x(config, scale, make_weight, rng):
     weight = make_weight(64, 256, config)
