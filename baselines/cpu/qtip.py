@@ -17,7 +17,7 @@ from codegemm.formats.qtip import QtipSpec, QtipWeight
 SOURCE = Path(__file__).with_name("qtip.cpp")
 # Of all tiles [M/32, 2, K/32, 2, 8 rows, 2k words]; in a block of 2 x 2 the words at one place lie together.
 _BLOCKED = (0, 2, 5, 4, 1, 3)
-_ROWS = 8
+_ROWS = 8  # of a tile, two rows of weights each, that its steps take one after the other
 
 
 class Qtip(IncoherentKernel[QtipSpec, QtipWeight]):

@@ -11,7 +11,7 @@ from codegemm.formats.format import registered
 
 EXAMPLES = [text for format in registered() for text in format.examples]
 CASES = [
-    *((48, 960, text, 1) for text in EXAMPLES),
+    *((96, 960, text, 1) for text in EXAMPLES),
     *((320, 960, text, 1) for text in EXAMPLES),
     (4900, 384, "m1v4g128", 1),  # several slices of rows, the last no whole group
     (4800, 384, "m2v8g-1", 3),

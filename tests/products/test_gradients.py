@@ -20,11 +20,12 @@ CONFIGS = (
     "m2v4b4g32+ordered+rotated16",
     "e8p",
     "e8p3+rotated",
+    "qtip",
 )
 
 
-def weight_of(config, rows=48, columns=128):
-    if "+" in config or config == "e8p":
+def weight_of(config, rows=64, columns=128):
+    if "+" in config or config in ("e8p", "qtip"):
         return random_weight((rows, columns), config, 3)
     return codegemm.concat([random_weight((each, columns), config, each) for each in (7, rows - 7)])
 
@@ -39,8 +40,8 @@ def leaf(*shape, dtype=torch.float32):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_gradcheck(config):
-    weight = weight_of(config, 16, 64)
-    x, bias = leaf(2, 1, 64, dtype=torch.float64), leaf(16, dtype=torch.float64)
+    weight = weight_of(config, 32, 64)
+    x, bias = leaf(2, 1, 64, dtype=torch.float64), leaf(32, dtype=torch.float64)
 
     def linear(x, bias):
         return codegemm.linear(x, weight, bias, kernel="reference")
@@ -57,9 +58,9 @@ def test_gradcheck(config):
 def test_every_kernel_has_the_gradients_of_a_dense_layer(config, dtype):
     """In a residual block: what is added to the product keeps its own."""
     weight, limit = weight_of(config), {torch.float32: 2e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
-    branch = torch.randn(128, 48, dtype=torch.float64).to(dtype)
+    branch = torch.randn(128, 64, dtype=torch.float64).to(dtype)
     for n in (1, 3, 200):
-        x, bias, upstream = leaf(n, 128, dtype=dtype), leaf(48, dtype=dtype), torch.randn(n, 48).to(dtype)
+        x, bias, upstream = leaf(n, 128, dtype=dtype), leaf(64, dtype=dtype), torch.randn(n, 64).to(dtype)
         wide_x, wide_bias = (value.detach().double().requires_grad_() for value in (x, bias))
         expected = torch.nn.functional.linear(wide_x, dense_of(weight), wide_bias) + wide_x @ branch.double()
         truth = torch.autograd.grad(expected, (wide_x, wide_bias), upstream.double())
@@ -73,16 +74,16 @@ def test_every_kernel_has_the_gradients_of_a_dense_layer(config, dtype):
 
 def test_gradients_of_what_is_asked_for():
     weight = weight_of("m1v4g16")
-    x, bias = torch.randn(3, 128), leaf(48)
+    x, bias = torch.randn(3, 128), leaf(64)
     (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, bias).sum(), bias)
-    assert torch.equal(gradient, torch.full((48,), 3.0))
+    assert torch.equal(gradient, torch.full((64,), 3.0))
     x = leaf(3, 128)
     for fixed in (bias.detach(), bias.detach().numpy(), None):
         (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, fixed).sum(), x)
         assert torch.allclose(gradient.double(), dense_of(weight).sum(0).expand(3, -1), atol=1e-4)
     (gradient,) = torch.autograd.grad(codegemm.linear(x[:0], weight, bias).sum(), bias)
     assert not gradient.any()
-    half = leaf(48, dtype=torch.float16)  # of another dtype than x
+    half = leaf(64, dtype=torch.float16)  # of another dtype than x
     (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, half).sum(), half)
     assert gradient.dtype == torch.float16
     (gradient,) = torch.func.grad(lambda x: codegemm.matmul(x, weight.T).sum())(x.detach()[0])[None]
@@ -91,8 +92,8 @@ def test_gradients_of_what_is_asked_for():
 
 def test_second_derivatives_know_nothing_of_a_bias():
     weight = weight_of("m1v4g16")
-    for bias in ([5.0] * 48, np.full(48, 5.0), torch.full((48,), 5.0), leaf(48)):
-        x, upstream, direction = leaf(2, 128), leaf(2, 48), torch.randn(2, 128)
+    for bias in ([5.0] * 64, np.full(64, 5.0), torch.full((64,), 5.0), leaf(64)):
+        x, upstream, direction = leaf(2, 128), leaf(2, 64), torch.randn(2, 128)
         (gradient,) = torch.autograd.grad(codegemm.linear(x, weight, bias), x, upstream, create_graph=True)
         (second,) = torch.autograd.grad(gradient, upstream, direction)
         exact = direction.double() @ dense_of(weight).T
@@ -103,10 +104,10 @@ def test_second_derivatives_know_nothing_of_a_bias():
 @pytest.mark.parametrize("config", CONFIGS)
 def test_torchs_transformations(config):
     """Against those of a dense layer."""
-    weight = weight_of(config, 16, 64)
+    weight = weight_of(config, 32, 64)
     dense = dense_of(weight)
-    x, bias = leaf(3, 64, dtype=torch.float64).detach(), leaf(16, dtype=torch.float64).detach()
-    tangent, biases = torch.randn_like(x), torch.randn(3, 16, dtype=torch.float64)
+    x, bias = leaf(3, 64, dtype=torch.float64).detach(), leaf(32, dtype=torch.float64).detach()
+    tangent, biases = torch.randn_like(x), torch.randn(3, 32, dtype=torch.float64)
 
     def mine(x, bias=bias):
         return codegemm.linear(x, weight, bias, kernel="reference").tanh() + x[..., :1]
@@ -138,13 +139,13 @@ def test_forward_mode_is_not_lost():
     plan = codegemm.plan(weight, 2)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, tangent)
-        y = forward_ad.unpack_dual(codegemm.linear(dual, weight) + dual[:, :48])
-        torch.testing.assert_close(y.tangent, codegemm.linear(tangent, weight) + tangent[:, :48])
-        torch.testing.assert_close(plan(x), y.primal - x[:, :48], rtol=1e-4, atol=1e-4)
+        y = forward_ad.unpack_dual(codegemm.linear(dual, weight) + dual[:, :64])
+        torch.testing.assert_close(y.tangent, codegemm.linear(tangent, weight) + tangent[:, :64])
+        torch.testing.assert_close(plan(x), y.primal - x[:, :64], rtol=1e-4, atol=1e-4)
         with pytest.raises(RuntimeError, match="transformed by torch, and a plan has no graph"):
             plan(dual)
         with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
-            codegemm.matmul(dual, weight.T, out=torch.empty(2, 48))
+            codegemm.matmul(dual, weight.T, out=torch.empty(2, 64))
     with pytest.raises(RuntimeError, match="transformed by torch, and a plan has no graph"):
         torch.func.vmap(plan)(x)
 
@@ -161,7 +162,7 @@ def test_transformed_weights_are_decoded_by_compiled_code(monkeypatch):
 
 def test_graphs_hear_of_what_is_written_to():
     weight = weight_of("m1v4g16")
-    x, a, out = torch.randn(3, 128), leaf(3, 48), torch.ones(3, 48)
+    x, a, out = torch.randn(3, 128), leaf(3, 64), torch.ones(3, 64)
     for write in (lambda: codegemm.matmul(x, weight.T, out=out), lambda: codegemm.plan(weight, 3)(x, out=out)):
         needs_out = (a * out).sum()
         write()
@@ -171,10 +172,10 @@ def test_graphs_hear_of_what_is_written_to():
 
 def test_no_graph_where_none_is_kept():
     weight = weight_of("m1v4g16")
-    x, bias = leaf(3, 128), leaf(48)
+    x, bias = leaf(3, 128), leaf(64)
     with torch.no_grad():
         assert not codegemm.linear(x, weight, bias).requires_grad
-        out = torch.empty(3, 48)
+        out = torch.empty(3, 64)
         assert codegemm.matmul(x, weight.T, out=out) is out
     with torch.inference_mode():
         assert not (x @ weight.T).requires_grad
@@ -183,7 +184,7 @@ def test_no_graph_where_none_is_kept():
 
 def test_what_can_have_no_graph_says_so():
     weight = weight_of("m1v4g16")
-    x, bias, out = leaf(3, 128), leaf(48), torch.empty(3, 48)
+    x, bias, out = leaf(3, 128), leaf(64), torch.empty(3, 64)
     with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
         codegemm.matmul(x, weight.T, out=out)
     with pytest.raises(RuntimeError, match="out: torch keeps a graph"):
