@@ -24,8 +24,8 @@ struct Qtip {
     const u32* table;  // [512] of two fp16
     int first_strip;
     int strips;
-    int steps;  // of K
-    int batch;  // rows of x
+    int steps;    // of K
+    int batch;    // rows of x
     u64 rotated;  // where in the workspace: fp16 [row][2][K], in each 32 as rotate.cu's `place_of_pairs`
     u64 sums;     // float [row][M]
     u64 dense;    // fp16 [row of the strips][K], in the same order of K
@@ -161,7 +161,8 @@ DEVICE void qtip(u8* workspace, const Qtip& w) {
                 const Factors<GROUPS> next_x = columns.load_x(next < w.steps ? next : warp);
                 const Codes<BITS> mine = codes[turn];
                 if (later < w.steps || strip + 1 < end)
-                    codes[turn].load_codes(w.codes, strip * w.steps + (later < w.steps ? later : w.steps + step - first + warp));
+                    codes[turn].load_codes(w.codes,
+                                           strip * w.steps + (later < w.steps ? later : w.steps + step - first + warp));
                 sums.add(pairs, mine, x);
                 x = next_x;
             }
@@ -208,7 +209,7 @@ DEVICE void dequantize_qtip(u8* workspace, const Qtip& w) {
     }
 }
 
-#define ENTRY(name, ...)                                                                                               \
+#define ENTRY(name, ...)                                                                                            \
     extern "C" KERNEL void __launch_bounds__(most_threads, 1) name(const void* x, void* y, u8* workspace, Qtip w) { \
-        __VA_ARGS__(workspace, w);                                                                                     \
+        __VA_ARGS__(workspace, w);                                                                                  \
     }

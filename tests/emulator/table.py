@@ -31,7 +31,7 @@ CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128
 COMPARED = [
     ("psumbook", "m1v4g128", (1, 4)), ("psumbook", "m2v8g128", (1, 4)), ("dequant", "m1v4g128", (1, 16, 32)),
     ("dequant", "m2v8g128", (1, 16, 32)), ("dequant", "m1v8b16g-1", (1, 16)), ("aqlm", "m2v8g-1", (1, 4)),
-    ("aqlm", "m1v8b16g-1", (1, 4)), ("quip", "e8p", (1, 8)),
+    ("aqlm", "m1v8b16g-1", (1, 4)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
 ]  # fmt: skip
 COLUMNS = (
     "weights", "N", "wavefronts a lookup", "instructions a lookup", "table wavefronts, of the least",

@@ -1,4 +1,4 @@
-"""QuIP#'s and QTIP's randomised Hadamard transforms on a GPU: how one is cut into thread blocks, and what its launch takes."""
+"""The randomised Hadamard transforms of QuIP# and QTIP on a GPU: how one is cut into thread blocks, and its launch."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from emulator import cases
 from support import sass
 
 from codegemm import kernels_cu
-from codegemm.baselines.cuda import aqlm, quip
+from codegemm.baselines.cuda import aqlm, qtip, quip
 from codegemm.engines.cuda import compiler, dequant_cut, dequant_fast, dequant_wide, psumbook, rotation
 from codegemm.engines.cuda.dequant_wide_cut import ARCH
 from codegemm.engines.cuda.gpu import KNOWN
@@ -163,6 +163,22 @@ def test_quips_first_codes_are_asked_for_before_the_wait(bits, groups, arch):
     assert tables
 
 
+@pytest.mark.parametrize(("bits", "groups"), [(2, 1), (3, 2), (4, 1)])
+@pytest.mark.parametrize("arch", EACH_KIND)
+def test_qtips_loop_has_the_instructions_that_the_model_takes(bits, groups, arch):
+    """For 32 x 32 weights: 16 loads from the table, each of which has a product, a shift, two logical operations and,
+    three times of four, a shift that makes its state."""
+    turns = 4 if bits == 2 else 2
+    loop = sass.smallest_loop(sass.cubin_of(qtip.SOURCE, f"qtip<{bits}, {groups}>", arch), "HMMA", turns * groups * 4)
+    assert loop["HMMA"] == turns * groups * 4
+    assert loop["LDS"] == turns * 16
+    assert loop["SHFL"] == turns * bits
+    assert loop["LOP3"] <= turns * 40
+    assert loop["LDL"] + loop["STL"] == 0
+    expected = turns * qtip._INSTRUCTIONS[bits, groups]
+    assert abs(loop.total() - expected) <= 0.1 * expected, loop
+
+
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES if cases.ALL else (80, 90, 120))
 @pytest.mark.parametrize(
     ("source", "instance"),
@@ -198,6 +214,8 @@ KERNELS = [
     ("dequantize.cu", "dequantize<4, u8, Half, true>"),
     ("dequantize.cu", "dequantize<8, u16, Bfloat, false>"),
     ("aqlm.cu", "aqlm<8, 2, u8, Half>"),
+    ("qtip.cu", "qtip<2, 1>"),
+    ("qtip.cu", "dequantize_qtip<3>"),
     ("quip.cu", "quip<2, 1>"),
     ("quip.cu", "dequantize_e8p<2>"),
     ("quip.cu", "dequantize_e8p<3>"),

@@ -23,6 +23,7 @@ CASES = [
     (300, 256, "m2v8g-1", "dequant_dense", 5),
     (64, 256, "m2v8g-1", "aqlm", 1),
     (64, 128, "e8p", "quip", 3),
+    (64, 128, "qtip", "qtip", 3),
     (100, 256, "m1v4g128", "dense", 3),
     (96, 256, "m1v4g32+rotated+offsets", "dequant", 3),
     (96, 256, "m1v4g32+terms2", "psumbook", 1),

@@ -60,6 +60,8 @@ def test_large_channels_that_meet_zeros(config, device, n, dtype, make_weight, r
     [
         ("quip", "e8p", 1, "float16"),
         ("quip", "e8p4", 7, "float32"),
+        ("qtip", "qtip3", 1, "float16"),
+        ("qtip", "qtip", 7, "float32"),
         ("psumbook", "m1v4g32+rotated", 2, "bfloat16"),
         ("psumbook", "m1v4g32+ordered", 2, "float32"),
         ("dequant", "m2v8g-1+rotated+offsets", 6, "float16"),

@@ -16,6 +16,7 @@ from support import errors, gpu_products
 import codegemm
 from codegemm import arrays, kernels_cu
 from codegemm.baselines.cuda.aqlm import Aqlm
+from codegemm.baselines.cuda.qtip import Qtip
 from codegemm.baselines.cuda.quip import EXACT_ROWS, Quip
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda import (
@@ -90,6 +91,7 @@ FORMS = [
     *(Form(Wide(), (70, 1536), config, 40, 2) for config in ("m1v4g128", "m2v8g-1")),
     *(Form(Aqlm(), (20, 2400), config, 3) for config in ("m2v8g-1", "m1v8g-1", "m1v8b16g-1", "m1v16b16g-1")),
     *(Form(Quip(), (112, 256), config, n) for config in ("e8p", "e8p3", "e8p4") for n in (3, 6)),
+    *(Form(Qtip(), (96, 224), config, n) for config in ("qtip", "qtip3", "qtip4") for n in (3, 6)),
     Form(CudaTransformed(Psumbook()), (40, 96), "m1v4g24+rotated+offsets", 3),
 ]
 
@@ -199,6 +201,7 @@ def test_weights_are_prepared_where_they_are(form, emulated_gpu, make_weight, mo
     [
         ("aqlm", (20, 2400), "m1v8g-1", 9, (4,)),
         ("quip", (48, 128), "e8p", 51, (50, 49, 48, 9, 8, 4, 1)),
+        ("qtip", (64, 128), "qtip", 35, (34, 33, 32, 9, 8, 4, 1)),
         ("psumbook", (40, 96), "m1v4g24+rotated+offsets", 3, (1,)),
         ("dequant_dense", (40, 96), "m1v4g24+rotated", 65, (64, 1)),
         ("dequant_dense", (40, 96), "m2v8g-1+rotated", 90, (70, 20)),
@@ -367,6 +370,7 @@ NEEDS = [
     Needs(("aqlm*.cu*",), 2, (Form(Aqlm(), (20, 2400), "m2v8g-1", 1),)),  # two chunks of columns
     # Groups of threads, tiles after others.
     Needs(("quip.cu", "e8p.cuh", "rotate.cu"), 4, (Form(Quip(), (320, 512), "e8p", 1),)),
+    Needs(("qtip.cu", "trellis.cuh"), 3, (Form(Qtip(), (320, 512), "qtip", 1),)),
     Needs(
         ("transformed.cu", "hadamard.cuh"),
         3,

@@ -276,7 +276,9 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
         assert 0 < timing.median < 1e-3
 
 
-@pytest.mark.parametrize(("kernel", "config"), [("psumbook", "m1v4g128"), ("dequant", "m2v8g128"), ("quip", "e8p")])
+@pytest.mark.parametrize(
+    ("kernel", "config"), [("psumbook", "m1v4g128"), ("dequant", "m2v8g128"), ("quip", "e8p"), ("qtip", "qtip")]
+)
 def test_a_bias_is_added_before_y_is_rounded(kernel, config, make_weight, rng, cupy):
     weight = make_weight(1024, 1024, config)
     x = rng.standard_normal((2, 1024)).astype(np.float16)

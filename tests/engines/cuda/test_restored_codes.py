@@ -14,7 +14,7 @@ from codegemm.testing.problems import PROBLEMS, Problem
 
 CASES = [
     *PROBLEMS,
-    *(Problem(48, 960, text) for each in format.registered() for text in each.examples),
+    *(Problem(64, 960, text) for each in format.registered() for text in each.examples),
     *(
         Problem(rows, 15 * v, f"m{m}v{v}b{b}g{g}", parts)
         for b, m in ((1, 3), (3, 1), (5, 2), (8, 1), (11, 2), (16, 1))
@@ -42,7 +42,7 @@ def test_codes_are_those_that_were_arranged(problem, make_weight):
     weight = make_weight(*problem)
     before = pickle.loads(pickle.dumps(weight))
     kernels = kernels_for(weight.spec)
-    assert kernels
+    assert kernels or not isinstance(weight, codegemm.CodebookWeight)  # others may take codes as they are
     for kernel in kernels:
         kernel.let_go(weight, kernel.arrange(weight))
         assert let_go(weight) == kernel.rearranged
