@@ -1,4 +1,5 @@
-"""The kernels to beat, behind the same interface: dense products, and the dequantising kernels of AQLM and QuIP#."""
+"""The kernels to beat, behind the same interface: dense products, and the dequantising kernels of AQLM, QuIP# and
+QTIP."""
 
 if __name__ == "baselines":
     raise ImportError("import this package as codegemm.baselines")

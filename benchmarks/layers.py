@@ -22,8 +22,8 @@ from codegemm.comparison.selection import DENSE, compared_kernels, entry
 from codegemm.devices import FIRST_GPU
 from codegemm.engines.cuda.gpu import gpu_of
 from codegemm.formats.codebook import CodebookWeight
-from codegemm.formats.e8p import E8PWeight
 from codegemm.formats.format import spec_of
+from codegemm.formats.incoherent import IncoherentWeight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
 from codegemm.measuring import sources
@@ -88,9 +88,11 @@ class Truth:
             part = CodebookWeight(weight.codes[self._rows], weight.part_codebooks[0], weight.scales[self._rows])
             self._products = exact(part, x)
         else:
-            assert isinstance(weight, E8PWeight)
+            assert isinstance(weight, IncoherentWeight)
             self._rows = np.arange(rows)
-            product = weight.right.rotate(x.astype(np.float64)).astype(np.float32) @ weight.lattice(np.float32).T
+            rotated = weight.right.rotate(x.astype(np.float64)).astype(np.float32)
+            blocks = weight.core_blocks(np.dtype(np.float32))
+            product = np.concatenate([rotated @ block.T for _, block in blocks], 1)
             self._products = weight.left.unrotate(product.astype(np.float64))
 
     def error(self, y: np.ndarray) -> float:

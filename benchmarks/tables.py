@@ -26,7 +26,7 @@ DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/results.md", "docs
 RESULTS = ROOT / "benchmarks" / "results"
 _SUMMARY = {
     ("psumbook", "m1v4g128"), ("psumbook", "m2v8g-1"), ("dequant", "m1v4g128"), ("dequant", "m2v8g-1"),
-    ("quip", "e8p"), ("aqlm", "m2v8g-1"), ("dense_bf16", ""), ("torch_fp32", ""), ("dense", ""),
+    ("quip", "e8p"), ("qtip", "qtip"), ("aqlm", "m2v8g-1"), ("dense_bf16", ""), ("torch_fp32", ""), ("dense", ""),
 }  # fmt: skip
 NOTHING = (
     "No time on a GPU is stated here, since none was measured: `codegemm predict` says what the cost model expects.\n"

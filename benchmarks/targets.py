@@ -19,7 +19,7 @@ from codegemm.prediction import Prediction, copy_bandwidth, predict
 from codegemm.reporting import by
 
 MAIN = ("m1v4g128", "m2v8g128")
-AQLM, QUIP, DENSE = ("aqlm", "m2v8g-1"), ("quip", "e8p"), ("dense", "")
+AQLM, QUIP, QTIP, DENSE = ("aqlm", "m2v8g-1"), ("quip", "e8p"), ("qtip", "qtip"), ("dense", "")
 MOST_ROWS = 64  # of x, up to which quantised products are never to be slower than dense ones
 Timed: TypeAlias = Row | Prediction
 
@@ -66,7 +66,7 @@ TARGETS = [
         Target(shape, config, 1, least, against)
         for shape in ((28672, 8192), (8192, 28672))
         for config in MAIN
-        for least, against in ((0.8, None), (3, AQLM), (1.5, QUIP), (5, DENSE))
+        for least, against in ((0.8, None), (3, AQLM), (1.5, QUIP), (1.3, QTIP), (5, DENSE))
     ),
     *(
         Target((14336, 4096), config, 1, least, against)

@@ -38,7 +38,7 @@ _PAIRS = SIDE * SIDE // 2 // LANES  # of a lane in 2 x 2 tiles
 # For 32 x 32 weights, by bits and groups of rows of x, counted in the compiled loops.
 _INSTRUCTIONS = {(2, 1): 140.0, (2, 2): 155.0, (3, 1): 153.0, (3, 2): 170.0, (4, 1): 141.0, (4, 2): 157.0}
 _DENSE_INSTRUCTIONS = {2: 171.0, 3: 191.0, 4: 175.0}
-_ROUND_LATENCY = 350.0  # clocks of a step of all warps of a block that nothing hides: as quip's, not fitted
+_STRIP_LATENCY = 500.0  # clocks of the barriers and sums behind a strip: guessed
 ARGUMENTS = kernels_cu.structure(SOURCE, "Qtip")
 
 
@@ -93,7 +93,7 @@ class Qtip(CudaKernel[QtipSpec, QtipWeight]):
 
 
 def _matvec(product: Product[QtipSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
-    spec, n, (m, k) = product.spec, product.n, product.spec.shape
+    spec, n, m = product.spec, product.n, product.spec.out_features
     turns, grid, count = -(-n // ROWS), blocks(spec, gpu), warps(spec)
     codes, steps = _counts(spec)
     again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
@@ -113,7 +113,7 @@ def _matvec(product: Product[QtipSpec], rotated: Place, sums: Place, gpu: Gpu) -
             instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
             mma=turns * steps * 4 * groups(n),
             balance=balance(m // SIDE, gpu.multiprocessors),
-            latency=turns * -(-m // SIDE // grid) * -(-k // SIDE // count) * _ROUND_LATENCY,
+            latency=turns * -(-m // SIDE // grid) * _STRIP_LATENCY,
         ),
     )
 

@@ -126,7 +126,7 @@ def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str
 
 
 SHAPES = click.option("--shape", "shapes", type=Shape(), multiple=True, help="MxK, of random codes (may be repeated).")
-CONFIGS = click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p.")
+CONFIGS = click.option("--config", "configs", type=ListOf(), help="Configurations, like m1v4g128,m2v8g128,e8p,qtip.")
 TENSORS = click.option("--tensor", "tensors", multiple=True, help="A matrix of the file (may be repeated).")
 JSON = click.option("--json", "json_path", type=NewFile(), help="Write the result there.")
 ENGINE = click.option(

@@ -137,7 +137,7 @@ def _latest_first() -> Iterator[Format]:
 
 
 def parse(config: Any) -> Any:
-    """The configuration of a text (`m1v4g128`, `m2v8g128+rotated`, `e8p`), or a configuration as it is.
+    """The configuration of a text (`m1v4g128`, `m2v8g128+rotated`, `e8p`, `qtip`), or a configuration as it is.
 
     `str` of it is that text again, with all that it left to defaults. TypeError for what is neither, ValueError for a
     text that no format reads or whose values can't be.

@@ -11,8 +11,9 @@ from importlib import metadata
 import numpy as np
 from support import ROOT, sass
 
-from codegemm.engines.cuda import compiler, psumbook
+from codegemm.engines.cuda import compiler, model, psumbook
 from codegemm.engines.cuda import psumbook_layout as layout
+from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.psumbook_cut import BATCHES, cut_for
 from codegemm.engines.cuda.steps import Steps
@@ -33,6 +34,12 @@ COMPARED = [
     ("dequant", "m2v8g128", (1, 16, 32)), ("dequant", "m1v8b16g-1", (1, 16)), ("aqlm", "m2v8g-1", (1, 4)),
     ("aqlm", "m1v8b16g-1", (1, 4)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
 ]  # fmt: skip
+# Loops of products, as they are compiled, and how many lookups each has at least.
+LOOP_LOOKUPS = {"psumbook": 32, "quip": 64, "qtip": 32}
+LOOPS = [
+    ("psumbook", "m1v4g128", (1,)), ("psumbook", "m2v8g128", (1,)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
+    ("qtip", "qtip3", (1, 8)), ("qtip", "qtip4", (1, 8)),
+]  # fmt: skip
 COLUMNS = (
     "weights", "N", "wavefronts a lookup", "instructions a lookup", "table wavefronts, of the least",
     "code bytes read, of those stored", "sectors of codes and scales, of the least", "registers",
@@ -42,6 +49,11 @@ COLUMNS = (
 COMPARED_COLUMNS = (
     "kernel", "weights", "N", "wavefronts of loads, for 1024 weights", "sectors asked for, for 1024 weights",
     "block barriers", "launches",
+)  # fmt: skip
+
+LOOP_COLUMNS = (
+    "kernel", "weights", "N", "instructions for 1024 weights", "wavefronts of lookups", "clocks of both, the longer",
+    "clocks of codes from memory",
 )  # fmt: skip
 
 
@@ -117,6 +129,32 @@ def compared() -> list[tuple[str, ...]]:
     return lines
 
 
+def loops() -> list[tuple[str, ...]]:
+    """A row for every kernel, configuration and batch of LOOPS."""
+    kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
+    weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in LOOPS}
+    products = [(kernels[name], weights[config], n) for name, config, batches in LOOPS for n in batches]
+    emulate.compile_steps(_steps(*product) for product in products)
+    gpu = KNOWN["h200"]
+    bytes_a_clock = gpu.bandwidth / gpu.multiprocessors / gpu.clock
+    pieces = SHAPE[0] * SHAPE[1] / 1024
+    lines = []
+    for kernel, weight, n in products:
+        launches = _steps(kernel, weight, n).launches
+        middle = len(launches) // 2  # between rotations, where there are any
+        report, launch = _reports(kernel, weight, n)[middle], launches[middle]
+        lookups = report.of("add" if kernel.name == "psumbook" else "gather")
+        loop = sass.smallest_loop(compiler.build(launch.source, launch.instance, 90), "LDS", LOOP_LOOKUPS[kernel.name])
+        instructions = loop.total() / loop["LDS"] * lookups.instructions / pieces
+        bound = max(instructions / model.ISSUED, lookups.wavefronts / pieces)
+        codes = report.of("load_codes", space="global").bytes / pieces
+        lines.append((
+            kernel.name, weight.spec.name, str(n), f"{instructions:.0f}", f"{lookups.wavefronts / pieces:.1f}",
+            f"{bound:.1f}", f"{codes / bytes_a_clock:.1f}",
+        ))  # fmt: skip
+    return lines
+
+
 def _steps(kernel: CudaKernel, weight: Weight, n: int) -> Steps:
     """Of a product in the tables."""
     return kernel.decide(Product.of(weight.spec, n, np.float16, np.float32), emulate.SMALL_GPU)
@@ -128,7 +166,7 @@ def _reports(kernel: CudaKernel, weight: Weight, n: int) -> list[emulate.Report]
     return emulate.multiply(kernel, weight, x)[1]
 
 
-TABLES = {"counters": (COLUMNS, rows), "kernels": (COMPARED_COLUMNS, compared)}
+TABLES = {"counters": (COLUMNS, rows), "loops": (LOOP_COLUMNS, loops), "kernels": (COMPARED_COLUMNS, compared)}
 
 
 def markdown(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
