@@ -137,10 +137,11 @@ def gpu_tables(gpu_reports: list[dict[str, Any]], whole: bool = True) -> str:
 
 def gaussian_table(rows: list[dict[str, Any]]) -> str:
     """Accuracy, time and memory of the quantisers on Gaussian matrices."""
-    lines = [["configuration", "matrix", "bits", "relative MSE", "seconds", "GiB"]]
+    lines = [["configuration", "matrix", "bits", "relative MSE", "seconds", "GiB", "on"]]
     for row in rows:
         accuracy = (f"{row['bits_per_weight']:.3f}", f"{row['relative_mse']:.4f}")
-        lines.append([row["config"], by(row["shape"]), *accuracy, f"{row['seconds']:.0f}", f"{row['gib']:.1f}"])
+        cost = (f"{row['seconds']:.0f}", f"{row['gib']:.1f}", f"{row['device']} ({row['path']})")
+        lines.append([row["config"], by(row["shape"]), *accuracy, *cost])
     return "\n" + _markdown(lines, "---")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--config", required=True, help="Like m2v8g128, or e8p.")
+@click.option("--config", required=True, help="Like m2v8g128, e8p or qtip.")
 @click.option(
     "--include",
     metavar="REGEX",
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 )
 @click.option("--rotate", is_flag=True, help="Rotate the inputs: for weights with heavy tails.")
 @click.option(
-    "--time-limit", type=click.FloatRange(0), help="Seconds for each matrix; then it is left as good as it is."
+    "--time-limit",
+    type=click.FloatRange(0),
+    help="Seconds for each matrix; then it is left as good as it is. Not for e8p and qtip, which leave nothing out.",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Replace TARGET where it exists, once all is written.")

@@ -56,29 +56,32 @@ def quantize(
     """Quantise a dense matrix W [out_features, in_features] of finite floats.
 
     config: a configuration or its text. `m2v8g128`, or a CodebookConfig: additive codebooks by k-means, then joint code
-        search and least squares, scales too; `e8p`: QuIP#'s 2-bit lattice between random Hadamard rotations; or
-        that of any registered format which has a quantiser.
+        search and least squares, scales too; `e8p`: QuIP#'s 2-bit lattice between random Hadamard rotations;
+        `qtip`, `qtip3`, `qtip4`: QTIP's trellis codes between such; or that of any registered format which has a
+        quantiser.
     calibration: the layer's inputs. Then tr((W - W') H (W - W')^T) is made small instead of |W - W'|^2; to the diagonal
         of H = X^T X 0.01 of its mean is added, so that inputs that were always zero and fewer rows than in_features do
         no harm. Not for `e8p`.
     rotate: quantise W R^T, R a randomised Hadamard rotation of the inputs by blocks, and give a TransformedWeight that
         rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. A text may say so, too
-        (`m2v8g128+rotated`). `e8p` rotates anyhow.
+        (`m2v8g128+rotated`). `e8p` and `qtip` rotate anyhow.
     seed: the same seed gives the same weight on the same machine and backend.
     progress: show a progress bar on standard error; or what opens one by its title. None: where that is a terminal,
         after three seconds.
     time_limit: seconds after which codebooks are left as good as they are; only rows that have no codes yet are coded
-        then, in the fastest way. `e8p` has nothing to leave out.
+        then, in the fastest way. `e8p` and `qtip` have nothing to leave out.
     on_interrupt: `return` makes Ctrl-C such an end, too (in the main thread; a second one raises KeyboardInterrupt).
     backend: what computes codebook weights: `numpy`; `torch` on the CPU; `cuda`, torch on the current GPU. None: the
         GPU for a torch tensor that is on one, torch on the CPU for large matrices where it is installed, else NumPy.
+        `qtip` is compiled for the CPU, and takes these on a GPU and where there is no compiler.
 
     A matrix of fewer vectors than a codebook has centroids is stored as it is, but for rounding, and centroids repeat.
     Constant rows are rows like others; a row or group of zeros has the scale zero.
 
     The error of a row is in proportion to the row, however small or large its weights are. Scales times centroids, both
     float16, hold rows whose root mean squares are from about 4e-9 to 1e8, the largest at most 2**29 times the smallest;
-    of a row's groups those that are smaller than that beside its largest become zero. `e8p` holds what float32 does.
+    of a row's groups those that are smaller than that beside its largest become zero. `e8p` and `qtip` hold what
+    float32 does.
 
     Raises ValueError for a matrix that is not finite, not 2-D, of a shape or of weights that the configuration can't
     hold, and for a configuration that has no quantiser; TypeError or ValueError for what the other arguments can't be.

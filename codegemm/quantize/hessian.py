@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.formats.rotation import Rotation
+
 # Of the mean of H's diagonal, added to it: H of few rows is singular, and what they miss counts a little too.
 DAMPING = 0.01
 
@@ -49,6 +51,12 @@ class Hessian:
             Tie(_single(damped), _single(np.linalg.inv(own)), _single(np.linalg.cholesky(own))),
             Tie(_single(upper), _single(np.linalg.inv(own_upper)), _single(own_upper)),
         )
+
+
+def rotated(H: npt.NDArray[np.float64], rotation: Rotation) -> npt.NDArray[np.float64]:
+    """H of rotated inputs."""
+    half = rotation.rotate(H)
+    return rotation.rotate(np.ascontiguousarray(half.T))
 
 
 def _diagonal(matrix: npt.NDArray, v: int) -> npt.NDArray:

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PWeight, check_shape
-from codegemm.formats.hadamard import transform
+from codegemm.quantize.incoherence import Sides, held
 from codegemm.quantize.progress import Progress
-from codegemm.quantize.scaling import root_mean_squares
 
 _BLOCK = 4096  # vectors at a time
 _SEARCH_SAMPLE = 1 << 14  # vectors on which a scale is tried
@@ -22,33 +21,17 @@ _RMS = np.linspace(0.85, 1.15, 11)
 
 
 def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> E8PWeight:
-    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix.
-
-    The rotation of columns spreads errors over all rows evenly; those of small rows are small, since SV has their size.
-    """
-    rows, columns = matrix.shape
-    check_shape(rows, columns)
+    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix."""
+    check_shape(*matrix.shape)
     rng = np.random.default_rng(seed)
-    su, sv = (rng.choice(np.array([-1, 1], np.float32), length) for length in (columns, rows))
-    sizes = root_mean_squares(matrix, columns)[:, 0]
-    divisors = np.where(sizes > 0, sizes, 1).astype(np.float32)
-    rotated = transform(matrix / divisors[:, None] * su * sv[:, None], transpose=True)
-    rotated = np.ascontiguousarray(transform(np.ascontiguousarray(rotated.T), transpose=True).T)
-    vectors = rotated.reshape(-1, e8p_codebook.DIM)
+    sides = Sides.of(matrix, rng)
+    vectors = sides.core(sides.halfway(matrix)).reshape(-1, e8p_codebook.DIM)
 
     progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
     scale = _search_scale(vectors, rng, progress)
     codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress)
-    return E8PWeight(e8p_codebook.pack(codes.reshape(rows, -1)), su.astype(np.float16), _held(sv, sizes * scale))
-
-
-def _held(signs: npt.NDArray[np.float32], scales: npt.NDArray[np.float64]) -> npt.NDArray:
-    """Signs times scales, in float16 where it loses no bits to underflow or overflow, else in float32."""
-    used = scales[scales > 0]
-    for dtype in (np.float16, np.float32):
-        if len(used) == 0 or np.finfo(dtype).tiny <= used.min() <= used.max() <= np.finfo(dtype).max / 2:
-            return (signs * scales).astype(dtype)
-    raise ValueError(f"W: root mean squares of rows from {used.min():.3g} to {used.max():.3g} do not fit float32")
+    sv = held(sides.sv, sides.sizes * scale, np.float16, np.float32)
+    return E8PWeight(e8p_codebook.pack(codes.reshape(len(matrix), -1)), sides.su.astype(np.float16), sv)
 
 
 def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) -> npt.NDArray[np.uint16]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.e8p import E8PConfig, E8PWeight
 from codegemm.formats.format import check_registered, format_of
+from codegemm.formats.qtip import QtipConfig, QtipWeight
 from codegemm.formats.rotation import Rotation, default_block
 from codegemm.formats.transformed import USUAL, TransformedConfig, TransformedWeight
 from codegemm.formats.weight import Weight
@@ -136,6 +137,21 @@ class E8PQuantizer(Quantizer):
             return lattice.quantize(matrix, job.seed, bar)
 
 
+class QtipQuantizer(Quantizer):
+    """The nearest paths through the trellis, between random rotations."""
+
+    format, rotates, version = "qtip", True, "1"
+
+    def calibrates(self, config: QtipConfig) -> bool:
+        return True
+
+    def quantize(self, matrix: npt.NDArray[np.float32], config: QtipConfig, job: Job) -> QtipWeight:
+        from codegemm.quantize import qtip
+
+        with job.progress(f"quantizing to {config}") as bar:
+            return qtip.quantize(matrix, config.bits, job, bar)
+
+
 class TransformedQuantizer(Quantizer):
     """The core's quantiser, of a matrix in rotated coordinates."""
 
@@ -157,17 +173,18 @@ class TransformedQuantizer(Quantizer):
         return None
 
     def quantize(self, matrix: npt.NDArray[np.float32], config: TransformedConfig, job: Job) -> TransformedWeight:
+        from codegemm.quantize.hessian import rotated
+
         columns = matrix.shape[1]
         block = default_block(columns) if config.block == USUAL else config.block
         signs = np.random.default_rng([job.seed, _SIGNS]).choice(np.array([-1, 1], np.int8), columns)
         rotation = Rotation(signs, block)
         if job.gram is not None:
-            half = rotation.rotate(job.gram)
-            job = replace(job, gram=rotation.rotate(np.ascontiguousarray(half.T)))
+            job = replace(job, gram=rotated(job.gram, rotation))
         core = quantizer_for(config.core).quantize(rotation.rotate(matrix), config.core, job)
         return TransformedWeight(core, signs=signs, block=block)
 
 
 _quantizers: Registry[Quantizer] = Registry("quantizer of the format", ENTRY_POINT_GROUP, register_quantizer)
-for own in (CodebookQuantizer, E8PQuantizer, TransformedQuantizer):
+for own in (CodebookQuantizer, E8PQuantizer, QtipQuantizer, TransformedQuantizer):
     register_quantizer(own())

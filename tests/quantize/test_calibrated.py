@@ -47,7 +47,7 @@ def without_and_with(calibration, matrix, config, **named):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("config", ["m1v4b6g32", "m2v8b5", "m3v4b3g64", "m1v1b2g16"])
+@pytest.mark.parametrize("config", ["m1v4b6g32", "m2v8b5", "m3v4b3g64", "m1v1b2g16", "qtip", "qtip4"])
 def test_calibration_lessens_the_error_of_the_output(config, backend, matrix, inputs):
     seen, unseen = inputs[:2000], inputs[2000:]
     free, made = without_and_with(summed(seen), matrix, config, backend=backend)
@@ -55,16 +55,16 @@ def test_calibration_lessens_the_error_of_the_output(config, backend, matrix, in
     assert output_error(matrix, made, unseen) < 0.75 * output_error(matrix, free, unseen)
 
 
-def test_inputs_that_say_nothing_leave_it_as_good(matrix):
-    free, made = without_and_with(codegemm.Calibration.of(np.eye(K), 1), matrix, "m2v8b6")
+@pytest.mark.parametrize("config", ["m2v8b6", "qtip"])
+def test_inputs_that_say_nothing_leave_it_as_good(config, matrix):
+    free, made = without_and_with(codegemm.Calibration.of(np.eye(K), 1), matrix, config)
     errors = [np.linalg.norm(matrix - weight.dequantize()) for weight in (free, made)]
     assert errors[1] <= 1.001 * errors[0]
 
 
-def test_the_same_seed_gives_the_same_weight(matrix, inputs):
-    made = [
-        codegemm.quantize(matrix, "m2v8b4g64", calibration=summed(inputs), rotate=True, seed=seed) for seed in (3, 3, 4)
-    ]
+@pytest.mark.parametrize("config", ["m2v8b4g64+rotated", "qtip"])
+def test_the_same_seed_gives_the_same_weight(config, matrix, inputs):
+    made = [codegemm.quantize(matrix, config, calibration=summed(inputs), seed=seed) for seed in (3, 3, 4)]
     assert made[0] == made[1] != made[2]
 
 
@@ -79,18 +79,19 @@ def test_dead_inputs_keep_their_weights(config, matrix, inputs):
     assert output_error(matrix, made, dead) < 0.75 * output_error(matrix, free, dead)
 
 
-def test_fewer_rows_than_inputs(matrix, inputs):
+@pytest.mark.parametrize("config", ["m1v4b6", "qtip"])
+def test_fewer_rows_than_inputs(config, matrix, inputs):
     few = inputs[:5]
-    free, made = without_and_with(summed(few), matrix, "m1v4b6")
+    free, made = without_and_with(summed(few), matrix, config)
     assert output_error(matrix, made, few) < 0.5 * output_error(matrix, free, few)
     assert output_error(matrix, made, inputs) < 2 * output_error(matrix, free, inputs)
 
 
-@pytest.mark.parametrize("config", ["m1v4b6g32", "m2v8b4"])
+@pytest.mark.parametrize("config", ["m1v4b6g32", "m2v8b4", "qtip"])
 def test_unusual_matrices(config, inputs, rng):
     cal = summed(inputs)
-    assert not codegemm.quantize(np.zeros((8, K)), config, calibration=cal).dequantize().any()
-    matrix = rng.standard_normal((16, K), np.float32)
+    assert not codegemm.quantize(np.zeros((32, K)), config, calibration=cal).dequantize().any()
+    matrix = rng.standard_normal((32, K), np.float32)
     matrix[3] = 0
     matrix[5] = 2.5
     for size in (1, 1e-6, 1e4):

@@ -32,19 +32,20 @@ def gaussian():
 
 # Small matrices are easier than large ones: their codebooks fit them more closely. The benchmark measures a large one.
 @pytest.mark.parametrize(
-    ("config", "limit"), [("m1v4g-1", 0.099), ("m2v8g-1", 0.094), ("m1v4b4g64", 0.37), ("e8p", 0.093)]
+    ("config", "limit"), [("m1v4g-1", 0.099), ("m2v8g-1", 0.094), ("m1v4b4g64", 0.37), ("e8p", 0.093), ("qtip", 0.0715)]
 )
 def test_error_on_gaussian_weights(config, limit, gaussian):
-    matrix = gaussian[:128, :512] if config == "e8p" else gaussian  # every size is as hard for a fixed lattice
+    fixed = config in ("e8p", "qtip")  # for whose codes every size is as hard
+    matrix = gaussian[:128, :512] if fixed else gaussian
     weight = codegemm.quantize(matrix, config)
     assert weight.shape == matrix.shape
     assert relative_mse(matrix, weight) <= limit
-    if config != "e8p":
+    if not fixed:
         assert str(weight.config) == config
 
 
 def test_the_seed_decides(gaussian):
-    for config in ("m2v8b4g64", "e8p"):
+    for config in ("m2v8b4g64", "e8p", "qtip"):
         part = gaussian[:32, :128]
         first = codegemm.quantize(part, config, seed=1)
         assert codegemm.quantize(part, config, seed=1) == first
@@ -146,7 +147,7 @@ def test_scales_follow_the_groups(gaussian):
 def test_small_and_large_weights(size, gaussian):
     part = gaussian[:32, :128]
     matrix = (size * part).astype(np.float32)
-    for config in ("m2v8b4g64", "e8p"):
+    for config in ("m2v8b4g64", "e8p", "qtip"):
         reference = relative_mse(part, codegemm.quantize(part, config))
         assert relative_mse(matrix, codegemm.quantize(matrix, config)) <= 1.1 * reference
 
@@ -157,7 +158,8 @@ def row_errors(matrix, weight):
     return ((matrix - weight.dequantize(np.float64)) ** 2).sum(1) / np.where(sizes > 0, sizes, 1)
 
 
-CONFIGS = ("m1v4b4g64", "m2v8b4g-1", "m1v4b4g64+rotated", "e8p")
+ROTATING = ("e8p", "qtip")  # whose sizes of rows hold what float32 does
+CONFIGS = ("m1v4b4g64", "m2v8b4g-1", "m1v4b4g64+rotated", *ROTATING)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -166,7 +168,7 @@ def test_weights_far_from_one(config, size, gaussian):
     """Are as near as others, row by row, or refused; never zeros."""
     part = gaussian[:32, :128]
     matrix = part * np.float32(size)
-    if config != "e8p" and not 1e-9 < size < 1e9:
+    if config not in ROTATING and not 1e-9 < size < 1e9:
         with pytest.raises(ValueError, match=r"W: the largest weight is \S+e[+-]\d\d, .* do not fit float16 scales"):
             codegemm.quantize(matrix, config)
         return
@@ -183,7 +185,7 @@ def test_rows_of_very_different_sizes(config, ratio, gaussian):
     sizes = np.ones((32, 1), np.float32)
     sizes[1], sizes[2] = ratio, 0
     matrix = part * sizes
-    if config != "e8p" and ratio == 1e-12:
+    if config not in ROTATING and ratio == 1e-12:
         with pytest.raises(ValueError, match=r"W: .* rows are from \S+e-1[23] to \S+: these do not fit float16 scales"):
             codegemm.quantize(matrix, config)
         return
@@ -216,8 +218,8 @@ def test_unusual_rows(gaussian):
     assert not dense[3].any()
     assert not dense[7, :64].any()
     assert np.isfinite(dense).all()
-    for config in ("m1v4g64", "m2v8", "e8p"):
-        zero = codegemm.quantize(np.zeros((16, 64)), config)
+    for config in ("m1v4g64", "m2v8", "e8p", "qtip4"):
+        zero = codegemm.quantize(np.zeros((32, 64)), config)
         assert not zero.dequantize().any()
 
 
@@ -254,6 +256,7 @@ def test_other_dtypes(dtype, gaussian):
         (np.ones((4, 64)), 3, TypeError, "config 3: must be"),
         (np.ones((4, 64)), "e8p", ValueError, "out_features=4: E8P needs a multiple of 16"),
         (np.ones((16, 60)), "e8p", ValueError, "in_features=60: E8P needs a multiple of 64"),
+        (np.ones((16, 64)), "qtip", ValueError, "out_features=16: QTIP needs a multiple of 32"),
         (np.ones((4, 64)), "m2v8b16", ValueError, "needs a table of 64.0 GiB, at most 1 are allowed"),
         (np.full((4, 64), 1e30), "m1v4", ValueError, r"W: the largest weight is 1e\+30, .* do not fit float16 scales"),
         (np.full((4, 64), 1e-30), "m1v4", ValueError, "W: the largest weight is 1e-30, .* do not fit float16 scales"),
@@ -264,6 +267,7 @@ def test_other_dtypes(dtype, gaussian):
             "W: the largest weight is 1, .* from 7.07e-13 to 0.707: these do not",
         ),
         (np.full((16, 64), 3e38), "e8p", ValueError, "do not fit float32"),
+        (np.full((32, 64), 3e38), "qtip", ValueError, "do not fit float32"),
     ],
 )
 def test_mistakes_are_named(matrix, config, kind, message):
@@ -285,10 +289,10 @@ def terminal(monkeypatch):
     return Terminal()
 
 
-@pytest.mark.parametrize("config", ["m1v4b4", "e8p"])
+@pytest.mark.parametrize("config", ["m1v4b4", "e8p", "qtip"])
 def test_a_progress_bar_goes_to_standard_error(config, gaussian, terminal, capsys):
     with redirect_stderr(terminal):
-        codegemm.quantize(gaussian[:16, :64], config, progress=True)
+        codegemm.quantize(gaussian[:32, :64], config, progress=True)
     assert f"quantizing to {config}" in terminal.getvalue()
     assert capsys.readouterr().out == ""
 
@@ -458,17 +462,17 @@ def test_wrong_options_are_refused_first(option, value, kind, message):
 
 
 def test_numpys_numbers_are_numbers(gaussian):
-    part = gaussian[:16, :64]
-    for config in ("m1v4b4", "m1v4b4+rotated", "e8p"):
+    part = gaussian[:32, :64]
+    for config in ("m1v4b4", "m1v4b4+rotated", "e8p", "qtip"):
         found = codegemm.quantize(part, config, seed=np.uint8(3), time_limit=np.float32(60))
         assert found == codegemm.quantize(part, config, seed=3)
 
 
 def test_the_matrix_is_left_alone(gaussian):
-    for config in ("m2v8b4g64", "e8p"):
-        matrix = gaussian[:16, :128].copy()
+    for config in ("m2v8b4g64", "e8p", "qtip"):
+        matrix = gaussian[:32, :128].copy()
         codegemm.quantize(matrix, config)
-        assert (matrix == gaussian[:16, :128]).all()
+        assert (matrix == gaussian[:32, :128]).all()
 
 
 def test_a_search_for_scales_gains(gaussian, monkeypatch):
