@@ -21,7 +21,7 @@ from codegemm.reporting import by
 from codegemm.shards import Model, open_model
 from codegemm.storage import load, load_all
 
-REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "e8p")
+REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "e8p", "qtip")
 # AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
 RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", "e8p", "qtip")
 LLAMA_3_8B = ((14336, 4096), (4096, 14336), (4096, 4096))
