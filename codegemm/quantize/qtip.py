@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from codegemm.formats import trellis
 from codegemm.formats.qtip import BITS, QtipWeight, check_shape
+from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.hessian import Hessian, Tie, rotated
 from codegemm.quantize.incoherence import Sides, held
 from codegemm.quantize.progress import Progress
-from codegemm.quantize.quantizers import Job
 from codegemm.quantize.search import Vectors
 from codegemm.quantize.viterbi import Search, States
 
@@ -29,20 +29,22 @@ def table(bits: int) -> npt.NDArray[np.float16]:
     return np.load(TABLES)[BITS.index(bits)]
 
 
-def quantize(matrix: Vectors, bits: int, job: Job, progress: Progress) -> QtipWeight:
+def quantize(
+    matrix: Vectors, bits: int, seed: int, H: npt.NDArray[np.float64] | None, ops: Arithmetic, progress: Progress
+) -> QtipWeight:
     """A QtipWeight near matrix [M, K], multiples of 32 with a Hadamard matrix each.
 
-    With a calibration errors are fed back, from each 16 columns to all behind them, and are weighed by H and its
-    damping. Where that isn't better, the weight is as without.
+    H: X^T X of a calibration, [K, K], or None. With it errors are fed back, from each 16 columns to all behind them,
+    and are weighed by H and its damping. Where that isn't better, the weight is as without.
     """
     check_shape(*matrix.shape)
-    sides = Sides.of(matrix, np.random.default_rng(job.seed))
+    sides = Sides.of(matrix, np.random.default_rng(seed))
     halfway = sides.halfway(matrix)
     core = sides.core(halfway)
     rms = np.sqrt(np.square(core, dtype=np.float64).mean())
     core /= np.float32(rms or 1)
-    search = Search(table(bits), bits, job.arithmetic)
-    tie = None if job.gram is None else Hessian.of(rotated(job.gram, sides.right), trellis.TILE).before
+    search = Search(table(bits), bits, ops)
+    tie = None if H is None else Hessian.of(rotated(H, sides.right), trellis.TILE).before
     progress.total((1 if tie is None else 2) * core.size // trellis.TILE**2)
 
     def fitted(states: States) -> tuple[npt.NDArray[np.float64], float]:

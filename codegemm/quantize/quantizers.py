@@ -149,7 +149,7 @@ class QtipQuantizer(Quantizer):
         from codegemm.quantize import qtip
 
         with job.progress(f"quantizing to {config}") as bar:
-            return qtip.quantize(matrix, config.bits, job, bar)
+            return qtip.quantize(matrix, config.bits, job.seed, job.gram, job.arithmetic, bar)
 
 
 class TransformedQuantizer(Quantizer):

@@ -91,20 +91,22 @@ class _Arrays:
 
     def __call__(self, tiles: Tiles) -> npt.NDArray:
         """States [n, 128] of tiles [n, 128, 2]."""
-        weights, put = self._ops.put(tiles), self._ops.put
-        every, half = list(range(trellis.STEPS)), trellis.STEPS // 2
-        turned = every[half:] + every[:half]
-        costs = self._costs(weights, turned, put(np.zeros((len(tiles), self._groups), np.float32)))
-        ends = self._ops.argmin(costs[-1])[:, None]
-        overlap = self._back(weights, turned[half:], costs[half:], ends)[0] >> self._shift
+        weights, every = self._ops.put(tiles), list(range(trellis.STEPS))
+        overlap = self._overlap(weights, every[len(every) // 2 :] + every[: len(every) // 2])
         start = np.full((len(tiles), self._groups), np.inf, np.float32)
         np.put_along_axis(start, self._ops.get(overlap), 0, 1)
-        states = self._back(weights, every, self._costs(weights, every, put(start)), overlap)
+        states = self._back(weights, every, self._costs(weights, every, start), overlap)
         return np.concatenate([self._ops.get(column) for column in states], 1)
 
-    def _costs(self, weights: Any, steps: list[int], start: Any) -> list[Any]:
+    def _overlap(self, weights: Any, turned: list[int]) -> Any:
+        """The group [n, 1] in the middle of the best path through steps in another order, whatever its ends."""
+        costs = self._costs(weights, turned, np.zeros((len(weights), self._groups), np.float32))
+        end, half = self._ops.argmin(costs[-1])[:, None], len(turned) // 2
+        return self._back(weights, turned[half:], costs[half:], end)[0] >> self._shift
+
+    def _costs(self, weights: Any, steps: list[int], start: Tiles) -> list[Any]:
         """Half the squared error of the best ways to each group [n, groups], before every step and after the last."""
-        n, costs = len(weights), [start]
+        n, costs = len(weights), [self._ops.put(start)]
         for step in steps:
             first, second = weights[:, step, :1], weights[:, step, 1:]
             own = (self._half - first * self._first - second * self._second).reshape(

@@ -18,6 +18,19 @@ def test_a_gaussian_case_is_measured():
     assert row.gib > 0.01
 
 
+def test_another_table_is_measured():
+    rows = [gaussian.measure(gaussian.Case(f"qtip{name}", (64, 128)), None) for name in ("", gaussian.FIRST_TABLE)]
+    assert [row.config for row in rows] == ["qtip", "qtip, k-means table"]
+    assert {row.backend for row in rows} == {"compiled"}
+    assert rows[0].relative_mse != rows[1].relative_mse < 0.075
+
+
+def test_rows_take_the_place_of_older_ones():
+    old = [{"config": config, "shape": [1, 4], "seconds": 1} for config in ("a", "b")]
+    new = [{"config": "a", "shape": (1, 4), "seconds": 2}, {"config": "a", "shape": (2, 4), "seconds": 3}]
+    assert gaussian.joined(old, new) == [new[0], old[1], new[1]]
+
+
 def test_what_misses_a_target_is_named():
     row = gaussian.Row("m1v4", (1, 4), 2.0, 0.5, 10.0, 1.0, "numpy")
     assert row.misses(gaussian.Case("m1v4", mse=0.6, seconds=20)) == []

@@ -118,13 +118,14 @@ def test_pairs_that_no_path_names_stay(pairs):
     assert (kept != pairs).any()
 
 
-@pytest.mark.parametrize(("config", "limit"), [("qtip", 0.0725), ("qtip3", 0.0192), ("qtip4", 0.0056)])
+@pytest.mark.parametrize(("config", "limit"), [("qtip", 0.0707), ("qtip3", 0.0187), ("qtip4", 0.0054)])
 @pytest.mark.parametrize("shape", [(96, 448), (224, 96)])
-def test_errors_of_weights(config, limit, shape, rng):
+def test_errors_of_rows(config, limit, shape, rng):
+    """Of heavy tails and all sizes: as of normal weights."""
     matrix = rng.standard_t(5, shape).astype(np.float32) * np.exp(rng.standard_normal((shape[0], 1)))
     weight = codegemm.quantize(matrix, config, seed=int(rng.integers(100)))
     assert weight.spec == spec_of(shape, config)
-    assert ((matrix - weight.dequantize()) ** 2).sum() < limit * (matrix**2).sum()
+    assert (((matrix - weight.dequantize()) ** 2).sum(1) / (matrix**2).sum(1)).mean() < limit
 
 
 def test_sizes_of_rows_are_the_best(rng):

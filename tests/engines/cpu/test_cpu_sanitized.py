@@ -37,6 +37,8 @@ for rows, columns, config in (
         x[-1, 0] *= 1e3
         cpu.check_products(weight, x, names)
         done.update(names)
+for config in ("qtip", "qtip3", "qtip4"):  # whose quantiser is compiled, too
+    codegemm.quantize(rng.standard_normal((32, 96)), config)
 print(*sorted(done))
 """
 

@@ -15,6 +15,7 @@ from support.processes import python
 
 from codegemm.engines.cpu import compiler, isa, psumbook
 from codegemm.formats import random_weight
+from codegemm.quantize import viterbi
 
 FLAGS = {
     "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
@@ -59,8 +60,9 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
     [instructions] = [each for each in isa.ALL if each.name == name]
     options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
-    for source in ("psumbook.cpp", "dequant.cpp", "transformed.cpp"):
-        subprocess.run(["g++", *options, str(SOURCES / source)], check=True)
+    products = (SOURCES / source for source in ("psumbook.cpp", "dequant.cpp", "transformed.cpp"))
+    for source in (*products, viterbi.SOURCE):
+        subprocess.run(["g++", *options, str(source)], check=True)
 
 
 @pytest.mark.parametrize("outliers", [False, True])
