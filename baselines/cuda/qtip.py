@@ -8,29 +8,23 @@ one; more rows go eight at a time until rebuilding the matrix is faster.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-
 import numpy as np
 
 from codegemm import kernels_cu
+from codegemm.baselines.cuda.incoherent import IncoherentKernel
 from codegemm.engines import limits
-from codegemm.engines.cuda import gemm, rotation
-from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.engines.cuda.gpu import LANES, Gpu
-from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import Work, balance
-from codegemm.engines.cuda.steps import Gemm, Launch, Place, Scratch, Step, Structure, instance, structure
-from codegemm.engines.cut import split
+from codegemm.engines.cuda.steps import Launch, Place, Structure, instance, structure
 from codegemm.formats.qtip import QtipSpec, QtipWeight
 from codegemm.kernel import Product
 
 SOURCE = "qtip.cu"
 ROWS = kernels_cu.constant(SOURCE, "most_rows")  # of x, whose products read the codes once
-# Rows of x beyond which the core is rebuilt: writing and reading it takes as long as so many rows, eight at a time, by
-# the counts of instructions and bytes.
-MATVEC_ROWS = 32
+# Rows of x beyond which the core is rebuilt: making, writing and reading it takes as long as so many rows, eight at a
+# time, by counts of instructions and bytes on an H200 (265 clocks for 1024 weights, and 39 for eight rows).
+MATVEC_ROWS = 48
 SIDE = kernels_cu.constant(SOURCE, "block_side")  # rows and columns of 2 x 2 tiles
 MAX_WARPS = kernels_cu.constant(SOURCE, "most_threads") // LANES
 _TABLE_BYTES = kernels_cu.constant(SOURCE, "table_bytes")
@@ -42,20 +36,16 @@ _STRIP_LATENCY = 500.0  # clocks of the barriers and sums behind a strip: guesse
 ARGUMENTS = kernels_cu.structure(SOURCE, "Qtip")
 
 
-class Qtip(CudaKernel[QtipSpec, QtipWeight]):
+class Qtip(IncoherentKernel[QtipSpec, QtipWeight]):
     """Trellis codes of 2, 3 and 4 bit and every Hadamard matrix; many rows of x by slices of the core and cuBLAS.
 
-    Rotated x is two fp16 times a power of two for each row: the error is that of float32. Beyond 32 rows it is one
+    Rotated x is two fp16 times a power of two for each row: the error is that of float32. Beyond 48 rows it is one
     fp16, about 2e-4 of the result's norm.
     """
 
     name = "qtip"
     weights = QtipWeight
-    automatic = True
-    few_rows = MATVEC_ROWS
-
-    def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
-        self.slice_bytes = slice_bytes
+    few_rows, strip_rows, pairs = MATVEC_ROWS, SIDE, True
 
     def unfit_for(self, product: Product[QtipSpec], gpu: Gpu) -> str | None:
         spec, n = product.spec, product.n
@@ -67,76 +57,52 @@ class Qtip(CudaKernel[QtipSpec, QtipWeight]):
         arrays = {"codes": weight.trellis, "table": weight.tlut, "in": weight.SU, "out": weight.SV}
         return Prepared(weight.spec, weight.device, arrays)
 
-    def alike(self, product: Product[QtipSpec]) -> Product[QtipSpec]:
-        return product  # the rotations' grids grow with n
+    def parts(self, n: int) -> tuple[int, type[np.number]]:
+        return 2, np.float16
 
-    def steps(self, product: Product[QtipSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
-        n, (m, k) = product.n, product.spec.shape
-        scales = scratch.take("scales", (n,), np.float32)
-        few = n <= MATVEC_ROWS
-        rotated = scratch.take("rotated", (n, 2, k) if few else (n, k), np.float16)
-        sums = scratch.take("sums", (n, m), np.float32)
-        rotate_in, rotate_out = (
-            rotation.launch(side, product, scales, rotated, sums, gpu, pairs=True) for side in ("in", "out")
+    def matvec(self, product: Product[QtipSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
+        spec, n, m = product.spec, product.n, product.spec.out_features
+        turns, grid, count = -(-n // ROWS), self.blocks(spec, gpu), warps(spec)
+        codes, steps = _counts(spec)
+        again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
+        x_bytes = 16 * LANES * groups(n) * turns * steps
+        return Launch(
+            SOURCE,
+            instance("qtip", spec.bits, groups(n)),
+            grid=(grid, turns),
+            threads=LANES * count,
+            shared_bytes=shared_bytes(n, count),
+            arguments=(_arguments(product, 0, m // SIDE, rotated=rotated, sums=sums),),
+            work=Work(
+                bytes_read=turns * codes,
+                cached_bytes=again,
+                l2_bytes=x_bytes + again,
+                wavefronts=turns * (steps * _PAIRS + codes / 128) + x_bytes / 128,
+                instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
+                mma=turns * steps * 4 * groups(n),
+                balance=balance(m // SIDE, gpu.multiprocessors),
+                latency=turns * -(-m // SIDE // grid) * _STRIP_LATENCY,
+            ),
         )
-        if few:
-            return [rotate_in, _matvec(product, rotated, sums, gpu), rotate_out]
-        strips = slices(product.spec, self.slice_bytes)
-        most = SIDE * max(end - first for first, end in strips)
-        place = scratch.take("dense", (most, k), np.float16)
-        steps: list[Step] = []
-        for first, end in strips:
-            dense = replace(place, shape=(SIDE * (end - first), k))
-            work = gemm.work(dense.shape, n, dense.dtype)
-            steps += [_dequantize(product, first, end, dense, gpu), Gemm(dense, work, SIDE * first, rotated, sums)]
-        return [rotate_in, *steps, rotate_out]
 
-
-def _matvec(product: Product[QtipSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
-    spec, n, m = product.spec, product.n, product.spec.out_features
-    turns, grid, count = -(-n // ROWS), blocks(spec, gpu), warps(spec)
-    codes, steps = _counts(spec)
-    again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
-    x_bytes = 16 * LANES * groups(n) * turns * steps
-    return Launch(
-        SOURCE,
-        instance("qtip", spec.bits, groups(n)),
-        grid=(grid, turns),
-        threads=LANES * count,
-        shared_bytes=shared_bytes(n, count),
-        arguments=(_arguments(product, 0, m // SIDE, rotated=rotated, sums=sums),),
-        work=Work(
-            bytes_read=turns * codes,
-            cached_bytes=again,
-            l2_bytes=x_bytes + again,
-            wavefronts=turns * (steps * _PAIRS + codes / 128) + x_bytes / 128,
-            instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
-            mma=turns * steps * 4 * groups(n),
-            balance=balance(m // SIDE, gpu.multiprocessors),
-            latency=turns * -(-m // SIDE // grid) * _STRIP_LATENCY,
-        ),
-    )
-
-
-def _dequantize(product: Product[QtipSpec], first: int, end: int, dense: Place, gpu: Gpu) -> Launch:
-    """Rebuilds strips of the core."""
-    spec = product.spec
-    share = (end - first) * SIDE / spec.out_features
-    codes, steps = (share * count for count in _counts(spec))
-    return Launch(
-        SOURCE,
-        instance("dequantize_qtip", spec.bits),
-        grid=(min(gpu.multiprocessors, -(-(end - first) * spec.in_features // (SIDE * MAX_WARPS))),),
-        threads=LANES * MAX_WARPS,
-        shared_bytes=_TABLE_BYTES,
-        arguments=(_arguments(product, first, end - first, dense=dense),),
-        work=Work(
-            bytes_read=codes,
-            bytes_written=dense.nbytes,
-            wavefronts=steps * _PAIRS + (codes + dense.nbytes) / 128,
-            instructions=steps * _DENSE_INSTRUCTIONS[spec.bits],
-        ),
-    )
+    def dequantize(self, product: Product[QtipSpec], first: int, end: int, dense: Place, gpu: Gpu) -> Launch:
+        spec = product.spec
+        share = (end - first) * SIDE / spec.out_features
+        codes, steps = (share * count for count in _counts(spec))
+        return Launch(
+            SOURCE,
+            instance("dequantize_qtip", spec.bits),
+            grid=(min(gpu.multiprocessors, -(-(end - first) * spec.in_features // (SIDE * MAX_WARPS))),),
+            threads=LANES * MAX_WARPS,
+            shared_bytes=_TABLE_BYTES,
+            arguments=(_arguments(product, first, end - first, dense=dense),),
+            work=Work(
+                bytes_read=codes,
+                bytes_written=dense.nbytes,
+                wavefronts=steps * _PAIRS + (codes + dense.nbytes) / 128,
+                instructions=steps * _DENSE_INSTRUCTIONS[spec.bits],
+            ),
+        )
 
 
 def _arguments(product: Product[QtipSpec], first_strip: int, count: int, **places: Place) -> Structure:
@@ -155,17 +121,6 @@ def _counts(spec: QtipSpec) -> tuple[int, int]:
     """Bytes of the codes, steps of 32 x 32 weights."""
     m, k = spec.shape
     return spec.bits * m * k // 8, m // SIDE * k // SIDE
-
-
-def slices(spec: QtipSpec, most_bytes: int) -> list[tuple[int, int]]:
-    """(first, end) of near-equal slices of strips of 32 rows, of at most so many bytes in float16."""
-    most = max(1, most_bytes // (2 * SIDE * spec.in_features))
-    return list(itertools.pairwise(split(spec.out_features // SIDE, most).tolist()))
-
-
-def blocks(spec: QtipSpec, gpu: Gpu) -> int:
-    """Thread blocks: one a multiprocessor, each with a strip at least."""
-    return min(gpu.multiprocessors, spec.out_features // SIDE)
 
 
 def groups(n: int) -> int:

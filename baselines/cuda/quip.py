@@ -9,34 +9,26 @@ matrix is faster, which the original does from two rows on.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from codegemm import kernels_cu
 from codegemm.arrays import array_module
+from codegemm.baselines.cuda.incoherent import IncoherentKernel
 from codegemm.engines import limits
-from codegemm.engines.cuda import gemm, rotation
-from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.engines.cuda.gpu import LANES, Gpu
-from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.engines.cuda.launch import Prepared
 from codegemm.engines.cuda.model import Work, balance
 from codegemm.engines.cuda.steps import (
     Array,
-    Gemm,
     Launch,
     Number,
     Place,
-    Scratch,
-    Step,
     Structure,
     instance,
     structure,
 )
-from codegemm.engines.cut import split
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PSpec, E8PWeight
 from codegemm.kernel import Product
@@ -64,7 +56,7 @@ _ROUND_LATENCY = {1: 350.0, 2: 700.0, 3: 1000.0}
 ARGUMENTS = kernels_cu.structure(SOURCE, "Quip")
 
 
-class Quip(CudaKernel[E8PSpec, E8PWeight]):
+class Quip(IncoherentKernel[E8PSpec, E8PWeight]):
     """E8P weights of 2, 3 and 4 bit and every Hadamard matrix; many rows of x by slices of What and cuBLAS.
 
     Up to 4 rows of rotated x are four digits of base 256 times a power of two for each row: the error is that of
@@ -74,12 +66,8 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
 
     name = "quip"
     weights = E8PWeight
-    automatic = True
     rearranged = ("qidxs",)
-    few_rows = MATVEC_ROWS
-
-    def __init__(self, slice_bytes: int = SLICE_BYTES) -> None:
-        self.slice_bytes = slice_bytes
+    few_rows, strip_rows = MATVEC_ROWS, TILE_ROWS
 
     def unfit_for(self, product: Product[E8PSpec], gpu: Gpu) -> str | None:
         n, (m, k) = product.n, product.spec.shape
@@ -95,76 +83,54 @@ class Quip(CudaKernel[E8PSpec, E8PWeight]):
     def restore(self, prepared: Prepared[E8PSpec], name: str) -> Any:
         return restore_codes(prepared.arrays, prepared.spec)
 
-    def alike(self, product: Product[E8PSpec]) -> Product[E8PSpec]:
-        return product  # the rotations' grids grow with n
+    def parts(self, n: int) -> tuple[int, type[np.number]]:
+        return digits(n), np.int8
 
-    def steps(self, product: Product[E8PSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
-        n, (m, k) = product.n, product.spec.shape
-        scales = scratch.take("scales", (n,), np.float32)
-        few = n <= MATVEC_ROWS
-        rotated = scratch.take("rotated", (n, digits(n), k) if few else (n, k), np.int8 if few else np.float16)
-        sums = scratch.take("sums", (n, m), np.float32)
-        rotate_in, rotate_out = (rotation.launch(side, product, scales, rotated, sums, gpu) for side in ("in", "out"))
-        if few:
-            return [rotate_in, _matvec(product, rotated, sums, gpu), rotate_out]
-        tiles = slices(product.spec, self.slice_bytes)
-        most = TILE_ROWS * max(end - first for first, end in tiles)
-        place = scratch.take("dense", (most, k), np.float16)
-        steps: list[Step] = []
-        for first, end in tiles:
-            dense = replace(place, shape=(TILE_ROWS * (end - first), k))
-            work = gemm.work(dense.shape, n, dense.dtype)
-            steps += [_dequantize(product, first, end, dense, gpu), Gemm(dense, work, TILE_ROWS * first, rotated, sums)]
-        return [rotate_in, *steps, rotate_out]
+    def matvec(self, product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
+        spec, n, (m, k) = product.spec, product.n, product.spec.shape
+        turns, grid, count = -(-n // ROWS), self.blocks(spec, gpu), warps(spec, n, gpu)
+        passes = -(-m // TILE_ROWS // grid // _TOGETHER[spec.bits])
+        x_bytes = digits(n) * n * k * -(-m // TILE_ROWS // _TOGETHER[spec.bits])
+        codes, steps, gathers = _counts(spec)
+        again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
+        residuals = 1 if spec.bits == 2 else 2
+        return Launch(
+            SOURCE,
+            instance("quip", spec.bits, groups(n)),
+            grid=(grid, turns),
+            threads=LANES * count,
+            shared_bytes=shared_bytes(spec, n, count),
+            arguments=(_arguments(product, 0, m // TILE_ROWS, rotated=rotated, sums=sums),),
+            work=Work(
+                bytes_read=turns * codes,
+                cached_bytes=again,
+                l2_bytes=x_bytes + again,
+                wavefronts=turns * (gathers + codes / 128) + x_bytes / 128,
+                instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
+                mma=turns * steps * 2 * groups(n) * (residuals + 1 / _TOGETHER[spec.bits]),
+                balance=balance(m // TILE_ROWS, gpu.multiprocessors),
+                latency=turns * passes * -(-k // STEP // count) * _ROUND_LATENCY[groups(n)],
+            ),
+        )
 
-
-def _matvec(product: Product[E8PSpec], rotated: Place, sums: Place, gpu: Gpu) -> Launch:
-    spec, n, (m, k) = product.spec, product.n, product.spec.shape
-    turns, grid, count = -(-n // ROWS), blocks(spec, gpu), warps(spec, n, gpu)
-    passes = -(-m // TILE_ROWS // grid // _TOGETHER[spec.bits])
-    x_bytes = digits(n) * n * k * -(-m // TILE_ROWS // _TOGETHER[spec.bits])
-    codes, steps, gathers = _counts(spec)
-    again = (turns - 1) * codes if codes <= gpu.l2_bytes else 0
-    residuals = 1 if spec.bits == 2 else 2
-    return Launch(
-        SOURCE,
-        instance("quip", spec.bits, groups(n)),
-        grid=(grid, turns),
-        threads=LANES * count,
-        shared_bytes=shared_bytes(spec, n, count),
-        arguments=(_arguments(product, 0, m // TILE_ROWS, rotated=rotated, sums=sums),),
-        work=Work(
-            bytes_read=turns * codes,
-            cached_bytes=again,
-            l2_bytes=x_bytes + again,
-            wavefronts=turns * (gathers + codes / 128) + x_bytes / 128,
-            instructions=turns * steps * _INSTRUCTIONS[spec.bits, groups(n)],
-            mma=turns * steps * 2 * groups(n) * (residuals + 1 / _TOGETHER[spec.bits]),
-            balance=balance(m // TILE_ROWS, gpu.multiprocessors),
-            latency=turns * passes * -(-k // STEP // count) * _ROUND_LATENCY[groups(n)],
-        ),
-    )
-
-
-def _dequantize(product: Product[E8PSpec], first: int, end: int, dense: Place, gpu: Gpu) -> Launch:
-    """Rebuilds tiles of What."""
-    spec = product.spec
-    share = (end - first) * TILE_ROWS / spec.out_features
-    codes, steps, gathers = (share * count for count in _counts(spec))
-    return Launch(
-        SOURCE,
-        instance("dequantize_e8p", spec.bits),
-        grid=(min(gpu.multiprocessors, -(-(end - first) * spec.in_features // (STEP * MAX_WARPS))),),
-        threads=LANES * MAX_WARPS,
-        shared_bytes=_table_bytes(spec),
-        arguments=(_arguments(product, first, end - first, dense=dense),),
-        work=Work(
-            bytes_read=codes,
-            bytes_written=dense.nbytes,
-            wavefronts=gathers + (codes + dense.nbytes) / 128,
-            instructions=steps * _DENSE_INSTRUCTIONS[spec.bits],
-        ),
-    )
+    def dequantize(self, product: Product[E8PSpec], first: int, end: int, dense: Place, gpu: Gpu) -> Launch:
+        spec = product.spec
+        share = (end - first) * TILE_ROWS / spec.out_features
+        codes, steps, gathers = (share * count for count in _counts(spec))
+        return Launch(
+            SOURCE,
+            instance("dequantize_e8p", spec.bits),
+            grid=(min(gpu.multiprocessors, -(-(end - first) * spec.in_features // (STEP * MAX_WARPS))),),
+            threads=LANES * MAX_WARPS,
+            shared_bytes=_table_bytes(spec),
+            arguments=(_arguments(product, first, end - first, dense=dense),),
+            work=Work(
+                bytes_read=codes,
+                bytes_written=dense.nbytes,
+                wavefronts=gathers + (codes + dense.nbytes) / 128,
+                instructions=steps * _DENSE_INSTRUCTIONS[spec.bits],
+            ),
+        )
 
 
 def _arguments(product: Product[E8PSpec], first_tile: int, count: int, **places: Place) -> Structure:
@@ -188,17 +154,6 @@ def _counts(spec: E8PSpec) -> tuple[int, int, int]:
     steps = m // TILE_ROWS * k // STEP
     # A base vector and its signs take a wavefront each, a point of the ball two: its copies are fewer.
     return spec.bits * m * k // 8, steps, steps * (8 if spec.bits == 2 else 16)
-
-
-def slices(spec: E8PSpec, most_bytes: int) -> list[tuple[int, int]]:
-    """(first, end) of near-equal slices of tiles of 16 rows, of at most so many bytes in float16."""
-    most = max(1, most_bytes // (2 * TILE_ROWS * spec.in_features))
-    return list(itertools.pairwise(split(spec.out_features // TILE_ROWS, most).tolist()))
-
-
-def blocks(spec: E8PSpec, gpu: Gpu) -> int:
-    """Thread blocks: one a multiprocessor, each with a tile at least."""
-    return min(gpu.multiprocessors, spec.out_features // TILE_ROWS)
 
 
 def digits(n: int) -> int:

@@ -288,7 +288,7 @@ def test_partial_sums_fit_every_gpu(n, bits, name):
 
 def test_slices_are_whole_tiles_of_at_most_256_mib():
     spec = E8PSpec(53248, 16384, 2, (16, 16))
-    slices = quip.slices(spec, KERNEL.slice_bytes)
+    slices = KERNEL.slices(spec)
     assert [first for first, _ in slices] == [0, *(end for _, end in slices[:-1])]
     assert slices[-1][1] * 16 == 53248
     assert max(end - first for first, end in slices) * 16 * 16384 * 2 <= 256 << 20
