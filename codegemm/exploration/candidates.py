@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import chain, product, zip_longest
+from typing import Any
 
 from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.format import parse, registered, spec_of
+from codegemm.formats.transformed import TransformedConfig
 
 MOST = 14  # configurations of a budget
 
@@ -26,6 +29,21 @@ def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookCo
     the list is empty where the shape can hold none.
     """
     return list(dict.fromkeys(chain.from_iterable(_within(shape, budget) for budget in bits)))
+
+
+def others(shape: tuple[int, int], bits: Sequence[float]) -> list[Any]:
+    """The examples of all other formats, but for what stands around a core, that the shape can hold within a budget."""
+    texts = [text for format in registered() for text in format.examples]
+    configs = [config for config in map(parse, texts) if not isinstance(config, (CodebookConfig, TransformedConfig))]
+    return [config for config in configs if any(_fits(shape, config, budget) for budget in bits)]
+
+
+def _fits(shape: tuple[int, int], config: Any, budget: float) -> bool:
+    try:
+        spec = spec_of(shape, config)
+    except ValueError:
+        return False
+    return budget - _BELOW <= spec.bits_per_weight <= budget + _ABOVE
 
 
 def _within(shape: tuple[int, int], budget: float) -> list[CodebookConfig]:

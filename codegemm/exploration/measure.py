@@ -6,6 +6,7 @@ import json
 import statistics
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ from codegemm import cache, choice, tables
 from codegemm.devices import Device
 from codegemm.engines.cpu import get_num_threads, isa
 from codegemm.exploration.matrices import Matrix
-from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.format import parse
 from codegemm.formats.transformed import TransformedConfig
 from codegemm.formats.weight import Weight
@@ -67,7 +67,7 @@ class Measured:
     dense_seconds: float
 
     @property
-    def codebooks(self) -> CodebookConfig:
+    def core(self) -> Any:
         """The configuration, without a rotation."""
         config = parse(self.config)
         return config.core if isinstance(config, TransformedConfig) else config

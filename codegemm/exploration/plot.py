@@ -14,11 +14,14 @@ import numpy.typing as npt
 from codegemm.exploration.measure import Measured
 from codegemm.exploration.report import conditions, dense_product, error_name, title
 from codegemm.exploration.runner import Exploration, Explored, pareto
+from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.format import format_of
 from codegemm.reporting import new_figure, write_picture
 
 # Okabe and Ito's colours, told apart by the colour-blind; by the number of codebooks.
 _COLOURS = {1: "#0072B2", 2: "#D55E00", 3: "#009E73", 4: "#CC79A7"}
 _MARKERS = {2: "v", 4: "o", 8: "s", 16: "D"}  # by the vector length
+_OTHER = "*", "#000000"  # of other formats
 _FRONT = "#555555"
 _FONT = 6.5
 _LEAST_ERROR = 1e-12  # a logarithmic axis has no zero
@@ -59,10 +62,9 @@ def _draw(panel: Any, explored: Explored, axis: int) -> None:
     panel.plot(*zip(*line), color=_FRONT, linewidth=1, zorder=1)
     for measured, front in explored.by_size():
         x, y = _position(measured, axis, explored)
-        config = measured.codebooks
-        colour = _COLOURS[config.m]
+        marker, colour = _mark_of(measured.core)
         face = colour if front else "white"
-        panel.plot(x, y, _MARKERS[config.v], color=colour, markerfacecolor=face, markersize=5, zorder=2)
+        panel.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=5, zorder=2)
     panel.set_ylabel(f"relative {error_name(explored)}")
     panel.set_yscale("log")
     if axis == 2:
@@ -75,6 +77,11 @@ def _draw(panel: Any, explored: Explored, axis: int) -> None:
     panel.margins(x=0.08, y=0.08)
     panel.grid(True, which="major", color="#e4e4e4", linewidth=0.6, zorder=0)
     panel.set_axisbelow(True)
+
+
+def _mark_of(config: Any) -> tuple[str, str]:
+    """Marker and colour."""
+    return (_MARKERS[config.v], _COLOURS[config.m]) if isinstance(config, CodebookConfig) else _OTHER
 
 
 def _label_points(panel: Any, explored: Explored, axis: int) -> None:
@@ -142,12 +149,15 @@ def _overlap(one: Box, other: Box) -> float:
 def _legend(shown: Sequence[Explored]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    configs = [measured.codebooks for explored in shown for measured in explored.measured]
+    cores = [measured.core for explored in shown for measured in explored.measured]
+    configs = [core for core in cores if isinstance(core, CodebookConfig)]
+    others = sorted({format_of(core).name for core in cores if not isinstance(core, CodebookConfig)})
 
     mark = partial(Line2D, [], [], linestyle="", markersize=5)
     return [
         *(mark(marker="o", color=_COLOURS[m], label=f"m={m}") for m in sorted({config.m for config in configs})),
         *(mark(marker=_MARKERS[v], color="#777777", label=f"v={v}") for v in sorted({config.v for config in configs})),
+        *(mark(marker=_OTHER[0], color=_OTHER[1], label=", ".join(others)) for _ in others[:1]),
         mark(marker="o", color="#777777", markerfacecolor="white", label="another is as good in size, error and time"),
         Line2D([], [], color=_FRONT, linewidth=1, label="Pareto front of the panel"),
     ]

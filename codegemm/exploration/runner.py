@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import le
+from typing import Any
 
-from codegemm.exploration.candidates import candidates
+from codegemm.exploration.candidates import candidates, others
 from codegemm.exploration.matrices import Matrix
 from codegemm.exploration.measure import Bench, Measured, Settings
 from codegemm.formats.format import spec_of
@@ -99,12 +100,22 @@ def _check_memory(matrix: Matrix, config: str, settings: Settings) -> None:
 
 
 def _candidates(matrix: Matrix, bits: Sequence[float], rotate: bool) -> list[str]:
-    shape = matrix.values.shape
-    configs = candidates(shape, bits)
+    shape, calibrated = matrix.values.shape, matrix.calibration is not None
+    configs = [*candidates(shape, bits), *others(shape, bits)]
     if not configs:
         raise ValueError(
             f"{matrix.name}: no configuration stores {by(shape)} in about {', '.join(f'{b:g}' for b in bits)} bits "
             "a weight: in_features must be even, and codebooks may not outweigh the codes of a small matrix"
         )
     turns = (False, True) if rotate else (False,)
-    return [str(configured(config, turned)) for config in configs for turned in turns]
+    every = ((config, turned) for config in configs for turned in turns)
+    return [str(configured(*one, calibrated=calibrated)) for one in every if _is_made(*one, calibrated)]
+
+
+def _is_made(config: Any, rotate: bool, calibrated: bool) -> bool:
+    """Whether a quantiser makes such weights: some formats have none, rotate on their own or heed no calibration."""
+    try:
+        configured(config, rotate, calibrated=calibrated)
+    except ValueError:
+        return False
+    return True

@@ -14,7 +14,8 @@ from codegemm import calibration
 from codegemm.cli import cli
 from codegemm.exploration import measure as exploring
 from codegemm.exploration import plot, runner
-from codegemm.exploration.candidates import MOST, candidates
+from codegemm.exploration.candidates import MOST, candidates, others
+from codegemm.exploration.matrices import Matrix
 from codegemm.exploration.runner import pareto
 from codegemm.measuring import stopwatch
 from codegemm.quantize import stored
@@ -102,6 +103,20 @@ def test_calibrated_and_rotated(folder, rng):
     assert done.exit_code == 0, done.output
     assert "output MSE" in done.output
     assert "+rotated" in done.output
+
+
+def test_other_formats_are_tried_where_their_quantisers_can(rng):
+    values = rng.standard_normal((384, 768)).astype(np.float32)
+    seen = codegemm.Calibration(768)
+    seen.update(values)
+    for shape, found in (((384, 768), ["e8p", "e8p3", "qtip", "qtip3"]), ((100, 768), []), ((96, 704), [])):
+        assert [str(config) for config in others(shape, [2, 3])] == found
+    plain = runner._candidates(Matrix("a", values), [2, 3], True)
+    assert {"e8p", "qtip", "qtip3", "m1v4g-1", "m1v4g-1+rotated"} <= set(plain)
+    assert not {"e8p3", "e8p+rotated", "qtip+rotated"} & set(plain)
+    calibrated = runner._candidates(Matrix("a", values, seen), [2], False)
+    assert "qtip" in calibrated
+    assert "e8p" not in calibrated
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
