@@ -39,7 +39,7 @@ def write_plot(result: Exploration, path: str | Path) -> None:
         time.set_xlabel("time in multiples of the dense product's")
         time.axvline(1, color="black", linewidth=1, linestyle=":")
         time.set_title(f"dotted: {dense_product(explored, result.settings)}", fontsize=9)
-    figure.legend(handles=_legend(shown), loc="outside lower center", ncols=10, fontsize=8, frameon=False)
+    figure.legend(handles=_legend(shown), loc="outside lower center", ncols=11, fontsize=8, frameon=False)
     figure.suptitle(f"Smaller is better: {conditions(result)}", fontsize=9)
     figure.draw_without_rendering()  # settles the layout: labels are placed in pixels
     figure.set_layout_engine("none")
