@@ -393,7 +393,18 @@ void complain(const char* format, ...) {
     yield();  // never resumed
 }
 
+// Gives back what only a launch needs: libraries stay loaded, each with its own.
+struct AtEnd {
+    ~AtEnd() {
+        std::vector<Thread>().swap(threads);
+        decltype(blocks)().swap(blocks);
+        decltype(pending)().swap(pending);
+        decltype(written)().swap(written);
+    }
+};
+
 const char* run(const Launch& asked, const std::function<void()>& asked_kernel) {
+    const AtEnd at_end;
     launch = asked;
     kernel = &asked_kernel;
     complaint.clear();
