@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats import trellis
-from codegemm.formats.qtip import BITS
+from codegemm.formats.incoherent import BITS
 from codegemm.quantize.arithmetic import Arithmetic, find
 from codegemm.quantize.qtip import TABLES
 from codegemm.quantize.start import kmeans

@@ -9,7 +9,8 @@ from codegemm import devices
 from codegemm.checkpoints.arguments import as_array, refusing, vector
 from codegemm.errors import CheckpointError
 from codegemm.formats import trellis as code
-from codegemm.formats.qtip import BITS, QtipWeight
+from codegemm.formats.incoherent import BITS
+from codegemm.formats.qtip import QtipWeight
 
 # What `quip_params` of a model's config.json must say; K, the bits, may be one of several.
 _PARAMS = {

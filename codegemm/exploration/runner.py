@@ -102,20 +102,21 @@ def _check_memory(matrix: Matrix, config: str, settings: Settings) -> None:
 def _candidates(matrix: Matrix, bits: Sequence[float], rotate: bool) -> list[str]:
     shape, calibrated = matrix.values.shape, matrix.calibration is not None
     configs = [*candidates(shape, bits), *others(shape, bits)]
-    if not configs:
+    turns = (False, True) if rotate else (False,)
+    texts = [_text(config, turned, calibrated) for config in configs for turned in turns]
+    made = [text for text in texts if text is not None]
+    if not made:
         raise ValueError(
             f"{matrix.name}: no configuration stores {by(shape)} in about {', '.join(f'{b:g}' for b in bits)} bits "
             "a weight: in_features must be even, and codebooks may not outweigh the codes of a small matrix"
         )
-    turns = (False, True) if rotate else (False,)
-    every = ((config, turned) for config in configs for turned in turns)
-    return [str(configured(*one, calibrated=calibrated)) for one in every if _is_made(*one, calibrated)]
+    return made
 
 
-def _is_made(config: Any, rotate: bool, calibrated: bool) -> bool:
-    """Whether a quantiser makes such weights: some formats have none, rotate on their own or heed no calibration."""
+def _text(config: Any, rotate: bool, calibrated: bool) -> str | None:
+    """Of the configuration to quantise to; None where no quantiser makes it: some formats have none, rotate on their
+    own or heed no calibration."""
     try:
-        configured(config, rotate, calibrated=calibrated)
+        return str(configured(config, rotate, calibrated=calibrated))
     except ValueError:
-        return False
-    return True
+        return None

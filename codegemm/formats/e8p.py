@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -13,36 +12,30 @@ import numpy.typing as npt
 from codegemm.arrays import as_array
 from codegemm.formats import e8p_codebook
 from codegemm.formats.format import Format, register_format
-from codegemm.formats.hadamard import split_length
-from codegemm.formats.incoherent import IncoherentSpec, IncoherentWeight, check_sides
+from codegemm.formats.incoherent import (
+    BITS,
+    IncoherentConfig,
+    IncoherentSpec,
+    IncoherentWeight,
+    check_lengths,
+    check_sides,
+)
 from codegemm.formats.native import Stored
 from codegemm.formats.weight import check_one_device, frozen
 
-BITS = (2, 3, 4)
-
 
 @dataclass(frozen=True)
-class E8PConfig:
+class E8PConfig(IncoherentConfig):
     """Bits of a weight: 2, or 3 and 4 with a residual; `e8p`, `e8p3`, `e8p4`."""
 
-    bits: int = 2
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in BITS:
-            raise ValueError(f"e8p of {self.bits!r} bits: must be of {', '.join(map(str, BITS))}")
-
-    def __str__(self) -> str:
-        return "e8p" if self.bits == 2 else f"e8p{self.bits}"
+    format_name = "e8p"
 
 
 @dataclass(frozen=True)
 class E8PSpec(IncoherentSpec):
     """Shape and bits (2, 3 or 4) of an E8PWeight; `vector_bits` is the size of one entry of SU and SV."""
 
-    @property
-    def config(self) -> E8PConfig:
-        """The bits, as a configuration."""
-        return E8PConfig(self.bits)
+    config_type = E8PConfig
 
 
 class E8PCodes(NamedTuple):
@@ -144,8 +137,7 @@ class E8PFormat(Format[E8PConfig, E8PSpec, E8PWeight]):
     examples = ("e8p", "e8p3", "e8p4")
 
     def parse(self, text: str) -> E8PConfig | None:
-        match = re.fullmatch(r"e8p([0-9]*)", text)
-        return E8PConfig(int(match[1] or 2)) if match else None
+        return E8PConfig.parse(text)
 
     def spec(self, shape: tuple[int, int], config: E8PConfig) -> E8PSpec:
         check_shape(*shape)
@@ -166,12 +158,7 @@ DEFAULT_SCALE = {2: 1.0, **e8p_codebook.DEFAULT_RESID_SCALE}
 
 def check_shape(out_features: int, in_features: int) -> None:
     """Raise ValueError unless a matrix of this shape can be stored as E8P."""
-    if out_features < 1 or out_features % 16:
-        raise ValueError(f"out_features={out_features}: E8P needs a multiple of 16")
-    if in_features < 1 or in_features % 64:
-        raise ValueError(f"in_features={in_features}: E8P needs a multiple of 64")
-    split_length(out_features)
-    split_length(in_features)
+    check_lengths("E8P", (out_features, in_features), (16, 64))
 
 
 def _infer_spec(qidxs: Any, su: Any, sv: Any) -> E8PSpec:

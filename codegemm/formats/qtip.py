@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,27 +13,25 @@ from codegemm.arrays import as_array
 from codegemm.formats import trellis
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.format import Format, register_format
-from codegemm.formats.hadamard import split_length
-from codegemm.formats.incoherent import IncoherentSpec, IncoherentWeight, check_sides
+from codegemm.formats.incoherent import (
+    BITS,
+    IncoherentConfig,
+    IncoherentSpec,
+    IncoherentWeight,
+    check_lengths,
+    check_sides,
+)
 from codegemm.formats.weight import check_one_device, frozen
 
-BITS = (2, 3, 4)
 _TABLE_SHAPE = (trellis.TABLE, trellis.PAIR)
 _DECODED = 1 << 12  # tiles at a time
 
 
 @dataclass(frozen=True)
-class QtipConfig:
+class QtipConfig(IncoherentConfig):
     """Bits of a weight: `qtip` (2), `qtip3`, `qtip4`."""
 
-    bits: int = 2
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or self.bits not in BITS:
-            raise ValueError(f"qtip of {self.bits!r} bits: must be of {', '.join(map(str, BITS))}")
-
-    def __str__(self) -> str:
-        return "qtip" if self.bits == 2 else f"qtip{self.bits}"
+    format_name = "qtip"
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,7 @@ class QtipSpec(IncoherentSpec):
     """Shape and bits (2, 3 or 4) of a QtipWeight; `vector_bits` is the size of one entry of SU and SV."""
 
     vector_bits: tuple[int, int] = (16, 32)
-
-    @property
-    def config(self) -> QtipConfig:
-        """The bits, as a configuration."""
-        return QtipConfig(self.bits)
+    config_type = QtipConfig
 
     @property
     def packed_bits(self) -> int:
@@ -104,8 +97,7 @@ class QtipFormat(Format[QtipConfig, QtipSpec, QtipWeight]):
     examples = ("qtip", "qtip3", "qtip4")
 
     def parse(self, text: str) -> QtipConfig | None:
-        match = re.fullmatch(r"qtip([0-9]*)", text)
-        return QtipConfig(int(match[1] or 2)) if match else None
+        return QtipConfig.parse(text)
 
     def spec(self, shape: tuple[int, int], config: QtipConfig) -> QtipSpec:
         check_shape(*shape)
@@ -121,10 +113,7 @@ class QtipFormat(Format[QtipConfig, QtipSpec, QtipWeight]):
 
 def check_shape(out_features: int, in_features: int) -> None:
     """Raise ValueError unless a matrix of this shape can be stored as QTIP's."""
-    for name, length in (("out_features", out_features), ("in_features", in_features)):
-        if length < 1 or length % trellis.BLOCK:
-            raise ValueError(f"{name}={length}: QTIP needs a multiple of {trellis.BLOCK}")
-        split_length(length)
+    check_lengths("QTIP", (out_features, in_features), (trellis.BLOCK, trellis.BLOCK))
 
 
 def _trellis_shape(rows: int, columns: int, bits: int) -> tuple[int, int]:

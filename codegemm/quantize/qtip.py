@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats import trellis
-from codegemm.formats.qtip import BITS, QtipWeight, check_shape
+from codegemm.formats.incoherent import BITS
+from codegemm.formats.qtip import QtipWeight, check_shape
 from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.hessian import Hessian, Tie, rotated
 from codegemm.quantize.incoherence import Sides, held

@@ -9,7 +9,7 @@ from benchmarks.quantize import tables
 from codegemm.engines.cpu import isa, library
 from codegemm.formats import trellis
 from codegemm.formats.format import spec_of
-from codegemm.formats.qtip import BITS
+from codegemm.formats.incoherent import BITS
 from codegemm.quantize import arithmetic, qtip, viterbi
 from codegemm.quantize.viterbi import Search
 
