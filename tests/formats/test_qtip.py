@@ -106,6 +106,10 @@ def test_readers_name_bad_arrays_too():
     [
         ({"rcp": 1}, "rcp=1: must be 0: Hadamard transforms split for tensor parallelism are not read"),
         ({"rcp": np.array([2])}, r"rcp=\[2\]: must be 0"),
+        ({"rcp": np.zeros(3, np.int64)}, r"rcp=\[0, 0, 0\]: must be 0"),
+        ({"rcp": "0"}, "rcp='0': must be 0"),
+        ({"quip_params": PARAMS | {"split_for_tp": True}}, "rcp: must be given where quip_params has split_for_tp"),
+        ({"quip_params": "decode_mode"}, "quip_params: str, must be a mapping"),
         ({"quip_params": PARAMS | {"decode_mode": "1mad"}}, "decode_mode='1mad', must be 'quantlut_sym'"),
         ({"quip_params": PARAMS | {"L": 12}}, "quip_params: L=12, must be 16"),
         ({"quip_params": PARAMS | {"td_x": 8}}, "quip_params: td_x=8, must be 16"),
@@ -117,7 +121,8 @@ def test_readers_name_bad_arrays_too():
 def test_other_codes_are_refused_by_name(options, message):
     with pytest.raises(CheckpointError, match=message):
         from_qtip(*arrays(), **options)
-    assert from_qtip(*arrays(), rcp=np.zeros((), np.int64)) == QtipWeight(*arrays())
+    for rcp in (0, np.zeros((), np.int64), np.zeros((1, 1), np.int64)):
+        assert from_qtip(*arrays(), rcp=rcp, quip_params=PARAMS | {"split_for_tp": True}) == QtipWeight(*arrays())
 
 
 def test_what_a_weight_tells():
