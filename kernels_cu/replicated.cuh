@@ -1,4 +1,5 @@
-// A table that every bank of shared memory has: whatever lanes look up, it is one wavefront.
+// A table with copies for the lanes of a warp in shared memory: with one for each bank, whatever lanes look up is one
+// wavefront.
 #pragma once
 
 #include "ptx.cuh"

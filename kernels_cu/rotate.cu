@@ -1,4 +1,5 @@
-// The randomised Hadamard transforms of QuIP# (Tseng et al., 2024), a whole one of any number of rows in one launch.
+// The randomised Hadamard transforms of QuIP# and QTIP (Tseng et al., 2024), a whole one of any number of rows in one
+// launch.
 //
 // A length is P segments of L = 2^k: U = (H kron S) / sqrt(P L), with H of order P given by its signs, S Sylvester's
 // matrix of order L. The two factors commute, so each block mixes segments first and transforms one of length L then:
