@@ -74,6 +74,8 @@ class Kernel(ABC, Generic[S, W]):
     precision: `full`, or `fast` for one that `auto` takes only where `precision="fast"` allows for errors of 1e-2.
     rearranged: names of the weight's arrays of which what `prepare` makes has all, in another order: `restore` finds
         them there. A weight can let go of these (`codegemm.compact`); `prepare` may keep the others as they are.
+    folds: whether, of a TransformedWeight of several terms, it multiplies x by all of them at once: what it gets as
+        weight and spec are then such of core and terms alone. Other kernels get the core, and x once for each term.
     adds_bias: whether `run`, and what `bind` returns, take a last argument `bias`: None, or float32 on the device to be
         added before y is rounded, [M] or, on the CPU, [n, M]. Of other kernels y is taken in float32, and the bias
         added after them.
@@ -84,6 +86,7 @@ class Kernel(ABC, Generic[S, W]):
     weights: type[Weight] = Weight  # type: ignore[type-abstract]
     automatic: bool = False
     precision: str = "full"
+    folds: bool = False
     adds_bias: bool = False
     rearranged: tuple[str, ...] = ()
 

@@ -1,7 +1,7 @@
 """Weights of other projects' checkpoints, from their arrays."""
 
 from codegemm.checkpoints.additive import from_aqlm, from_codegemm
-from codegemm.checkpoints.binary import from_binary
+from codegemm.checkpoints.binary import from_binary, from_lutgemm
 from codegemm.checkpoints.packed import from_awq, from_gptq
 from codegemm.checkpoints.qtip import from_qtip
 from codegemm.checkpoints.quip import from_quip
@@ -13,6 +13,7 @@ __all__ = [
     "from_binary",
     "from_codegemm",
     "from_gptq",
+    "from_lutgemm",
     "from_qtip",
     "from_quip",
     "from_uniform",

@@ -11,10 +11,11 @@ from codegemm.checkpoints.groups import find_groups
 from codegemm.checkpoints.halves import exact_half, halved, scales_of, vectors_of
 from codegemm.errors import CheckpointError
 from codegemm.formats.codebook import CodebookWeight
+from codegemm.formats.codebook_config import MAX_SIGNS, all_signs
 from codegemm.formats.transformed import TransformedWeight
 
 _SIGNED = ("bool", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_MAX_V = 8  # signs of a code: kernels have tables of 2^8 entries
+_WORD = 32  # columns whose signs are a word of LUT-GEMM's
 
 
 @refusing()
@@ -42,8 +43,8 @@ def from_binary(
     v = signs_per_code(groups.size)
     positive = (signs > 0).transpose(1, 0, 2).reshape(rows, -1, v)
     codes = np.packbits(positive, axis=2, bitorder="little")  # [M, vectors, 1]
-    books = 2.0 * (np.arange(1 << v)[:, None] >> np.arange(v) & 1) - 1
-    scales, (books,) = halved(scales_of(alphas, exact=True, name="alphas"), [vectors_of("planes", books, exact=True)])
+    signs_held = vectors_of("planes", all_signs(v), exact=True)
+    scales, (books,) = halved(scales_of(alphas, exact=True, name="alphas"), [signs_held])
     core = CodebookWeight(codes, books[None], groups.spread(scales).transpose(0, 2, 1).reshape(rows, -1))
     if offsets is None:
         return core if count == 1 else TransformedWeight(core, terms=count)
@@ -53,6 +54,33 @@ def from_binary(
     return TransformedWeight(core, offsets=groups.spread(added), scaled=False, terms=count)
 
 
+@refusing()
+def from_lutgemm(bW: Any, alpha: Any, q_bias: Any = None) -> CodebookWeight | TransformedWeight:
+    """The weight of a layer as LUT-GEMM (Park et al., 2022) stores it, exactly.
+
+    bW: uint32 (or int32 of the same bits) [K/32, q, M]: bit k % 32 of word k // 32 says whether a sign is +1.
+    alpha: float16 [groups, q, M], groups a divisor of K. q_bias: float16 [groups, M], or None.
+
+    W[r, k] = sum over i of alpha[k // g, i, r] * sign(i, r, k) + q_bias[k // g, r], g = K / groups; the result is as
+    `from_binary`'s. Raises CheckpointError.
+    """
+    words = as_array("bW", bW, ("uint32", "int32"), 3)
+    alphas = as_array("alpha", alpha, ("float16",), 3)
+    count, planes, rows = words.shape
+    groups, columns = len(alphas), _WORD * count
+    if not words.size or alphas.shape[1:] != (planes, rows):
+        raise CheckpointError(f"alpha: shape {alphas.shape}, must be [n, {planes}, {rows}] for bW {words.shape}")
+    if not groups or columns % groups:
+        raise CheckpointError(f"alpha: {groups} groups, must divide the {columns} columns of bW {words.shape}")
+    bias = None if q_bias is None else as_array("q_bias", q_bias, ("float16",), 2)
+    if bias is not None and bias.shape != (groups, rows):
+        raise CheckpointError(f"q_bias: shape {bias.shape}, must be ({groups}, {rows}) as alpha's")
+    bytes_of = words.transpose(1, 2, 0).astype("<u4", order="C").view(np.uint8)
+    signs = np.unpackbits(bytes_of, axis=2, bitorder="little").astype(bool)
+    added = None if bias is None else bias.T
+    return from_binary(signs, alphas.transpose(2, 0, 1), added, group_size=columns // groups)
+
+
 def signs_per_code(group: int) -> int:
-    """The most signs, up to 8, that divide a group."""
-    return max(v for v in range(1, _MAX_V + 1) if group % v == 0)
+    """The most signs of a code, up to 8, that divide a group."""
+    return max(v for v in range(1, MAX_SIGNS + 1) if group % v == 0)

@@ -1,6 +1,6 @@
 """TransformedWeights by the kernels of their cores: what is done before and after, the same on both engines.
 
-    before: x' = R P x, once for each term; its sums over groups
+    before: x' = R P x, once for each term unless the inner kernel folds them; its sums over groups
     inner: y' = x' @ C^T
     after: y = y' + sums @ A^T
 
@@ -12,6 +12,7 @@ with a power of two for each row), y' where it isn't y itself.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,10 +44,19 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
         return self.inner.path()
 
     def is_automatic(self, product: Product[TransformedSpec]) -> bool:
-        return self.inner.is_automatic(Product(product.spec.core, product.n, product.dtype, product.out_dtype))
+        core = self.apart(product).spec.core
+        return self.inner.is_automatic(Product(core, product.n, product.dtype, product.out_dtype))
 
     def tolerance(self, product: Product[TransformedSpec]) -> float:
-        return self.inner.tolerance(inner_product(product))
+        return self.inner.tolerance(inner_product(self.apart(product)))
+
+    def apart(self, product: Product[TransformedSpec]) -> Product[TransformedSpec]:
+        """The product with its spec taken apart into a core as the inner kernel takes it, and what is around that."""
+        return replace(product, spec=product.spec.folded) if self.inner.folds else product
+
+    def core_and_around(self, weight: TransformedWeight) -> TransformedWeight:
+        """The same of a weight."""
+        return weight.folded if self.inner.folds else weight
 
     @abstractmethod
     def inside(self, prepared: Any) -> Any:
@@ -57,6 +67,7 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
         weight.let_go(prepared, {})
 
     def bits_per_weight(self, spec: TransformedSpec) -> float:
+        spec = spec.folded if self.inner.folds else spec
         more = (spec.packed_bits - spec.core.packed_bits) / (spec.out_features * spec.in_features)
         return spec.terms * self.inner.bits_per_weight(spec.core) + more
 

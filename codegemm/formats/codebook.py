@@ -14,7 +14,16 @@ import numpy.typing as npt
 from codegemm.arrays import array_module, as_array
 from codegemm.devices import Device, beside, device_of
 from codegemm.formats import bits
-from codegemm.formats.codebook_config import MAX_B, MAX_M, MAX_V, PATTERN, SYNTAX, CodebookConfig
+from codegemm.formats.codebook_config import (
+    MAX_B,
+    MAX_M,
+    MAX_SIGNS,
+    MAX_V,
+    PATTERN,
+    SYNTAX,
+    CodebookConfig,
+    all_signs,
+)
 from codegemm.formats.format import Format, register_format
 from codegemm.formats.native import Stored
 from codegemm.formats.weight import Later, Spec, Weight, check_one_device, frozen, same
@@ -236,7 +245,17 @@ class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
 
     config, weight = CodebookConfig, CodebookWeight
     syntax = SYNTAX
-    examples = ("m1v4g32", "m2v8g-1", "m3v4b5g16", "m1v16b16g-1", "m2v4b11g32", "m1v1b1g1", "m1v8b6g-1")
+    examples = (
+        "m1v4g32",
+        "m2v8g-1",
+        "m3v4b5g16",
+        "m1v16b16g-1",
+        "m2v4b11g32",
+        "m1v1b1g1",
+        "m1v8b6g-1",
+        "q1g32",
+        "q1v4g-1",
+    )
 
     def parse(self, text: str) -> CodebookConfig | None:
         return CodebookConfig.parse(text) if PATTERN.fullmatch(text) else None
@@ -249,9 +268,11 @@ class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
 
     def random(self, spec: CodebookSpec, seed: int) -> CodebookWeight:
         rng, config, rows = np.random.default_rng(seed), spec.config, spec.out_features
+        codes = rng.integers(0, config.centroids, (rows, spec.vectors, config.m), bits.code_dtype(config.b))
+        books = rng.standard_normal((config.m, config.centroids, config.v), np.float32).astype(np.float16)
         return CodebookWeight(
-            rng.integers(0, config.centroids, (rows, spec.vectors, config.m), bits.code_dtype(config.b)),
-            rng.standard_normal((config.m, config.centroids, config.v), np.float32).astype(np.float16),
+            codes,
+            all_signs(config.v)[None] if config.signs else books,
             rng.uniform(0.5, 1.5, (rows, spec.groups)).astype(np.float16),
         )
 
@@ -312,7 +333,8 @@ def _infer_spec(
         raise ValueError(
             f"scales: shape {scales.shape}, must be [{rows}, n] with n a divisor of the {vectors} vectors of a row"
         )
-    config = CodebookConfig(v=v, m=m, b=b, g=-1 if groups == 1 else vectors * v // groups)
+    g = -1 if groups == 1 else vectors * v // groups
+    config = CodebookConfig(v=v, m=m, b=b, g=g, signs=_are_signs(codebooks))
 
     parts = 1 if codebooks.ndim == 3 else len(codebooks)
     if part_rows is None:
@@ -323,6 +345,15 @@ def _infer_spec(
     if len(part_rows) != parts or sum(part_rows) != rows or min(part_rows, default=0) < 1:
         raise ValueError(f"part_rows: {part_rows}, must be {parts} positive numbers that sum to {rows}")
     return CodebookSpec(rows, vectors * v, config, part_rows)
+
+
+def _are_signs(codebooks: Any) -> bool:
+    """Whether every part's codebook is that of all signs, in their order."""
+    *_, m, centroids, v = codebooks.shape
+    if m != 1 or v > MAX_SIGNS or centroids != 1 << v:
+        return False
+    with beside(codebooks):
+        return bool((codebooks == array_module(codebooks).asarray(all_signs(v))).all())
 
 
 def _check_codes(codes: Any, b: int) -> None:

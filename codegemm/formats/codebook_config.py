@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 MAX_V, MAX_M, MAX_B = 16, 8, 16
 
-SYNTAX = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128"
-PATTERN = re.compile(r"m(?P<m>[0-9]+)v(?P<v>[0-9]+)(?:b(?P<b>[0-9]+))?(?:g(?P<g>-1|[0-9]+))?")
+SYNTAX = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128, or q1[v<vector length>][g<group size>]"
+PATTERN = re.compile(
+    r"(?:m(?P<m>[0-9]+)v(?P<v>[0-9]+)(?:b(?P<b>[0-9]+))?|q1(?:v(?P<signs>[0-9]+))?)(?:g(?P<g>-1|[0-9]+))?"
+)
+MAX_SIGNS = 8  # of a code: all of them are 2^8 centroids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +28,17 @@ class CodebookConfig:
     m: codebooks whose centroids are added, 1 .. 8.
     b: bits of one code, 1 .. 16; a codebook has 2**b centroids.
     g: group size: weights of a row that share one scale, a multiple of v; -1 for the whole row.
+    signs: whether the codebook is that of all signs of up to 8 weights, as `all_signs` has them: then a code is a plane
+        of bits (binary codes, as LUT-GEMM's), m = 1 and b = v.
 
-    Written `m1v4g128`; `m1v4b6g128` where b is not 8.
+    Written `m1v4g128`; `m1v4b6g128` where b is not 8; of signs `q1g128`, and `q1v4g128` where v is not 8.
     """
 
     v: int = 4
     m: int = 1
     b: int = 8
     g: int = -1
+    signs: bool = False
 
     def __new__(cls, *text: object, **fields: object) -> Self:
         if text:
@@ -49,6 +58,10 @@ class CodebookConfig:
             raise ValueError(f"g={self.g!r}: must be -1 (the whole row) or a positive multiple of v")
         if self.g != -1 and self.g % self.v:
             raise ValueError(f"g={self.g}: must be -1 or a multiple of v={self.v}")
+        if not isinstance(self.signs, bool):
+            raise ValueError(f"signs={self.signs!r}: must be True or False")
+        if self.signs and (self.m != 1 or self.b != self.v or self.v > MAX_SIGNS):
+            raise ValueError(f"m={self.m}, v={self.v}, b={self.b}: a codebook of signs has m=1, b=v, up to {MAX_SIGNS}")
 
     def _integer(self, name: str) -> int:
         """The field as a plain int (NumPy's integers become one)."""
@@ -62,15 +75,25 @@ class CodebookConfig:
 
     @classmethod
     def parse(cls, text: str) -> CodebookConfig:
-        """Read `m1v4g128`, `m2v8b6g32`, `m1v4g-1`; b is 8 and g is -1 where they are not named."""
+        """Read `m1v4g128`, `m2v8b6g32`, `m1v4g-1`, `q1g128`; b is 8 and g is -1 where they are not named."""
         match = PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"configuration {text!r}: expected {SYNTAX}")
-        return cls(m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=int(match["g"] or -1))
+        g = int(match["g"] or -1)
+        if match["m"] is None:
+            v = int(match["signs"] or MAX_SIGNS)
+            return cls(m=1, v=v, b=v, g=g, signs=True)
+        return cls(m=int(match["m"]), v=int(match["v"]), b=int(match["b"] or 8), g=g)
 
     def __str__(self) -> str:
+        if self.signs:
+            return self.planes(1)
         bits = "" if self.b == 8 else f"b{self.b}"
         return f"m{self.m}v{self.v}{bits}g{self.g}"
+
+    def planes(self, count: int) -> str:
+        """The text of so many planes of signs, each with scales of its own: `q2g128`."""
+        return f"q{count}{'' if self.v == MAX_SIGNS else f'v{self.v}'}g{self.g}"
 
     @property
     def centroids(self) -> int:
@@ -101,3 +124,8 @@ class CodebookConfig:
         codes = self.b * self.m * out_features * (in_features // self.v)
         scales = 16 * out_features * (in_features // self.group_size(in_features))
         return codebooks + codes + scales
+
+
+def all_signs(v: int) -> npt.NDArray[np.float16]:
+    """The codebook [2**v, v] of all signs: +1 where the bit of that number is set in the centroid's, else -1."""
+    return (2 * (np.arange(1 << v)[:, None] >> np.arange(v) & 1) - 1).astype(np.float16)

@@ -39,6 +39,7 @@ _PATTERN = re.compile(
     r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>[0-9]*))?(\+(?P<offsets>offsets|added))?"
     r"(\+terms(?P<terms>[0-9]+))?"
 )
+_PLANES = re.compile(r"q([0-9]+)((?:v[0-9]+)?(?:g(?:-1|[0-9]+))?(?:\+.*)?)")
 _EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
 _AROUND = ("terms", "block", "offsets", "ordered")  # of a description
 _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
@@ -46,7 +47,8 @@ _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
 
 @dataclass(frozen=True)
 class TransformedConfig:
-    """A core's configuration and what stands around it: `m1v4g128+rotated`, `e8p+added`.
+    """A core's configuration and what stands around it: `m1v4g128+rotated`, `e8p+added`; of several planes of signs,
+    which are terms, `q2g128`.
 
     block: of the rotation, `USUAL` for the one that the shape gives, 0 without one. offsets: `scaled` (`+offsets`,
     times their group's scale), `added` (as they are) or empty. terms: that are added up. ordered: whether the core has
@@ -75,7 +77,10 @@ class TransformedConfig:
     def __str__(self) -> str:
         rotated = "" if not self.block else "+rotated" if self.block == USUAL else f"+rotated{self.block}"
         ordered, terms = "+ordered" * self.ordered, f"+terms{self.terms}" if self.terms > 1 else ""
-        return f"{self.core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
+        core = str(self.core)
+        if isinstance(self.core, CodebookConfig) and self.core.signs:
+            core, terms = self.core.planes(self.terms), ""
+        return f"{core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,13 @@ class TransformedSpec(Spec):
     def groups(self) -> int:
         """Groups of a row of W, K / g."""
         return self.core.groups // self.terms
+
+    @property
+    def folded(self) -> TransformedSpec:
+        """The same with the terms inside, as a core [M, K] of terms alone."""
+        if self.terms == 1:
+            return self
+        return replace(self, core=TransformedSpec(*self.shape, self.core, terms=self.terms), terms=1)
 
 
 def transformed_spec(
@@ -274,6 +286,15 @@ class TransformedWeight(Weight):
             return Rotation(self.signs, self.spec.block, self.order)
         return None if self.order is None else Rotation(np.ones(self.shape[1], np.int8), 1, self.order)
 
+    @property
+    def folded(self) -> TransformedWeight:
+        """The same with the terms inside, for kernels: as a core [M, K] of terms alone."""
+        if self.spec.terms == 1:
+            return self
+        weight = self._around_core(self.core, self.signs, self.offsets, self.order)
+        weight.core, weight._spec = TransformedWeight(self.core, terms=self.spec.terms), self.spec.folded
+        return weight
+
     def addends(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Any:
         """What is added to the weights of each group, [rows, K/g] in float32 or float64, where the arrays are."""
         with beside(self.offsets):
@@ -351,29 +372,33 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
     """Any other format's weights with more around them."""
 
     config, weight = TransformedConfig, TransformedWeight
-    syntax = f"behind any of these {_EXTENSIONS}"
+    syntax = f"q<planes>[v<vector length>][g<group size>], like q2g128; behind any of these {_EXTENSIONS}"
     examples = (
         "m2v4g32+rotated", "m1v4g8+rotated16+offsets", "m1v4b4g16+terms3", "m2v8g-1+rotated4+added+terms2",
         "m1v1b1g1+added", "m1v8g-1+offsets", "e8p+rotated", "e8p4+rotated16+added", "m1v4g16+ordered+offsets",
-        "m2v4b5g16+ordered+rotated16+terms2",
+        "m2v4b5g16+ordered+rotated16+terms2", "q2g16", "q3v4g8+rotated16+added", "q2g32+ordered",
     )  # fmt: skip
 
     def parse(self, text: str) -> TransformedConfig | None:
-        match = _PATTERN.fullmatch(text)
-        if match is None or "+" not in text:
+        planes, of_one = _planes(text)
+        match = _PATTERN.fullmatch(of_one)
+        if match is None or ("+" not in text and planes == 1):
             return None
         if not match["core"]:
             raise ValueError(f"configuration {text!r}: there is nothing for it to stand around")
-        core = parse(text.partition("+")[0] if match["core"] == text else match["core"])
-        if match["core"] == text or isinstance(core, TransformedConfig):
+        unknown = match["core"] == of_one and "+" in text
+        core = parse(of_one.partition("+")[0] if unknown else match["core"])
+        if unknown or isinstance(core, TransformedConfig):
             raise ValueError(f"configuration {text!r}: behind {text.partition('+')[0]} may come {_EXTENSIONS}")
         if match["terms"] and int(match["terms"]) < 2:
             raise ValueError(f"configuration {text!r}: terms must be at least 2, for one is the core alone")
+        if match["terms"] and planes > 1:
+            raise ValueError(f"configuration {text!r}: its {planes} planes are its terms, and there are no others")
         if match["block"] and not int(match["block"]):
             raise ValueError(f"configuration {text!r}: the block of a rotation must be at least 1")
         block = 0 if match["block"] is None else int(match["block"] or USUAL)
         offsets = {None: "", "offsets": "scaled", "added": "added"}[match["offsets"]]
-        return TransformedConfig(core, block, offsets, int(match["terms"] or 1), match["ordered"] is not None)
+        return TransformedConfig(core, block, offsets, int(match["terms"] or planes), match["ordered"] is not None)
 
     def spec(self, shape: tuple[int, int], config: TransformedConfig) -> TransformedSpec:
         rows, columns = shape
@@ -400,6 +425,16 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
     def describes(self, description: Mapping[str, Any]) -> bool:
         around = any(description.get(key) is not None for key in _AROUND)
         return super().describes(description) or ("format" not in description and around)
+
+
+def _planes(text: str) -> tuple[int, str]:
+    """How many planes of signs a text is of, and the text with one of them; 1 and the text of any other."""
+    match = _PLANES.fullmatch(text)
+    if match is None:
+        return 1, text
+    if not int(match[1]):
+        raise ValueError(f"configuration {text!r}: there must be at least 1 plane of signs")
+    return int(match[1]), f"q1{match[2]}"
 
 
 def _of_terms(config: TransformedConfig, columns: int) -> Any:

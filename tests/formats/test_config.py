@@ -21,7 +21,7 @@ def test_equation_one_gives_the_papers_values(text, bits):
 def test_numpys_integers_are_integers():
     config = CodebookConfig(v=np.int64(4), m=np.uint8(1), b=8, g=np.int32(-1))
     assert config == CodebookConfig(v=4, m=1, b=8, g=-1)
-    assert repr(config) == "CodebookConfig(v=4, m=1, b=8, g=-1)"
+    assert repr(config) == "CodebookConfig(v=4, m=1, b=8, g=-1, signs=False)"
     with pytest.raises(ValueError, match=r"v=4\.0: must be an integer"):
         CodebookConfig(v=4.0)
 

@@ -59,8 +59,15 @@ def codebooks(draw):
     return CodebookConfig(v=v, m=draw(st.integers(1, 8)), b=draw(st.integers(1, 16)), g=g)
 
 
+@st.composite
+def signs(draw):
+    v = draw(st.integers(1, 8))
+    g = draw(st.sampled_from((-1, v * draw(st.integers(1, 40)))))
+    return CodebookConfig(v=v, b=v, g=g, signs=True)
+
+
 CORES = {
-    "codebook": codebooks(),
+    "codebook": st.one_of(codebooks(), signs()),
     "e8p": st.builds(E8PConfig, st.sampled_from((2, 3, 4))),
     "qtip": st.builds(QtipConfig, st.sampled_from((2, 3, 4))),
 }
@@ -97,6 +104,9 @@ def test_every_name_is_read_as_what_it_names(config):
         ("m1v4+offsets+rotated", "behind m1v4 may come"),
         ("m1v4+rotated0", "block of a rotation must be at least 1"),
         ("m1v4+terms1", "terms must be at least 2"),
+        ("q0g128", "there must be at least 1 plane of signs"),
+        ("q2v9g9", "v=9, b=9: a codebook of signs has m=1, b=v, up to 8"),
+        ("q2g128+terms2", "its 2 planes are its terms, and there are no others"),
         ("+rotated", r"configuration '\+rotated': there is nothing for it to stand around"),
     ],
 )

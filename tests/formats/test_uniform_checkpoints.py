@@ -9,7 +9,7 @@ from support import cpu
 
 import codegemm
 from codegemm import CheckpointError, CodebookWeight, TransformedWeight, arrays
-from codegemm.checkpoints import from_awq, from_binary, from_gptq, from_uniform
+from codegemm.checkpoints import from_awq, from_binary, from_gptq, from_lutgemm, from_uniform
 from codegemm.checkpoints.binary import signs_per_code
 from codegemm.checkpoints.uniform import integers_per_code
 
@@ -345,7 +345,48 @@ def test_binary_planes(count, rows, columns, groups, with_offsets, rng):
     if with_offsets:
         dense = dense + groups_of(offsets, columns)
     assert weight == from_binary(planes > 0, alphas.astype(np.float32), offsets, group_size=columns // groups)
+    assert weight.spec.name.startswith(f"q{count}")
     check_products(weight, dense, rng)
+
+
+@pytest.mark.parametrize(("planes", "rows", "columns", "groups"), [(1, 3, 32, 1), (2, 5, 96, 3), (4, 2, 160, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_lutgemms_layout(planes, rows, columns, groups, biased, rng):
+    """Sign by sign as the layout's definition says."""
+    words = rng.integers(0, 1 << 32, (columns // 32, planes, rows), np.uint32)
+    alpha = (rng.integers(-99, 99, (groups, planes, rows)) / 64).astype(np.float16)
+    bias = rng.integers(-9, 9, (groups, rows)).astype(np.float16) if biased else None
+    dense = np.zeros((rows, columns))
+    for r, k in np.ndindex(rows, columns):
+        group = k // (columns // groups)
+        signs = [2 * (int(words[k // 32, i, r]) >> k % 32 & 1) - 1 for i in range(planes)]
+        dense[r, k] = sum(float(alpha[group, i, r]) * sign for i, sign in enumerate(signs))
+        if biased:
+            dense[r, k] += bias[group, r]
+    weight = from_lutgemm(words, alpha, bias)
+    assert weight == from_lutgemm(words.view(np.int32), alpha, bias)
+    assert weight.spec.name.startswith(f"q{planes}")
+    check_products(weight, dense, rng)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bW": np.zeros((2, 2, 5), np.int64)}, "bW: dtype int64, must be uint32 or int32"),
+        ({"bW": np.zeros((2, 0, 5), np.uint32)}, r"alpha: shape \(2, 2, 5\), must be \[n, 0, 5\]"),
+        ({"alpha": np.ones((2, 2, 5))}, "alpha: dtype float64, must be float16"),
+        ({"alpha": np.ones((2, 3, 5), np.float16)}, r"alpha: shape \(2, 3, 5\), must be \[n, 2, 5\]"),
+        ({"alpha": np.ones((3, 2, 5), np.float16)}, "alpha: 3 groups, must divide the 64 columns"),
+        ({"alpha": np.ones((0, 2, 5), np.float16)}, "alpha: 0 groups, must divide"),
+        ({"alpha": np.full((2, 2, 5), np.inf, np.float16)}, "alphas: inf at"),
+        ({"q_bias": np.ones((1, 5), np.float16)}, r"q_bias: shape \(1, 5\), must be \(2, 5\)"),
+    ],
+)
+def test_what_is_wrong_with_lutgemms_is_named(change, message):
+    fine = {"bW": np.zeros((2, 2, 5), np.uint32), "alpha": np.ones((2, 2, 5), np.float16)}
+    from_lutgemm(**fine)
+    with pytest.raises(CheckpointError, match=message):
+        from_lutgemm(**fine | change)
 
 
 @pytest.mark.parametrize("count", [1, 2])

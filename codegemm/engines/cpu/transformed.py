@@ -45,9 +45,10 @@ class CpuTransformed(TransformedKernel):
     adds_bias = True
 
     def refuses(self, product: Product[TransformedSpec], device: Device) -> str | None:
-        return limits.beyond(product) or self.inner.refuses(inner_product(product), device)
+        return limits.beyond(product) or self.inner.refuses(inner_product(self.apart(product)), device)
 
     def prepare(self, weight: TransformedWeight, device: Device) -> Prepared:
+        weight = self.core_and_around(weight)
         spec = weight.spec
         arguments = library.Arguments(TransformedArgs, arrays_around(weight), spec, rows=spec.out_features)
         return Prepared(spec, arguments, self.inner.prepare(weight.core, device))
@@ -56,7 +57,7 @@ class CpuTransformed(TransformedKernel):
         return prepared.core
 
     def load(self, prepared: Prepared, product: Product[TransformedSpec]) -> None:
-        self.inner.load(prepared.core, inner_product(product))
+        self.inner.load(prepared.core, inner_product(self.apart(product)))
 
     def run(self, prepared: Prepared, x: Any, out: Any, workspace: Any, stream: Any, bias: Any = None) -> None:
         spec, n = prepared.spec, len(x)
@@ -77,12 +78,13 @@ class CpuTransformed(TransformedKernel):
             _after(prepared, y, out, sums, later)
 
     def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
-        return self._places(product, device)[-1]
+        return self._places(self.apart(product), device)[-1]
 
     def builds(self, product: Product[TransformedSpec], device: Device) -> Iterable[Callable[[], object]]:
-        return (*self.inner.builds(inner_product(product), device), *library.loads(_SOURCE))
+        return (*self.inner.builds(inner_product(self.apart(product)), device), *library.loads(_SOURCE))
 
     def cost(self, product: Product[TransformedSpec], device: Device) -> Cost:
+        product = self.apart(product)
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
         inner = inner_product(product)
         cost = self.inner.cost(inner, device)
@@ -93,6 +95,7 @@ class CpuTransformed(TransformedKernel):
         return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
+        product = self.apart(product)
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
         groups, inner = _groups(spec), inner_product(product)
         adds = k * (max(spec.block.bit_length() - 1, 0) + spec.ordered) + (k + m * groups if groups else 0)

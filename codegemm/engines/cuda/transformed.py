@@ -59,18 +59,20 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
     inner: CudaKernel
 
     def unfit_for(self, product: Product[TransformedSpec], gpu: Gpu) -> str | None:
+        product = self.apart(product)
         inner = inside(product)
         sums = product.n * product.spec.groups if product.spec.offsets else 0
         reason = limits.beyond(inner) or self.inner.unfit_for(inner, gpu)
         return reason or limits.too_many("sums of groups", sums, limits.ROWS)
 
     def tolerance(self, product: Product[TransformedSpec]) -> float:
-        return self.inner.tolerance(inside(product))
+        return self.inner.tolerance(inside(self.apart(product)))
 
     def batches(self, n: int) -> Iterable[int]:
         return dict.fromkeys((*self.inner.batches(min(n, FLOAT_ROWS)), *self.inner.batches(n)))
 
     def arrange(self, weight: TransformedWeight) -> Prepared:
+        weight = self.core_and_around(weight)
         core = self.inner.arrange(weight.core)
         return Prepared(weight.spec, weight.device, core.arrays | arrays_around(weight), core.numbers)
 
@@ -78,6 +80,7 @@ class CudaTransformed(TransformedKernel, CudaKernel[TransformedSpec, Transformed
         return Prepared(prepared.spec.core, prepared.device, prepared.arrays, prepared.numbers)
 
     def steps(self, product: Product[TransformedSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+        product = self.apart(product)
         spec, n, scaled = product.spec, product.n, is_scaled(product)
         inner = inside(product)
         core = self.inner.steps(inner, gpu, scratch)
