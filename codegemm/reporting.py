@@ -119,18 +119,24 @@ def _plain(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def new_figure(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure that no window shows, and its panels [lines, columns]."""
+def blank_figure(size: tuple[float, float]) -> Any:
+    """A figure of so many inches that no window shows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(size, DPI, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_figure(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its panels [lines, columns]."""
+    figure = blank_figure(size)
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
 def write_picture(figure: Any, path: str | Path) -> None:
-    """A figure as PNG; an existing file is replaced only when all is written."""
+    """A figure as PNG, or as SVG where the name ends so; an existing file is replaced only when all is written."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="svg" if Path(path).suffix.lower() == ".svg" else "png")
     replace_file(path, [buffer.getvalue()])

@@ -30,9 +30,7 @@ from codegemm.registry import PRECISIONS
 @options.ENGINE
 @options.THREADS
 @options.seconds(0.25)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of every product, in that time."
-)
+@options.ROUNDS
 @options.JSON
 @click.option("--plot", "plot_path", type=options.Picture(), help="Draw it there (PNG).")
 @click.pass_context

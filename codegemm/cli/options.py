@@ -75,14 +75,20 @@ def check_outputs(outputs: Sequence[Path | None], model: Path | None, *others: P
 
 
 class Picture(NewFile):
-    """One that can be drawn, too."""
+    """One that can be drawn, too, in a format of these."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__()
+        self._suffixes = suffixes or (".png",)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         reason = missing_plotting()
         if reason:
             self.fail(reason, param, ctx)
-        if Path(value).suffix.lower() != ".png":
-            self.fail(f"{value}: pictures are PNG: name it so, like {Path(value).stem}.png", param, ctx)
+        if Path(value).suffix.lower() not in self._suffixes:
+            kinds = " or ".join(suffix[1:].upper() for suffix in self._suffixes)
+            example = f"{Path(value).stem}{self._suffixes[0]}"
+            self.fail(f"{value}: pictures are {kinds}: name it so, like {example}", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -131,6 +137,9 @@ TENSORS = click.option("--tensor", "tensors", multiple=True, help="A matrix of t
 JSON = click.option("--json", "json_path", type=NewFile(), help="Write the result there.")
 ENGINE = click.option(
     "--engine", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, callback=_find_engine
+)
+ROUNDS = click.option(
+    "--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of every product, in that time."
 )
 THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default."

@@ -62,13 +62,27 @@ def run(cases: Sequence[Case], settings: Settings, progress: Progress) -> Result
         reasons = {f"{name}: {reason}" for name, reason in left_out.items()}
         reasons |= {f"{config}: {reason}" for case in cases for config, reason in case.skipped.items()}
         raise NothingToMeasure(f"nothing to measure: {'; '.join(sorted(reasons)) or 'no kernel'}")
+    return measure(planned, settings, progress, left_out, failed)
+
+
+def measure(
+    planned: Sequence[tuple[Case, Sequence[Entry]]],
+    settings: Settings,
+    progress: Progress,
+    left_out: dict[str, str] | None = None,
+    failed: Sequence[Failure] = (),
+) -> Result:
+    """Measure what was planned, entries of each case; left_out, failed: what the plan has to tell.
+
+    Raises MemoryError where there is too little memory for one of the cases, before anything is measured.
+    """
     for case, its in planned:
         _check_memory(case, its, settings)
     progress.total(sum(len(its) + settings.rounds for _, its in planned))
     asked = {"seconds": settings.seconds, "rounds": settings.rounds, "batches": settings.batches}
     asked |= {"dtype": settings.dtype.name}
     machine = Machine.here(settings.engine, settings.paths)
-    result = Result(machine, left_out=left_out, failed=failed, settings=asked)
+    result = Result(machine, left_out=left_out or {}, failed=list(failed), settings=asked)
     for case, its in planned:
         if case.skipped:
             result.skipped[case.title] = case.skipped
@@ -114,10 +128,15 @@ def _left_out(
     }
 
 
+def _batches(its: Sequence[Entry]) -> list[int]:
+    """All that entries have."""
+    return sorted({product.n for each in its for product in each.products})
+
+
 def _check_memory(case: Case, its: Sequence[Entry], settings: Settings) -> None:
     """MemoryError where a case can't be measured, with a lower bound of what it takes: every kernel has its own form of
     every weight at the same time."""
-    (m, k), most = case.shape, max(settings.batches)
+    (m, k), most = case.shape, max(_batches(its), default=1)
     x_bytes, truth_bytes = settings.dtype.itemsize * most * k, 8 * most * m  # the truth in float64
     if case.original is not None:
         memory.ensure(f"{case.title}: its outputs in float64", x_bytes + truth_bytes + 8 * m * k)
@@ -130,7 +149,7 @@ def _check_memory(case: Case, its: Sequence[Entry], settings: Settings) -> None:
 
 def _measure(case: Case, its: Sequence[Entry], settings: Settings, result: Result, progress: Progress) -> list[Row]:
     """The rows of a case: dense products first, then those of each weight."""
-    bench, device = Bench(case, settings.batches, result.machine), settings.device
+    bench, device = Bench(case, _batches(its), result.machine), settings.device
     weights, errors = {}, {}
     for config in dict.fromkeys(each.config for each in its):
         host = case.weight(config)

@@ -62,6 +62,10 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     planes = 2  # bytes of an entry
     parameters = (planes,)
 
+    def cut(self, spec: CodebookSpec) -> layout.Cut:
+        """How a product is cut."""
+        return cut_for(spec)
+
     def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
         b = product.spec.config.b
         if b > MAX_B:
@@ -74,7 +78,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         if isinstance(weight.held, Prepared):
             return weight.held
         spec = weight.spec
-        plan, codes = cut_for(spec), weight.codes
+        plan, codes = self.cut(spec), weight.codes
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         # Entries that no code names must not be larger than those that some do.
         padded = np.empty((*books.shape[:-1], layout.table_entries(spec.config.b)), np.float32)
@@ -107,7 +111,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         return layout.restore_codes(prepared.arguments.arrays[name], prepared.spec)
 
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
-        spec, plan = product.spec, cut_for(product.spec)
+        spec, plan = product.spec, self.cut(product.spec)
         pieces, slices = len(plan.pieces) - 1, len(plan.slices)
         finishing = slices * -(-int(np.diff(plan.slices[:, 1:3]).max()) // FINISHED_ROWS)
         floats = 2 + 2 * spec.in_features + pieces * plan.padded_rows
@@ -120,7 +124,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
         spec, config, arrays = prepared.spec, prepared.spec.config, prepared.arguments.arrays
-        plan = cut_for(spec)
+        plan = self.cut(spec)
         x32, powers = _scaled(x.astype(np.float32))
         x32 = x32.reshape(len(x), spec.vectors, config.v)
         group = spec.group_vectors
@@ -152,7 +156,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         spec, config = product.spec, product.spec.config
-        rows = cut_for(spec).padded_rows
+        rows = self.cut(spec).padded_rows
         codes = rows * spec.vectors * config.m
         books = 4 * len(spec.part_rows) * config.m * config.v * layout.table_entries(config.b)
         return Cost(codes + books + 2 * rows * spec.groups + product.x_bytes, product.y_bytes)
@@ -160,7 +164,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
         spec, n = product.spec, product.n
         lookups = spec.out_features * spec.vectors * spec.config.m
-        position_tables = len(cut_for(spec).slices) * spec.vectors * spec.config.m  # that one row of x needs
+        position_tables = len(self.cut(spec).slices) * spec.vectors * spec.config.m  # that one row of x needs
         components = position_tables * layout.table_entries(spec.config.b) * spec.config.v
         if n <= self._bytes_up_to():
             return LOOKUP_SECONDS * (lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD)

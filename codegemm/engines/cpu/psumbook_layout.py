@@ -77,12 +77,21 @@ def place_in_group() -> npt.NDArray[np.int64]:
     return np.arange(GROUP_ROWS).reshape(2, -1).T.ravel()
 
 
+def most_vectors(spec: CodebookSpec) -> int:
+    """k-vectors of the largest tile, whose table fits L1."""
+    positions = min(TABLE_BYTES // (4 * table_entries(spec.config.b)), MAX_POSITIONS)
+    return max(1, positions // spec.config.m)
+
+
 @lru_cache
-def cut_for(spec: CodebookSpec) -> Cut:
-    """The cut of a product: tiles that fit L1 and respect groups, pieces and slices of enough work each."""
+def cut_for(spec: CodebookSpec, tile_vectors: int | None = None, slice_rows: int | None = None) -> Cut:
+    """The cut of a product: tiles that respect groups, pieces and slices of enough work each.
+
+    tile_vectors: k-vectors of a tile at most; where it is left out or more, the most that fit L1. slice_rows: of W in
+    a slice.
+    """
     config = spec.config
-    positions = min(TABLE_BYTES // (4 * table_entries(config.b)), MAX_POSITIONS)
-    most = max(1, positions // config.m)
+    most = min(most_vectors(spec), tile_vectors or most_vectors(spec))
     group = spec.group_vectors
     if group <= most:
         tiles = group * cut.split(spec.groups, most // group)
@@ -92,7 +101,7 @@ def cut_for(spec: CodebookSpec) -> Cut:
         tiles = np.append(starts, spec.vectors)
     tasks = min(-(-spec.out_features * spec.vectors * config.m // _TASK_LOOKUPS), _MAX_TASKS)
     pieces = cut.split(len(tiles) - 1, -(-(len(tiles) - 1) // min(tasks, _MAX_PIECES)))
-    rows = max(-(-spec.out_features // (tasks // (len(pieces) - 1))), _MIN_SLICE_ROWS)
+    rows = slice_rows or max(-(-spec.out_features // (tasks // (len(pieces) - 1))), _MIN_SLICE_ROWS)
     slices = cut.row_slices(spec.part_rows, -(-rows // BLOCK_ROWS) * BLOCK_ROWS, BLOCK_ROWS)
     padded = -(-(slices[:, 2] - slices[:, 1]) // GROUP_ROWS) * GROUP_ROWS
     ends = np.cumsum(padded)

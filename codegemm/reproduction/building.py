@@ -1,0 +1,63 @@
+"""How much of a Psumbook product is the building of its tables, the rest being the gathering."""
+
+from __future__ import annotations
+
+from codegemm.engines import cpu
+from codegemm.engines.cpu.psumbook_layout import GROUP_ROWS
+from codegemm.engines.cuda import psumbook_cut
+from codegemm.formats.codebook import CodebookSpec
+from codegemm.formats.format import random_weight, spec_of
+from codegemm.measuring import conditions
+from codegemm.reproduction.cells import Shape, shape_of
+from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.paper import published
+from codegemm.reproduction.table import Table
+
+NAME = "table6"
+_BUILDING = ("rows of tables", "stores")  # of a cut's terms on a GPU
+_MEASURED = (
+    f"On one thread: the time of a product with {GROUP_ROWS} rows, which has the same tables, once for every slice of "
+    "rows that makes them, of that with all rows."
+)
+_ESTIMATED = "The share of those terms in the estimate of clocks, whose weights were fitted to measured times."
+
+
+def table(lab: Lab) -> Table:
+    """Shares in percent."""
+    paper = published(NAME)
+    share = estimated if lab.on_gpu else measured
+    ours = tuple(tuple(share(lab, config, shape_of(shape)) for shape in paper.columns) for config in paper.rows)
+    return Table(
+        NAME,
+        "The share of a product that builds the Psumbook",
+        "One row of inputs; the paper's are shares of a kernel's cycles with tiles of 32 columns.",
+        paper.unit,
+        tuple(paper.rows),
+        paper.columns,
+        tuple(paper.rows.values()),
+        ours,
+        predicted=lab.on_gpu,
+        notes=(_ESTIMATED if lab.on_gpu else _MEASURED,),
+    )
+
+
+def measured(lab: Lab, config: str, shape: Shape) -> float:
+    """On one thread of the processor."""
+    psumbook = cpu.Psumbook()
+    with conditions.threads(1, with_torch=False):
+        whole, few = (lab.seconds(psumbook, random_weight((rows, shape[1]), config)) for rows in (shape[0], GROUP_ROWS))
+    return 100 * min(1.0, len(psumbook.cut(_spec(shape, config)).slices) * few / whole)
+
+
+def estimated(lab: Lab, config: str, shape: Shape) -> float:
+    """By the terms that a GPU's kernel is cut by."""
+    spec = _spec(shape, config)
+    terms = psumbook_cut.terms(psumbook_cut.cut_for(spec, 1, lab.gpu), spec, lab.gpu)
+    clocks = {name: count * psumbook_cut.WEIGHTS[name] for name, count in terms.items()}
+    return 100 * sum(clocks[name] for name in _BUILDING) / sum(clocks.values())
+
+
+def _spec(shape: Shape, config: str) -> CodebookSpec:
+    spec = spec_of(shape, config)
+    assert isinstance(spec, CodebookSpec)
+    return spec

@@ -1,0 +1,70 @@
+"""Work, power and memory of one large product by several methods."""
+
+from __future__ import annotations
+
+from codegemm.comparison.result import Row
+from codegemm.formats.format import random_weight
+from codegemm.measuring import conditions
+from codegemm.measuring.accuracy import inputs
+from codegemm.measuring.stopwatch import Candidate
+from codegemm.registry import kernel_for, registered
+from codegemm.reproduction import power
+from codegemm.reproduction.cells import ANY, Cell, Times
+from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.methods import DENSE
+from codegemm.reproduction.paper import published
+from codegemm.reproduction.table import Table, as_much_as
+
+NAME = "table3"
+SHAPE = (28672, 8192)
+_SECONDS = 2.0  # that a product is repeated while its power is read
+_UNKNOWN = "The cost model knows of no power."
+_UNTOLD = "Nothing tells the power here: nvidia-smi tells a GPU's, RAPL a processor's where it may be read."
+
+
+def products() -> list[Cell]:
+    """One row of inputs, each method."""
+    return [Cell(SHAPE, label) for label in published(NAME).rows]
+
+
+def table(lab: Lab, times: Times) -> Table:
+    """TFLOPS of the dense product, W, GFLOPS/W, and the share of the memory's bandwidth in percent."""
+    paper = published(NAME)
+    meter = None if lab.predicts else power.meter(lab.settings.engine)
+    ours = []
+    for cell in products():
+        row = times.rows.get(cell)
+        flops = None if row is None else 2 * SHAPE[0] * SHAPE[1] / row.seconds
+        watts = _watts(lab, cell, row) if meter is not None and isinstance(row, Row) else None
+        ours.append((
+            flops and flops / 1e12, watts, flops / watts / 1e9 if flops and watts else None,
+            None if row is None else 100 * row.bandwidth_share,
+        ))  # fmt: skip
+    return Table(
+        NAME,
+        f"Work, power and memory, {SHAPE[0]} x {SHAPE[1]}, one row of inputs",
+        "Work is that of the dense product. The paper's last column is nvidia-smi's utilisation of the memory, ours "
+        "the bytes read a second in terms of its bandwidth.",
+        paper.unit,
+        tuple(paper.rows),
+        paper.columns,
+        tuple(paper.rows.values()),
+        tuple(ours),
+        DENSE,
+        "times as much as dense, of the same column",
+        bool(lab.predicts),
+        () if meter else (_UNKNOWN if lab.predicts else _UNTOLD,),
+        as_much_as(0),
+    )
+
+
+def _watts(lab: Lab, cell: Cell, row: Row) -> float:
+    """While the product that a row is of is repeated."""
+    meter = power.meter(lab.settings.engine)
+    assert meter is not None
+    kernel = next(each for each in registered(lab.settings.engine) if each.name == row.kernel)
+    weight = random_weight(SHAPE, cell.config or ANY).to(lab.settings.device)
+    with conditions.path(lab.settings.paths[0]):
+        candidate = Candidate(kernel_for(kernel, weight.spec), weight, [1], lab.settings.dtype)
+        ready = candidate.ready(inputs(SHAPE[1], 1, lab.settings.dtype))
+        return meter(ready.call, _SECONDS)

@@ -1,0 +1,100 @@
+"""Runs the paper's experiments, all products of all of them in one comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from codegemm.comparison import runner, selection
+from codegemm.comparison.result import Result
+from codegemm.engines.cuda.gpu import KNOWN
+from codegemm.measuring import conditions
+from codegemm.quantize.progress import Progress
+from codegemm.reproduction import ALL, NAMES, building, efficiency, paper, tiling, tradeoff
+from codegemm.reproduction.cells import Cell, Times, measured, predicted
+from codegemm.reproduction.experiments import EXPERIMENTS
+from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.table import Table
+
+_PRODUCTS: dict[str, Callable[[], Sequence[Cell]]] = {
+    **{name: lambda name=name: list(EXPERIMENTS[name].products) for name in EXPERIMENTS},  # type: ignore[misc]
+    efficiency.NAME: efficiency.products,
+    tradeoff.NAME: tradeoff.products,
+}
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What was found. result: of the products that were measured; None where all is predicted, for the GPU `predicts`.
+    missing: products that have no time, with the reason."""
+
+    tables: tuple[Table, ...]
+    result: Result | None
+    predicts: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain data; rows as a comparison has them."""
+        found = {} if self.result is None else self.result.as_json()
+        return {
+            "kind": "reproduction",
+            **found,
+            "predicted": self.predicts or None,
+            "paper": paper.citation(),
+            "tables": [table.as_json() for table in self.tables],
+            "missing": self.missing,
+        }
+
+
+def run(
+    names: Sequence[str],
+    engine: str = "cpu",
+    predicts: str = "",
+    threads: int | None = None,
+    seconds: float = 0.25,
+    rounds: int = 7,
+    progress: Progress | None = None,
+) -> Reproduction:
+    """Make experiments, in the paper's order.
+
+    names: of NAMES; ALL for all of them. engine: that measures. predicts: a GPU's name; nothing is measured then.
+    threads: of the CPU kernels; all processors by default. seconds: of a product, in so many rounds.
+
+    Raises ValueError for a name that is none, MemoryError where there is too
+    little memory, before anything is measured.
+    """
+    chosen = _chosen(names)
+    engine, paths = ("cuda", [""]) if predicts else (engine, selection.compared_paths(engine, None))
+    settings = runner.Settings(engine, (), paths, (), seconds, rounds)
+    lab = Lab(settings, predicts)
+    cells = [cell for name in chosen if name in _PRODUCTS for cell in _PRODUCTS[name]()]
+    progress = progress or Progress("", False)
+    with conditions.threads(threads, with_torch=False):
+        result, times = None, Times({})
+        if predicts:
+            times = predicted(cells, KNOWN[predicts])
+        elif cells:
+            result, times = measured(cells, settings, progress)
+        tables = tuple(_table(name, lab, times, progress) for name in chosen)
+    return Reproduction(tables, result, predicts, times.missing)
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in (*NAMES, ALL):
+            raise ValueError(f"experiment {name!r}: must be one of {', '.join((*NAMES, ALL))}")
+    return [name for name in NAMES if name in names or ALL in names]
+
+
+def _table(name: str, lab: Lab, times: Times, progress: Progress) -> Table:
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name].table(times, bool(lab.predicts))
+    if name == efficiency.NAME:
+        return efficiency.table(lab, times)
+    if name == building.NAME:
+        return building.table(lab)
+    if name == tiling.NAME:
+        return tiling.table(lab)
+    with progress.beneath("quantising Gaussian matrices") as bar:
+        return tradeoff.table(lab, times, bar)

@@ -1,0 +1,112 @@
+"""Other tiles for the Psumbook kernel: t_w columns whose tables a thread block or task builds at a time, t_h rows."""
+
+from __future__ import annotations
+
+from codegemm.engines import cpu, cuda
+from codegemm.engines.cpu import psumbook_layout
+from codegemm.engines.cpu.psumbook_layout import Cut, cut_for
+from codegemm.engines.cuda import psumbook, psumbook_cut
+from codegemm.engines.cuda import psumbook_layout as gpu_layout
+from codegemm.engines.cuda.gpu import LANES, Gpu
+from codegemm.engines.cuda.rows import slices
+from codegemm.engines.cuda.steps import Scratch, Step
+from codegemm.formats.codebook import CodebookSpec
+from codegemm.formats.format import random_weight, spec_of
+from codegemm.kernel import Product
+from codegemm.reproduction.experiments import MICRO
+from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.paper import published
+from codegemm.reproduction.table import Table, as_fast_as
+
+NAME = "table7"
+SHAPE = (8192, 8192)
+_BASE = 2  # the narrowest tiles that both engines have
+
+
+class CpuTiles(cpu.Psumbook):
+    """The CPU's kernel with tiles of so many k-vectors and slices of so many rows."""
+
+    name = "psumbook_tiles"
+
+    def __init__(self, tile_vectors: int, slice_rows: int) -> None:
+        self._sizes = tile_vectors, slice_rows
+
+    def cut(self, spec: CodebookSpec) -> Cut:
+        return cut_for(spec, *self._sizes)
+
+
+class CudaTiles(cuda.Psumbook):
+    """The GPU's kernel with thread blocks of such tiles."""
+
+    name = "psumbook_tiles"
+
+    def __init__(self, t_w: int, t_h: int) -> None:
+        self._sizes = t_w, t_h
+
+    def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
+        return [psumbook.launch(product, gpu_cut(product.spec, *self._sizes, gpu), gpu, scratch)]
+
+
+def table(lab: Lab) -> Table:
+    """Microseconds by t_w x t_h, and the kernel's own choice; None where the kernel has no such tiles."""
+    paper = published(NAME)
+    tiles = [(int(w), int(h)) for w, h in (column.split(" x ") for column in paper.columns)]
+    ours = tuple(tuple(_micro(lab, config, *each) for each in tiles) for config in paper.rows)
+    return Table(
+        NAME,
+        "Tiles of t_w columns by t_h rows, 8192 x 8192, one row of inputs",
+        "Wider tiles build more tables at a time, higher ones share them among more rows.",
+        paper.unit,
+        tuple(paper.rows),
+        paper.columns,
+        tuple(paper.rows.values()),
+        ours,
+        paper.columns[_BASE],
+        f"times as fast as {paper.columns[_BASE]}",
+        bool(lab.predicts),
+        tuple(_chosen(lab, config) for config in paper.rows),
+        as_fast_as(_BASE),
+    )
+
+
+def gpu_cut(spec: CodebookSpec, t_w: int, t_h: int, gpu: Gpu) -> psumbook_cut.Cut:
+    """Units of one row of positions, as many to a split as fill the multiprocessors once."""
+    units, per_tile = gpu_layout.k_blocks(spec) * spec.config.m, t_w // _unit_columns(spec)
+    blocks = t_h // LANES
+    parts = slices(spec, blocks)
+    splits = max(1, gpu.multiprocessors // len(parts))
+    per_split = -(-units // splits)
+    shared = psumbook_cut.shared_bytes(spec, 1, 1, per_tile, blocks)
+    return psumbook_cut.Cut(1, 1, units, per_tile, per_split, parts, psumbook_cut.MAX_WARPS, shared)
+
+
+def _micro(lab: Lab, config: str, t_w: int, t_h: int) -> float | None:
+    spec = spec_of(SHAPE, config)
+    assert isinstance(spec, CodebookSpec)
+    least = _unit_columns(spec) if lab.on_gpu else spec.config.v
+    if t_w % least:
+        return None
+    if lab.predicts:
+        return MICRO * psumbook_cut.estimate(gpu_cut(spec, t_w, t_h, lab.gpu), spec, lab.gpu)
+    kernel = CudaTiles(t_w, t_h) if lab.on_gpu else CpuTiles(t_w // spec.config.v, t_h)
+    return MICRO * lab.seconds(kernel, random_weight(SHAPE, config))
+
+
+def _chosen(lab: Lab, config: str) -> str:
+    """What the kernel takes of itself."""
+    spec = spec_of(SHAPE, config)
+    assert isinstance(spec, CodebookSpec)
+    if lab.on_gpu:
+        cut = psumbook_cut.cut_for(spec, 1, lab.gpu)
+        width, height = cut.units_per_tile * cut.rows * _unit_columns(spec), cut.slices.most_blocks * LANES
+        narrow = f"; tiles are {_unit_columns(spec)} columns at least"
+    else:
+        its = psumbook_layout.cut_for(spec)
+        width = int((its.tiles[1:] - its.tiles[:-1]).max()) * spec.config.v
+        height, narrow = int((its.slices[:, 2] - its.slices[:, 1]).max()), ""
+    return f"{config}: the kernel itself takes {width} x {height}{narrow}."
+
+
+def _unit_columns(spec: CodebookSpec) -> int:
+    """Columns whose tables a GPU's kernel builds at once."""
+    return gpu_layout.POSITIONS * spec.config.v
