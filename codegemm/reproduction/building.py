@@ -26,15 +26,11 @@ def table(lab: Lab) -> Table:
     """Shares in percent."""
     paper = published(NAME)
     share = estimated if lab.on_gpu else measured
-    ours = tuple(tuple(share(lab, config, shape_of(shape)) for shape in paper.columns) for config in paper.rows)
-    return Table(
+    ours = [[share(lab, config, shape_of(shape)) for shape in paper.columns] for config in paper.rows]
+    return Table.beside(
         NAME,
         "The share of a product that builds the Psumbook",
         "One row of inputs; the paper's are shares of a kernel's cycles with tiles of 32 columns.",
-        paper.unit,
-        tuple(paper.rows),
-        paper.columns,
-        tuple(paper.rows.values()),
         ours,
         predicted=lab.on_gpu,
         notes=(_ESTIMATED if lab.on_gpu else _MEASURED,),

@@ -29,7 +29,6 @@ def products() -> list[Cell]:
 
 def table(lab: Lab, times: Times) -> Table:
     """TFLOPS of the dense product, W, GFLOPS/W, and the share of the memory's bandwidth in percent."""
-    paper = published(NAME)
     meter = None if lab.predicts else power.meter(lab.settings.engine)
     ours = []
     for cell in products():
@@ -40,21 +39,17 @@ def table(lab: Lab, times: Times) -> Table:
             flops and flops / 1e12, watts, flops / watts / 1e9 if flops and watts else None,
             None if row is None else 100 * row.bandwidth_share,
         ))  # fmt: skip
-    return Table(
+    return Table.beside(
         NAME,
         f"Work, power and memory, {SHAPE[0]} x {SHAPE[1]}, one row of inputs",
         "Work is that of the dense product. The paper's last column is nvidia-smi's utilisation of the memory, ours "
         "the bytes read a second in terms of its bandwidth.",
-        paper.unit,
-        tuple(paper.rows),
-        paper.columns,
-        tuple(paper.rows.values()),
-        tuple(ours),
-        DENSE,
-        "times as much as dense, of the same column",
-        bool(lab.predicts),
-        () if meter else (_UNKNOWN if lab.predicts else _UNTOLD,),
-        as_much_as(0),
+        ours,
+        baseline=DENSE,
+        in_terms="times as much as dense, of the same column",
+        predicted=bool(lab.predicts),
+        notes=() if meter else (_UNKNOWN if lab.predicts else _UNTOLD,),
+        ratio=as_much_as(0),
     )
 
 

@@ -11,7 +11,6 @@ from codegemm.reproduction.paper import published
 from codegemm.reproduction.table import Table, as_fast_as
 
 MICRO = 1e6
-FAST = "times as fast as dense, of the same row"
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,18 @@ class Experiment:
     def table(self, times: Times, predicted: bool) -> Table:
         """The paper's numbers and these, in microseconds."""
         paper = published(self.name)
-        ours = tuple(
-            tuple(_micro(times.seconds(self.cells(row, column))) for column in paper.columns) for row in paper.rows
-        )
-        return Table(
+        cells = {(row, column): self.cells(row, column) for row in paper.rows for column in paper.columns}
+        ours = [[_micro(times.seconds(cells[row, column])) for column in paper.columns] for row in paper.rows]
+        noisy = frozenset(place for place, its in cells.items() if any(map(times.is_noisy, its)))
+        return Table.beside(
             self.name,
             self.title,
             self.caption,
-            paper.unit,
-            tuple(paper.rows),
-            paper.columns,
-            tuple(paper.rows.values()),
             ours,
-            DENSE,
-            FAST,
-            predicted,
-            frozenset(
-                (row, column)
-                for row in paper.rows
-                for column in paper.columns
-                if any(times.is_noisy(cell) for cell in self.cells(row, column))
-            ),
+            baseline=DENSE,
+            in_terms="times as fast as dense, of the same row",
+            predicted=predicted,
+            noisy=noisy,
             ratio=as_fast_as(0),
         )
 

@@ -61,8 +61,7 @@ def run(
     names: of NAMES; ALL for all of them. engine: that measures. predicts: a GPU's name; nothing is measured then.
     threads: of the CPU kernels; all processors by default. seconds: of a product, in so many rounds.
 
-    Raises ValueError for a name that is none, MemoryError where there is too
-    little memory, before anything is measured.
+    Raises ValueError for a name that is none, MemoryError where there is too little memory, before anything is measured.
     """
     chosen = _chosen(names)
     engine, paths = ("cuda", [""]) if predicts else (engine, selection.compared_paths(engine, None))
@@ -71,10 +70,10 @@ def run(
     cells = [cell for name in chosen if name in _PRODUCTS for cell in _PRODUCTS[name]()]
     progress = progress or Progress("", False)
     with conditions.threads(threads, with_torch=False):
-        result, times = None, Times({})
+        result: Result | None = None
         if predicts:
             times = predicted(cells, KNOWN[predicts])
-        elif cells:
+        else:
             result, times = measured(cells, settings, progress)
         tables = tuple(_table(name, lab, times, progress) for name in chosen)
     return Reproduction(tables, result, predicts, times.missing)

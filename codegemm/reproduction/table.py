@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from codegemm.reproduction.paper import published
 
 Number = float | None
 Ratio = Callable[[Sequence[Sequence[Number]], int, int], Number]  # of numbers, by row and column
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Numbers by row and column, None where there is none.
 
     unit: of all numbers; empty where each column has its own. paper: None where the paper has the experiment as a
     picture. ratio: what a number is in terms of its baseline's, or None; `in_terms` says in words. predicted: whether
-    ours are by a cost model. noisy: rows and columns of ours whose times say little. notes: what is to be known of ours.
+    ours are by a cost model. noisy: rows and columns of ours whose times say little. notes: what is to be known of
+    ours.
     """
 
     name: str
@@ -33,6 +36,22 @@ class Table:
     noisy: frozenset[tuple[str, str]] = frozenset()
     notes: tuple[str, ...] = ()
     ratio: Ratio | None = field(default=None, repr=False)
+
+    @classmethod
+    def beside(cls, name: str, title: str, caption: str, ours: Sequence[Sequence[Number]], **more: Any) -> Self:
+        """Ours beside the paper's of that name."""
+        paper = published(name)
+        return cls(
+            name=name,
+            title=title,
+            caption=caption,
+            unit=paper.unit,
+            rows=tuple(paper.rows),
+            columns=paper.columns,
+            paper=tuple(paper.rows.values()),
+            ours=tuple(map(tuple, ours)),
+            **more,
+        )
 
     def ratios(self, numbers: Sequence[Sequence[Number]] | None) -> tuple[tuple[Number, ...], ...] | None:
         """The paper's or ours in terms of the baseline."""

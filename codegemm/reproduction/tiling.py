@@ -51,21 +51,16 @@ def table(lab: Lab) -> Table:
     """Microseconds by t_w x t_h, and the kernel's own choice; None where the kernel has no such tiles."""
     paper = published(NAME)
     tiles = [(int(w), int(h)) for w, h in (column.split(" x ") for column in paper.columns)]
-    ours = tuple(tuple(_micro(lab, config, *each) for each in tiles) for config in paper.rows)
-    return Table(
+    return Table.beside(
         NAME,
         "Tiles of t_w columns by t_h rows, 8192 x 8192, one row of inputs",
         "Wider tiles build more tables at a time, higher ones share them among more rows.",
-        paper.unit,
-        tuple(paper.rows),
-        paper.columns,
-        tuple(paper.rows.values()),
-        ours,
-        paper.columns[_BASE],
-        f"times as fast as {paper.columns[_BASE]}",
-        bool(lab.predicts),
-        tuple(_chosen(lab, config) for config in paper.rows),
-        as_fast_as(_BASE),
+        [[_micro(lab, config, *each) for each in tiles] for config in paper.rows],
+        baseline=paper.columns[_BASE],
+        in_terms=f"times as fast as {paper.columns[_BASE]}",
+        predicted=bool(lab.predicts),
+        notes=tuple(_chosen(lab, config) for config in paper.rows),
+        ratio=as_fast_as(_BASE),
     )
 
 

@@ -40,15 +40,15 @@ def table(lab: Lab, times: Times, progress: Progress) -> Table:
         ours.append((bits, None if row is None else MICRO * row.seconds, error(cell.label)))
         progress.advance()
     return Table(
-        NAME,
-        "What configurations trade, 8192 x 8192, one row of inputs",
-        f"The error is |W - W'|^2 / |W|^2 of a Gaussian matrix of {GAUSSIAN[0]} x {GAUSSIAN[1]}; the paper draws its "
-        "own trade-offs as a picture, of a model's accuracy.",
-        "",
-        CONFIGS,
-        COLUMNS,
-        None,
-        tuple(ours),
+        name=NAME,
+        title="What configurations trade, 8192 x 8192, one row of inputs",
+        caption=f"The error is |W - W'|^2 / |W|^2 of a Gaussian matrix of {GAUSSIAN[0]} x {GAUSSIAN[1]}; the paper "
+        "draws its own trade-offs as a picture, of a model's accuracy.",
+        unit="",
+        rows=CONFIGS,
+        columns=COLUMNS,
+        paper=None,
+        ours=tuple(ours),
         predicted=bool(lab.predicts),
         notes=("Bits and errors are not predicted.",) if lab.predicts else (),
     )
