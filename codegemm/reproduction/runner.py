@@ -61,7 +61,7 @@ def run(
     names: of NAMES; ALL for all of them. engine: that measures. predicts: a GPU's name; nothing is measured then.
     threads: of the CPU kernels; all processors by default. seconds: of a product, in so many rounds.
 
-    Raises ValueError for a name that is none, MemoryError where there is too little memory, before anything is measured.
+    Raises ValueError for a name that is none, MemoryError where there is too little memory; both before it measures.
     """
     chosen = _chosen(names)
     engine, paths = ("cuda", [""]) if predicts else (engine, selection.compared_paths(engine, None))

@@ -13,6 +13,7 @@ from codegemm.engines.cuda.steps import Scratch, Step
 from codegemm.formats.codebook import CodebookSpec
 from codegemm.formats.format import random_weight, spec_of
 from codegemm.kernel import Product
+from codegemm.reproduction.cells import shape_of
 from codegemm.reproduction.experiments import MICRO
 from codegemm.reproduction.lab import Lab
 from codegemm.reproduction.paper import published
@@ -50,12 +51,11 @@ class CudaTiles(cuda.Psumbook):
 def table(lab: Lab) -> Table:
     """Microseconds by t_w x t_h, and the kernel's own choice; None where the kernel has no such tiles."""
     paper = published(NAME)
-    tiles = [(int(w), int(h)) for w, h in (column.split(" x ") for column in paper.columns)]
     return Table.beside(
         NAME,
         "Tiles of t_w columns by t_h rows, 8192 x 8192, one row of inputs",
         "Wider tiles build more tables at a time, higher ones share them among more rows.",
-        [[_micro(lab, config, *each) for each in tiles] for config in paper.rows],
+        [[_micro(lab, config, *each) for each in _tiles()] for config in paper.rows],
         baseline=paper.columns[_BASE],
         in_terms=f"times as fast as {paper.columns[_BASE]}",
         predicted=bool(lab.predicts),
@@ -73,6 +73,11 @@ def gpu_cut(spec: CodebookSpec, t_w: int, t_h: int, gpu: Gpu) -> psumbook_cut.Cu
     per_split = -(-units // splits)
     shared = psumbook_cut.shared_bytes(spec, 1, 1, per_tile, blocks)
     return psumbook_cut.Cut(1, 1, units, per_tile, per_split, parts, psumbook_cut.MAX_WARPS, shared)
+
+
+def _tiles() -> list[tuple[int, int]]:
+    """The paper's."""
+    return [shape_of(column) for column in published(NAME).columns]
 
 
 def _micro(lab: Lab, config: str, t_w: int, t_h: int) -> float | None:
