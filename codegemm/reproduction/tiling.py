@@ -45,7 +45,9 @@ class CudaTiles(cuda.Psumbook):
         self._sizes = t_w, t_h
 
     def steps(self, product: Product[CodebookSpec], gpu: Gpu, scratch: Scratch) -> list[Step]:
-        return [psumbook.launch(product, gpu_cut(product.spec, *self._sizes, gpu), gpu, scratch)]
+        cut = gpu_cut(product.spec, *self._sizes, gpu)
+        assert cut is not None
+        return [psumbook.launch(product, cut, gpu, scratch)]
 
 
 def table(lab: Lab) -> Table:
@@ -64,15 +66,19 @@ def table(lab: Lab) -> Table:
     )
 
 
-def gpu_cut(spec: CodebookSpec, t_w: int, t_h: int, gpu: Gpu) -> psumbook_cut.Cut:
-    """Units of one row of positions, as many to a split as fill the multiprocessors once."""
-    units, per_tile = gpu_layout.k_blocks(spec) * spec.config.m, t_w // _unit_columns(spec)
-    blocks = t_h // LANES
+def gpu_cut(spec: CodebookSpec, t_w: int, t_h: int, gpu: Gpu) -> psumbook_cut.Cut | None:
+    """A unit of one or two rows of positions a tile, and as many to a split as fill the multiprocessors once.
+
+    None where such a unit is not t_w columns.
+    """
+    rows, rest = divmod(t_w, _unit_columns(spec))
+    if rest or rows not in (1, 2):
+        return None
+    units, blocks = -(-gpu_layout.k_blocks(spec) * spec.config.m // rows), t_h // LANES
     parts = slices(spec, blocks)
-    splits = max(1, gpu.multiprocessors // len(parts))
-    per_split = -(-units // splits)
-    shared = psumbook_cut.shared_bytes(spec, 1, 1, per_tile, blocks)
-    return psumbook_cut.Cut(1, 1, units, per_tile, per_split, parts, psumbook_cut.MAX_WARPS, shared)
+    per_split = -(-units // max(1, gpu.multiprocessors // len(parts)))
+    shared = psumbook_cut.shared_bytes(spec, 1, rows, 1, blocks)
+    return psumbook_cut.Cut(1, rows, units, 1, per_split, parts, psumbook_cut.MAX_WARPS, shared)
 
 
 def _tiles() -> list[tuple[int, int]]:
@@ -83,13 +89,14 @@ def _tiles() -> list[tuple[int, int]]:
 def _micro(lab: Lab, config: str, t_w: int, t_h: int) -> float | None:
     spec = spec_of(SHAPE, config)
     assert isinstance(spec, CodebookSpec)
-    least = _unit_columns(spec) if lab.on_gpu else spec.config.v
-    if t_w % least:
+    if not lab.on_gpu:
+        return MICRO * lab.seconds(CpuTiles(t_w // spec.config.v, t_h), random_weight(SHAPE, config))
+    cut = gpu_cut(spec, t_w, t_h, lab.gpu)
+    if cut is None:
         return None
     if lab.predicts:
-        return MICRO * psumbook_cut.estimate(gpu_cut(spec, t_w, t_h, lab.gpu), spec, lab.gpu)
-    kernel = CudaTiles(t_w, t_h) if lab.on_gpu else CpuTiles(t_w // spec.config.v, t_h)
-    return MICRO * lab.seconds(kernel, random_weight(SHAPE, config))
+        return MICRO * psumbook_cut.estimate(cut, spec, lab.gpu)
+    return MICRO * lab.seconds(CudaTiles(t_w, t_h), random_weight(SHAPE, config))
 
 
 def _chosen(lab: Lab, config: str) -> str:
@@ -99,7 +106,7 @@ def _chosen(lab: Lab, config: str) -> str:
     if lab.on_gpu:
         cut = psumbook_cut.cut_for(spec, 1, lab.gpu)
         width, height = cut.units_per_tile * cut.rows * _unit_columns(spec), cut.slices.most_blocks * LANES
-        narrow = f"; tiles are {_unit_columns(spec)} columns at least"
+        narrow = f"; its tiles have {_unit_columns(spec)} columns or twice as many"
     else:
         its = psumbook_layout.cut_for(spec)
         width = int((its.tiles[1:] - its.tiles[:-1]).max()) * spec.config.v
@@ -108,5 +115,5 @@ def _chosen(lab: Lab, config: str) -> str:
 
 
 def _unit_columns(spec: CodebookSpec) -> int:
-    """Columns whose tables a GPU's kernel builds at once."""
-    return gpu_layout.POSITIONS * spec.config.v
+    """Columns of a row of positions, by which a GPU's kernel builds tables."""
+    return gpu_layout.POSITIONS * spec.config.v // spec.config.m
