@@ -67,6 +67,10 @@ CASES = (
     Case("qtip3", (1024, 1024), mse=0.0187, seconds=_TRELLIS_SECONDS),
     Case("qtip4", (1024, 1024), mse=0.0053, seconds=_TRELLIS_SECONDS),
     Case("qtip", mse=0.0705),
+    Case("q1g128", mse=0.362),
+    Case("q2g128", mse=0.1145, seconds=30),
+    Case("q3g128", mse=0.0355),
+    Case("q4g128", mse=0.0113),
 )
 
 

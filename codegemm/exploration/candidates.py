@@ -14,6 +14,7 @@ from codegemm.formats.transformed import TransformedConfig
 MOST = 14  # configurations of a budget
 
 _VECTORS, _CODEBOOKS, _GROUPS = (2, 4, 8, 16), (1, 2, 3, 4), (32, 128, -1)
+_PLANES = (1, 2, 3, 4)
 _BITS = (4, 6, 8)
 _BITS_ALONE = (10, 12)  # of a single codebook: the joint search of several so large ones takes too long
 # A budget of 2 is what the paper calls 2 bit: codes of 2 bits, to which scales of 128 weights add an eighth and the
@@ -32,9 +33,11 @@ def candidates(shape: tuple[int, int], bits: Sequence[float]) -> list[CodebookCo
 
 
 def others(shape: tuple[int, int], bits: Sequence[float]) -> list[Any]:
-    """The examples of all other formats, but for what stands around a core, that the shape can hold within a budget."""
+    """Planes of signs, and the examples of all other formats but for what stands around a core, that the shape can hold
+    within a budget."""
     texts = [text for format in registered() for text in format.examples]
     configs = [config for config in map(parse, texts) if not isinstance(config, (CodebookConfig, TransformedConfig))]
+    configs += [parse(f"q{planes}g{g}") for planes in _PLANES for g in _GROUPS[1:]]
     return [config for config in configs if any(_fits(shape, config, budget) for budget in bits)]
 
 

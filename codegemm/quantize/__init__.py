@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ def configured(config: Any, rotate: bool = False, *, calibrated: bool = False) -
     calibrated: whether it has to heed a calibration.
     """
     config = parse(config)
-    if rotate and not isinstance(config, TransformedConfig):
+    if rotate and isinstance(config, TransformedConfig):
+        config = config if config.block else replace(config, block=USUAL)
+    elif rotate:
         config = TransformedConfig(config, USUAL)
     quantizer = quantizer_for(config)
     if calibrated and not quantizer.calibrates(config):
@@ -57,7 +60,8 @@ def quantize(
 
     config: a configuration or its text. `m2v8g128`, or a CodebookConfig: additive codebooks by k-means, then joint code
         search and least squares, scales too; `e8p`: QuIP#'s 2-bit lattice between random Hadamard rotations;
-        `qtip`, `qtip3`, `qtip4`: QTIP's trellis codes between such; or that of any registered format which has a
+        `qtip`, `qtip3`, `qtip4`: QTIP's trellis codes between such; `q2g128`: planes of signs (binary codes) by
+        alternating least squares; or that of any registered format which has a
         quantiser.
     calibration: the layer's inputs. Then tr((W - W') H (W - W')^T) is made small instead of |W - W'|^2; to the diagonal
         of H = X^T X 0.01 of its mean is added, so that inputs that were always zero and fewer rows than in_features do
@@ -81,7 +85,7 @@ def quantize(
     The error of a row is in proportion to the row, however small or large its weights are. Scales times centroids, both
     float16, hold rows whose root mean squares are from about 4e-9 to 1e8, the largest at most 2**29 times the smallest;
     of a row's groups those that are smaller than that beside its largest become zero. `e8p` and `qtip` hold what
-    float32 does.
+    float32 does. Planes of signs hold what float16 scales do: weights up to 65504, and below 6e-5 with more error.
 
     Raises ValueError for a matrix that is not finite, not 2-D, of a shape or of weights that the configuration can't
     hold, and for a configuration that has no quantiser; TypeError or ValueError for what the other arguments can't be.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from codegemm.quantize.stopping import Stop
 
 ENTRY_POINT_GROUP = "codegemm.quantizers"
+MAX_PLANES = 8  # whose 128 sums are tried one after the other
 _SIGNS = 1  # makes the signs' random numbers others than those of codebooks
 
 
@@ -114,6 +115,8 @@ class CodebookQuantizer(Quantizer):
     def quantize(self, matrix: npt.NDArray[np.float32], config: CodebookConfig, job: Job) -> CodebookWeight:
         from codegemm.quantize import additive, calibrated
 
+        if config.signs:
+            return _planes(matrix, config, 1, job)
         with job.progress(f"quantizing to {config}") as bar:
             weight = additive.quantize(matrix, config, job.seed, job.arithmetic, job.stop, bar)
         if job.gram is not None:
@@ -153,7 +156,7 @@ class QtipQuantizer(Quantizer):
 
 
 class TransformedQuantizer(Quantizer):
-    """The core's quantiser, of a matrix in rotated coordinates."""
+    """The core's quantiser, of a matrix in rotated coordinates; several planes of signs together."""
 
     format = "transformed"
 
@@ -164,9 +167,12 @@ class TransformedQuantizer(Quantizer):
         return f"{super().identity(config)}, {quantizer_for(config.core).identity(config.core)}"
 
     def refuses(self, config: TransformedConfig) -> str | None:
-        if config.offsets or config.terms > 1 or config.ordered:
+        several = config.terms > 1
+        if config.offsets or config.ordered or (several and not _are_signs(config.core)):
             return "no quantizer looks for offsets, terms and orders; conversions of other formats bring them"
-        if not config.block:
+        if config.terms > MAX_PLANES:
+            return f"there are quantizers for up to {MAX_PLANES} planes"
+        if not config.block and not several:
             return "there is nothing around its core"
         if quantizer_for(config.core).rotates:
             return f"{config.core} rotates without being told"
@@ -175,14 +181,33 @@ class TransformedQuantizer(Quantizer):
     def quantize(self, matrix: npt.NDArray[np.float32], config: TransformedConfig, job: Job) -> TransformedWeight:
         from codegemm.quantize.hessian import rotated
 
-        columns = matrix.shape[1]
-        block = default_block(columns) if config.block == USUAL else config.block
-        signs = np.random.default_rng([job.seed, _SIGNS]).choice(np.array([-1, 1], np.int8), columns)
-        rotation = Rotation(signs, block)
-        if job.gram is not None:
-            job = replace(job, gram=rotated(job.gram, rotation))
-        core = quantizer_for(config.core).quantize(rotation.rotate(matrix), config.core, job)
-        return TransformedWeight(core, signs=signs, block=block)
+        signs = block = None
+        if config.block:
+            columns = matrix.shape[1]
+            block = default_block(columns) if config.block == USUAL else config.block
+            signs = np.random.default_rng([job.seed, _SIGNS]).choice(np.array([-1, 1], np.int8), columns)
+            rotation = Rotation(signs, block)
+            matrix = rotation.rotate(matrix)
+            if job.gram is not None:
+                job = replace(job, gram=rotated(job.gram, rotation))
+        if config.terms > 1:
+            core: Weight = _planes(matrix, config.core, config.terms, job)
+        else:
+            core = quantizer_for(config.core).quantize(matrix, config.core, job)
+        return TransformedWeight(core, signs=signs, block=block, terms=config.terms)
+
+
+def _are_signs(config: Any) -> bool:
+    """Whether it is of planes of signs."""
+    return isinstance(config, CodebookConfig) and config.signs
+
+
+def _planes(matrix: npt.NDArray[np.float32], config: CodebookConfig, count: int, job: Job) -> CodebookWeight:
+    """So many planes of signs, as the terms of a core."""
+    from codegemm.quantize import binary
+
+    with job.progress(f"quantizing to {config.planes(count)}") as bar:
+        return binary.quantize(matrix, config, count, job.gram, job.arithmetic, job.stop, bar)
 
 
 _quantizers: Registry[Quantizer] = Registry("quantizer of the format", ENTRY_POINT_GROUP, register_quantizer)
