@@ -11,6 +11,7 @@
 #   make cubins        compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
 #   make tables        the documents' tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
+#   make reproduce     the experiments of the CodeGEMM paper on this machine, as a page: into reproduction/; half an hour
 #   make bench         two minutes of benchmarks
 #   make docs          the API reference, from the docstrings, into site/
 #   make lint          formatting, linting, types
@@ -27,7 +28,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* baselines/cpu/*.[ch]pp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare bench docs lint format wheel clean
+.PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare reproduce bench docs lint format wheel clean
 
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
@@ -63,6 +64,11 @@ tables: $(VENV)/test
 compare: $(VENV)/plot $(VENV)/minilm
 	$(BIN)/codegemm compare
 
+reproduce: $(VENV)/plot $(VENV)/report
+	mkdir -p reproduction
+	$(BIN)/codegemm reproduce --json reproduction/reproduction.json --plot reproduction/reproduction.png
+	$(BIN)/codegemm report reproduction/reproduction.json -o reproduction/report.html
+
 bench: $(VENV)/test $(VENV)/minilm
 	$(BIN)/python -m pytest benchmarks -m "not slow"
 
@@ -84,14 +90,14 @@ wheel: $(VENV)/test
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch-* build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-torch-* build dist site reproduction *.egg-info
 
 # Each extra is installed once, and again when what it should hold changes.
 $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/test $(VENV)/plot $(VENV)/docs: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
+$(VENV)/test $(VENV)/plot $(VENV)/report $(VENV)/docs: $(VENV)/%: $(VENV)/made setup.cfg constraints.txt
 	$(PIP) --editable '.[$*]'
 	touch $@
 

@@ -20,11 +20,12 @@ from unittest import mock
 
 from benchmarks import cuts
 from benchmarks.gpu import PARTS
-from codegemm import devices
+from codegemm import choice, devices, tables
 from codegemm.engines.builds import CompilerError
 from codegemm.engines.cuda import compiler, gemm, kernel
 from codegemm.engines.cuda.compiler import Build
 from codegemm.engines.cuda.gpu import KNOWN, Gpu
+from codegemm.reproduction import lab
 
 # The GPU whose limits stand for all of its architecture.
 GPUS = {gpu.arch: gpu for gpu in KNOWN.values()}
@@ -67,6 +68,9 @@ def _as_if(gpu: Gpu) -> Iterator[None]:
     with (
         mock.patch.object(kernel, "gpu_of", return_value=gpu),
         mock.patch.object(cuts, "gpu_of", return_value=gpu),
+        mock.patch.object(choice, "gpu_of", return_value=gpu),
+        mock.patch.object(lab, "gpu_of", return_value=gpu),
+        mock.patch.object(tables, "tuned", return_value=()),
         mock.patch.object(devices, "unavailable", return_value=None),
         mock.patch.object(gemm, "unavailable", return_value=None),
     ):

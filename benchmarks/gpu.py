@@ -5,6 +5,7 @@ python -m benchmarks.gpu [PART ...], from the repository's root, the cheapest an
 smoke      one product of every kernel
 tests      products, graphs, streams, host time
 bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
+reproduce  the experiments of the CodeGEMM paper
 counters   shared-memory wavefronts and bytes of memory by ncu beside the emulator's counts
 cuts       many ways of cutting products into thread blocks, and the weights of their estimates
 sanitize   compute-sanitizer over small products
@@ -35,13 +36,16 @@ from typing import Any, TextIO
 from benchmarks import counters, cuts, layers, smoke
 from codegemm import devices
 from codegemm.comparison import pairs
+from codegemm.comparison.report import complaints
 from codegemm.engines.cuda import compiler
 from codegemm.measuring.sources import LLAMA_3
 from codegemm.reporting import write_json
+from codegemm.reproduction import ALL, report, runner
 from codegemm.warmup import build_all
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+_EACH, _ROUNDS = 0.05, 5  # seconds of a product of `reproduce`, and the rounds that it has in them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,6 +148,17 @@ def _bench(model: str, file: Path, seconds: float) -> bool:
     return not report.wrong
 
 
+def _reproduce(file: Path, seconds: float) -> bool:
+    """In half of that time products are measured; the rest goes to weights, what is right, and quantising."""
+    each = min(_EACH, seconds / 2 / len(runner.products([ALL])))
+    found = runner.run([ALL], "cuda", seconds=each, rounds=_ROUNDS)
+    write_json(found.as_json(), file.with_suffix(".json"))
+    report.print_tables(found)
+    assert found.result is not None
+    print(*complaints(found.result), sep="\n")
+    return not found.result.wrong and not found.result.failed
+
+
 def _written(measured: Any, file: Path) -> bool:
     """What a part measured, if anything, as JSON; such a part never fails."""
     if measured:
@@ -178,6 +193,7 @@ PARTS = {
     "tests": Part(partial(_run, [*_TESTS, "tests/engines/cuda/test_gpu.py"]), 200, _products_of_tests),
     "bench-8b": _bench_part("8b", 90),
     "bench-70b": _bench_part("70b", 150),
+    "reproduce": Part(_reproduce, 300, lambda: runner.builds("cuda")),
     "counters": Part(lambda file, seconds: _written(counters.run(seconds), file), 120, counters.builds),
     "cuts": Part(lambda file, seconds: _written(cuts.run(seconds), file), 120, cuts.builds),
     "bench-405b": _bench_part("405b", 240),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from codegemm.choice import select
@@ -94,6 +94,14 @@ def measured(cells: Iterable[Cell], settings: runner.Settings, progress: Progres
     missing |= {each.kernel: each.error for each in result.failed} | {row.kernel: "is wrong" for row in result.wrong}
     rows = [row for row in result.rows if not row.wrong]
     return result, Times(_found(wanted, rows), missing)
+
+
+def builds(cells: Iterable[Cell], settings: runner.Settings) -> Iterator[Callable[[], object]]:
+    """What measuring them compiles."""
+    for case, its in _cases(dict.fromkeys(cells)):
+        for each in _entries(case, its, settings, {}):
+            for product in each.products:
+                yield from each.kernel.builds(product, settings.device)
 
 
 def predicted(cells: Iterable[Cell], gpu: Gpu) -> Times:

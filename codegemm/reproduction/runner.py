@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from codegemm.comparison.result import Result
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.measuring import conditions
 from codegemm.quantize.progress import Progress
+from codegemm.reproduction import cells as cells_of
 from codegemm.reproduction import ALL, NAMES, building, efficiency, paper, tiling, tradeoff
 from codegemm.reproduction.cells import Cell, Times, measured, predicted
 from codegemm.reproduction.experiments import EXPERIMENTS
@@ -64,10 +65,8 @@ def run(
     Raises ValueError for a name that is none, MemoryError where there is too little memory; both before it measures.
     """
     chosen = _chosen(names)
-    engine, paths = ("cuda", [""]) if predicts else (engine, selection.compared_paths(engine, None))
-    settings = runner.Settings(engine, (), paths, (), seconds, rounds)
-    lab = Lab(settings, predicts)
-    cells = [cell for name in chosen if name in _PRODUCTS for cell in _PRODUCTS[name]()]
+    lab = _lab("cuda" if predicts else engine, predicts, seconds, rounds)
+    settings, cells = lab.settings, products(chosen)
     progress = progress or Progress("", False)
     with conditions.threads(threads, with_torch=False):
         result: Result | None = None
@@ -77,6 +76,24 @@ def run(
             result, times = measured(cells, settings, progress)
         tables = tuple(_table(name, lab, times, progress) for name in chosen)
     return Reproduction(tables, result, predicts, times.missing)
+
+
+def products(names: Sequence[str]) -> list[Cell]:
+    """Those of experiments, each once."""
+    return list(dict.fromkeys(cell for name in _chosen(names) if name in _PRODUCTS for cell in _PRODUCTS[name]()))
+
+
+def builds(engine: str) -> Iterator[Callable[[], object]]:
+    """What all experiments compile."""
+    lab = _lab(engine)
+    yield from cells_of.builds(products([ALL]), lab.settings)
+    if lab.on_gpu:
+        yield from tiling.builds(lab)
+
+
+def _lab(engine: str, predicts: str = "", seconds: float = 0.25, rounds: int = 7) -> Lab:
+    paths = [""] if engine == "cuda" else selection.compared_paths(engine, None)
+    return Lab(runner.Settings(engine, (), paths, (), seconds, rounds), predicts)
 
 
 def _chosen(names: Sequence[str]) -> list[str]:

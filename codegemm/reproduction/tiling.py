@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import product
+
 from codegemm.engines import cpu, cuda
 from codegemm.engines.cpu import psumbook_layout
 from codegemm.engines.cpu.psumbook_layout import Cut, cut_for
@@ -64,6 +67,15 @@ def table(lab: Lab) -> Table:
         notes=tuple(_chosen(lab, config) for config in paper.rows),
         ratio=as_fast_as(_BASE),
     )
+
+
+def builds(lab: Lab) -> Iterator[Callable[[], object]]:
+    """What measuring on a GPU compiles."""
+    for config, (t_w, t_h) in product(published(NAME).rows, _tiles()):
+        spec = spec_of(SHAPE, config)
+        assert isinstance(spec, CodebookSpec)
+        if gpu_cut(spec, t_w, t_h, lab.gpu):
+            yield from CudaTiles(t_w, t_h).builds(Product.of(spec, 1, lab.settings.dtype), lab.settings.device)
 
 
 def gpu_cut(spec: CodebookSpec, t_w: int, t_h: int, gpu: Gpu) -> psumbook_cut.Cut | None:
