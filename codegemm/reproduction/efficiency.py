@@ -34,7 +34,7 @@ def table(lab: Lab, times: Times) -> Table:
     for cell in products():
         row = times.rows.get(cell)
         flops = None if row is None else 2 * SHAPE[0] * SHAPE[1] / row.seconds
-        watts = _watts(lab, cell, row) if meter is not None and isinstance(row, Row) else None
+        watts = _watts(lab, cell, row, meter) if meter is not None and isinstance(row, Row) else None
         ours.append((
             flops and flops / 1e12, watts, flops / watts / 1e9 if flops and watts else None,
             None if row is None else 100 * row.bandwidth_share,
@@ -53,10 +53,8 @@ def table(lab: Lab, times: Times) -> Table:
     )
 
 
-def _watts(lab: Lab, cell: Cell, row: Row) -> float:
+def _watts(lab: Lab, cell: Cell, row: Row, meter: power.Meter) -> float:
     """While the product that a row is of is repeated."""
-    meter = power.meter(lab.settings.engine)
-    assert meter is not None
     kernel = next(each for each in registered(lab.settings.engine) if each.name == row.kernel)
     weight = random_weight(SHAPE, cell.config or ANY).to(lab.settings.device)
     with conditions.path(lab.settings.paths[0]):

@@ -14,7 +14,10 @@ _EVERY = 0.1  # seconds between two readings of a GPU's power
 _SETTLING = 0.3  # of the time, in which a GPU's power rises
 
 
-def meter(engine: str) -> Callable[[Callable[[], object], float], float] | None:
+Meter = Callable[[Callable[[], object], float], float]  # watts, of a call and of the seconds that it is repeated for
+
+
+def meter(engine: str) -> Meter | None:
     """Watts while a call is repeated for so many seconds; None where nothing tells them."""
     if engine == "cuda":
         return _of_gpu if _gpu_power() is not None else None

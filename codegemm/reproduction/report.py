@@ -26,9 +26,7 @@ def print_tables(found: Reproduction) -> None:
         print_table(console, title(table), headings(table), list(_lines(table)), _OPTIONAL)
         console.print(table.caption)
         if table.ratio is not None:
-            console.print(
-                f"x: {table.in_terms}, in the same row" if "dense" not in table.in_terms else f"x: {table.in_terms}"
-            )
+            console.print(f"x: {table.in_terms}")
         for note in table.notes:
             console.print(note)
     for name, reason in found.missing.items():
