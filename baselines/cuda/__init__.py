@@ -2,8 +2,9 @@
 
 from codegemm.baselines.cuda.aqlm import Aqlm
 from codegemm.baselines.cuda.dense import Dense
+from codegemm.baselines.cuda.lutgemm import Lutgemm
 from codegemm.baselines.cuda.qtip import Qtip
 from codegemm.baselines.cuda.quip import Quip
 from codegemm.kernel import Kernel
 
-KERNELS: list[Kernel] = [Dense(), Aqlm(), Quip(), Qtip()]
+KERNELS: list[Kernel] = [Dense(), Aqlm(), Quip(), Qtip(), Lutgemm()]

@@ -14,11 +14,12 @@ TOLERANCE = {
     "dequant of pairs": 1e-3,  # of codebooks, whose sums are fp16: 2.3e-4 on the whole, more of a single number
     "dequant_dense": {"float16": 4e-4, "bfloat16": 3e-3, "float32": 1e-6},
     "aqlm": 1e-3,  # sums of up to eight terms in fp16
+    "lutgemm": 1.5e-3,  # of up to 32 terms
     "quip": {True: 2e-6, False: 2e-5},  # x in four digits, in three
     "qtip": 2e-6,  # x in two fp16
     "transformed": 1e-3,  # as every kernel's for x in float32
     # On a GPU, where it is not that of `psumbook` or `dequant`.
-    "gpu": {"aqlm": 3e-3, "quip": 1e-3, "qtip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3},
+    "gpu": {"aqlm": 3e-3, "lutgemm": 3e-3, "quip": 1e-3, "qtip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3},
 }
 FULL = 3e-6  # of a CPU kernel that is not in the table
 

@@ -163,14 +163,21 @@ def code_type(spec: CodebookSpec) -> str:
 
 
 def split_launch(
-    product: Product[CodebookSpec], splits: int, scratch: Scratch, arguments: Structure, **launch: Any
+    product: Product[Any],
+    splits: int,
+    scratch: Scratch,
+    arguments: Structure,
+    *,
+    padded_rows: int | None = None,
+    **launch: Any,
 ) -> Launch:
     """A launch whose splits of K, or clusters of them, meet in the workspace as splits.cuh has it: partial sums right
     behind the counters, so that they must be taken first (ValueError). Before the kernel's structure come x's rows and
-    whether y is float32.
+    whether y is float32. padded_rows: of W; those of the parts' blocks unless given.
     """
     if splits > 1:
-        place = scratch.take("partial sums", (splits, product.n, LANES * row_blocks(product.spec)), np.float32)
+        padded_rows = LANES * row_blocks(product.spec) if padded_rows is None else padded_rows
+        place = scratch.take("partial sums", (splits, product.n, padded_rows), np.float32)
         if place.start != COUNTER_BYTES:
             raise ValueError(f"partial sums at {place.start}: they must be the first that is taken of a workspace")
     numbers = np.int32(product.n), np.int32(product.out_dtype == np.float32)
