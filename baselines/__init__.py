@@ -1,5 +1,5 @@
-"""The kernels to beat, behind the same interface: dense products, and the dequantising kernels of AQLM, QuIP# and
-QTIP."""
+"""The kernels to beat, behind the same interface: dense products, the dequantising kernels of AQLM, QuIP# and QTIP, and
+LUT-GEMM's tables."""
 
 if __name__ == "baselines":
     raise ImportError("import this package as codegemm.baselines")

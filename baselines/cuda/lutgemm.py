@@ -44,16 +44,16 @@ _CONFLICTS = {7: 2.0, 8: 2.77}
 # Of a plane's run of 64 rows by the words of the layout, and of a table, counted in the compiled loops.
 _INSTRUCTIONS = {0: 187.0, 1: 89.0, 2: 122.0, 4: 194.0}
 _TABLE_INSTRUCTIONS = (16.0, 7.0)  # of a warp that makes some, and for each of their signs
-_RUN_LATENCY = 800.0  # clocks until a thread has the codes of its next run
-_TILE_LATENCY = 1000.0  # of x, and the barriers around a tile's tables: guessed
+# Clocks until a thread has the codes of its next run, and of x and the barriers around a tile's tables: guessed.
+_RUN_LATENCY, _TILE_LATENCY = 800.0, 1000.0
 
 
 class Lutgemm(CudaKernel[CodebookSpec, CodebookWeight]):
     """Planes of signs, 1 to 8 of a code, with any groups, and up to 16 rows of x.
 
-    x is rounded to fp16; what is beyond 65504 there, in a sum of the numbers of four codes or in twice a number,
-    becomes infinite, or none. Up to 32 terms are added in fp16, eight in a table's entry and four of these: the error
-    is 7e-4 of the result's norm, whatever K is, more where sums are below fp16's normal numbers, 6e-5.
+    x is rounded to fp16. Beyond 65504 twice a number, or a sum of the numbers of four codes, becomes infinite or NaN.
+    Up to 32 terms are added in fp16, eight in a table's entry and four entries: the error is about 7e-4 of the result's
+    norm, whatever K is, more where sums are below fp16's normal numbers, 6e-5.
     """
 
     name = "lutgemm"
@@ -214,9 +214,10 @@ def work(cut: Cut, product: Product[Any], gpu: Gpu) -> Work:
     instructions = runs * _INSTRUCTIONS[layout.words] + makers * (fixed + each * layout.v)
     spread = balance(blocks, gpu.multiprocessors)
     busy = max(wavefronts, instructions / ISSUED) / (gpu.multiprocessors * spread)
-    again = (n - 1) * layout.code_bytes if layout.code_bytes <= gpu.l2_bytes else 0
+    held = layout.code_bytes + layout.scale_bytes
+    again = (n - 1) * held if held <= gpu.l2_bytes else 0
     return Work(
-        bytes_read=n * (layout.code_bytes + layout.scale_bytes) + product.x_bytes,  # every row of x reads all codes
+        bytes_read=n * held + product.x_bytes,  # every row of x reads all codes
         bytes_written=product.y_bytes,
         cached_bytes=again,
         l2_bytes=again + cut.slices * product.x_bytes + rows.sum_bytes(cut.splits, n, row_blocks),

@@ -145,7 +145,7 @@ def test_what_a_gpu_loads_is_known_without_one():
         "DequantShape<4, 1, 8, 1, 16, Float, true>",
         "WideShape<4, 1, 8, 1, 64, Half, 1>",
     } <= {build.instance for build in builds}
-    sources = "psumbook dequant dequant_plain dequant_wide dequantize aqlm quip qtip rotate transformed"
+    sources = "psumbook dequant dequant_plain dequant_wide dequantize aqlm lutgemm quip qtip rotate transformed"
     assert {f"{name}.cu" for name in sources.split()} <= {build.source for build in builds}
 
 

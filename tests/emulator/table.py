@@ -20,7 +20,7 @@ from codegemm.engines.cuda.steps import Steps
 from codegemm.formats import random_weight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
-from codegemm.registry import registered
+from codegemm.registry import kernel_for, registered
 from emulator import emulate
 
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -32,13 +32,13 @@ CONFIGS = ("m1v4g128", "m2v8g128", "m1v8g128", "m3v8g-1", "m1v4g16", "m1v4b4g128
 COMPARED = [
     ("psumbook", "m1v4g128", (1, 4)), ("psumbook", "m2v8g128", (1, 4)), ("dequant", "m1v4g128", (1, 16, 32)),
     ("dequant", "m2v8g128", (1, 16, 32)), ("dequant", "m1v8b16g-1", (1, 16)), ("aqlm", "m2v8g-1", (1, 4)),
-    ("aqlm", "m1v8b16g-1", (1, 4)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
+    ("aqlm", "m1v8b16g-1", (1, 4)), ("lutgemm", "q2g128", (1, 4)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
 ]  # fmt: skip
 # Loops of products, as they are compiled, and how many lookups each has at least.
-LOOP_LOOKUPS = {"psumbook": 32, "quip": 64, "qtip": 32}
+LOOP_LOOKUPS = {"psumbook": 32, "lutgemm": 32, "quip": 64, "qtip": 32}
 LOOPS = [
-    ("psumbook", "m1v4g128", (1,)), ("psumbook", "m2v8g128", (1,)), ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)),
-    ("qtip", "qtip3", (1, 8)), ("qtip", "qtip4", (1, 8)),
+    ("psumbook", "m1v4g128", (1,)), ("psumbook", "m2v8g128", (1,)), ("lutgemm", "q2g128", (1, 4)),
+    ("quip", "e8p", (1, 8)), ("qtip", "qtip", (1, 8)), ("qtip", "qtip3", (1, 8)), ("qtip", "qtip4", (1, 8)),
 ]  # fmt: skip
 COLUMNS = (
     "weights", "N", "wavefronts a lookup", "instructions a lookup", "table wavefronts, of the least",
@@ -107,7 +107,11 @@ def compared() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch, counted whole."""
     kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
     weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in COMPARED}
-    products = [(kernels[name], config, n) for name, config, batches in COMPARED for n in batches]
+    products = [
+        (kernel_for(kernels[name], weights[config].spec), config, n)
+        for name, config, batches in COMPARED
+        for n in batches
+    ]
     emulate.compile_steps(_steps(kernel, weights[config], n) for kernel, config, n in products)
     lines = []
     for kernel, config, n in products:
@@ -133,7 +137,11 @@ def loops() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch of LOOPS."""
     kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
     weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in LOOPS}
-    products = [(kernels[name], weights[config], n) for name, config, batches in LOOPS for n in batches]
+    products = [
+        (kernel_for(kernels[name], weights[config].spec), weights[config], n)
+        for name, config, batches in LOOPS
+        for n in batches
+    ]
     emulate.compile_steps(_steps(*product) for product in products)
     gpu = KNOWN["h200"]
     bytes_a_clock = gpu.bandwidth / gpu.multiprocessors / gpu.clock

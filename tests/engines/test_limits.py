@@ -17,7 +17,7 @@ from codegemm.registry import multiplies, registered
 
 HALF = np.dtype(np.float16)
 H200, A100 = KNOWN["h200"], KNOWN["a100"]
-CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "e8p", "qtip", "m1v4g128+rotated", "m1v4g128+offsets")
+CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "q2g128", "e8p", "qtip", "m1v4g128+rotated", "m1v4g128+offsets")
 HADAMARD_COLUMNS = 1 << 26  # E8P's columns, which have to be a power of two or nearly so
 
 

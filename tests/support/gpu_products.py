@@ -42,6 +42,9 @@ WEIGHTS = [
     (64, 128, "qtip", 1),
     (224, 1536, "qtip3", 1),
     (384, 1536, "e8p", 1),
+    (100, 1024, "q1g32", 1),
+    (130, 4096, "q2g128", 2),
+    (65, 480, "q3v5g15+rotated+added", 1),
     (96, 4096, "m2v8g128+rotated+offsets", 1),
     (100, 480, "m1v4b4g48+terms3", 1),
     (65, 512, "m2v8g-1+rotated64+added", 1),
@@ -50,7 +53,7 @@ WEIGHTS = [
 ]
 
 
-REPLAYED = ("m1v4g128", "m2v8g-1", "e8p", "qtip", "m1v4g128+rotated+offsets")
+REPLAYED = ("m1v4g128", "m2v8g-1", "e8p", "qtip", "q2g128", "m1v4g128+rotated+offsets")
 # What other tests multiply, by whichever kernel: the weight, rows of x, their dtypes.
 OTHERS = [
     ((100, 512, "m2v4g64", 1), (1, 2, 4), ("float32",)),

@@ -6,7 +6,7 @@ import pytest
 from emulator import cases
 from support import sass
 
-from codegemm.baselines.cuda import aqlm, qtip, quip
+from codegemm.baselines.cuda import aqlm, lutgemm, qtip, quip
 from codegemm.engines.cuda import (
     compiler,
     dequant_cut,
@@ -76,6 +76,7 @@ AQLM = {
     "x": X,
     "arch": ARCHITECTURES,
 }
+LUTGEMM = {"v": (8, 4, 7, 1, 3), "words": (4, 1, 2, 0), "x": X, "arch": ARCHITECTURES}
 QTIP = {"bits": (2, 3, 4), "groups": (1, 2), "arch": ARCHITECTURES}
 QUIP = {"bits": (2, 3, 4), "groups": (1, 2, 3), "arch": ARCHITECTURES}
 
@@ -161,6 +162,8 @@ BUDGETS = dict([
     *covering(aqlm.SOURCE, "aqlm", AQLM, aqlm.LANES * aqlm.MAX_ROWS),
     *on_all(transformed.SOURCE, AROUND_FP16, transformed.MAX_THREADS),
     *in_turns(transformed.SOURCE, AROUND, transformed.MAX_THREADS),
+    *on_all(lutgemm.SOURCE, ["lutgemm<8, 4, Half>", "lutgemm<8, 1, Float>"], lutgemm.LANES * lutgemm.MAX_WARPS),
+    *covering(lutgemm.SOURCE, "lutgemm", LUTGEMM, lutgemm.LANES * lutgemm.MAX_WARPS),
     *covering(qtip.SOURCE, "qtip", QTIP, qtip.LANES * qtip.MAX_WARPS),
     *in_turns(qtip.SOURCE, [f"dequantize_qtip<{bits}>" for bits in (2, 3, 4)], qtip.LANES * qtip.MAX_WARPS),
     *covering(quip.SOURCE, "quip", QUIP, quip.LANES * quip.MAX_WARPS),

@@ -9,7 +9,7 @@ from emulator import cases
 from support import sass
 
 from codegemm import kernels_cu
-from codegemm.baselines.cuda import aqlm, qtip, quip
+from codegemm.baselines.cuda import aqlm, lutgemm, qtip, quip
 from codegemm.engines.cuda import compiler, dequant_cut, dequant_fast, dequant_wide, psumbook, rotation
 from codegemm.engines.cuda.dequant_wide_cut import ARCH
 from codegemm.engines.cuda.gpu import KNOWN
@@ -114,6 +114,24 @@ def test_aqlms_loop_waits_for_centroids_and_not_for_instructions(v, m, code, arc
         assert loop.total() <= 18 * loop["LDG"], loop
 
 
+@pytest.mark.parametrize(("v", "words"), [(8, 4), (8, 1), (7, 2), (8, 0)])
+@pytest.mark.parametrize("arch", EACH_KIND)
+def test_lutgemms_loops_have_the_instructions_that_the_model_takes(v, words, arch):
+    """Of 64 rows, two lookups a code, which conflicts of banks make take longer than the instructions of whole groups;
+    of tables, twice as many entries an addition, and as many stores as bytes need."""
+    path = sass.cubin_of(lutgemm.SOURCE, f"lutgemm<{v}, {words}, Half>", arch)
+    loop, runs = sass.smallest_loop(path, "LDS", 32), lutgemm.MAX_WORDS // max(words, 1)
+    assert loop["LDS"] == 32
+    assert loop["LDL"] + loop["STL"] == 0
+    expected = runs * lutgemm._INSTRUCTIONS[words]
+    assert abs(loop.total() - expected) <= 0.25 * expected, loop
+    assert words < 2 or loop.total() / 4 <= 32 * lutgemm._CONFLICTS[v]
+    tables = sass.smallest_loop(path, "STS", 1)
+    assert tables["STS"] == 1 << v >> 6
+    fixed, each = lutgemm._TABLE_INSTRUCTIONS
+    assert abs(tables.total() - (fixed + each * v)) <= 0.2 * tables.total(), tables
+
+
 # Of QuIP#'s bits, groups and architectures: all, or every two of them.
 QUIP = [
     (2 + b, 1 + g, arch)
@@ -187,6 +205,7 @@ def test_qtips_loop_has_the_instructions_that_the_model_takes(bits, groups, arch
         ("dequant.cu", "DequantShape<4, 1, 8, 1, 16, Half, true>"),
         ("dequant.cu", "DequantShape<8, 2, 8, 1, 16, Float, true>"),
         ("dequant_plain.cu", "dequant_plain<3, u8, 16, Half>"),
+        ("lutgemm.cu", "lutgemm<8, 4, Half>"),
     ],
 )
 def test_all_loads_of_a_trip_come_before_its_first_addition(source, instance, arch):
@@ -214,6 +233,8 @@ KERNELS = [
     ("dequantize.cu", "dequantize<4, u8, Half, true>"),
     ("dequantize.cu", "dequantize<8, u16, Bfloat, false>"),
     ("aqlm.cu", "aqlm<8, 2, u8, Half>"),
+    ("lutgemm.cu", "lutgemm<8, 4, Half>"),
+    ("lutgemm.cu", "lutgemm<4, 0, Float>"),
     ("qtip.cu", "qtip<2, 1>"),
     ("qtip.cu", "dequantize_qtip<3>"),
     ("quip.cu", "quip<2, 1>"),

@@ -15,7 +15,9 @@ from support import errors, gpu_products
 
 import codegemm
 from codegemm import arrays, kernels_cu
+from codegemm.baselines.cuda import lutgemm
 from codegemm.baselines.cuda.aqlm import Aqlm
+from codegemm.baselines.cuda.lutgemm import Lutgemm
 from codegemm.baselines.cuda.qtip import Qtip
 from codegemm.baselines.cuda.quip import EXACT_ROWS, Quip
 from codegemm.devices import FIRST_GPU
@@ -77,7 +79,8 @@ class Form:
 
     def limit(self, dtype):
         """Of its error."""
-        name = "transformed" if isinstance(self.kernel, CudaTransformed) else self.kernel.name
+        around = isinstance(self.kernel, CudaTransformed)
+        name = "transformed" if around and self.kernel.name != "lutgemm" else self.kernel.name
         if name == "dequant":
             return errors.of_dequant(CodebookConfig.parse(self.config).m, dtype)
         limits = errors.TOLERANCE[name]
@@ -90,6 +93,8 @@ FORMS = [
     *(Form(Dequant(), (130, 768), config, 5, 2, AMPERE) for config in ("m1v4g128", "m2v8g-1", "m1v3g-1")),
     *(Form(Wide(), (70, 1536), config, 40, 2) for config in ("m1v4g128", "m2v8g-1")),
     *(Form(Aqlm(), (20, 2400), config, 3) for config in ("m2v8g-1", "m1v8g-1", "m1v8b16g-1", "m1v16b16g-1")),
+    *(Form(Lutgemm(), (130, 768), config, 3, 2) for config in ("q1g128", "q1v4g12")),
+    Form(CudaTransformed(Lutgemm()), (130, 640), "q2g32", 2, 2),
     *(Form(Quip(), (112, 256), config, n) for config in ("e8p", "e8p3", "e8p4") for n in (3, 6)),
     *(Form(Qtip(), (96, 224), config, n) for config in ("qtip", "qtip3", "qtip4") for n in (3, 6)),
     Form(CudaTransformed(Psumbook()), (40, 96), "m1v4g24+rotated+offsets", 3),
@@ -112,7 +117,8 @@ def test_emulated_results_do_not_depend_on_the_order(case, compiled, make_weight
     form, dtype = case
     weight, x = form.operands(dtype, make_weight, rng)
     _, [*_, report] = emulate.multiply(form.kernel, weight, x, gpu=form.gpu)
-    assert ("atomic" in report.events) == isinstance(form.kernel, Psumbook | Dequant)  # of several splits of K
+    joins = isinstance(form.kernel, Psumbook | Dequant) or form.kernel.name == "lutgemm"  # several splits of K
+    assert ("atomic" in report.events) == joins
     results = [
         form.multiply(weight, x, order=order, seed=seed)
         for seed in range(2 if cases.ALL else 1)
@@ -128,8 +134,8 @@ def test_emulated_nonfinite_x_stays_in_its_row(case, compiled, make_weight, rng)
     weight, x = form.operands(dtype, make_weight, rng)
     clean, row = form.multiply(weight, x), form.n // 2
     place = row, rng.integers(x.shape[1])
-    # What AQLM's kernel makes fp16 of is infinite there.
-    too_large = [7e4] if isinstance(form.kernel, Aqlm) and dtype == "float32" else []
+    # What kernels make fp16 of as it is, is infinite there.
+    too_large = [7e4] if form.kernel.name in ("aqlm", "lutgemm") and dtype == "float32" else []
     for bad in (np.nan, np.inf, -np.inf, *too_large):
         x[place] = bad
         y = form.multiply(weight, x)
@@ -200,6 +206,7 @@ def test_weights_are_prepared_where_they_are(form, emulated_gpu, make_weight, mo
     ("name", "shape", "config", "n", "fewer"),
     [
         ("aqlm", (20, 2400), "m1v8g-1", 9, (4,)),
+        ("lutgemm", (40, 96), "q2g16", 9, (4, 1)),
         ("quip", (48, 128), "e8p", 51, (50, 49, 48, 9, 8, 4, 1)),
         ("qtip", (64, 128), "qtip", 51, (50, 49, 48, 9, 8, 4, 1)),
         ("psumbook", (40, 96), "m1v4g24+rotated+offsets", 3, (1,)),
@@ -271,6 +278,9 @@ def of(config, n=1, dtype=np.float16, parts=1):
         ("aqlm", of("e8p"), "h200", "it multiplies CodebookWeights"),
         *(("aqlm", of(config), "h200", None) for config in ("m6v8g-1", "m8v8b7g-1", "m8v8b16g-1")),
         ("aqlm", of("m2v8g-1", 7), "h200", None),
+        ("lutgemm", of("q1g128", 16), "h200", None),
+        ("lutgemm", of("q1v4g4", 17), "h200", "n=17: it multiplies up to 16 rows of x, one at a time"),
+        ("lutgemm", of("m1v8g128"), "h200", "m1v8g128: its codebook is not that of all signs, +1 and -1"),
         ("quip", of("e8p"), "h200", None),
         ("quip", of("m1v4"), "h200", "it multiplies E8PWeights"),
     ],
@@ -331,6 +341,11 @@ def several_chunks_of_x(form, product):
     return [emulate.cut_steps(module, product, replace(cut, chunk_blocks=2), form.gpu) for cut in some]
 
 
+def several_tiles_of_one_split(form, product):
+    layout = lutgemm.layout_of(product.spec)
+    return [emulate.cut_steps(lutgemm, product, lutgemm.Cut(3, 1, 1, layout.runs, layout.ahead))]
+
+
 BARRIER = r"sync_block|sync_warp"
 WAIT = BARRIER + r"|wait_wgmma<\d>|wait_copies<S::ring - \d>|wait_for_sent"
 
@@ -368,6 +383,7 @@ NEEDS = [
     Needs(("dequant_wide.cu",), 9, (Form(Wide(), (70, 768), "m1v4g128", 33),), several_chunks_of_x, WAIT),
     Needs(("dequantize.cu",), 1, (Form(DequantDense(), (16, 512), "m1v4g128", 1),)),
     Needs(("aqlm*.cu*",), 2, (Form(Aqlm(), (20, 2400), "m2v8g-1", 1),)),  # two chunks of columns
+    Needs(("lutgemm.cu",), 2, (Form(Lutgemm(), (130, 640), "q1g32", 1),), several_tiles_of_one_split),
     # Groups of threads, tiles after others.
     Needs(("quip.cu", "e8p.cuh", "rotate.cu"), 4, (Form(Quip(), (320, 512), "e8p", 1),)),
     Needs(("qtip.cu", "trellis.cuh"), 3, (Form(Qtip(), (320, 512), "qtip", 1),)),

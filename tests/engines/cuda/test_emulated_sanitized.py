@@ -10,7 +10,7 @@ from support.processes import python, under
 
 FOLDER = "tests/engines/cuda"
 # Tests of each file; those of missing barriers are meant to misbehave.
-SAMPLES = ("psumbook", "dequant", "wide", "aqlm", "quip", "qtip", "dense", "rules")
+SAMPLES = ("psumbook", "dequant", "wide", "aqlm", "lutgemm", "quip", "qtip", "dense", "rules")
 EACH = 8
 LEFT_OUT = "without_a_barrier"
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")

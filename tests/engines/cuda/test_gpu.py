@@ -277,7 +277,8 @@ def test_every_kernel_replays_in_a_graph(config, n, make_weight, rng):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "config"), [("psumbook", "m1v4g128"), ("dequant", "m2v8g128"), ("quip", "e8p"), ("qtip", "qtip")]
+    ("kernel", "config"),
+    [("psumbook", "m1v4g128"), ("dequant", "m2v8g128"), ("lutgemm", "q2g128"), ("quip", "e8p"), ("qtip", "qtip")],
 )
 def test_a_bias_is_added_before_y_is_rounded(kernel, config, make_weight, rng, cupy):
     weight = make_weight(1024, 1024, config)

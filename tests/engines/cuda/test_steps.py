@@ -18,7 +18,7 @@ from codegemm.registry import multiplies, registered
 FIELDS = np.dtype([("codes", np.uint64), ("tables", np.uint64), ("sums", np.uint64), ("in_features", np.int32)])
 CONFIGS = (
     "m1v4g128", "m2v8g-1", "m1v3b2g3", "e8p", "m1v4g128+rotated+offsets", "m2v8g-1+rotated", "m1v8b16g-1+terms2",
-    "m2v8g-1+ordered",
+    "m2v8g-1+ordered", "q2g128", "q3g32+rotated+added",
 )  # fmt: skip
 
 
