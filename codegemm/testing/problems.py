@@ -51,6 +51,8 @@ PROBLEMS = [
     Problem(17, 390, "m2v13b9g26", 2),
     Problem(130, 390, "m3v13g26"),
     Problem(4100, 208, "m2v16b8g16"),
+    Problem(600, 312, "q2g24", 2),
+    Problem(77, 90, "q1v5g15"),
     Problem(64, 128, "e8p"),
     Problem(192, 768, "e8p"),
     Problem(48, 448, "e8p3"),

@@ -15,7 +15,7 @@ from codegemm import arrays, operands
 from codegemm.formats import random_weight
 from codegemm.registry import registered
 
-CONFIGS = ("m1v4g16", "m1v8b11g-1", "m2v4b4g32+rotated16+offsets", "m1v4b4g32+terms2", "e8p", "qtip")
+CONFIGS = ("m1v4g16", "m1v8b11g-1", "m2v4b4g32+rotated16+offsets", "m1v4b4g32+terms2", "q2g16", "e8p", "qtip")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 

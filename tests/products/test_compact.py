@@ -17,6 +17,7 @@ CASES = [
     (4800, 384, "m2v8g-1", 3),
     (700, 325, "m3v5b5g-1", 1),
     (200, 768, "m8v1g64", 2),
+    (700, 264, "q2v6g66", 2),
 ]
 
 
@@ -26,7 +27,7 @@ def let_go(weight):
     return [name for name in held.tensor_names if name not in vars(held)]
 
 
-@pytest.mark.parametrize("kernel", ["psumbook", "quip", "qtip", "auto"])
+@pytest.mark.parametrize("kernel", ["psumbook", "quip", "qtip", "lutgemm", "auto"])
 @pytest.mark.parametrize(("rows", "columns", "config", "parts"), CASES)
 def test_nothing_is_lost(rows, columns, config, parts, kernel, make_weight, rng):
     """Whatever is asked of a weight that let go of its codes, and by whichever kernel it is multiplied."""
@@ -46,7 +47,7 @@ def test_nothing_is_lost(rows, columns, config, parts, kernel, make_weight, rng)
         assert not let_go(twin)
     x = rng.standard_normal((130, columns)).astype(np.float32)
     for n in (1, 5, 130):
-        for kernel in ("auto", "dequant", "dequant_dense", "psumbook", "quip", "qtip", "aqlm"):
+        for kernel in ("auto", "dequant", "dequant_dense", "psumbook", "quip", "qtip", "lutgemm", "aqlm"):
             try:
                 y = codegemm.matmul(x[:n], weight.T, kernel=kernel)
             except codegemm.KernelError:

@@ -16,6 +16,7 @@ CONFIGS = (
     "m1v8b11g-1",
     "m2v4b4g32+rotated16+offsets",
     "m1v4b4g32+terms2",
+    "q2g32",
     "m1v4g16+ordered",
     "m2v4b4g32+ordered+rotated16",
     "e8p",

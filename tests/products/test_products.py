@@ -210,7 +210,7 @@ def test_linear_adds_the_bias(rng):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("config", ["m1v4g32", "m1v8b12g-1", "e8p", "qtip"])
+@pytest.mark.parametrize("config", ["m1v4g32", "m1v8b12g-1", "q2g32", "e8p", "qtip"])
 def test_a_plan_with_out_allocates_nothing(dtype, config, make_weight):
     weight = make_weight(512, 1024, config)
     dtype = arrays.float_dtype(dtype)
@@ -266,7 +266,7 @@ def prepared(weight):
 
 
 def test_prepared_forms_are_made_once_and_freed_with_the_weight(make_weight):
-    for config in ("m1v4g32", "e8p", "qtip"):
+    for config in ("m1v4g32", "q2g32", "e8p", "qtip"):
         weight = make_weight(64, 64, config)
         x = np.ones(64, np.float32)
         for name in usable(weight, 1):

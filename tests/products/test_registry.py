@@ -18,7 +18,7 @@ from codegemm.devices import CPU
 
 def test_every_kernel_is_listed_with_the_reason_why_not(make_weight):
     infos = {f"{info.engine}:{info.name}": info for info in codegemm.kernels()}
-    own = "reference psumbook psumbook_fast dequant dense torch_fp32 dense_bf16 dequant_dense aqlm quip qtip"
+    own = "reference psumbook psumbook_fast dequant dense torch_fp32 dense_bf16 dequant_dense aqlm quip qtip lutgemm"
     assert set(own.split()) <= {info.name for info in infos.values() if info.engine == "cpu"}
     assert all(info.usable == (info.reason is None) for info in infos.values())
     weight = make_weight(32, 64, "m1v4b12")
@@ -26,6 +26,7 @@ def test_every_kernel_is_listed_with_the_reason_why_not(make_weight):
     assert reasons["dequant"] is None
     assert reasons["psumbook"] == "b=12: its tables hold 2^b entries a position, b up to 8"
     assert reasons["quip"] == "it multiplies E8PWeights"
+    assert reasons["lutgemm"] == "m1v4b12g-1: its codebook is not that of all signs, +1 and -1, like q2g128's"
     cuda = [info for info in codegemm.kernels(weight, 1) if info.engine == "cuda"]
     assert cuda
     assert not any(info.usable for info in cuda)

@@ -34,7 +34,7 @@ def test_a_kernel_promises_what_is_documented_of_automatic_ones_unless_it_says_m
     ("kernel", "config", "most"),
     [
         ("cpu:psumbook", "m1v4g32", 2e-4), ("cpu:psumbook_fast", "m1v4g32+rotated", 3e-2), ("cpu:quip", "e8p", 2e-4),
-        ("cpu:qtip", "qtip3", 2e-4),
+        ("cpu:qtip", "qtip3", 2e-4), ("cpu:lutgemm", "q2g32", 2e-4),
         ("cpu:dense_bf16", "m1v4g32", 1e-2), ("cpu:dense_bf16", "e8p", 1e-2), ("cuda:psumbook", "m2v8g-1", 1e-3),
         ("cuda:dense", "e8p+added", 3e-3), ("cuda:aqlm", "m2v8g-1", 3e-3),
         ("cuda:lutgemm", "q2g32", 3e-3), ("cuda:dequant_dense", "m1v4g32", 3e-3),

@@ -12,7 +12,7 @@ from codegemm.engines.cuda.kernel import CudaKernel
 from codegemm.formats.format import spec_of
 
 HALF = np.dtype(np.float16)
-CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "e8p", "qtip")
+CONFIGS = ("m1v4g128", "m2v8g-1", "m1v8b16g-1", "m3v5b3g15", "q2g128", "e8p", "qtip")
 
 
 def test_without_a_gpu_the_reason_is_told():

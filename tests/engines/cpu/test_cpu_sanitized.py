@@ -24,7 +24,7 @@ done = set()
 for rows, columns, config in (
     (300, 512, "m1v4g128"), (77, 528, "m2v8g-1"), (33, 7, "m8v1b1g1"), (65, 390, "m3v13b6g26"),
     (5, 264, "m1v8b12g-1"), (130, 256, "m1v4b4g4"), (64, 256, "m2v8b8g-1"), (48, 768, "e8p"),
-    (64, 1152, "qtip"), (96, 192, "qtip3"), (32, 64, "qtip4"),
+    (600, 312, "q2g24"), (77, 90, "q3v5g15"), (64, 1152, "qtip"), (96, 192, "qtip3"), (32, 64, "qtip4"),
     (600, 4096, "m2v4g128"),  # pieces of K
     (77, 252, "m1v4g12+ordered+rotated+offsets"), (65, 132, "m1v4b4g44+terms3"),
 ):
@@ -63,4 +63,6 @@ def test_no_kernel_errs_beyond_its_arrays_or_between_threads():
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for done in pool.map(run, *zip(*wanted, strict=True)):
             assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
-            assert {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip", "qtip"} <= set(done.stdout.split())
+            assert {"psumbook", "psumbook_fast", "dequant", "aqlm", "quip", "qtip", "lutgemm"} <= set(
+                done.stdout.split()
+            )

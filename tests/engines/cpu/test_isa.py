@@ -13,6 +13,7 @@ from support.cpu import product
 from support.errors import error
 from support.processes import python
 
+from codegemm.baselines.cpu import lutgemm
 from codegemm.engines.cpu import compiler, isa, psumbook
 from codegemm.formats import random_weight
 from codegemm.quantize import viterbi
@@ -61,7 +62,7 @@ def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
     [instructions] = [each for each in isa.ALL if each.name == name]
     options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
     products = (SOURCES / source for source in ("psumbook.cpp", "dequant.cpp", "transformed.cpp"))
-    for source in (*products, viterbi.SOURCE):
+    for source in (*products, lutgemm.SOURCE, viterbi.SOURCE):
         subprocess.run(["g++", *options, str(source)], check=True)
 
 
@@ -126,4 +127,5 @@ def test_lookups_of_neon_on_an_emulated_processor(tmp_path, rng):
     [neon] = [each for each in isa.ALL if each.name == "neon"]
     look_up(tmp_path, rng, "-O2", "-static", *neon.flags, compiler=(CROSS,), run=(QEMU,))
     flags = (*compiler.FLAGS, *neon.flags, "-Wno-psabi", f"-I{SOURCES}")
-    subprocess.run([CROSS, *flags, str(psumbook.Psumbook.source), "-o", str(tmp_path / "psumbook.so")], check=True)
+    for source in (psumbook.SOURCE, lutgemm.SOURCE):
+        subprocess.run([CROSS, *flags, str(source), "-o", str(tmp_path / "kernel.so")], check=True)

@@ -14,6 +14,7 @@ from support.errors import FULL, error
 
 import codegemm
 from codegemm import Product, choice
+from codegemm.baselines.cpu.lutgemm import Lutgemm
 from codegemm.baselines.cpu.qtip import Qtip
 from codegemm.baselines.cpu.quip import Quip
 from codegemm.devices import CPU
@@ -43,7 +44,7 @@ def test_every_kernel_keeps_to_the_interface(kernel, rng):
 
 
 @pytest.mark.usefixtures("no_compiler")
-@pytest.mark.parametrize("kernel", [Dequant(), Quip(), Qtip()], ids=repr)
+@pytest.mark.parametrize("kernel", [Dequant(), Quip(), Qtip(), Lutgemm()], ids=repr)
 def test_some_keep_to_it_without_a_compiler(kernel, rng):
     with pytest.warns(RuntimeWarning, match="no-such-compiler is not there"):
         check_kernel(kernel, seed=int(rng.integers(1 << 31)), tolerance=FULL)
@@ -58,6 +59,7 @@ def test_which_kernels_take_which_weights(make_weight):
             names = set(usable(weight, n))
             assert {"reference", "dense", *(own or ["dequant", "dequant_dense"])} <= names
             assert ("psumbook" in names) == (not own and core.config.b <= 8)
+            assert ("lutgemm" in names) == (not own and core.config.signs)
 
 
 @st.composite
@@ -134,7 +136,7 @@ def test_rotations_stay_in_range_where_the_result_does(kernel, config, make_weig
     assert error(product(weight, x, kernel), truth) <= FULL
 
 
-@pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "e8p", "qtip"])
+@pytest.mark.parametrize("config", ["m1v4g32", "m2v8g-1", "m1v8b12g-1", "q2g32", "e8p", "qtip"])
 @pytest.mark.parametrize("scale", [2.0**-14, 1e4])
 def test_large_and_tiny_x(config, scale, make_weight, rng):
     weight = make_weight(64, 256, config)
