@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.arrays import array_module, as_array
-from codegemm.devices import Device, beside, device_of
+from codegemm.devices import Device, beside, device_of, to_host
 from codegemm.formats import bits
 from codegemm.formats.codebook_config import (
     MAX_B,
@@ -352,8 +352,7 @@ def _are_signs(codebooks: Any) -> bool:
     *_, m, centroids, v = codebooks.shape
     if m != 1 or v > MAX_SIGNS or centroids != 1 << v:
         return False
-    with beside(codebooks):
-        return bool((codebooks == array_module(codebooks).asarray(all_signs(v))).all())
+    return bool((to_host(codebooks) == all_signs(v)).all())
 
 
 def _check_codes(codes: Any, b: int) -> None:
