@@ -69,8 +69,8 @@ reproduce: $(VENV)/plot $(VENV)/report
 	$(BIN)/codegemm reproduce --json reproduction/reproduction.json --plot reproduction/reproduction.png
 	$(BIN)/codegemm report reproduction/reproduction.json -o reproduction/report.html
 
-bench: $(VENV)/test $(VENV)/minilm
-	$(BIN)/python -m pytest benchmarks -m "not slow"
+bench: $(VENV)/test
+	$(BIN)/python -m pytest benchmarks -m quick
 
 docs: $(VENV)/docs $(VENV)/transformers
 	PYTHONPATH=tests $(BIN)/python -m support.reference site

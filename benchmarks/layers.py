@@ -87,13 +87,15 @@ class Truth:
             self._rows = np.union1d(chosen, [0, rows - 1])
             part = CodebookWeight(weight.codes[self._rows], weight.part_codebooks[0], weight.scales[self._rows])
             self._products = exact(part, x)
-        else:
-            assert isinstance(weight, IncoherentWeight)
+        elif isinstance(weight, IncoherentWeight):
             self._rows = np.arange(rows)
             rotated = weight.right.rotate(x.astype(np.float64)).astype(np.float32)
             blocks = weight.core_blocks(np.dtype(np.float32))
             product = np.concatenate([rotated @ block.T for _, block in blocks], 1)
             self._products = weight.left.unrotate(product.astype(np.float64))
+        else:
+            self._rows = np.arange(rows)
+            self._products = exact(weight, x)
 
     def error(self, y: np.ndarray) -> float:
         """Of y [n or fewer, M]; not a number where an element is none."""

@@ -1,69 +1,77 @@
-"""Every kernel on real and random weights: `pytest benchmarks --benchmark-compare` works between commits.
+"""The products of the paper's experiments by every kernel: `pytest benchmarks --benchmark-autosave`, and later
+`--benchmark-compare`, follow them between commits; `-m quick` takes two minutes.
 
-A group is a shape and a batch; within it the kernels are one parametrised benchmark. `extra_info` has the device, the
-bytes that the kernel reads, its error and its GB/s. Weights rotate through more copies than the last-level cache
-holds, as in `codegemm compare`.
+A group is a shape and a number of rows of x; within it a kernel and its weights are the parameter. `extra_info` has
+the machine, the bytes that the kernel reads, its GB/s and its error. Weights have random codes and rotate through more
+copies than the last-level cache holds, as in `codegemm compare`. On a GPU a time has the call's own in it.
 """
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
-from codegemm import devices
-from codegemm.comparison.selection import DENSE, compared_kernels
-from codegemm.devices import Device
-from codegemm.formats import random_weight
-from codegemm.kernel import Product
-from codegemm.measuring import conditions, sources
-from codegemm.measuring.accuracy import exact, inputs, relative_error
-from codegemm.measuring.stopwatch import Candidate
-from codegemm.registry import refusal
+from benchmarks import grid
+from benchmarks.held import Weights
+from codegemm.measuring import conditions
+from codegemm.measuring.machine import Machine
+from codegemm.registry import registered
+from codegemm.reporting import by
 
-ENGINE = "cpu" if devices.unavailable() else "cuda"
-DEVICE = Device.parse(ENGINE)
-DTYPE = conditions.dtype_of(ENGINE)
-SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336)]
-BATCHES = [1, 4, 16]
-WEIGHTS = sources.RANDOM_CONFIGS
-KERNELS = compared_kernels(ENGINE, None)
+ENGINE = conditions.engine_of("auto")
+BENCHMARKS = grid.benchmarks(ENGINE)
+MACHINE = ("engine", "device", "threads", "bandwidth", "commit", "compiler", "system")  # what times depend on
+SECONDS, LEAST, MOST = 0.5, 5, 50  # of a benchmark, and how many calls it has
 
 
-def cases():
-    """(shape, batch, configuration, kernel), one shape at batch 1 quick and the others slow."""
-    for shape, batch, config, kernel in itertools.product(SHAPES, BATCHES, WEIGHTS, KERNELS):
-        if kernel.name in DENSE and config != WEIGHTS[0]:
-            continue  # the same for all weights
-        quick = shape == SHAPES[0] and (batch == 1 or config == WEIGHTS[0])
-        label = "" if kernel.name in DENSE else f"-{config}"
-        yield pytest.param(
-            shape, batch, config, kernel, id=f"{shape[0]}x{shape[1]}-n{batch}-{kernel.name}{label}",
-            marks=() if quick else pytest.mark.slow,
-        )  # fmt: skip
+@pytest.fixture(scope="session")
+def machine():
+    told = Machine.here(ENGINE).as_json()
+    return {name: told[name] for name in MACHINE}
 
 
-@pytest.mark.parametrize(("shape", "batch", "config", "kernel"), cases())
-def test_product(shape, batch, config, kernel, benchmark):
-    weight = random_weight(shape, config)
-    product = Product.of(weight.spec, batch, DTYPE)
-    reason = refusal(kernel, product, DEVICE)
-    if reason:
-        pytest.skip(reason)
-    x = inputs(shape[1], batch, DTYPE)
-    candidate = Candidate(kernel, weight.to(DEVICE), [batch], DTYPE)
+@pytest.fixture(scope="module")
+def weights():
+    return Weights(ENGINE, max(its.batch for its in BENCHMARKS))
+
+
+def parameters():
+    """Skipped where the engine hasn't the kernel, so that no weight is made for it."""
+    known = {kernel.name: kernel for kernel in registered(ENGINE)}
+    for its in BENCHMARKS:
+        kernel = known.get(its.kernel)
+        reason = f"the engine {ENGINE} has no kernel {its.kernel}" if kernel is None else kernel.unavailable()
+        marks = [pytest.mark.quick] * its.quick + [pytest.mark.skip(reason=reason)] * (reason is not None)
+        yield pytest.param(its, kernel, id=its.name, marks=marks)
+
+
+@pytest.mark.parametrize(("its", "kernel"), list(parameters()))
+def test_product(its, kernel, weights, machine, benchmark):
+    try:
+        held = weights.held(its.shape, its.config)
+        kernel, product = held.product(kernel, its.batch)
+        candidate = held.candidate(kernel, product)
+    except (ValueError, MemoryError) as error:
+        pytest.skip(str(error))
+    x = held.x[: its.batch]
     call, _ = candidate.rotating_call(x)
-    benchmark.group = f"{shape[0]} x {shape[1]}, batch {batch}"
-    benchmark.pedantic(call, rounds=30, warmup_rounds=3)
-    bytes_read = kernel.cost(product, DEVICE).bytes_read
-    error = relative_error(candidate.measure(x, 0)[0], exact(weight, x))
-    name, threads = conditions.machine(ENGINE)
+    benchmark.group = f"{by(its.shape)}, batch {its.batch}"
+    benchmark.pedantic(call, rounds=rounds(call))
+    error = held.truth.error(candidate.ready(x).result())
+    bytes_read = kernel.cost(product, held.device).bytes_read
     benchmark.extra_info.update(
-        device=name,
-        threads=threads,
-        weights=config,
+        device=machine["device"],
+        machine=machine,
+        weights=its.config,
+        path=kernel.path(),
         bytes_read=bytes_read,
-        gigabytes_per_second=bytes_read / benchmark.stats.stats.median / 1e9,
         error=error,
     )
-    assert error < (2e-2 if kernel.precision == "fast" else 1e-2 if kernel.name == "dense_bf16" else 1e-3)
+    if benchmark.stats is not None:  # as with --benchmark-disable
+        benchmark.extra_info["gigabytes_per_second"] = bytes_read / benchmark.stats.stats.median / 1e9
+    assert error <= kernel.tolerance(product)
+
+
+def rounds(call):
+    """As many calls as fit into SECONDS, at least LEAST and at most MOST, behind one that warms up."""
+    call()
+    return min(MOST, max(LEAST, int(SECONDS / call())))
