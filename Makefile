@@ -9,7 +9,7 @@
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active
 #                      (PART=bench-8b SECONDS=60 CUBINS=cubins)
 #   make cubins        compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
-#   make tables        the documents' tables and the crossovers of auto, from what was measured
+#   make tables        docs/results.md, the documents' tables and the crossovers of auto, from what was measured
 #   make compare       the head-to-head comparison on this machine
 #   make reproduce     the experiments of the CodeGEMM paper on this machine, as a page: into reproduction/; half an hour
 #   make bench         two minutes of benchmarks

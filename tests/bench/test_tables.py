@@ -1,12 +1,17 @@
 """`make tables`: what documents and `auto` get of what was measured."""
 
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import tables as made
+from benchmarks.tables import __main__ as made
+from benchmarks.tables import cpu, crossovers, files, gpu, markdown, page, reproduced
 from codegemm import tables
+from codegemm.reproduction.paper import published
+from codegemm.reproduction.table import Table, as_fast_as
 from codegemm.tables import Choice
 
 
@@ -38,34 +43,91 @@ REPORT = {
 
 @pytest.fixture
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(made, "RESULTS", tmp_path)
-    documents = [tmp_path / document.name for document in made.DOCUMENTS]
-    for copied, document in zip(documents, made.DOCUMENTS):
-        copied.write_text(document.read_text())
-    monkeypatch.setattr(made, "DOCUMENTS", documents)
+    """Where the files and the documents are, but for those of a GPU."""
+    for path in files.RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    for place in (*made.DOCUMENTS, made.PAGE):
+        shutil.copy(place, tmp_path)
+    monkeypatch.setattr(made, "PAGE", tmp_path / made.PAGE.name)
+    monkeypatch.setattr(made, "DOCUMENTS", [tmp_path / document.name for document in made.DOCUMENTS])
     monkeypatch.setattr(tables, "CROSSOVERS", tmp_path / "crossovers.json")
-    for name in (*made.CPU_FILES, *made.TORCH_FILES, "quantize.json", "quantize-minilm.json"):
-        (tmp_path / name).write_text((made.ROOT / "benchmarks" / "results" / name).read_text())
     return tmp_path
 
 
 def test_documents_are_what_was_measured():
     texts = made.written()
     documents = [document.read_text() for document in made.DOCUMENTS]
-    assert all(made.renewed(document, texts) == document for document in documents)
+    assert all(markdown.renewed(document, texts) == document for document in documents), "run `make tables`"
     for name in texts:  # each in one of them
-        assert sum(f"<!-- {name}: written by" in document for document in documents) == 1
+        assert sum(markdown.marks(name)[0] in document for document in documents) == 1
+
+
+def test_the_page_of_results_is_what_was_measured():
+    assert page.page() == made.PAGE.read_text(), "run `make tables`"
+
+
+def test_no_number_is_written_into_the_page():
+    """But in names: of configurations and types, instruction sets, precisions, models."""
+    names = r"`[^`]*`|\]\([^)]*\)|<!--.*-->|float\d+|bfloat\d+|AVX2|Llama-3-8B"
+    assert not re.search(r"\d", re.sub(names, "", page.TEMPLATE.read_text()))
+
+
+def test_the_page_follows_its_files(results):
+    """Another file, other numbers."""
+    before = page.page()
+    assert "up to 512 (of bfloat16 up to 16)" in " ".join(before.split())
+    result = json.loads((results / "cpu-avx512.json").read_text())
+    for number, row in enumerate(result["rows"]):
+        row["noisy"] = number % 4 == 0
+        row["times_dense"] = 3.21
+    (results / "cpu-avx512.json").write_text(json.dumps(result))
+    text = page.page()
+    assert "medians of 7 rounds, 2" in text  # percent
+    assert text.count("| 3.21 | 3.21 | 3.21 |") > 10
+    assert text != before
+    ratios = json.loads((results / "cpu-ratios.json").read_text())
+    for target in ratios["targets"]:
+        target["found"] = 0.123 if "share" in target["statement"] else 4.56
+    (results / "cpu-ratios.json").write_text(json.dumps(ratios))
+    assert "| 4.56 | 4.56 | 4.56 | 12 | 12 |" in page.page()
+
+
+def timed(kernel, batch, seconds, chosen):
+    return {
+        "shape": [64, 512], "threads": 2, "kernel": kernel, "config": "m2v8g128", "batch": batch, "seconds": seconds,
+        "chosen": chosen,
+    }  # fmt: skip
+
+
+def test_what_auto_took_too_slow(results):
+    """A product that only `psumbook` was measured of says nothing, nor one that it is slower for."""
+    rows = [
+        timed("psumbook", 1, [1.0, 1.0, 1.0], True),
+        timed("dequant", 4, [3.0, 8.0, 3.0], True), timed("psumbook", 4, [2.0, 2.0, 1.0], False),
+        timed("dequant", 16, [1.0, 1.0, 1.0], True), timed("psumbook", 16, [2.0, 2.0, 1.0], False),
+    ]  # fmt: skip
+    found = {"machine": {"device": "a processor", "path": "avx2"}, "rows": rows}
+    for file in files.RATIOS:
+        (results / file).write_text(json.dumps(found))
+    product = "a processor (avx2), 2 threads: 64 x 512, m2v8g128, 4 rows of x"
+    assert cpu.slower_than_psumbook() == f"- {product}: `dequant`, and `psumbook` is 3.0 times as fast\n" * 2
+    for file in files.RATIOS:
+        (results / file).write_text(json.dumps(found | {"rows": rows[:1]}))
+    assert cpu.slower_than_psumbook() == "- none\n"
 
 
 def test_crossovers_are_what_was_measured():
-    found = made.crossovers(made.reports())
+    found = crossovers.crossovers(files.of_gpus())
     stored = json.loads(tables.CROSSOVERS.read_text()) if tables.CROSSOVERS.exists() else {}
     assert stored == json.loads(json.dumps(found))
 
 
 def test_nothing_measured_is_said(results):
     made.main()
-    assert made.NOTHING in (results / "results.md").read_text()
+    text = (results / "results.md").read_text()
+    assert gpu.NOTHING in text
+    assert "Beside the paper" not in text
     assert not (results / "crossovers.json").exists()
 
 
@@ -76,7 +138,7 @@ def test_tables_of_a_gpu(results):
     (results / "nvidia-h200" / "counters.json").write_text("[]")
     made.main()
     text = (results / "results.md").read_text()
-    assert made.NOTHING not in text
+    assert gpu.NOTHING not in text
     assert "NVIDIA H200, a copy moving 4300 GB/s, geometric means over 2 layers of Llama-3:" in text
     assert "| kernel | weights | batch 1 | batch 2 | batch 4 | batch 8 |\n| --- |" in text
     assert "| `psumbook` | m1v4g128 | 6.00 | 2.00 |  | 2.00 |\n| `dequant` | m1v4g128 | 2.00 |" in text
@@ -88,7 +150,7 @@ def test_tables_of_a_gpu(results):
 def test_crossovers_for_auto(results, monkeypatch):
     automatic = {"psumbook": True, "dequant": True, "aqlm": False}
     kernels = [SimpleNamespace(name=name, automatic=may) for name, may in automatic.items()]
-    monkeypatch.setattr(made, "registered", lambda engine: kernels)
+    monkeypatch.setattr(crossovers, "registered", lambda engine: kernels)
     (results / "nvidia-h200").mkdir()
     (results / "nvidia-h200" / "bench-8b.json").write_text(json.dumps(REPORT))
     made.main()
@@ -98,3 +160,55 @@ def test_crossovers_for_auto(results, monkeypatch):
         Choice("m1v4g128", (512, 512), (1, 1), "float16", "psumbook"),
         Choice("m1v4g-1", (64, 512), (1, 1), "float16", "dequant"),
     }
+
+
+@pytest.fixture
+def experiments(rng):
+    """What `codegemm reproduce --json` writes of three experiments: of times, of shares, and one without a table."""
+    paper = published("table8")
+    times = Table.beside(
+        "table8", "Configurations", "More take longer.", [[20e3, None, *rng.uniform(1e3, 9e3, 5)]], baseline="dense",
+        in_terms="times as fast as dense", noisy=frozenset({("8192 x 8192", "m1v4g128")}), ratio=as_fast_as(0),
+    )  # fmt: skip
+    shares = Table.beside("table6", "Building", "Shares.", [[12.34, 5.0], [6.0, 7.0]], notes=("On one thread.",))
+    points = Table(
+        name="figure4", title="Trade-offs", caption="Of a Gaussian matrix.", unit="", rows=("m1v8g128",), paper=None,
+        columns=("bits/weight", "us", "relative error"), ours=((2.126, 1234.5, 0.1),),
+    )  # fmt: skip
+    return {
+        "kind": "reproduction", "machine": {"device": "a processor", "threads": 2}, "disturbances": ["load 9"],
+        "predicted": None, "paper": f"Somebody: {len(paper.rows)} row", "missing": {"AQLM 1x16, batch 1": "no reason"},
+        "tables": [table.as_json() for table in (shares, times, points)],
+    }  # fmt: skip
+
+
+def test_the_papers_numbers_and_ours(results, experiments):
+    (results / "reproduce-here.json").write_text(json.dumps(experiments))
+    (results / "a-gpu").mkdir()
+    (results / "a-gpu" / "reproduce.json").write_text(json.dumps(experiments))
+    made.main()
+    text = (results / "results.md").read_text()
+    section = text[text.index("## Beside the paper") :]
+    assert section == reproduced.section().lstrip()
+    for file in ("reproduce-here.json", "a-gpu/reproduce.json"):
+        told = f"Paper: Somebody: 1 row. Here: a processor, 2 threads ([{file}](../benchmarks/results/{file}))."
+        assert told in section
+    assert "The machine was busy: load 9." in section
+    assert "- left out: AQLM 1x16, batch 1: no reason\n" in section
+    assert "Table 6: Building (%):\n\n|  | 4096 x 4096 | 8192 x 8192 |" in section
+    assert "| m2v8g128 | 30.5 % / 12.3 % | 45.4 % / 5.0 % |" in section
+    assert "\nShares. On one thread.\n" in section
+    assert "Figure 4: Trade-offs:" in section
+    assert "| m1v8g128 | 2.13 | 1.23 ms | 0.1000 |" in section
+
+
+def test_ratios_beside_the_papers(results, experiments):
+    (results / "reproduce-here.json").write_text(json.dumps(experiments))
+    _, times, _ = experiments["tables"]
+    [[_, dense, _, *ours]], [[_, *paper]] = times["ours"], times["paper"]
+    wanted = [f"{paper[0] / paper[1]:.2f} / -"]
+    wanted += [f"{paper[0] / p:.2f} / {dense / o:.2f}" for p, o in zip(paper[2:], ours)]
+    wanted[1] += "!"
+    section = reproduced.section()
+    assert "Table 8: Configurations (times as fast as dense):\n\n|  | m1v8g128 | m1v4g128 |" in section
+    assert f"| 8192 x 8192 | {' | '.join(wanted)} |" in section

@@ -34,7 +34,8 @@ def test_a_gpu_needs_few_libraries(tmp_path):
         tmp_path,
         f"""
         import numpy as np, codegemm
-        from benchmarks import counters, gpu, layers, tables
+        from benchmarks import counters, gpu, layers
+        from benchmarks.tables import __main__
         from codegemm import prediction, tuning
         from codegemm.measuring import accuracy
         weight = layers.sources.random_weight((64, 512), 'm1v4g128')

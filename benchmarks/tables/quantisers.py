@@ -1,0 +1,25 @@
+"""How good quantisers are."""
+
+from __future__ import annotations
+
+from benchmarks.tables import files, markdown
+from codegemm.reporting import by
+
+
+def gaussian() -> str:
+    """Accuracy, time and memory on Gaussian matrices."""
+    lines = [["configuration", "matrix", "bits", "relative MSE", "seconds", "GiB", "on"]]
+    for row in files.rows(files.GAUSSIAN):
+        accuracy = (f"{row['bits_per_weight']:.3f}", f"{row['relative_mse']:.4f}")
+        cost = (f"{row['seconds']:.0f}", f"{row['gib']:.1f}", f"{row['device']} ({row['path']})")
+        lines.append([row["config"], by(row["shape"]), *accuracy, *cost])
+    return "\n" + markdown.table(lines, "---")
+
+
+def minilm() -> str:
+    """Errors on a trained transformer, for each way of quantising it."""
+    lines = [["configuration", "way", "bits", "relative MSE of weights", "relative MSE of outputs"]]
+    for row in files.rows(files.MINILM):
+        errors = (f"{row['weight_error']:.4f}", f"{row['output_error']:.4f}")
+        lines.append([row["config"], row["way"], f"{row['bits_per_weight']:.2f}", *errors])
+    return "\n" + markdown.table(lines, "---")
