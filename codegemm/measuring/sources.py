@@ -21,9 +21,9 @@ from codegemm.reporting import by
 from codegemm.shards import Model, open_model
 from codegemm.storage import load, load_all
 
-REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "e8p", "qtip")
-# AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1.
-RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", "e8p", "qtip")
+REAL_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "e8p", "qtip", "q2g128")
+# AQLM's 2x8 is m2v8g-1 and its 1x16 m1v8b16g-1; q2g128 are LUT-GEMM's planes of signs.
+RANDOM_CONFIGS = ("m1v4g128", "m2v8g128", "m2v8g-1", "m1v8b16g-1", "e8p", "qtip", "q2g128")
 LLAMA_3_8B = ((14336, 4096), (4096, 14336), (4096, 4096))
 # The linear layers of a decoder block: gate and up, down, query and output, key and value.
 LLAMA_3 = {
