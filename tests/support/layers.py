@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from codegemm.torch import CodebookLinear  # noqa: E402
 
 # At 320 x 960: of all but the last the kernel holds codes in an order of its own.
-CONFIGS = ("m1v4g32", "e8p", "m2v4b5g16+ordered+rotated16+terms2", "qtip", "m1v8b11g-1")
+CONFIGS = ("m1v4g32", "q2g32", "e8p", "m2v4b5g16+ordered+rotated16+terms2", "qtip", "m1v8b11g-1")
 LIMITS = {torch.float64: 2e-4, torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
