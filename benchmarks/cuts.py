@@ -177,6 +177,15 @@ def _chosen(module: ModuleType, spec: Any, n: int, gpu: Gpu) -> list[Any]:
     )
 
 
+def parts(name: str, shape: tuple[int, int], config: str, n: int, gpu: Gpu) -> Counter[str]:
+    """Seconds, estimated, of each part of a product as it is cut by itself."""
+    product = Product.of(spec_of(shape, config), n, DTYPE)
+    found: Counter[str] = Counter()
+    for work in Recut(name, MODULES[name].cut_for(product.spec, n, gpu)).decide(product, gpu).works:
+        found.update(model.parts(work, gpu))
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """`python -m benchmarks.cuts [GPU]`: what the estimated times of all products above are made of, in microseconds,
     the largest part first; it needs no GPU."""
@@ -184,12 +193,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("gpu", nargs="?", default="h200", choices=list(KNOWN))
     gpu = KNOWN[parser.parse_args(arguments).gpu]
     for name, shape, config, n in products(gpu):
-        product = Product.of(spec_of(shape, config), n, DTYPE)
-        parts: Counter[str] = Counter()
-        for work in Recut(name, MODULES[name].cut_for(product.spec, n, gpu)).decide(product, gpu).works:
-            parts.update(model.parts(work, gpu))
-        listed = ", ".join(f"{part} {1e6 * seconds:.1f}" for part, seconds in parts.most_common())
-        print(f"{product_name(shape, config, n, name)} {1e6 * sum(parts.values()):6.1f} us: {listed}")
+        seconds = parts(name, shape, config, n, gpu)
+        listed = ", ".join(f"{part} {1e6 * each:.1f}" for part, each in seconds.most_common())
+        print(f"{product_name(shape, config, n, name)} {1e6 * seconds.total():6.1f} us: {listed}")
 
 
 if __name__ == "__main__":
