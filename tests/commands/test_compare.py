@@ -120,7 +120,7 @@ def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
     save_file({"a.weight": matrix, "b": np.ones(3)}, tmp_path / "model.safetensors")
     arguments = ("--weights", str(tmp_path / "model.safetensors"), "--tensor", "a.weight", "--batch", "2")
     output, rows = rows_of(tmp_path, *arguments)
-    assert {row["config"] for row in rows} == {"", "m1v4g128", "m2v8g128", "m2v8g-1", "e8p"}
+    assert {row["config"] for row in rows} == {"", "m1v4g128", "m2v8g128", "m2v8g-1", "e8p", "q2g128"}
     assert "error to original" in output
     x = inputs(128, 2, np.dtype(np.float32)).astype(np.float64)
     for row in rows:
