@@ -13,6 +13,7 @@ from codegemm.cli.explore import explore
 from codegemm.cli.info import info
 from codegemm.cli.predict import predict
 from codegemm.cli.quantize import quantize
+from codegemm.cli.report import report
 from codegemm.cli.reproduce import reproduce
 from codegemm.cli.tune import tune
 from codegemm.errors import KernelError
@@ -29,7 +30,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, reproduce, explore, tune, predict, quantize, info, cache, doctor):
+for command in (compare, reproduce, report, explore, tune, predict, quantize, info, cache, doctor):
     cli.add_command(command)
 
 

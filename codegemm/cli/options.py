@@ -122,6 +122,14 @@ def missing_plotting() -> str | None:
     return None
 
 
+def missing_reporting() -> str | None:
+    """Why no page can be made, or None."""
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed: pip install 'codegemm[report]'"
+    return None
+
+
 def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
     from codegemm.measuring import conditions
 

@@ -18,6 +18,7 @@ _WIDTH, _LINE, _HEAD, _POINTS = (
     0.95,
     4.6,
 )  # inches: a panel, a cell's two bars, a panel's title and axis, points
+_NARROW = 4.2  # inches: a picture of one panel
 _FONT = 7
 _PAPER, _OURS = "#b8b8b8", "#2b6cb0"
 _GROUPS = "osD^"  # marks of group sizes
@@ -31,10 +32,18 @@ def write_plot(found: Reproduction, path: str | Path) -> None:
     for part, column in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns):
         panels = part.subplots(len(column), 1, squeeze=False, height_ratios=list(map(_height, column)))[:, 0]
         for panel, table in zip(panels, column):
-            (_draw_points if table.paper is None else _draw_bars)(panel, table)
+            _draw(panel, table)
+            panel.set_title(textwrap.fill(report.title(table), 70), fontsize=8)
     text = f"Grey: the paper ({paper.machine()}). Blue: {report.here(found)}."
     figure.suptitle(textwrap.fill(text, int(18 * _WIDTH * len(columns))), fontsize=9)
     write_picture(figure, path)
+
+
+def table_figure(table: Table) -> Any:
+    """One table's, as narrow as a page on a phone, without a title."""
+    figure = blank_figure((_NARROW, _height(table)))
+    _draw(figure.subplots(), table)
+    return figure
 
 
 def _columns(tables: Sequence[Table]) -> list[list[Table]]:
@@ -48,6 +57,10 @@ def _columns(tables: Sequence[Table]) -> list[list[Table]]:
 def _height(table: Table) -> float:
     """Of its panel, in inches."""
     return _POINTS if table.paper is None else _HEAD + _LINE * len(list(_bars(table)))
+
+
+def _draw(panel: Any, table: Table) -> None:
+    (_draw_points if table.paper is None else _draw_bars)(panel, table)
 
 
 def _draw_bars(panel: Any, table: Table) -> None:
@@ -65,7 +78,7 @@ def _draw_bars(panel: Any, table: Table) -> None:
     panel.margins(x=0.12)
     if table.ratio is not None:
         panel.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    _frame(panel, table, table.in_terms or table.unit)
+    _frame(panel, table.in_terms or table.unit)
 
 
 def _bars(table: Table) -> Iterator[tuple[Any, ...]]:
@@ -109,11 +122,10 @@ def _draw_points(panel: Any, table: Table) -> None:
         panel.legend(fontsize=_FONT, frameon=False, loc="upper left")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("ms", fontsize=_FONT)
-    _frame(panel, table, "bits per weight")
+    _frame(panel, "bits per weight")
 
 
-def _frame(panel: Any, table: Table, below: str) -> None:
-    panel.set_title(textwrap.fill(report.title(table), 70), fontsize=8)
+def _frame(panel: Any, below: str) -> None:
     panel.set_xlabel(below, fontsize=_FONT)
     panel.tick_params(axis="both", labelsize=_FONT)
     panel.tick_params(axis="y", length=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -51,6 +51,40 @@ class Table:
             paper=tuple(paper.rows.values()),
             ours=tuple(map(tuple, ours)),
             **more,
+        )
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `as_json` made; KeyError, TypeError or ValueError for what is no table."""
+        rows, columns = tuple(str(row[0]) for row in data["ours"]), tuple(map(str, data["columns"]))
+        baseline = data.get("baseline") or ""
+        ratio = None
+        if baseline in columns:
+            ratio = as_fast_as(columns.index(baseline))
+        elif baseline in rows:
+            ratio = as_much_as(rows.index(baseline))
+
+        def numbers(labelled: Sequence[Sequence[Any]]) -> tuple[tuple[Number, ...], ...]:
+            found = tuple(tuple(None if cell is None else float(cell) for cell in cells) for _, *cells in labelled)
+            if [len(cells) for cells in found] != [len(columns)] * len(rows):
+                raise ValueError(f"{data['name']}: must have {len(rows)} rows of {len(columns)} numbers")
+            return found
+
+        return cls(
+            name=str(data["name"]),
+            title=str(data["title"]),
+            caption=str(data.get("caption", "")),
+            unit=str(data.get("unit", "")),
+            rows=rows,
+            columns=columns,
+            paper=None if data.get("paper") is None else numbers(data["paper"]),
+            ours=numbers(data["ours"]),
+            baseline=baseline,
+            in_terms=str(data.get("in_terms", "")),
+            predicted=bool(data.get("predicted")),
+            noisy=frozenset((str(row), str(column)) for row, column in data.get("noisy", ())),
+            notes=tuple(filter(None, [str(data.get("note", ""))])),
+            ratio=ratio,
         )
 
     def ratios(self, numbers: Sequence[Sequence[Number]] | None) -> tuple[tuple[Number, ...], ...] | None:

@@ -1,0 +1,1 @@
+"""A page of what was measured, predicted and reproduced: `codegemm report`."""
