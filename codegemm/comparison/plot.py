@@ -15,6 +15,7 @@ from codegemm.reporting import blank_figure, counted, new_figure, write_picture
 _COLUMNS = 3  # panels beside each other
 _LABELS, _BARS, _BAR = 1.9, 3.1, 0.11  # inches: names, the longest bar, a bar's height
 _NARROW = 4.2  # inches: a picture of one panel
+_LONGEST = 40  # characters of a name in a line
 _FONT = 7
 _LIGHTEST, _DARKEST = 0.35, 0.95  # of the shades
 
@@ -122,7 +123,8 @@ def _draw(panel: Any, bars: Bars, shades: Mapping[int, Any], predicted: bool = F
                 fontsize=_FONT - 1.5, verticalalignment="center",
             )  # fmt: skip
     middle = (len(shades) - 1) / 2
-    panel.set_yticks([place * pitch + middle for place in range(len(bars))], list(bars), fontsize=_FONT)
+    names = [textwrap.fill(name, _LONGEST, break_long_words=True) for name in bars]
+    panel.set_yticks([place * pitch + middle for place in range(len(bars))], names, fontsize=_FONT)
     panel.set_ylim(max(1, len(bars)) * pitch - 1, -1)
     panel.margins(x=0.12)
     panel.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)

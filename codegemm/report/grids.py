@@ -66,15 +66,15 @@ def of_products(label: str, products: Sequence[Product]) -> Grid:
 def of_losses(label: str, losses: Sequence[tuple[str, Loss]]) -> Grid:
     """A row for each, with the name of its run."""
     columns = (
-        Column("measured or predicted on", numeric=False),
-        Column("shape", hint="Sorts by the number of weights."),
+        Column("factor", hint="How many times as fast the other is."),
         Column("batch"),
+        Column("shape", hint="Sorts by the number of weights."),
         Column("ours", numeric=False, hint="The kernel that auto takes for these weights."),
         Column("time, us"),
         Column("faster", numeric=False),
         Column("its time, us"),
-        Column("factor", hint="How many times as fast it is."),
         Column("faster, too", numeric=False),
+        Column("where", numeric=False),
     )
     return Grid(label, columns, tuple(tuple(_of_loss(place, loss)) for place, loss in losses))
 
@@ -105,7 +105,6 @@ def _columns() -> Iterator[tuple[Column, Make, Callable[[Sequence[Product]], boo
     def told(name: str) -> Callable[[Sequence[Product]], bool]:
         return lambda products: any(getattr(each, name) is not None for each in products)
 
-    yield Column("case", numeric=False), lambda each: Cell(each.case), _titled
     yield Column("shape", hint="Sorts by the number of weights."), _shape, None
     yield Column("batch"), lambda each: Cell(str(each.batch), each.batch), None
     yield Column("kernel", numeric=False), _kernel, None
@@ -121,6 +120,7 @@ def _columns() -> Iterator[tuple[Column, Make, Callable[[Sequence[Product]], boo
     yield Column("% of bound"), _predictable("bound_share", "{:.0f}", 100), None
     yield Column("error"), _number("error", "{:.1e}"), told("error")
     yield Column("error to original"), _number("error_to_original", "{:.3f}"), told("error_to_original")
+    yield Column("case", numeric=False), lambda each: Cell(each.case), _titled
 
 
 def _titled(products: Sequence[Product]) -> bool:
@@ -171,15 +171,15 @@ def _of_loss(place: str, loss: Loss) -> Iterator[Cell]:
     own, (fastest, *others) = loss.own, loss.others
     predicted = own.predicted
     words = tuple(["overlap"] * loss.overlap + [PREDICTED] * predicted)
-    yield Cell(place)
-    yield _shape(own) if own.case == by(own.shape) else replace(_shape(own), text=own.case)
+    yield Cell(f"{loss.factor:.2f}", loss.factor, words, predicted)
     yield Cell(str(own.batch), own.batch)
+    yield _shape(own)
     yield Cell(own.name)
     yield Cell(micro(own.seconds), own.seconds, predicted=predicted)
     yield Cell(fastest.name)
     yield Cell(micro(fastest.seconds), fastest.seconds, predicted=predicted)
-    yield Cell(f"{loss.factor:.2f}", loss.factor, words, predicted)
     yield Cell(", ".join(each.name for each in others))
+    yield Cell(place if own.case == by(own.shape) else f"{place}: {own.case}")
 
 
 def _of_cell(table: Table, cell: tuple[str, str, Number, Number, Number, Number]) -> Iterator[Cell]:

@@ -26,6 +26,7 @@ class Picture:
 
     svg: str
     caption: str
+    title: str = ""
 
 
 def of_products(products: Sequence[Product], prefix: str) -> Iterator[Picture]:
@@ -42,7 +43,7 @@ def _of_case(case: str, products: Sequence[Product], with_path: bool, prefix: st
     svg = _svg(lambda: bars.case_figure(_bars(products, batches, with_path), predicted), prefix)
     what = "Predicted speed" if predicted else "Speed"
     rest = "" if batches == every else f" {len(batches)} of {len(every)} batches are drawn."
-    return Picture(svg, f"{case}. {what} in multiples of dense, which is the dotted line.{rest}")
+    return Picture(svg, f"{what} in multiples of dense, which is the dotted line.{rest}", case)
 
 
 def of_table(table: Table, prefix: str) -> Picture:

@@ -43,8 +43,8 @@ class Product:
 
     @property
     def name(self) -> str:
-        """Kernel and weights."""
-        return " ".join(filter(None, (self.kernel, self.config)))
+        """Kernel and weights; some are called alike."""
+        return " ".join(dict.fromkeys(filter(None, (self.kernel, self.config))))
 
     @property
     def own(self) -> bool:
