@@ -251,8 +251,8 @@ def test_shapes_beyond_the_kernels_integers():
     done = CliRunner().invoke(cli, ["predict", "--shape", "9999999999x4096", "--batch", "1,16"])
     assert done.exit_code == 1
     assert done.output == (
-        "Error: 9999999999 x 4096, m1v4g128, m2v8g128, m2v8g-1, m1v8b16g-1, q2g128, N = 1, 16: no kernel multiplies so: "
-        "out_features=9999999999: up to 2147418112, for its integers have 32 bits\n"
+        "Error: 9999999999 x 4096, m1v4g128, m2v8g128, m2v8g-1, m1v8b16g-1, q2g128, N = 1, 16: no kernel multiplies "
+        "so: out_features=9999999999: up to 2147418112, for its integers have 32 bits\n"
     )
 
 
