@@ -40,6 +40,11 @@ class Product(Generic[S]):
         return cls(spec, int(n), dtype, dtype if out_dtype is None else float_dtype(out_dtype), biased)
 
     @property
+    def multiply_adds(self) -> int:
+        """Of a dense product: n * M * K."""
+        return self.n * self.spec.out_features * self.spec.in_features
+
+    @property
     def x_bytes(self) -> int:
         """Of x."""
         return self.n * self.spec.in_features * self.dtype.itemsize
@@ -53,10 +58,16 @@ class Product(Generic[S]):
 @dataclass(frozen=True)
 class Cost:
     """What one product moves from and to memory: weights as the kernel holds them, x, y; every byte once in each of the
-    parts that a kernel does one after the other."""
+    parts that a kernel does one after the other.
+
+    multiply_adds, lookups: that it can't do without, 0 where that is not told: those of x by weights, and those that
+    make tables; entries of such tables that are gathered and added.
+    """
 
     bytes_read: int
     bytes_written: int
+    multiply_adds: int = 0
+    lookups: int = 0
 
 
 class Kernel(ABC, Generic[S, W]):
@@ -175,7 +186,7 @@ class Kernel(ABC, Generic[S, W]):
 
     @abstractmethod
     def cost(self, product: Product[S], device: Device) -> Cost:
-        """What `run` moves."""
+        """What `run` moves and computes."""
 
     def bits_per_weight(self, spec: S) -> float:
         """Bits of one weight as this kernel multiplies it; those of the format unless it keeps another form."""

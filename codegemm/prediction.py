@@ -22,7 +22,7 @@ DTYPE = np.dtype(np.float16)
 @dataclass(frozen=True)
 class Prediction:
     """A kernel's product. config: empty for a dense one. bandwidth_share: bytes read a second, of those a copy moves;
-    chosen: whether `auto` takes this kernel; bound: what the product waits for longest."""
+    chosen: whether `auto` takes this kernel; bound: what the product waits for longest, bound_seconds: how long."""
 
     kernel: str
     config: str
@@ -32,6 +32,7 @@ class Prediction:
     bandwidth_share: float
     chosen: bool
     bound: str
+    bound_seconds: float
 
 
 def predict(
@@ -72,6 +73,7 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu) -> list[Prediction]:
     times = {kernel: model.seconds(works[kernel], gpu) for kernel in works}
     automatic = {kernel.name: times[kernel] for kernel in works if kernel.is_automatic(product)}
     chosen = choose(lookup_of(product), automatic) if automatic else None
+    waits = {kernel: model.longest(works[kernel], gpu) for kernel in works}
     return [
         Prediction(
             kernel=kernel.name,
@@ -81,7 +83,8 @@ def _product(config: str, spec: Spec, n: int, gpu: Gpu) -> list[Prediction]:
             seconds=times[kernel],
             bandwidth_share=sum(work.bytes_read for work in works[kernel]) / times[kernel] / copy_bandwidth(gpu),
             chosen=kernel.name == chosen,
-            bound=model.bound(works[kernel], gpu),
+            bound=waits[kernel][1],
+            bound_seconds=waits[kernel][0],
         )
         for kernel in sorted(works, key=lambda kernel: kernel.name != "dense")
     ]

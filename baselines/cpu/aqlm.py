@@ -108,4 +108,7 @@ class Aqlm(CpuKernel[CodebookSpec, CodebookWeight]):
         tables = 4 * spec.vectors * config.m * config.centroids if narrow else 0
         books = config.m * config.centroids * config.v * (4 if narrow else 2)
         once = codes + books + tables + 2 * spec.out_features
-        return Cost(n * once + product.x_bytes, n * tables + product.y_bytes)
+        # Narrow codes look up tables, of which each entry is an inner product of v weights.
+        adds = n * tables // 4 * config.v if narrow else product.multiply_adds
+        lookups = n * spec.out_features * spec.vectors * config.m if narrow else 0
+        return Cost(n * once + product.x_bytes, n * tables + product.y_bytes, adds, lookups)

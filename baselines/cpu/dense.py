@@ -25,7 +25,7 @@ class _Dense(Kernel[Spec, Weight]):
 
     def cost(self, product: Product[Spec], device: Device) -> Cost:
         m, k = product.spec.shape
-        return Cost(self.bits // 8 * m * k + product.x_bytes, product.y_bytes)
+        return Cost(self.bits // 8 * m * k + product.x_bytes, product.y_bytes, product.multiply_adds)
 
     def bits_per_weight(self, spec: Spec) -> float:
         return self.bits

@@ -63,4 +63,5 @@ class IncoherentKernel(CpuKernel[S, W]):
 
     def cost(self, product: Product[S], device: Device) -> Cost:
         m, k = product.spec.shape
-        return Cost(product.spec.bits * m * k // 8 + 4 * (m + k) + product.x_bytes, product.y_bytes)
+        read = product.spec.bits * m * k // 8 + 4 * (m + k) + product.x_bytes
+        return Cost(read, product.y_bytes, product.multiply_adds)

@@ -111,6 +111,7 @@ def _matvec(product: Product[CodebookSpec], gpu: Gpu) -> Launch:
             instructions=fetched / LANES * _INSTRUCTIONS,
             balance=balance(blocks, gpu.multiprocessors),
             latency=START + -(-row_lanes(spec) // LANES) * _CHUNK_LATENCY,
+            multiply_adds=product.multiply_adds,
         ),
     )  # fmt: skip
 

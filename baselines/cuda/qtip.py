@@ -82,6 +82,7 @@ class Qtip(IncoherentKernel[QtipSpec, QtipWeight]):
                 mma=turns * steps * 4 * groups(n),
                 balance=balance(m // SIDE, gpu.multiprocessors),
                 latency=turns * -(-m // SIDE // grid) * _STRIP_LATENCY,
+                multiply_adds=product.multiply_adds,
             ),
         )
 

@@ -110,6 +110,7 @@ class Quip(IncoherentKernel[E8PSpec, E8PWeight]):
                 mma=turns * steps * 2 * groups(n) * (residuals + 1 / _TOGETHER[spec.bits]),
                 balance=balance(m // TILE_ROWS, gpu.multiprocessors),
                 latency=turns * passes * -(-k // STEP // count) * _ROUND_LATENCY[groups(n)],
+                multiply_adds=product.multiply_adds,
             ),
         )
 

@@ -54,8 +54,8 @@ class Bench:
         seconds, n, is_dense = timing.median, product.n, kernel.name in DENSE
         if kernel.name == "dense":
             self._dense[n] = seconds
-        bytes_read = kernel.cost(product, device).bytes_read
-        return Row(
+        cost = kernel.cost(product, device)
+        row = Row(
             case=self._case.title,
             shape=self._case.shape,
             kernel=kernel.name,
@@ -69,14 +69,18 @@ class Bench:
             rounds=timing.seconds,
             calls=timing.calls,
             timed=timing.how,
-            bytes_read=bytes_read,
-            bandwidth_share=bytes_read / seconds / self._machine.bandwidth,
+            bytes_read=cost.bytes_read,
+            bandwidth_share=0,
             times_dense=self._dense[n] / seconds if n in self._dense else None,
             error=error(y),
             tolerance=kernel.tolerance(product),
             error_to_original=self._error_to_original(y),
             chosen=kernel.is_automatic(product) and select(product, device) is kernel,
+            bytes_written=cost.bytes_written,
+            multiply_adds=cost.multiply_adds,
+            lookups=cost.lookups,
         )
+        return row.held_against(self._machine)
 
 
 def error_to(truth: npt.NDArray[np.float64]) -> Error:

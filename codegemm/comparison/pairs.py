@@ -13,7 +13,7 @@ from codegemm.reporting import by, counted, format_time, open_console, print_tab
 
 _NEEDED = {"shape", "config", "batch", "kernel", "seconds"}
 # Of the machine: what is measured, and so differs between any two runs.
-_MEASURED = ("date", "loads", "others", "bandwidth", "bandwidths")
+_MEASURED = ("date", "loads", "others", "bandwidth", "bandwidths", "multiply_adds", "lookups")
 
 Data = dict[str, Any]
 

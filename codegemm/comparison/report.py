@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from codegemm.comparison.result import NOISY, Result, Row
 from codegemm.reporting import counted, decimals, format_time, open_console, print_table
 
-_NUMBERS = (">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bandwidth", ">x dense", ">error")
+_NUMBERS = (">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bound", ">x dense", ">error")
 # What a narrow terminal does without, the first of them first.
-_OPTIONAL = (">bits/weight", ">GB/s", ">% of bandwidth", ">error to original", ">shapes", None, "quartiles")
+_OPTIONAL = (">bits/weight", ">GB/s", ">% of bound", ">error to original", ">shapes", None, "quartiles")
 
 
 def print_tables(result: Result) -> None:
@@ -102,12 +102,17 @@ def _lines(result: Result, rows: Sequence[Row], with_original: bool) -> Iterator
                 " ".join([format_time(row.seconds), *marks]),
                 _quartiles(row),
                 f"{row.bytes_read / row.seconds / 1e9:.1f}",
-                f"{100 * row.bandwidth_share:.0f}",
+                _bound(row),
                 "" if row.wrong else decimals(row.times_dense),
                 f"{row.error:.1e}{' wrong' if row.wrong else ''}",
                 *([f"{row.error_to_original:.3f}"] if with_original else []),
             ]
         yield None
+
+
+def _bound(row: Row) -> str:
+    """The share that is reached of what binds the product, in percent, and what that is."""
+    return f"{100 * row.bound_seconds / row.seconds:.0f} {row.bound}"
 
 
 def _quartiles(row: Row) -> str:

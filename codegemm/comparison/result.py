@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from codegemm.kernel import Cost
+from codegemm.measuring.bounds import bound
 from codegemm.measuring.machine import Machine
 
 __all__ = ["Result", "Row"]
@@ -24,7 +26,8 @@ class Row:
     second, of the machine's bandwidth. times_dense: how many times as fast as `dense`; None where that is unknown.
     error: ||y - y_ref|| / ||y_ref||, with y_ref the product with the dequantised weight in float64; tolerance: what the
     kernel promises of it. error_to_original: the same, with y_ref the product with the matrix that was quantised.
-    chosen: whether `auto` takes this kernel.
+    chosen: whether `auto` takes this kernel. bound_seconds: the least time by the product's cost, whose counts
+    follow, and the machine's rates; bound: which of these takes it (`measuring.bounds`).
     """
 
     case: str
@@ -47,6 +50,18 @@ class Row:
     tolerance: float
     error_to_original: float | None
     chosen: bool
+    bytes_written: int = 0
+    multiply_adds: int = 0
+    lookups: int = 0
+    bound: str = ""
+    bound_seconds: float = 0
+
+    def held_against(self, machine: Machine) -> Row:
+        """With shares and bounds by what the machine does in a second."""
+        cost = Cost(self.bytes_read, self.bytes_written, self.multiply_adds, self.lookups)
+        seconds, name = bound(cost, machine.rates)
+        share = self.bytes_read / self.seconds / machine.bandwidth
+        return replace(self, bandwidth_share=share, bound=name, bound_seconds=seconds)
 
     @property
     def wrong(self) -> bool:
@@ -100,8 +115,7 @@ class Result:
     def measure_bandwidth(self) -> None:
         """Once more; shares are told anew of the largest."""
         self.machine = self.machine.again()
-        most = self.machine.bandwidth
-        self.rows = [replace(row, bandwidth_share=row.bytes_read / row.seconds / most) for row in self.rows]
+        self.rows = [row.held_against(self.machine) for row in self.rows]
 
     def by_case(self) -> dict[str, list[Row]]:
         """The rows of each case, in order."""

@@ -39,7 +39,7 @@ class Reference(Kernel[Spec, Weight]):
 
     def cost(self, product: Product[Spec], device: Device) -> Cost:
         m, k = product.spec.shape
-        return Cost(8 * m * k + product.x_bytes, product.y_bytes)
+        return Cost(8 * m * k + product.x_bytes, product.y_bytes, product.multiply_adds)
 
 
 KERNELS: list[Kernel] = [Reference()]

@@ -13,6 +13,7 @@ import numpy as np
 from codegemm import devices
 from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_threads
 from codegemm.engines.cuda import timing
+from codegemm.engines.cuda.gpu import LANES, gpu_of
 
 
 @contextmanager
@@ -77,3 +78,17 @@ def machine(engine: str) -> tuple[str, int]:
 def bandwidth(engine: str) -> float:
     """Bytes a second that the processor reads, or a GPU's copy moves, now."""
     return device.measure_bandwidth() if engine == "cpu" else timing.measure_bandwidth()
+
+
+def multiply_adds(engine: str) -> float:
+    """Multiply-adds a second of a large dense product with x in `dtype_of(engine)`, now."""
+    return device.measure_multiply_adds() if engine == "cpu" else timing.measure_multiply_adds()
+
+
+def lookups(engine: str, multiply_adds: float) -> float:
+    """Entries of tables that are gathered and added in a second: on a processor as many as multiply-adds, whose units
+    add them; on a GPU as many as shared memory has banks, a clock and multiprocessor."""
+    if engine == "cpu":
+        return multiply_adds
+    gpu = gpu_of(devices.FIRST_GPU)
+    return float(LANES * gpu.multiprocessors * gpu.clock)

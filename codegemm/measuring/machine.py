@@ -20,6 +20,7 @@ from codegemm.engines.builds import CompilerError
 from codegemm.engines.cpu import compiler, device, isa, library
 from codegemm.engines.cuda import compiler as cuda_compiler
 from codegemm.measuring import conditions
+from codegemm.measuring.bounds import Rates
 from codegemm.reporting import counted
 from codegemm.version import __version__
 
@@ -39,7 +40,8 @@ class Machine:
     processors: that this process may use; others: how many of them others kept busy, on average. commit: of the
     checkout that the package runs from, if it does. blas: the libraries behind NumPy, with their versions and threads.
     compiler: of the engine's kernels; flags: of the CPU's, by instruction set. libraries: versions of others that are
-    installed. environment: the variables that these heed.
+    installed. environment: the variables that these heed. multiply_adds, lookups: a second, by which products are bound
+    beside memory; 0 where that was not measured.
     """
 
     engine: str
@@ -61,13 +63,15 @@ class Machine:
     flags: dict[str, str] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    multiply_adds: float = 0
+    lookups: float = 0
     clock: Clock | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def here(cls, engine: str, paths: Sequence[str] = ("",)) -> Machine:
         """This machine, its bandwidth measured now. paths: the instruction sets that will be measured."""
         clock, load = Clock.now(), _load()
-        bandwidth = conditions.bandwidth(engine)
+        bandwidth, multiply_adds = conditions.bandwidth(engine), conditions.multiply_adds(engine)
         return cls(
             engine,
             *conditions.machine(engine),
@@ -82,6 +86,8 @@ class Machine:
             **_built(engine, paths),
             libraries=_libraries(engine),
             environment={name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name)},
+            multiply_adds=multiply_adds,
+            lookups=conditions.lookups(engine, multiply_adds),
             clock=clock,
         )
 
@@ -91,6 +97,11 @@ class Machine:
         bandwidths = (*self.bandwidths, conditions.bandwidth(self.engine))
         loads = (*self.loads, *_load())
         return replace(self, bandwidth=max(bandwidths), bandwidths=bandwidths, loads=loads, others=others)
+
+    @property
+    def rates(self) -> Rates:
+        """What products are bound by."""
+        return Rates(self.bandwidth, self.multiply_adds, self.lookups)
 
     def as_json(self) -> dict[str, Any]:
         """What is told of it, as plain data."""

@@ -29,6 +29,7 @@ def quick(emulated_gpu, monkeypatch, tmp_path):
     """A GPU of 1 TB/s, a replay of one product, and tiny layers of a tiny model; where its files go."""
     bandwidths = itertools.cycle([8e11, 1e12, 9e11])
     monkeypatch.setattr(timing, "measure_bandwidth", lambda: next(bandwidths))
+    monkeypatch.setattr(timing, "measure_multiply_adds", lambda: 1e14)
     monkeypatch.setattr(stopwatch, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(stopwatch, "_MIN_CALLS", 2)
     monkeypatch.setattr(stopwatch, "_MAX_CALLS", 2)

@@ -45,6 +45,7 @@ def small_machine(monkeypatch, tmp_path):
     """Small caches and buffers: the tests look at what is measured, not at how long it takes."""
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(device, "measure_multiply_adds", lambda: 1e11)
     monkeypatch.setattr(rounds, "QUIET", 0)
 
 

@@ -118,6 +118,7 @@ def test_what_a_dense_product_takes_is_exact(monkeypatch):
     packed = m * k // 4 + 2 * m + 2 * 4 * 256
     needed = 4 * m * k + 4 * m * (1 + n) + 8 * (k + m) * n + packed + 4 * n * k + 8 * n * m
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(device, "measure_multiply_adds", lambda: 1e11)
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     compare((m, k), "m1v4", "dense", [1, n])
     monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
@@ -134,6 +135,7 @@ def test_no_less_is_taken_than_is_asked_for(measure, config, name, monkeypatch, 
     asked = []
     monkeypatch.setattr(memory, "ensure", lambda what, needed, device=CPU: asked.append(needed))
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(device, "measure_multiply_adds", lambda: 1e11)
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)
     monkeypatch.setattr(library._workspace, "kept", None)
     tracemalloc.start()

@@ -88,7 +88,7 @@ def test_dense_stands_once_for_all_weights(kernels):
 
 
 def timed(kernel, config, shape, batch, seconds, share=0.5, chosen=False):
-    return prediction.Prediction(kernel, config, shape, batch, seconds, share, chosen, "memory")
+    return prediction.Prediction(kernel, config, shape, batch, seconds, share, chosen, "memory", seconds)
 
 
 def test_targets_are_met_and_missed():

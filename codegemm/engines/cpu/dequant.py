@@ -125,7 +125,7 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
                 out[:, start : start + len(block)] = x32 @ block.T
 
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
-        return Cost(weight_bytes(product.spec) + product.x_bytes, product.y_bytes)
+        return Cost(weight_bytes(product.spec) + product.x_bytes, product.y_bytes, product.multiply_adds)
 
     def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
         spec, n = product.spec, product.n

@@ -48,7 +48,9 @@ class DequantDense(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         dense = 4 * product.spec.out_features * product.spec.in_features
-        return Cost(dequant.weight_bytes(product.spec) + product.x_bytes + dense, product.y_bytes + dense)
+        return Cost(
+            dequant.weight_bytes(product.spec) + product.x_bytes + dense, product.y_bytes + dense, product.multiply_adds
+        )
 
 
 def staging_bytes(product: Product) -> int:

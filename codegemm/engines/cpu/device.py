@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Iterator
 from ctypes import c_int, c_long, c_void_p
@@ -86,3 +87,15 @@ def measure_bandwidth(repeats: int = 7) -> float:
             read(library.address(data), size, _PIECES, library.address(sums))
         times.append(time.perf_counter() - begin)
     return data.nbytes / min(times)
+
+
+def measure_multiply_adds(repeats: int = 5, size: int = 1024) -> float:
+    """Multiply-adds a second of NumPy's product of two matrices of so many rows in float32: by the median."""
+    one = np.ones((size, size), np.float32)
+    two, out = one.copy(), np.empty_like(one)
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        np.matmul(one, two, out=out)
+        times.append(time.perf_counter() - begin)
+    return size**3 / statistics.median(times[1:])

@@ -159,7 +159,11 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         rows = self.cut(spec).padded_rows
         codes = rows * spec.vectors * config.m
         books = 4 * len(spec.part_rows) * config.m * config.v * layout.table_entries(config.b)
-        return Cost(codes + books + 2 * rows * spec.groups + product.x_bytes, product.y_bytes)
+        read = codes + books + 2 * rows * spec.groups + product.x_bytes
+        # Each entry of a table is an inner product of v weights; parts of the rows have codebooks of their own.
+        made = product.n * len(spec.part_rows) * spec.in_features * config.m * layout.table_entries(config.b)
+        lookups = product.n * spec.out_features * spec.vectors * config.m
+        return Cost(read, product.y_bytes, made, lookups)
 
     def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
         spec, n = product.spec, product.n

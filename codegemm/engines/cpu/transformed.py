@@ -92,7 +92,8 @@ class CpuTransformed(TransformedKernel):
         before = n * (4 * groups + (4 * spec.core.in_features if changes_x(spec) else 0))
         tables = 4 * k * (bool(spec.block) + spec.ordered)
         read = product.x_bytes + tables + (4 * (n * m + groups * (n + m)) if finished else 0)
-        return Cost(cost.bytes_read + read, cost.bytes_written + before + (product.y_bytes if finished else 0))
+        written = before + (product.y_bytes if finished else 0)
+        return Cost(cost.bytes_read + read, cost.bytes_written + written, cost.multiply_adds, cost.lookups)
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
         product = self.apart(product)

@@ -196,6 +196,7 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
         bytes_read=codes + book_and_scale_bytes(spec) + product.x_bytes,
         bytes_written=product.y_bytes,
         terms=weighted(terms(cut, spec, gpu), WEIGHTS),
+        multiply_adds=product.multiply_adds,
     )
 
 

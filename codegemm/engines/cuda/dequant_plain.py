@@ -105,4 +105,5 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
         instructions=decoded * (m * (4 + 3 * v) + 3 * v * n + 20),
         balance=balance(blocks * cut.splits, gpu.multiprocessors),
         latency=_LATENCY + gpu.round_trip * rows.join_trips(cut.splits, n, 1),
+        multiply_adds=product.multiply_adds,
     )  # fmt: skip

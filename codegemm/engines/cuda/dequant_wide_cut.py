@@ -190,7 +190,10 @@ def works(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> tuple[Work, Wor
     launches = {"launches": clocks.pop("launches")}
     codes = layout.k_blocks(spec) * spec.config.m * row_blocks(spec) * layout.block_bytes(spec)
     return Work(bytes_read=product.x_bytes, terms=launches), Work(
-        bytes_read=codes + dequant_cut.book_and_scale_bytes(spec), bytes_written=product.y_bytes, terms=clocks
+        bytes_read=codes + dequant_cut.book_and_scale_bytes(spec),
+        bytes_written=product.y_bytes,
+        terms=clocks,
+        multiply_adds=product.multiply_adds,
     )
 
 

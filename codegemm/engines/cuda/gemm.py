@@ -36,6 +36,7 @@ def work(shape: tuple[int, ...], n: int, dtype: np.dtype) -> Work:
         bytes_written=dtype.itemsize * n * rows,
         mma=rows * k * padded / 2048 * (1 if dtype.itemsize == 2 else 8),
         latency=START,
+        multiply_adds=n * rows * k,
     )
 
 

@@ -117,7 +117,8 @@ class CudaKernel(Kernel[S, W]):
 
     def cost(self, product: Product[S], device: Device) -> Cost:
         works = self.decide(product, gpu_of(device)).works
-        return Cost(int(sum(work.bytes_read for work in works)), int(sum(work.bytes_written for work in works)))
+        counts = ("bytes_read", "bytes_written", "multiply_adds", "lookups")
+        return Cost(*(int(sum(getattr(work, count) for work in works)) for count in counts))
 
     def estimate(self, product: Product[S], device: Device) -> float:
         gpu = gpu_of(device)

@@ -32,7 +32,8 @@ class Work:
     l2_bytes: moved between L2 and multiprocessors beside those: gathers, partial sums. wavefronts: of shared memory.
     instructions: of whole warps. mma: m16n8k16. balance: share of the multiprocessors' time in which they have work,
     thread blocks coming in waves. latency: clocks that nothing hides. terms: clocks by what they are spent on, of a
-    kernel whose times were measured and fitted: then their sum and the bytes of memory count.
+    kernel whose times were measured and fitted: then their sum and the bytes of memory count. multiply_adds, lookups:
+    as `Cost` has them; no time follows from them.
     """
 
     bytes_read: float = 0
@@ -45,6 +46,8 @@ class Work:
     balance: float = 1
     latency: float = 0
     terms: Mapping[str, float] = field(default_factory=dict)
+    multiply_adds: float = 0
+    lookups: float = 0
 
     @property
     def dram_bytes(self) -> float:
@@ -93,8 +96,12 @@ def parts(work: Work, gpu: Gpu) -> dict[str, float]:
 
 def bound(works: Iterable[Work], gpu: Gpu) -> str:
     """What launches wait for longest, one of their parts."""
-    waits = (max((time, name) for name, time in parts(work, gpu).items()) for work in works)
-    return max(waits)[1]
+    return longest(works, gpu)[1]
+
+
+def longest(works: Iterable[Work], gpu: Gpu) -> tuple[float, str]:
+    """The seconds that it takes, and what that is."""
+    return max(max((time, name) for name, time in parts(work, gpu).items()) for work in works)
 
 
 def balance(blocks: int, slots: int) -> float:

@@ -126,6 +126,9 @@ def work(cut: Cut, product: Product[CodebookSpec], gpu: Gpu) -> Work:
         bytes_read=codes + books + scales + product.x_bytes,
         bytes_written=product.y_bytes,
         terms=weighted(terms(cut, spec, gpu), WEIGHTS),
+        # Each entry of a table is an inner product of v weights; every table is made once at least.
+        multiply_adds=product.n * len(spec.part_rows) * spec.in_features * config.m * config.centroids,
+        lookups=product.n * spec.out_features * spec.vectors * config.m,
     )
 
 

@@ -86,6 +86,17 @@ def measure_bandwidth(device: Device = FIRST_GPU, repeats: int = 7, size: int = 
     return 2 * source.nbytes / now
 
 
+def measure_multiply_adds(device: Device = FIRST_GPU, repeats: int = 9, size: int = 4096) -> float:
+    """Multiply-adds a second of cuBLAS's product of two matrices of so many rows in float16: by the median."""
+    import cupy
+
+    with devices.using(device):
+        one = cupy.ones((size, size), np.float16)
+        two, out = one.copy(), cupy.empty_like(one)
+        times = [time_call(lambda: cupy.matmul(one, two, out=out), device) for _ in range(repeats + 1)]
+    return size**3 / statistics.median(times[1:])
+
+
 def warm_up(device: Device = FIRST_GPU) -> None:
     """Have the GPU's clocks raised, as they are while it works."""
     measure_bandwidth(device, 9, _COPIED_BYTES // 16)

@@ -485,6 +485,7 @@ def test_emulated_comparison(emulated_gpu, monkeypatch):
     from codegemm.measuring import stopwatch
 
     monkeypatch.setattr(timing, "measure_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(timing, "measure_multiply_adds", lambda: 1e14)
     monkeypatch.setattr(stopwatch, "_GRAPH_CALLS", 1)
     monkeypatch.setattr(stopwatch, "_MIN_CALLS", 1)
     arguments = ["--engine=cuda", "--shape=256x512", "--config=m1v4g128,m2v8g-1", "--batch=1,3,8", "--seconds=0"]
