@@ -87,7 +87,10 @@ class Lutgemm(CpuKernel[Spec, Weight]):
         count, spec = planes.planes_of(product.spec)
         rows = -(-spec.out_features // BLOCK_ROWS) * BLOCK_ROWS
         codes = count * -(-_row_codes(product.spec) // TILE_CODES) * TILE_CODES
-        return Cost(rows * (codes + 2 * spec.groups) + product.x_bytes, product.y_bytes)
+        # The smallest tables are of half a code.
+        made = product.n * _row_codes(product.spec) * (2 << CODE_SIGNS // 2)
+        lookups = product.n * spec.out_features * count * _row_codes(product.spec)
+        return Cost(rows * (codes + 2 * spec.groups) + product.x_bytes, product.y_bytes, made, lookups)
 
     def estimate(self, product: Product[Spec], device: Device) -> float:
         count, _ = planes.planes_of(product.spec)

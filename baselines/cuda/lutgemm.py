@@ -219,6 +219,8 @@ def work(cut: Cut, product: Product[Any], gpu: Gpu) -> Work:
     return Work(
         bytes_read=n * held + product.x_bytes,  # every row of x reads all codes
         bytes_written=product.y_bytes,
+        multiply_adds=n * layout.vectors << layout.v,
+        lookups=n * layout.out_features * layout.planes * layout.vectors,
         cached_bytes=again,
         l2_bytes=again + cut.slices * product.x_bytes + rows.sum_bytes(cut.splits, n, row_blocks),
         wavefronts=wavefronts,

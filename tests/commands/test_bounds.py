@@ -75,6 +75,14 @@ def test_every_kernel_counts(engine, config, n):
     assert counted >= 2
 
 
+@pytest.mark.parametrize(("engine", "entries"), [("cpu", 32), ("cuda", 256)])
+def test_planes_share_tables(engine, entries):
+    spec = spec_of((256, 512), "q3g128")
+    [kernel] = [each for each in registered(engine, spec) if each.name == "lutgemm"]
+    product = Product.of(spec, 2, np.float32 if engine == "cpu" else np.float16)
+    assert counts(kernel, product) == (2 * 512 // 8 * entries, 2 * 256 * 3 * 512 // 8)
+
+
 def test_rows_are_held_against_the_machine():
     """Anew where its bandwidth turns out larger."""
     machine = Machine("cpu", "a processor", 2, 1e9, multiply_adds=1e10, lookups=1e8)
