@@ -73,7 +73,7 @@ def _fitted(groups: Vectors, planes: int, stop: Stop) -> Vectors:
     """Scales [n, planes], none negative, that are good for groups [n, g] of weights."""
     size = abs(groups)
     scales = _greedy(size, planes)
-    power = np.einsum("ng,ng->n", size, size, dtype=np.float64).sum()
+    power = np.einsum("ng,ng->n", size, size, dtype=np.float64)
     before = np.inf
     for _ in range(_ROUNDS):
         count, total, patterns = _cells(size, scales)
@@ -83,7 +83,9 @@ def _fitted(groups: Vectors, planes: int, stop: Stop) -> Vectors:
         ridge = _RIDGE * size.shape[1]
         normal += ridge * np.eye(planes)
         found = np.linalg.solve(normal, (right + ridge * scales)[..., None])[..., 0]
-        error = power - 2 * np.einsum("ni,ni->", found, right) + np.einsum("ni,nij,nj->", found, normal, found)
+        errors = power - 2 * np.einsum("ni,ni->n", found, right) + np.einsum("ni,nij,nj->n", found, normal, found)
+        # In terms of each group: what large ones leave says nothing of small ones.
+        error = np.divide(errors, power, out=np.zeros_like(power), where=power > 0).mean()
         scales = abs(found).astype(np.float32)
         if stop.is_due() or not before - error > _ENOUGH * error:
             break

@@ -74,6 +74,14 @@ def test_rows_of_zeros_and_of_one_number(rng):
     assert dense[4] == pytest.approx(np.full(256, -3.5), rel=1e-3)
 
 
+@pytest.mark.parametrize("config", ["q3g128", "q6g128"])
+def test_a_large_row_does_not_stop_the_others(config, rng):
+    matrix = rng.standard_normal((64, 512)).astype(np.float32)
+    alone = relative_error(matrix[1:], codegemm.quantize(matrix, config)[1:])
+    matrix[0] = 6e4  # which planes hold exactly
+    assert relative_error(matrix[1:], codegemm.quantize(matrix, config)[1:]) == pytest.approx(alone, rel=0.03)
+
+
 def test_the_error_is_in_proportion(rng):
     matrix = rng.standard_normal((64, 256)).astype(np.float32)
     errors = [relative_error(matrix * size, codegemm.quantize(matrix * size, "q2g128")) for size in (1e-2, 1, 1e3)]
