@@ -115,7 +115,8 @@ def _columns() -> Iterator[tuple[Column, Make, Callable[[Sequence[Product]], boo
     yield Column("quartiles, us", hint="Sorts by how far they are apart."), _quartiles, told("quartiles")
     yield Column("x dense", hint="How many times as fast as dense."), _predictable("times_dense", "{:.2f}", 1), None
     yield Column("GB/s", hint="Bytes read a second."), _predictable("bytes_per_second", "{:.1f}", 1e-9), None
-    bound = Column("bound", numeric=False, hint="What the time is held against: that is the least it could be.")
+    hint = "What takes the least time that it could be; of a prediction, what the product waits for longest."
+    bound = Column("bound", numeric=False, hint=hint)
     yield bound, lambda each: Cell(each.bound), None
     yield Column("% of bound"), _predictable("bound_share", "{:.0f}", 100), None
     yield Column("error"), _number("error", "{:.1e}"), told("error")
