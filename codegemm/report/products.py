@@ -17,8 +17,8 @@ OWN = ("psumbook", "psumbook_fast", "dequant", "dequant_dense")  # this package'
 class Product:
     """One kernel, weight and batch; what is not known is None.
 
-    config: empty for a dense product. seconds, and their quartiles. bytes_per_second: read. bound: what the time is
-    held against, of which it reaches the share bound_share. predicted: whether the time is a cost model's.
+    config: empty for a dense product. seconds, and their quartiles. bytes_per_second: read. bound: what takes the least
+    time that it could be, which is the share bound_share of its time. predicted: whether the time is a cost model's.
     """
 
     case: str

@@ -195,7 +195,7 @@ WHERE = r"^kernel cpu:twice, .* \[\d+, \d+\].*, x \[\d+, \d+\] \w+, y \w+.*: "
         (Right(tolerance=lambda product: 1e-12), r"its error is \S+ of y's norm, its tolerance 1\.00e-12"),
         (Right(tolerance=lambda product: 0), "`tolerance` is 0, must be a positive number"),
         (Right(estimate=lambda product, device: -1.0), r"`estimate` is -1\.0, must be a positive number"),
-        (Right(cost=lambda product, device: Cost(0, 1)), r"`cost` is Cost\(bytes_read=0, bytes_written=1, .*\), must be"),
+        (Right(cost=lambda product, device: Cost(0, 1)), r"`cost` is Cost\(bytes_read=0, bytes_written=1, .*\), must"),
         (Right(run=lambda *arguments: 1 / 0), "`run` raised ZeroDivisionError: division by zero"),
         (Right(prepare=lambda weight, device: weight.tables), "`prepare` raised AttributeError: .*'tables'"),
         (Right(workspace=lambda product, device: None), "`workspace` is None, must be a number of bytes"),
