@@ -15,6 +15,8 @@ from codegemm.engines.cpu import device, get_num_threads, isa, library, set_num_
 from codegemm.engines.cuda import timing
 from codegemm.engines.cuda.gpu import LANES, gpu_of
 
+_NUMBER_BYTES = 4  # of the float32 that a processor multiplies
+
 
 @contextmanager
 def path(name: str) -> Iterator[None]:
@@ -86,9 +88,10 @@ def multiply_adds(engine: str) -> float:
 
 
 def lookups(engine: str, multiply_adds: float) -> float:
-    """Entries of tables that are gathered and added in a second: on a processor as many as multiply-adds, whose units
-    add them; on a GPU as many as shared memory has banks, a clock and multiprocessor."""
+    """Entries of tables that are gathered and added in a second: on a processor those of a byte, of which a vector holds
+    four times as many as there are numbers to multiply and add; on a GPU as many as shared memory has banks, a clock and
+    multiprocessor."""
     if engine == "cpu":
-        return multiply_adds
+        return _NUMBER_BYTES * multiply_adds
     gpu = gpu_of(devices.FIRST_GPU)
     return float(LANES * gpu.multiprocessors * gpu.clock)

@@ -12,12 +12,7 @@ from codegemm.reproduction import paper, report
 from codegemm.reproduction.runner import Reproduction
 from codegemm.reproduction.table import Number, Table
 
-_WIDTH, _LINE, _HEAD, _POINTS = (
-    7.5,
-    0.3,
-    0.95,
-    4.6,
-)  # inches: a panel, a cell's two bars, a panel's title and axis, points
+_WIDTH, _LINE, _HEAD, _POINTS = 7.5, 0.3, 0.95, 4.6  # inches: a panel, a cell's bars, a panel's title and axis, points
 _NARROW = 4.2  # inches: a picture of one panel
 _FONT = 7
 _PAPER, _OURS = "#b8b8b8", "#2b6cb0"
@@ -35,7 +30,7 @@ def write_plot(found: Reproduction, path: str | Path) -> None:
             _draw(panel, table)
             panel.set_title(textwrap.fill(report.title(table), 70), fontsize=8)
     text = f"Grey: the paper ({paper.machine()}). Blue: {report.here(found)}."
-    figure.suptitle(textwrap.fill(text, int(18 * _WIDTH * len(columns))), fontsize=9)
+    figure.suptitle(textwrap.fill(text, int(13 * _WIDTH * len(columns))), fontsize=9)
     write_picture(figure, path)
 
 
@@ -114,7 +109,10 @@ def _draw_points(panel: Any, table: Table) -> None:
             linewidths=0.4,
         )  # fmt: skip
     for label, bits, time, _ in by_group.get("-1", []):
-        panel.annotate(label.partition("g")[0], (bits, time / 1e3), (4, -9), textcoords="offset points", fontsize=_FONT)
+        panel.annotate(
+            label.partition("g")[0], (bits, time / 1e3), (-6, -2), textcoords="offset points", fontsize=_FONT,
+            horizontalalignment="right",
+        )  # fmt: skip
     if shown is not None:
         bar = panel.figure.colorbar(shown, ax=panel, pad=0.01)
         bar.ax.tick_params(labelsize=_FONT)
