@@ -88,9 +88,8 @@ def multiply_adds(engine: str) -> float:
 
 
 def lookups(engine: str, multiply_adds: float) -> float:
-    """Entries of tables that are gathered and added in a second: on a processor those of a byte, of which a vector holds
-    four times as many as there are numbers to multiply and add; on a GPU as many as shared memory has banks, a clock and
-    multiprocessor."""
+    """Entries of tables that are gathered and added in a second: on a processor of a byte each, four times as many as
+    there are multiply-adds; on a GPU as many as shared memory has banks, a clock and multiprocessor."""
     if engine == "cpu":
         return _NUMBER_BYTES * multiply_adds
     gpu = gpu_of(devices.FIRST_GPU)

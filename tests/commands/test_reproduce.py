@@ -61,6 +61,7 @@ def small(monkeypatch):
     for name in ("_MOST_COPIES", "_GRAPH_CALLS"):
         monkeypatch.setattr(stopwatch, name, 1)
     monkeypatch.setattr(conditions, "bandwidth", lambda engine: 1e10)
+    monkeypatch.setattr(conditions, "multiply_adds", lambda engine: 1e11)
     monkeypatch.setattr(efficiency, "SHAPE", (512, 256))
     monkeypatch.setattr(tiling, "SHAPE", (256, 256))
     monkeypatch.setattr(tradeoff, "SHAPE", (256, 256))
