@@ -224,8 +224,9 @@ class CodebookWeight(Weight):
 
     @classmethod
     def join(cls, weights: Sequence[Self]) -> Self:
-        """Each part keeps its own codebooks."""
-        same("config", [w.config for w in weights])
+        """Each part keeps its own codebooks, be they of signs or others."""
+        if len({replace(w.config, signs=False) for w in weights}) > 1:
+            same("config", [w.config for w in weights])
         xp = array_module(weights[0].codes)
         with beside(weights[0].codes):
             return cls(

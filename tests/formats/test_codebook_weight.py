@@ -124,6 +124,18 @@ def test_concat_keeps_each_parts_codebooks(make_weight):
     assert codegemm.concat(parts[:1]) is parts[0]
 
 
+@pytest.mark.parametrize("terms", [1, 2])
+def test_parts_of_signs_join_others(make_weight, terms):
+    """Rows of them are planes of signs again, and join once more."""
+    around = "" if terms == 1 else f"+terms{terms}"
+    parts = [make_weight(rows, 64, config + around) for rows, config in ((5, "q1v4g16"), (8, "m1v4b4g16"))]
+    joined = codegemm.concat(parts)
+    assert np.array_equal(joined.dequantize(), np.concatenate([part.dequantize() for part in parts]))
+    rows = [joined[:5], joined[5:]]
+    assert [part.spec for part in rows] == [part.spec for part in parts]
+    assert codegemm.concat(rows) == joined
+
+
 def test_concat_refuses_what_does_not_share_x(make_weight):
     with pytest.raises(ValueError, match="in_features must be the same"):
         codegemm.concat([make_weight(4, 64, "m1v4"), make_weight(4, 32, "m1v4")])
