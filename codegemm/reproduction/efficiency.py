@@ -16,6 +16,7 @@ from codegemm.reproduction.paper import published
 from codegemm.reproduction.table import Table, as_much_as
 
 NAME = "table3"
+_POWER = "W"  # the one column that no time is in
 SHAPE = (28672, 8192)
 _SECONDS = 2.0  # that a product is repeated while its power is read
 _UNKNOWN = "The cost model knows of no power."
@@ -39,6 +40,12 @@ def table(lab: Lab, times: Times) -> Table:
             flops and flops / 1e12, watts, flops / watts / 1e9 if flops and watts else None,
             None if row is None else 100 * row.bandwidth_share,
         ))  # fmt: skip
+    noisy = frozenset(
+        (cell.label, column)
+        for cell, its in zip(products(), ours)
+        for column, number in zip(published(NAME).columns, its)
+        if times.is_noisy(cell) and number is not None and column != _POWER
+    )
     return Table.beside(
         NAME,
         f"Work, power and memory, {SHAPE[0]} x {SHAPE[1]}, one row of inputs",
@@ -48,6 +55,7 @@ def table(lab: Lab, times: Times) -> Table:
         baseline=DENSE,
         in_terms="times as much as dense, of the same column",
         predicted=bool(lab.predicts),
+        noisy=noisy,
         notes=() if meter else (_UNKNOWN if lab.predicts else _UNTOLD,),
         ratio=as_much_as(0),
     )

@@ -22,7 +22,8 @@ CONFIGS = tuple(
     for g in (8, 32, 128, -1)
     if g == -1 or g % v == 0
 )
-COLUMNS = ("bits/weight", "us", "relative error")
+_TIME = "us"
+COLUMNS = ("bits/weight", _TIME, "relative error")
 
 
 def products() -> list[Cell]:
@@ -50,6 +51,7 @@ def table(lab: Lab, times: Times, progress: Progress) -> Table:
         paper=None,
         ours=tuple(ours),
         predicted=bool(lab.predicts),
+        noisy=frozenset((cell.label, _TIME) for cell in products() if times.is_noisy(cell)),
         notes=("Bits and errors are not predicted.",) if lab.predicts else (),
     )
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from codegemm.cli import cli
-from codegemm.comparison import rounds
+from codegemm.comparison import result, rounds
 from codegemm.comparison import runner as comparison
 from codegemm.devices import CPU
 from codegemm.engines.cuda.gpu import KNOWN
@@ -98,6 +98,17 @@ def test_products_of_a_block():
         counts = cells.of_block(name, "m1v4g128")
         assert sum(counts.values()) == 7
         assert sum(n * np.prod(cell.shape) for cell, n in counts.items()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("noisy", [-1, 1e9])
+def test_what_follows_from_a_noisy_time_is_marked(small, monkeypatch, noisy):
+    """And what follows from none, or isn't there, is not."""
+    monkeypatch.setattr(result, "NOISY", noisy)
+    monkeypatch.setattr(power, "meter", lambda engine: None)
+    tables = {each.name: each for each in run(["table3", "figure4"]).tables}
+    for name, columns in (("table3", {"TFLOPS", "% of memory"}), ("figure4", {"us"})):
+        expected = {(row, column) for row in tables[name].rows for column in columns if noisy < 0}
+        assert tables[name].noisy == expected
 
 
 def test_all_of_it_on_the_cpu(small, tmp_path):
