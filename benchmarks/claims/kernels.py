@@ -48,6 +48,7 @@ CLAIMS: tuple[Claim, ...] = (
     Fixed(KERNELS, "The tests find 1e-4 to 6e-4 of the result's norm.", "tests/engines/cuda/test_emulated_aqlm.py"),
     Fixed(KERNELS, "in shared memory (64 KiB) +--------+--------+", "128 tables of 256 fp16"),
     Fixed(KERNELS, "by adding 2x to every entry", "x twice"),
+    Fixed(KERNELS, "what is there already, plus 2x", "x twice"),
     Fixed(KERNELS, "takes a scale for each lookup, about four times the instructions", "a word has four lookups"),
     Computed(
         KERNELS,
