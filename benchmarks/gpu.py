@@ -156,7 +156,7 @@ def _reproduce(file: Path, seconds: float) -> bool:
     report.print_tables(found)
     assert found.result is not None
     print(*complaints(found.result), sep="\n")
-    return not found.result.wrong and not found.result.failed
+    return not found.broken
 
 
 def _written(measured: Any, file: Path) -> bool:

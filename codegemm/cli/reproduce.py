@@ -35,9 +35,13 @@ def reproduce(
 ) -> None:
     """Run the experiments of the CodeGEMM paper on this machine, and print its tables and ours side by side.
 
-    Without names it runs all. Absolute times are another machine's; what can be compared are the ratios, which are to
-    the dense product of the same machine. Weights are random codes of the paper's shapes, multiplied by the kernel that
-    `auto` takes, and by those that work as the paper's opponents do.
+    table2: a decoder block of Llama-3. table3: work, power and memory. table6: which share builds tables. table7: other
+    tiles. table8: configurations. table9: a block by rows of inputs. table10: matrix by matrix. figure4: bits, time and
+    error. Without names it runs all, which takes about a quarter of an hour on two cores.
+
+    Absolute times are another machine's; what can be compared are the ratios, which are to the dense product of the
+    same machine. Weights are random codes of the paper's shapes, multiplied by the kernel that `auto` takes, and by
+    those that work as the paper's opponents do.
 
     The exit status is 1 where a kernel is wrong or fails.
     """
@@ -58,5 +62,5 @@ def reproduce(
     if found.result is not None:
         for text in complaints(found.result):
             click.echo(text, err=True)
-        if found.result.wrong or found.result.failed:
-            sys.exit(1)
+    if found.broken:
+        sys.exit(1)

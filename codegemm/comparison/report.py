@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from codegemm.comparison.result import NOISY, Result, Row
+from codegemm.comparison.result import Result, Row
+from codegemm.measuring.stopwatch import NOISY
 from codegemm.reporting import counted, decimals, format_time, open_console, print_table
 
 _NUMBERS = (">bits/weight", ">batch", ">time", "quartiles", ">GB/s", ">% of bound", ">x dense", ">error")

@@ -8,11 +8,11 @@ from typing import Any
 from codegemm.kernel import Cost
 from codegemm.measuring.bounds import bound
 from codegemm.measuring.machine import Machine
+from codegemm.measuring.stopwatch import NOISY
 
 __all__ = ["Result", "Row"]
 
 FORMAT = 2  # of the JSON
-NOISY = 0.1  # a row's quartiles are further apart than this share of its median
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from codegemm.kernel import Kernel, Product
 from codegemm.measuring.accuracy import relative_error
 from codegemm.products import Plan
 
+NOISY = 0.1  # quartiles are further apart than this share of their median
 # Caches in multiples of which weights are rotated. A processor's replaces what was used longest ago; a GPU's seems to
 # replace at random, so that of 1.25 times its size most would still be there after a round.
 _CACHE_FACTOR = {"cpu": 1.25, "cuda": 4.0}
@@ -62,6 +63,12 @@ class Timing:
         """The lower and the upper one."""
         lower, upper = np.percentile(self.seconds, (25, 75))
         return float(lower), float(upper)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the quartiles are so far apart that the median says little."""
+        lower, upper = self.quartiles
+        return upper - lower > NOISY * self.median
 
 
 @dataclass(frozen=True)

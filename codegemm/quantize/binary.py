@@ -20,6 +20,7 @@ from codegemm.quantize.stopping import Stop
 
 _ROUNDS, _ENOUGH = 24, 1e-4  # of signs and scales in turns; the relative gain of a round that is the last one
 _RIDGE = 1e-6
+_LEAST = 2.0**-14  # the smallest normal float16
 _CALIBRATED_ROUNDS = 2  # of signs with errors fed back and scales
 _SPAN = 128  # columns whose errors reach those behind them together, by one product
 _TOGETHER = 1024  # rows
@@ -40,7 +41,8 @@ def quantize(
     """The core [M, planes * K] of a weight near matrix [M, K], plane after plane; config: of one of them.
 
     H: X^T X of a calibration, [K, K], or None. With it errors are fed back, column by column, and are weighed by H and
-    its damping; rows for which that isn't better are as without. ValueError where scales don't fit float16.
+    its damping; rows for which that isn't better are as without. ValueError where scales don't fit float16, or all are
+    so small that it rounds them coarsely.
     """
     rows, columns = matrix.shape
     groups = columns // config.group_size(columns)
@@ -58,6 +60,11 @@ def quantize(
         progress.advance()
 
     ops.map(work, range(len(blocks)))
+    if scales.max() < _LEAST and matrix.any():
+        raise ValueError(
+            f"W: the largest weight is {abs(matrix).max():.3g}: too small for the float16 scales of signs, of which "
+            f"the largest must be at least {_LEAST:.2g}"
+        )
     if H is not None:
         hessian = Hessian.of(H, 1)
         for part in fed:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from codegemm.report.products import Product
+from codegemm.report.products import FAST, Product
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A shape and batch in which others are faster than `own`, the kernel that `auto` takes there: `others`, from the
-    fastest on."""
+    """A shape and batch in which others are faster than `own` (`cells`): `others`, from the fastest on."""
 
     own: Product
     others: tuple[Product, ...]
@@ -29,8 +28,13 @@ class Loss:
 
 
 def cells(products: Iterable[Product]) -> list[Product]:
-    """The package's own kernels that `auto` takes, one for each shape, batch, configuration and instruction set."""
-    return [each for each in products if each.own and each.chosen and not each.wrong]
+    """The package's own kernel for each shape, batch, configuration and instruction set: the one that `auto` takes, or
+    the fastest where it takes none of them."""
+    found: dict[tuple[object, ...], Product] = {}
+    own = (each for each in products if each.own and each.kernel != FAST and each.config and not each.wrong)
+    for each in sorted(own, key=lambda each: (not each.chosen, each.seconds)):
+        found.setdefault((each.case, each.shape, each.batch, each.config, each.path), each)
+    return list(found.values())
 
 
 def losses(products: Iterable[Product]) -> Iterator[Loss]:

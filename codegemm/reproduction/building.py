@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from codegemm.engines import cpu
 from codegemm.engines.cpu.psumbook_layout import GROUP_ROWS
 from codegemm.engines.cuda import psumbook_cut
@@ -26,31 +28,43 @@ def table(lab: Lab) -> Table:
     """Shares in percent."""
     paper = published(NAME)
     share = estimated if lab.on_gpu else measured
-    ours = [[share(lab, config, shape_of(shape)) for shape in paper.columns] for config in paper.rows]
+    found = {(row, column): share(lab, row, shape_of(column)) for row in paper.rows for column in paper.columns}
+    ours = [[found[row, column].percent for column in paper.columns] for row in paper.rows]
     return Table.beside(
         NAME,
         "The share of a product that builds the Psumbook",
         "One row of inputs; the paper's are shares of a kernel's cycles with tiles of 32 columns.",
         ours,
         predicted=lab.on_gpu,
+        noisy=frozenset(place for place, each in found.items() if each.noisy),
         notes=(_ESTIMATED if lab.on_gpu else _MEASURED,),
     )
 
 
-def measured(lab: Lab, config: str, shape: Shape) -> float:
+@dataclass(frozen=True)
+class Share:
+    """noisy: whether it is of times that say little."""
+
+    percent: float
+    noisy: bool = False
+
+
+def measured(lab: Lab, config: str, shape: Shape) -> Share:
     """On one thread of the processor."""
     psumbook = cpu.Psumbook()
+    weights = [random_weight((rows, shape[1]), config) for rows in (shape[0], GROUP_ROWS)]
     with conditions.threads(1, with_torch=False):
-        whole, few = (lab.seconds(psumbook, random_weight((rows, shape[1]), config)) for rows in (shape[0], GROUP_ROWS))
-    return 100 * min(1.0, len(psumbook.cut(_spec(shape, config)).slices) * few / whole)
+        whole, few = lab.times([(psumbook, weight) for weight in weights])
+    share = len(psumbook.cut(_spec(shape, config)).slices) * few.median / whole.median
+    return Share(100 * min(1.0, share), whole.noisy or few.noisy)
 
 
-def estimated(lab: Lab, config: str, shape: Shape) -> float:
+def estimated(lab: Lab, config: str, shape: Shape) -> Share:
     """By the terms that a GPU's kernel is cut by."""
     spec = _spec(shape, config)
     terms = psumbook_cut.terms(psumbook_cut.cut_for(spec, 1, lab.gpu), spec, lab.gpu)
     clocks = {name: count * psumbook_cut.WEIGHTS[name] for name, count in terms.items()}
-    return 100 * sum(clocks[name] for name in _BUILDING) / sum(clocks.values())
+    return Share(100 * sum(clocks[name] for name in _BUILDING) / sum(clocks.values()))
 
 
 def _spec(shape: Shape, config: str) -> CodebookSpec:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from codegemm.comparison import runner
 from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
+from codegemm.errors import KernelError
 from codegemm.formats.weight import Weight
-from codegemm.kernel import Kernel
+from codegemm.kernel import Kernel, Product
 from codegemm.measuring import conditions
-from codegemm.measuring.accuracy import inputs
-from codegemm.measuring.stopwatch import Candidate
+from codegemm.measuring.accuracy import exact, inputs, relative_error
+from codegemm.measuring.stopwatch import Candidate, Ready, Timing, turn
+from codegemm.reporting import by
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,23 @@ class Lab:
         """Whose kernels they are."""
         return KNOWN[self.predicts] if self.predicts else gpu_of(self.settings.device)
 
-    def seconds(self, kernel: Kernel, weight: Weight) -> float:
-        """The median of a product with one row of x, measured by itself."""
+    def times(self, products: Sequence[tuple[Kernel, Weight]]) -> list[Timing]:
+        """Of products with one row of x, which take turns, in rounds. KernelError for one that is wrong."""
+        with conditions.path(self.settings.paths[0]):
+            ready = [self._ready(kernel, weight) for kernel, weight in products]
+            found: list[list[float]] = [[] for _ in ready]
+            each = self.settings.seconds / self.settings.rounds
+            for number in range(self.settings.rounds):
+                for place in range(len(ready))[:: -1 if number % 2 else 1]:
+                    found[place].append(turn(ready[place].call, each)[0])
+        return [Timing(tuple(seconds), its.how, len(seconds)) for seconds, its in zip(found, ready)]
+
+    def _ready(self, kernel: Kernel, weight: Weight) -> Ready:
         dtype, device = self.settings.dtype, self.settings.device
         x = inputs(weight.shape[1], 1, dtype)
-        with conditions.path(self.settings.paths[0]):
-            candidate = Candidate(kernel, weight.to(device), [1], np.dtype(dtype))
-            return candidate.measure(x, self.settings.seconds)[1].median
+        ready = Candidate(kernel, weight.to(device), [1], dtype).ready(x)
+        error = relative_error(ready.result(), exact(weight, x))
+        promised = kernel.tolerance(Product.of(weight.spec, 1, dtype))
+        if not error <= promised:
+            raise KernelError(f"{kernel.name}, {by(weight.shape)}: error {error:.1e}, it promises {promised:.0e}")
+        return ready

@@ -9,6 +9,7 @@ from typing import Any
 from codegemm.comparison import runner, selection
 from codegemm.comparison.result import Result
 from codegemm.engines.cuda.gpu import KNOWN
+from codegemm.errors import KernelError
 from codegemm.measuring import conditions
 from codegemm.quantize.progress import Progress
 from codegemm.reproduction import cells as cells_of
@@ -34,6 +35,12 @@ class Reproduction:
     result: Result | None
     predicts: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a kernel failed or is wrong."""
+        bad = self.result is not None and bool(self.result.wrong or self.result.failed)
+        return bad or any(name in self.missing for name in NAMES)
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data; rows as a comparison has them."""
@@ -74,8 +81,13 @@ def run(
             times = predicted(cells, KNOWN[predicts])
         else:
             result, times = measured(cells, settings, progress)
-        tables = tuple(_table(name, lab, times, progress) for name in chosen)
-    return Reproduction(tables, result, predicts, times.missing)
+        tables = []
+        for name in chosen:
+            try:
+                tables.append(_table(name, lab, times, progress))
+            except KernelError as error:  # which must not take the others' tables with it
+                times.missing[name] = str(error)
+    return Reproduction(tuple(tables), result, predicts, times.missing)
 
 
 def products(names: Sequence[str]) -> list[Cell]:

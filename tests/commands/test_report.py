@@ -98,10 +98,11 @@ def test_what_is_no_time_is_refused(change):
 
 
 def test_losing_cells():
-    """By the largest factor; only of the kernel that `auto` takes, against right products of others on its path."""
+    """By the largest factor; of the kernel that `auto` takes, or of the fastest of the package's where it takes another;
+    against right products of others on its path."""
     rows = [
         row(seconds=4e-5, chosen=True, path="avx2"),
-        row("dequant", seconds=1e-6),  # this package's own
+        row("dequant", seconds=1e-6, path="avx2"),  # this package's own
         row("psumbook_fast", seconds=1e-6),
         row("dense", "", seconds=2e-5),
         row("quip", "e8p", seconds=1e-5),
@@ -112,16 +113,21 @@ def test_losing_cells():
         row("dequant", batch=4, seconds=3e-5, chosen=True, quartiles=[1e-5, 4e-5]),
         row("dense", "", batch=4, seconds=2e-5, quartiles=[1e-5, 2e-5]),
         row("dense", "", batch=4, seconds=1e-6, shape=(128, 64)),
+        row("lutgemm", "q2g128", batch=2, seconds=1e-5, chosen=True),
+        row("psumbook", "q2g128", batch=2, seconds=2e-5),
+        row("dequant", "q2g128", batch=2, seconds=3e-5),
+        row("psumbook_fast", "q2g128", batch=2, seconds=1e-6),
     ]
     products = [product(each) for each in rows]
     found = list(losing.losses(products))
     assert [(loss.own.kernel, loss.own.batch, [each.name for each in loss.others]) for loss in found] == [
         ("psumbook", 1, ["quip e8p", "dense"]),
+        ("psumbook", 2, ["lutgemm q2g128"]),
         ("dequant", 4, ["dense"]),
     ]
-    assert [loss.factor for loss in found] == pytest.approx([4, 1.5])
-    assert [loss.overlap for loss in found] == [False, True]
-    assert len(losing.cells(products)) == 3
+    assert [loss.factor for loss in found] == pytest.approx([4, 2, 1.5])
+    assert [loss.overlap for loss in found] == [False, False, True]
+    assert len(losing.cells(products)) == 4
 
 
 def test_where_nothing_is_lost_it_says_so(tmp_path):

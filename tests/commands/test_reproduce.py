@@ -2,7 +2,6 @@
 
 import json
 import re
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.measuring import conditions, stopwatch
 from codegemm.measuring.accuracy import exact, relative_error
+from codegemm.measuring.stopwatch import Timing
 from codegemm.products import Plan
 from codegemm.reproduction import (
     NAMES,
@@ -32,7 +32,6 @@ from codegemm.reproduction import (
     tiling,
     tradeoff,
 )
-from codegemm.reproduction import lab as lab_module
 from codegemm.reproduction.cells import Cell
 from codegemm.reproduction.experiments import EXPERIMENTS
 from codegemm.reproduction.lab import Lab
@@ -146,7 +145,7 @@ def test_a_blocks_time_is_the_sum_of_its_layers(small):
 def test_on_a_gpu(small, emulated_gpu, monkeypatch):
     """Which of table 7's thread blocks there are; `test_a_gpus_tiles_multiply` runs such."""
     monkeypatch.setattr(tiling, "_tiles", lambda: [(128, 64), (256, 32), (512, 32), (64, 32)])
-    monkeypatch.setattr(lab_module, "Candidate", lambda *its: Mock(measure=lambda x, s: (None, Mock(median=1e-6))))
+    monkeypatch.setattr(Lab, "times", lambda self, products: [Timing((1e-6,), "graph", 1) for _ in products])
     found = run(["table7"], engine="cuda")
     [seven] = found.tables
     assert min(seven.ours[0][:2]) > 0
@@ -199,7 +198,7 @@ def test_predictions_are_marked(tmp_path):
 def test_the_building_by_terms():
     """The CUDA kernel's shares are of the estimate that it is cut by."""
     share = building.estimated(lab("cuda", "h200"), "m2v8g128", (8192, 8192))
-    assert 0 < share < 100
+    assert 0 < share.percent < 100
     spec = spec_of((8192, 8192), "m2v8g128")
     cut = tiling.gpu_cut(spec, 256, 2048, KNOWN["h200"])
     assert len(cut.slices) == 4
@@ -255,6 +254,15 @@ def test_a_kernel_that_is_not_there_is_named(small, monkeypatch):
 
 
 REGISTERED = cells.registered
+
+
+def test_a_wrong_kernel_of_other_tiles_is_told(small, monkeypatch):
+    """The other experiments' tables are there all the same."""
+    monkeypatch.setattr(tiling.CpuTiles, "tolerance", lambda self, product: 1e-12)
+    found = run(["table6", "table7"])
+    assert [each.name for each in found.tables] == ["table6"]
+    assert found.missing["table7"].startswith("psumbook_tiles, 256 x 256: error ")
+    assert found.broken
 
 
 def test_names_are_checked_before_anything():

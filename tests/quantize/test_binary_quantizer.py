@@ -93,6 +93,15 @@ def test_too_large_weights_are_refused():
         codegemm.quantize(np.full((4, 128), 1e5, np.float32), "q1g128")
 
 
+def test_too_small_weights_are_refused(rng):
+    """All of them; a row of such beside others errs more."""
+    matrix = rng.standard_normal((4, 128)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"the largest weight is .*e-06: too small for the float16 scales of signs"):
+        codegemm.quantize(matrix * 1e-6, "q2g64")
+    matrix[1] *= 1e-9
+    assert not codegemm.quantize(matrix, "q2g64").dequantize(np.float32)[1].any()
+
+
 def test_the_same_again(rng):
     matrix = rng.standard_normal((40, 256)).astype(np.float32)
     assert codegemm.quantize(matrix, "q3g128", backend="numpy") == codegemm.quantize(matrix, "q3g128", backend="numpy")
