@@ -98,8 +98,8 @@ def test_what_is_no_time_is_refused(change):
 
 
 def test_losing_cells():
-    """By the largest factor; of the kernel that `auto` takes, or of the fastest of the package's where it takes another;
-    against right products of others on its path."""
+    """By the largest factor; of the kernel that `auto` takes, or the package's fastest where it takes another; against
+    right products of others on its path."""
     rows = [
         row(seconds=4e-5, chosen=True, path="avx2"),
         row("dequant", seconds=1e-6, path="avx2"),  # this package's own
