@@ -150,7 +150,9 @@ def test_too_little_memory_is_said(monkeypatch):
 
 def test_two_runs_are_compared(tmp_path):
     """The command as people give it, for two kernels and one that is missing."""
-    environment = os.environ | {"CODEGEMM_NUM_THREADS": "1"}
+    # pytest-benchmark does not measure beneath pytest-xdist.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = outside | {"CODEGEMM_NUM_THREADS": "1"}
     command = [
         sys.executable, "-m", "pytest", "benchmarks/test_kernels.py", "-q", "-rs", "-p", "no:cacheprovider",
         "-k", "1024x4096-n1- and (psumbook-m1v4g128 or dense) and not dequant_dense", "--benchmark-autosave",
