@@ -69,9 +69,11 @@ def of_losses(label: str, losses: Sequence[tuple[str, Loss]]) -> Grid:
         Column("factor", hint="How many times as fast the other is."),
         Column("batch"),
         Column("shape", hint="Sorts by the number of weights."),
-        Column("ours", numeric=False, hint="The kernel that auto takes for these weights."),
+        Column("ours", numeric=False, hint="The kernel that auto takes for these weights, or the fastest of ours."),
+        Column("bits", hint="Per weight, as the kernel multiplies by it."),
         Column("time, us"),
         Column("faster", numeric=False),
+        Column("its bits", hint="Per weight; of other bits the error is another, too."),
         Column("its time, us"),
         Column("faster, too", numeric=False),
         Column("where", numeric=False),
@@ -176,11 +178,18 @@ def _of_loss(place: str, loss: Loss) -> Iterator[Cell]:
     yield Cell(str(own.batch), own.batch)
     yield _shape(own)
     yield Cell(own.name)
+    yield _bits(own)
     yield Cell(micro(own.seconds), own.seconds, predicted=predicted)
     yield Cell(fastest.name)
+    yield _bits(fastest)
     yield Cell(micro(fastest.seconds), fastest.seconds, predicted=predicted)
     yield Cell(", ".join(each.name for each in others))
     yield Cell(place if own.case == by(own.shape) else f"{place}: {own.case}")
+
+
+def _bits(its: Product) -> Cell:
+    """Per weight; nothing where that is not told."""
+    return Cell("" if its.bits_per_weight is None else f"{its.bits_per_weight:.2f}", its.bits_per_weight)
 
 
 def _of_cell(table: Table, cell: tuple[str, str, Number, Number, Number, Number]) -> Iterator[Cell]:
