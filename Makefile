@@ -64,7 +64,7 @@ tables: $(VENV)/test
 compare: $(VENV)/plot $(VENV)/minilm
 	$(BIN)/codegemm compare
 
-reproduce: $(VENV)/plot $(VENV)/report
+reproduce: $(VENV)/report
 	mkdir -p reproduction
 	$(BIN)/codegemm reproduce --json reproduction/reproduction.json --plot reproduction/reproduction.png
 	$(BIN)/codegemm report reproduction/reproduction.json -o reproduction/report.html

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from benchmarks.claims import sources
 from benchmarks.claims.claim import Claim, Computed, Fixed
 from benchmarks.tables import files
-from codegemm.comparison.result import NOISY
 from codegemm.engines import cpu, cuda
 from codegemm.engines.cuda.dequant_dense import SLICE_BYTES
 from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
+from codegemm.measuring.stopwatch import NOISY
 
 COMPARING, MULTIPLYING, QUANTISING = "docs/comparing.md", "docs/multiplying.md", "docs/quantising.md"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.claims import sources
 from benchmarks.claims.claim import Claim, Computed, Fixed
 from benchmarks.tables import files, speed
-from codegemm.comparison.result import NOISY
+from codegemm.measuring.stopwatch import NOISY
 
 README = "README.md"
 MAIN = "m2v8g128"  # what README's first numbers are of

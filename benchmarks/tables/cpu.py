@@ -10,7 +10,7 @@ from benchmarks.cpu.targets import AUTO_THREADS, FULL, TORCH_BF16, TORCH_FP32
 from benchmarks.tables import files, markdown, speed
 from benchmarks.tables.files import Row
 from benchmarks.targets import MAIN
-from codegemm.comparison.result import NOISY
+from codegemm.measuring.stopwatch import NOISY
 from codegemm.reporting import by, counted
 
 

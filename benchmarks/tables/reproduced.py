@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.tables import files, markdown
 from codegemm.reporting import counted
 from codegemm.reproduction import report
-from codegemm.reproduction.table import Number
+from codegemm.reproduction.table import Number, Table
 
 _HEAD = """
 ## Beside the paper
@@ -30,43 +29,26 @@ def _machine(file: str, its: dict[str, Any]) -> str:
     where = f"{machine['device']}, {counted(machine['threads'], 'thread')} ([{file}](../benchmarks/results/{file}))"
     busy = "".join(f" The machine was busy: {told}." for told in its["disturbances"])
     missing = [f"- left out: {name}: {reason}\n" for name, reason in its["missing"].items()]
-    parts = [f"Paper: {its['paper']}. Here: {where}.{busy}\n", *map(_table, its["tables"]), "".join(missing)]
-    return "".join(f"\n{part}" for part in parts if part)
+    parts = [f"Paper: {its['paper']}. Here: {where}.{busy}\n", *map(_table, map(Table.of_json, its["tables"]))]
+    return "".join(f"\n{part}" for part in (*parts, "".join(missing)) if part)
 
 
-def _table(its: dict[str, Any]) -> str:
+def _table(table: Table) -> str:
     """Rows and columns are the paper's, but for those that ratios are to."""
-    columns = [column for column in its["columns"] if not _is_base(its, column)]
-    cells = dict(_cells(its))
-    rows = dict.fromkeys(row for row, _ in cells)
-    lines = [["", *columns]]
-    lines += [[row, *(cells[row, column] for column in columns)] for row in rows if not _is_base(its, row)]
-    terms = its["in_terms"] or its["unit"]
-    said = " ".join(filter(None, (its["caption"], its["note"])))
-    return f"{_title(its)}{terms and f' ({terms})'}:\n\n{markdown.table(lines)}\n{said}\n"
+    rows, columns = ([label for label in labels if label != table.baseline] for labels in (table.rows, table.columns))
+    cells = {cell[:2]: _told(table, cell) for cell in table.cells()}
+    lines = [["", *columns], *([row, *(cells[row, column] for column in columns)] for row in rows)]
+    terms = table.in_terms or table.unit
+    said = " ".join(filter(None, (table.caption, *table.notes)))
+    return f"{report.title(table)}{terms and f' ({terms})'}:\n\n{markdown.table(lines)}\n{said}\n"
 
 
-def _is_base(its: dict[str, Any], label: str) -> bool:
-    return bool(its["in_terms"]) and label == its["baseline"]
-
-
-def _title(its: dict[str, Any]) -> str:
-    kind = "Table" if its["name"].startswith("table") else "Figure"
-    return f"{kind} {its['name'].removeprefix(kind.lower())}: {its['title']}"
-
-
-def _cells(its: dict[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
-    """By row and column."""
-    numbers = its["ratios"] if its["ratios"]["ours"] else its
-    noisy = {tuple(place) for place in its["noisy"]}
-    for place, (label, *ours) in enumerate(numbers["ours"]):
-        paper = numbers["paper"][place][1:] if numbers["paper"] else None
-        for number, column in enumerate(its["columns"]):
-            text = _told(ours[number], its, column) + "!" * ((label, column) in noisy)
-            yield (label, column), text if paper is None else f"{_told(paper[number], its, column)} / {text}"
-
-
-def _told(number: Number, its: dict[str, Any], column: str) -> str:
-    if its["ratios"]["ours"]:
-        return report.ratio(number) or "-"
-    return report.told(number, its["unit"] or column)
+def _told(table: Table, cell: tuple[str, str, Number, Number, Number, Number]) -> str:
+    """The paper's number and ours, as ratios where there are such."""
+    row, column, theirs, their_ratio, ours, our_ratio = cell
+    noisy = "!" * ((row, column) in table.noisy)
+    if table.ratio is not None:
+        told, mine = (report.ratio(each) or "-" for each in (their_ratio, our_ratio))
+    else:
+        told, mine = (report.told(each, table.unit or column) for each in (theirs, ours))
+    return f"{mine}{noisy}" if table.paper is None else f"{told} / {mine}{noisy}"

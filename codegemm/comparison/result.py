@@ -8,7 +8,7 @@ from typing import Any
 from codegemm.kernel import Cost
 from codegemm.measuring.bounds import bound
 from codegemm.measuring.machine import Machine
-from codegemm.measuring.stopwatch import NOISY
+from codegemm.measuring.stopwatch import varies
 
 __all__ = ["Result", "Row"]
 
@@ -71,8 +71,7 @@ class Row:
     @property
     def noisy(self) -> bool:
         """Whether the rounds differ so much that the median says little."""
-        lower, upper = self.quartiles
-        return upper - lower > NOISY * self.seconds
+        return varies(self.seconds, self.quartiles)
 
 
 @dataclass(frozen=True)

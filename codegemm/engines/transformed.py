@@ -52,11 +52,14 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
 
     def apart(self, product: Product[TransformedSpec]) -> Product[TransformedSpec]:
         """The product with its spec taken apart into a core as the inner kernel takes it, and what is around that."""
-        return replace(product, spec=product.spec.folded) if self.inner.folds else product
+        return replace(product, spec=self._folded(product.spec))
 
     def core_and_around(self, weight: TransformedWeight) -> TransformedWeight:
         """The same of a weight."""
         return weight.folded if self.inner.folds else weight
+
+    def _folded(self, spec: TransformedSpec) -> TransformedSpec:
+        return spec.folded if self.inner.folds else spec
 
     @abstractmethod
     def inside(self, prepared: Any) -> Any:
@@ -67,7 +70,7 @@ class TransformedKernel(Kernel[TransformedSpec, TransformedWeight]):
         weight.let_go(prepared, {})
 
     def bits_per_weight(self, spec: TransformedSpec) -> float:
-        spec = spec.folded if self.inner.folds else spec
+        spec = self._folded(spec)
         more = (spec.packed_bits - spec.core.packed_bits) / (spec.out_features * spec.in_features)
         return spec.terms * self.inner.bits_per_weight(spec.core) + more
 

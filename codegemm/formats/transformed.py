@@ -78,9 +78,14 @@ class TransformedConfig:
         rotated = "" if not self.block else "+rotated" if self.block == USUAL else f"+rotated{self.block}"
         ordered, terms = "+ordered" * self.ordered, f"+terms{self.terms}" if self.terms > 1 else ""
         core = str(self.core)
-        if isinstance(self.core, CodebookConfig) and self.core.signs:
+        if self.of_signs:
             core, terms = self.core.planes(self.terms), ""
         return f"{core}{ordered}{rotated}{_WORDS[self.offsets]}{terms}"
+
+    @property
+    def of_signs(self) -> bool:
+        """Whether its terms are planes of signs."""
+        return isinstance(self.core, CodebookConfig) and self.core.signs
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ _ROUNDED = 1e-2  # the error of rounding to any dtype of x is less
 _GRAPH_CALLS = 40  # products of a graph, at least: its own start must not count
 
 
+def varies(median: float, quartiles: tuple[float, float]) -> bool:
+    """Whether times differ so much that their median says little."""
+    lower, upper = quartiles
+    return upper - lower > NOISY * median
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of a product in each call, replay or round. how: `graph` (replayed) or `calls` (one by one). calls: how
@@ -66,9 +72,8 @@ class Timing:
 
     @property
     def noisy(self) -> bool:
-        """Whether the quartiles are so far apart that the median says little."""
-        lower, upper = self.quartiles
-        return upper - lower > NOISY * self.median
+        """Whether they differ so much that the median says little."""
+        return varies(self.median, self.quartiles)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class TransformedQuantizer(Quantizer):
 
     def refuses(self, config: TransformedConfig) -> str | None:
         several = config.terms > 1
-        if config.offsets or config.ordered or (several and not _are_signs(config.core)):
+        if config.offsets or config.ordered or (several and not config.of_signs):
             return "no quantizer looks for offsets, terms and orders; conversions of other formats bring them"
         if config.terms > MAX_PLANES:
             return f"there are quantizers for up to {MAX_PLANES} planes"
@@ -195,11 +195,6 @@ class TransformedQuantizer(Quantizer):
         else:
             core = quantizer_for(config.core).quantize(matrix, config.core, job)
         return TransformedWeight(core, signs=signs, block=block, terms=config.terms)
-
-
-def _are_signs(config: Any) -> bool:
-    """Whether it is of planes of signs."""
-    return isinstance(config, CodebookConfig) and config.signs
 
 
 def _planes(matrix: npt.NDArray[np.float32], config: CodebookConfig, count: int, job: Job) -> CodebookWeight:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codegemm.measuring.stopwatch import NOISY
+from codegemm.measuring.stopwatch import varies
 from codegemm.reporting import by
 
 FAST = "psumbook_fast"  # of less precision than the others, which it is not measured by
@@ -81,7 +81,7 @@ def product(row: Mapping[str, Any], predicted: bool = False) -> Product:
         error=error,
         error_to_original=_number(row, "error_to_original"),
         chosen=bool(row.get("chosen")),
-        noisy=bool(row.get("noisy", upper - lower > NOISY * seconds)),
+        noisy=bool(row.get("noisy", varies(seconds, (lower, upper)))),
         wrong=bool(row.get("wrong", wrong)),
         predicted=predicted,
     )

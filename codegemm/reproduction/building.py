@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from codegemm.engines import cpu
 from codegemm.engines.cpu.psumbook_layout import GROUP_ROWS
 from codegemm.engines.cuda import psumbook_cut
-from codegemm.formats.codebook import CodebookSpec
-from codegemm.formats.format import random_weight, spec_of
+from codegemm.formats.format import random_weight
 from codegemm.measuring import conditions
 from codegemm.reproduction.cells import Shape, shape_of
-from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.lab import Lab, codebook_spec
 from codegemm.reproduction.paper import published
 from codegemm.reproduction.table import Table
 
@@ -55,19 +54,13 @@ def measured(lab: Lab, config: str, shape: Shape) -> Share:
     weights = [random_weight((rows, shape[1]), config) for rows in (shape[0], GROUP_ROWS)]
     with conditions.threads(1, with_torch=False):
         whole, few = lab.times([(psumbook, weight) for weight in weights])
-    share = len(psumbook.cut(_spec(shape, config)).slices) * few.median / whole.median
+    share = len(psumbook.cut(codebook_spec(shape, config)).slices) * few.median / whole.median
     return Share(100 * min(1.0, share), whole.noisy or few.noisy)
 
 
 def estimated(lab: Lab, config: str, shape: Shape) -> Share:
     """By the terms that a GPU's kernel is cut by."""
-    spec = _spec(shape, config)
+    spec = codebook_spec(shape, config)
     terms = psumbook_cut.terms(psumbook_cut.cut_for(spec, 1, lab.gpu), spec, lab.gpu)
     clocks = {name: count * psumbook_cut.WEIGHTS[name] for name, count in terms.items()}
     return Share(100 * sum(clocks[name] for name in _BUILDING) / sum(clocks.values()))
-
-
-def _spec(shape: Shape, config: str) -> CodebookSpec:
-    spec = spec_of(shape, config)
-    assert isinstance(spec, CodebookSpec)
-    return spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from codegemm.choice import select
@@ -47,11 +47,6 @@ class Cell:
         """Of the weight, as it is spelt out; empty for a dense product."""
         return self.method.config and str(parse(self.method.config))
 
-    def is_of(self, row: Row | Prediction) -> bool:
-        """Whether that is its time."""
-        kernel = row.chosen if self.method.ours else row.kernel == self.method.kernel
-        return (row.shape, row.batch, row.config) == (self.shape, self.batch, self.config) and kernel
-
 
 @dataclass
 class Times:
@@ -83,35 +78,34 @@ def of_block(name: str, label: str, batch: int = 1) -> dict[Cell, int]:
     return {Cell(shape, label, batch): count for shape, count in BLOCKS[name].items()}
 
 
-def measured(cells: Iterable[Cell], settings: runner.Settings, progress: Progress) -> tuple[Result, Times]:
-    """Everything that was found, and what of it are the cells' times.
+def measured(cells: Sequence[Cell], settings: runner.Settings, progress: Progress) -> tuple[Result, Times]:
+    """Everything that was found, and what of it are the times of cells, each of which is there once.
 
     settings: of which path and engine, seconds and rounds count.
     """
-    wanted, missing = list(dict.fromkeys(cells)), dict[str, str]()
-    planned = [(case, list(_entries(case, its, settings, missing))) for case, its in _cases(wanted)]
+    missing = dict[str, str]()
+    planned = [(case, list(_entries(case, its, settings, missing))) for case, its in _cases(cells)]
     result = runner.measure(planned, settings, progress)
     missing |= {each.kernel: each.error for each in result.failed} | {row.kernel: "is wrong" for row in result.wrong}
     rows = [row for row in result.rows if not row.wrong]
-    return result, Times(_found(wanted, rows), missing)
+    return result, Times(_found(cells, rows), missing)
 
 
 def builds(cells: Iterable[Cell], settings: runner.Settings) -> Iterator[Callable[[], object]]:
     """What measuring them compiles."""
-    for case, its in _cases(dict.fromkeys(cells)):
+    for case, its in _cases(cells):
         for each in _entries(case, its, settings, {}):
             for product in each.products:
                 yield from each.kernel.builds(product, settings.device)
 
 
-def predicted(cells: Iterable[Cell], gpu: Gpu) -> Times:
+def predicted(cells: Sequence[Cell], gpu: Gpu) -> Times:
     """By the cost model."""
-    wanted = list(dict.fromkeys(cells))
     rows: list[Row | Prediction] = []
-    for case, its in _cases(wanted):
+    for case, its in _cases(cells):
         rows += predict(gpu, [case.shape], case.configs, sorted({cell.batch for cell in its}))
-    found = _found(wanted, rows)
-    missing = {_name(cell): _unpredicted(cell, gpu) for cell in wanted if cell not in found}
+    found = _found(cells, rows)
+    missing = {_name(cell): _unpredicted(cell, gpu) for cell in cells if cell not in found}
     return Times(found, missing)
 
 
@@ -134,7 +128,7 @@ def _found(cells: Iterable[Cell], rows: Iterable[Row | Prediction]) -> dict[Cell
     found = {}
     for cell in cells:
         for row in by_product.get((cell.shape, cell.batch, cell.config), []):
-            if cell.is_of(row):
+            if row.chosen if cell.method.ours else row.kernel == cell.method.kernel:
                 found[cell] = row
     return found
 

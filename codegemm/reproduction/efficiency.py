@@ -5,8 +5,6 @@ from __future__ import annotations
 from codegemm.comparison.result import Row
 from codegemm.formats.format import random_weight
 from codegemm.measuring import conditions
-from codegemm.measuring.accuracy import inputs
-from codegemm.measuring.stopwatch import Candidate
 from codegemm.registry import kernel_for, registered
 from codegemm.reproduction import power
 from codegemm.reproduction.cells import ANY, Cell, Times
@@ -64,8 +62,6 @@ def table(lab: Lab, times: Times) -> Table:
 def _watts(lab: Lab, cell: Cell, row: Row, meter: power.Meter) -> float:
     """While the product that a row is of is repeated."""
     kernel = next(each for each in registered(lab.settings.engine) if each.name == row.kernel)
-    weight = random_weight(SHAPE, cell.config or ANY).to(lab.settings.device)
+    weight = random_weight(SHAPE, cell.config or ANY)
     with conditions.path(lab.settings.paths[0]):
-        candidate = Candidate(kernel_for(kernel, weight.spec), weight, [1], lab.settings.dtype)
-        ready = candidate.ready(inputs(SHAPE[1], 1, lab.settings.dtype))
-        return meter(ready.call, _SECONDS)
+        return meter(lab.ready(kernel_for(kernel, weight.spec), weight).call, _SECONDS)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from codegemm.comparison import runner
+import numpy.typing as npt
+
+from codegemm.comparison import rounds, runner
+from codegemm.comparison.selection import Entry
 from codegemm.engines.cuda.gpu import KNOWN, Gpu, gpu_of
 from codegemm.errors import KernelError
+from codegemm.formats.codebook import CodebookSpec
+from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
-from codegemm.measuring import conditions
+from codegemm.measuring import conditions, memory
 from codegemm.measuring.accuracy import exact, inputs, relative_error
-from codegemm.measuring.stopwatch import Candidate, Ready, Timing, turn
+from codegemm.measuring.stopwatch import Candidate, Ready, Timing
 from codegemm.reporting import by
 
 
@@ -34,22 +39,39 @@ class Lab:
         return KNOWN[self.predicts] if self.predicts else gpu_of(self.settings.device)
 
     def times(self, products: Sequence[tuple[Kernel, Weight]]) -> list[Timing]:
-        """Of products with one row of x, which take turns, in rounds. KernelError for one that is wrong."""
-        with conditions.path(self.settings.paths[0]):
-            ready = [self._ready(kernel, weight) for kernel, weight in products]
-            found: list[list[float]] = [[] for _ in ready]
-            each = self.settings.seconds / self.settings.rounds
-            for number in range(self.settings.rounds):
-                for place in range(len(ready))[:: -1 if number % 2 else 1]:
-                    found[place].append(turn(ready[place].call, each)[0])
-        return [Timing(tuple(seconds), its.how, len(seconds)) for seconds, its in zip(found, ready)]
+        """Of products with one row of x, of the same in_features, in the comparison's rounds; whatever one raises, and
+        KernelError for one that is wrong."""
+        path, settings = self.settings.paths[0], self.settings
+        x = self._x(products[0][1])
 
-    def _ready(self, kernel: Kernel, weight: Weight) -> Ready:
-        dtype, device = self.settings.dtype, self.settings.device
-        x = inputs(weight.shape[1], 1, dtype)
-        ready = Candidate(kernel, weight.to(device), [1], dtype).ready(x)
+        def fail(timed: rounds.Timed, error: BaseException) -> None:
+            raise error
+
+        timed = []
+        with conditions.path(path):
+            for kernel, weight in products:
+                product = Product.of(weight.spec, 1, settings.dtype)
+                entry = Entry(kernel, weight.spec.name, (product,), path, path, memory.Taken(0, 0))
+                timed.append(rounds.Timed(entry, product, self.ready(kernel, weight)))
+        through = rounds.run(timed, x, settings.rounds, settings.seconds, fail, lambda: None)
+        return [each.timing for each in through]
+
+    def ready(self, kernel: Kernel, weight: Weight) -> Ready:
+        """A product with one row of x, ready to be timed on this instruction set. KernelError where it is wrong."""
+        x = self._x(weight)
+        ready = Candidate(kernel, weight.to(self.settings.device), [1], self.settings.dtype).ready(x)
         error = relative_error(ready.result(), exact(weight, x))
-        promised = kernel.tolerance(Product.of(weight.spec, 1, dtype))
+        promised = kernel.tolerance(Product.of(weight.spec, 1, self.settings.dtype))
         if not error <= promised:
             raise KernelError(f"{kernel.name}, {by(weight.shape)}: error {error:.1e}, it promises {promised:.0e}")
         return ready
+
+    def _x(self, weight: Weight) -> npt.NDArray:
+        return inputs(weight.shape[1], 1, self.settings.dtype)
+
+
+def codebook_spec(shape: tuple[int, int], config: str) -> CodebookSpec:
+    """Of a weight of codebooks."""
+    spec = spec_of(shape, config)
+    assert isinstance(spec, CodebookSpec)
+    return spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,6 @@ from codegemm.reproduction.cells import Cell, Times, measured, predicted
 from codegemm.reproduction.experiments import EXPERIMENTS
 from codegemm.reproduction.lab import Lab
 from codegemm.reproduction.table import Table
-
-_PRODUCTS: dict[str, Callable[[], Sequence[Cell]]] = {
-    **{name: lambda name=name: list(EXPERIMENTS[name].products) for name in EXPERIMENTS},  # type: ignore[misc]
-    efficiency.NAME: efficiency.products,
-    tradeoff.NAME: tradeoff.products,
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,15 @@ def run(
 
 def products(names: Sequence[str]) -> list[Cell]:
     """Those of experiments, each once."""
-    return list(dict.fromkeys(cell for name in _chosen(names) if name in _PRODUCTS for cell in _PRODUCTS[name]()))
+    return list(dict.fromkeys(cell for name in _chosen(names) for cell in _products(name)))
+
+
+def _products(name: str) -> Iterable[Cell]:
+    """None of experiments that measure in ways of their own."""
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name].products
+    of_others = {efficiency.NAME: efficiency.products, tradeoff.NAME: tradeoff.products}
+    return of_others[name]() if name in of_others else ()
 
 
 def builds(engine: str) -> Iterator[Callable[[], object]]:

@@ -14,11 +14,11 @@ from codegemm.engines.cuda.gpu import LANES, Gpu
 from codegemm.engines.cuda.rows import slices
 from codegemm.engines.cuda.steps import Scratch, Step
 from codegemm.formats.codebook import CodebookSpec
-from codegemm.formats.format import random_weight, spec_of
+from codegemm.formats.format import random_weight
 from codegemm.kernel import Kernel, Product
 from codegemm.reproduction.cells import shape_of
 from codegemm.reproduction.experiments import MICRO
-from codegemm.reproduction.lab import Lab
+from codegemm.reproduction.lab import Lab, codebook_spec
 from codegemm.reproduction.paper import published
 from codegemm.reproduction.table import Table, as_fast_as
 
@@ -59,7 +59,7 @@ def table(lab: Lab) -> Table:
     tiles = dict(zip(paper.columns, _tiles()))
     ours, noisy = [], set()
     for config in paper.rows:
-        spec = _spec(config)
+        spec = codebook_spec(SHAPE, config)
         there = {column: each for column, each in tiles.items() if not lab.on_gpu or gpu_cut(spec, *each, lab.gpu)}
         if lab.predicts:
             seconds = {column: _estimated(spec, each, lab.gpu) for column, each in there.items()}
@@ -87,7 +87,7 @@ def table(lab: Lab) -> Table:
 def builds(lab: Lab) -> Iterator[Callable[[], object]]:
     """What measuring on a GPU compiles."""
     for config, (t_w, t_h) in product(published(NAME).rows, _tiles()):
-        spec = _spec(config)
+        spec = codebook_spec(SHAPE, config)
         if gpu_cut(spec, t_w, t_h, lab.gpu):
             yield from CudaTiles(t_w, t_h).builds(Product.of(spec, 1, lab.settings.dtype), lab.settings.device)
 
@@ -124,15 +124,9 @@ def _estimated(spec: CodebookSpec, tile: tuple[int, int], gpu: Gpu) -> float:
     return psumbook_cut.estimate(cut, spec, gpu)
 
 
-def _spec(config: str) -> CodebookSpec:
-    spec = spec_of(SHAPE, config)
-    assert isinstance(spec, CodebookSpec)
-    return spec
-
-
 def _chosen(lab: Lab, config: str) -> str:
     """What the kernel takes of itself."""
-    spec = _spec(config)
+    spec = codebook_spec(SHAPE, config)
     if lab.on_gpu:
         cut = psumbook_cut.cut_for(spec, 1, lab.gpu)
         width, height = cut.units_per_tile * cut.rows * _unit_columns(spec), cut.slices.most_blocks * LANES

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from codegemm.cli import cli
-from codegemm.comparison import result, rounds
+from codegemm.comparison import rounds
 from codegemm.comparison import runner as comparison
 from codegemm.devices import CPU
 from codegemm.engines.cuda.gpu import KNOWN
@@ -102,7 +102,7 @@ def test_products_of_a_block():
 @pytest.mark.parametrize("noisy", [-1, 1e9])
 def test_what_follows_from_a_noisy_time_is_marked(small, monkeypatch, noisy):
     """And what follows from none, or isn't there, is not."""
-    monkeypatch.setattr(result, "NOISY", noisy)
+    monkeypatch.setattr(stopwatch, "NOISY", noisy)
     monkeypatch.setattr(power, "meter", lambda engine: None)
     tables = {each.name: each for each in run(["table3", "figure4"]).tables}
     for name, columns in (("table3", {"TFLOPS", "% of memory"}), ("figure4", {"us"})):
