@@ -2,10 +2,8 @@
 
 import configparser
 import os
-import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 from platformdirs import user_cache_path
@@ -60,17 +58,18 @@ def test_the_cache_needs_no_library(variables, tmp_path, monkeypatch):
 
 
 def test_import_is_quick(tmp_path):
-    def seconds(module):
-        times = []
-        for _ in range(7):
-            begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=tmp_path)
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
+    """By the processor's time, the least of some runs: a busy machine lets processes wait, and slows some down."""
 
-    # The promise is 0.15 s where NumPy takes 0.1; the rest is slack for a busy machine.
-    numpy = seconds("numpy")
-    assert seconds("codegemm") - numpy < 0.25 * max(1, numpy / 0.1)
+    def seconds(module):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=tmp_path)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    runs = [(seconds("numpy"), seconds("codegemm")) for _ in range(7)]
+    numpy, codegemm = map(min, zip(*runs, strict=True))
+    # The promise is 0.15 s where NumPy takes 0.1; the rest is slack for a slow machine.
+    assert codegemm - numpy < 0.25 * max(1, numpy / 0.1), (numpy, codegemm)
 
 
 @pytest.mark.parametrize("name", ["baselines", "kernels_cu"])
