@@ -106,15 +106,21 @@ def take_workspace(size: int) -> np.ndarray:
     kept, _workspace.kept = _workspace.kept, None  # a kernel may multiply by another weight meanwhile
     if kept is not None and kept.nbytes >= size:
         return kept
-    raw = np.empty(size + 63, np.uint8)
-    start = -address(raw) % 64
-    return raw[start : start + size]
+    return empty(size, np.uint8)
 
 
 def give_back(workspace: np.ndarray) -> None:
     """Keep it for this thread's next product, if it is not too large."""
     if workspace.nbytes <= MAX_KEPT_BYTES:
         _workspace.kept = workspace
+
+
+def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+    """numpy.empty from a boundary of cache lines on: of a register's load that crosses one both are read."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 63, np.uint8)
+    start = -address(raw) % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def address(array: np.ndarray) -> int:

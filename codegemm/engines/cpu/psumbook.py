@@ -25,7 +25,7 @@ _SEEN = 128  # rows and positions whose codes are compared
 _DEVIATIONS = 3.72  # standard ones, beyond which a normally distributed number is one time in 10,000
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
-_BYTES_UP_TO = {"vbmi": {2: 4, 1: 8}, "avx512": {2: 2, 1: 3}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
+_BYTES_UP_TO = {"vbmi": {2: 10, 1: 16}, "avx512": {2: 8, 1: 12}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
 PsumbookArgs = declarations.structure(SOURCE, "PsumbookArgs")
 
 
@@ -81,16 +81,18 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         plan, codes = self.cut(spec), weight.codes
         books = weight.part_codebooks.astype(np.float32).swapaxes(-1, -2)
         # Entries that no code names must not be larger than those that some do.
-        padded = np.empty((*books.shape[:-1], layout.table_entries(spec.config.b)), np.float32)
+        padded = library.empty((*books.shape[:-1], layout.table_entries(spec.config.b)), np.float32)
         padded[..., : books.shape[-1]] = books
         padded[..., books.shape[-1] :] = books[..., -1:]
+        scales = library.empty((spec.groups, plan.padded_rows), weight.scales.dtype)
+        scales[...] = plan.pad(weight.scales).T
         squares = [np.square(weight.scales[first:end].astype(np.float32)).sum(0) for _, first, end, *_ in plan.slices]
         arguments = library.Arguments(
             PsumbookArgs,
             {
                 "codes": layout.arrange_codes(codes, plan),
                 "codebooks": padded,
-                "scales": np.ascontiguousarray(plan.pad(weight.scales).T),
+                "scales": scales,
                 "squares": np.array(squares, np.float32),
                 "tiles": plan.tiles,
                 "pieces": plan.pieces,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.engines import cut, declarations
-from codegemm.engines.cpu import compiler, kernel
+from codegemm.engines.cpu import compiler, kernel, library
 from codegemm.formats.codebook import CodebookSpec
 
 SOURCE = compiler.SOURCES / "psumbook.cpp"
@@ -114,7 +114,7 @@ def arrange_codes(codes: npt.NDArray[np.uint8], plan: Cut) -> npt.NDArray[np.uin
     m = codes.shape[2]
     padded = plan.pad(codes).reshape(plan.padded_rows, -1)
     by_place = padded.reshape(-1, GROUP_ROWS, padded.shape[1])[:, place_in_group()].reshape(padded.shape)
-    arranged, at = np.empty(padded.size, np.uint8), 0
+    arranged, at = library.empty(padded.size, np.uint8), 0
     for first, end in pairwise(m * plan.tiles.astype(np.int64)):
         for row, end_row in plan.blocks():
             block = by_place[row:end_row, first:end].T

@@ -34,15 +34,17 @@ constexpr float outlying = 12;  // an element of x, in mean magnitudes of its ro
 
 // Adds the marked k-vectors of a tile for one row of x to sums of the padded rows first_row .. end_row-1: PITCH floats
 // apart, in the order of their codes if ORDERED. table: room for the tile's.
-template <int PITCH, bool ORDERED>
+template <int ENTRIES, int PITCH, bool ORDERED>
 [[gnu::noinline]] void add_marked(const PsumbookArgs& a, int part, const Tile& tile, int first_row, int end_row,
                                   const float* x, const uint8_t* marks, float* table, float* sums) {
     for_groups(a, tile, [&](int first, int end) {
         int positions[max_positions], count = 0;  // of the tile
         for (int j = first; j < end; ++j)
             if (marks[j]) {
-                build(a, part, {j, j + 1}, x, table + size_t(count) * a.entries);
-                for (int c = 0; c < a.m; ++c) positions[count++] = (j - tile.first) * a.m + c;
+                for (int c = 0; c < a.m; ++c) {
+                    build(Products<ENTRIES, 0>(a, part, c, x, j), table + size_t(count) * ENTRIES);
+                    positions[count++] = (j - tile.first) * a.m + c;
+                }
             }
         const half* scales = a.scales + size_t(first / a.group_vectors) * a.padded_rows;
         for (int row = count ? first_row : end_row; row < end_row; row += group_rows) {
@@ -51,7 +53,7 @@ template <int PITCH, bool ORDERED>
             const uint8_t* codes = codes_at(a, tile, block) + (row - block);
             float found[group_rows] = {};
             for (int p = 0; p < count; ++p) {
-                const float* entries = table + size_t(p) * a.entries;
+                const float* entries = table + size_t(p) * ENTRIES;
                 const uint8_t* code = codes + size_t(positions[p]) * pitch;
                 for (int place = 0; place < group_rows; ++place) found[place] += entries[code[place]];
             }

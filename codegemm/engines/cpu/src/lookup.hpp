@@ -7,12 +7,16 @@
 //
 //     both += v;  odd += v >> 8;          at the end row i has both - (odd << 8), modulo 2^16, and row 32 + i has odd
 //
-// That holds up to 257 entries. There is one implementation for each instruction set, all with the same interface.
+// That holds up to 257 entries. Where bytes are permuted within 16 of them alone but words among 64, tables are of
+// words: two bytes of one entry, or two entries of one byte. There is one implementation for each instruction set, all
+// with the same interface.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#include "floats.hpp"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -24,9 +28,72 @@ namespace codegemm {
 
 constexpr int group_rows = 64;
 
+typedef int32_t ints __attribute__((vector_size(4 * wide)));
+typedef uint16_t shorts __attribute__((vector_size(2 * wide)));
+typedef uint8_t bytes __attribute__((vector_size(wide)));
+
 // The row of a group whose code is at some place.
 constexpr int row_at(int place) {
     return place % 2 * (group_rows / 2) + place / 2;
+}
+
+// Asks for a cache line, to wait in L2.
+inline void fetch(const uint8_t* line) {
+    __builtin_prefetch(line, 0, 2);
+}
+
+#if defined(__AVX512BW__) && !defined(__AVX512VBMI__)
+
+// Whether a table of so many entries is one of words: in those of one byte an entry is beside that half a table
+// further.
+constexpr bool in_words(int entries) {
+    return entries > 16;
+}
+
+#else
+
+constexpr bool in_words(int) {
+    return false;
+}
+
+#endif
+
+// A position's table from numbers of PLANES bytes; entry(i): those of entries i .. i + wide - 1.
+template <int ENTRIES, int PLANES, class Entry>
+inline void store_entries(Entry&& entry, uint8_t* table) {
+    for (int i = 0; i < ENTRIES; i += wide) {
+        const ints values = entry(i);
+#if defined(__AVX512F__)
+        const __m512i all = (__m512i)values;
+        if constexpr (in_words(ENTRIES)) {
+            constexpr int words = ENTRIES * PLANES / 2;
+            if (i >= words) continue;
+            const __m512i above =
+                PLANES == 1 ? _mm512_slli_epi32((__m512i)entry(i + words), 8) : _mm512_setzero_si512();
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(table + 2 * i),
+                                _mm512_cvtepi32_epi16(_mm512_or_si512(all, above)));
+        } else {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(table + i), _mm512_cvtepi32_epi8(all));
+            if constexpr (PLANES == 2)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(table + ENTRIES + i),
+                                 _mm512_cvtepi32_epi8(_mm512_srli_epi32(all, 8)));
+        }
+#elif defined(__AVX2__)
+        const __m256i all = (__m256i)values;
+        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+        const __m128i low_words = _mm_and_si128(words, _mm_set1_epi16(0xff));
+        const __m128i planes = _mm_packus_epi16(low_words, _mm_srli_epi16(words, 8));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(table + i), planes);
+        if constexpr (PLANES == 2)
+            _mm_storeh_pd(reinterpret_cast<double*>(table + ENTRIES + i), _mm_castsi128_pd(planes));
+#else
+        const shorts words = __builtin_convertvector(values, shorts);
+        const bytes low = __builtin_convertvector(words & 0xff, bytes),
+                    high = __builtin_convertvector(words >> 8, bytes);
+        std::memcpy(table + i, &low, sizeof low);
+        if constexpr (PLANES == 2) std::memcpy(table + ENTRIES + i, &high, sizeof high);
+#endif
+    }
 }
 
 #if defined(__AVX512VBMI__)
@@ -56,15 +123,17 @@ struct Table {
 };
 
 // sums[group][plane][row] of `count` positions: codes [position][pitch], of which GROUPS * 64 rows from `codes` on;
-// tables [position][plane][ENTRIES].
+// tables [position] of PLANES * ENTRIES bytes. Meanwhile as many codes `ahead` bytes further are fetched.
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
     __m512i both[GROUPS][PLANES], odd[GROUPS][PLANES];
     for (int g = 0; g < GROUPS; ++g)
         for (int plane = 0; plane < PLANES; ++plane) both[g][plane] = odd[g][plane] = _mm512_setzero_si512();
     for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * ENTRIES) {
         const Table<ENTRIES> low(tables), high(tables + (PLANES - 1) * ENTRIES);
         for (int g = 0; g < GROUPS; ++g) {
+            fetch(codes + group_rows * g + ahead);
             const __m512i code = _mm512_loadu_si512(codes + group_rows * g);
             for (int plane = 0; plane < PLANES; ++plane) {
                 const __m512i found = (plane ? high : low).look_up(code);
@@ -79,6 +148,102 @@ inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t
             _mm512_storeu_si512(sums, even);
             _mm512_storeu_si512(sums + 32, odd[g][plane]);
         }
+}
+
+#elif defined(__AVX512BW__)
+
+// A table of words in registers, a permutation's two at a time.
+template <int ENTRIES, int PLANES>
+struct Table {
+    static constexpr int words = ENTRIES * PLANES / 2, registers = words / 32;
+    static_assert(registers == 1 || registers == 2 || registers == 4 || registers == 8);
+    __m512i part[registers];
+
+    explicit Table(const uint8_t* table) {
+        for (int i = 0; i < registers; ++i) part[i] = _mm512_loadu_si512(table + 64 * i);
+    }
+    // What 32 codes name, each at the low end of a word: words, or bytes with something else above.
+    __m512i look_up(__m512i low) const {
+        auto bit = [&](int i) { return _mm512_test_epi16_mask(low, _mm512_set1_epi16(short(1 << i))); };
+        auto pair = [&](int i) { return _mm512_permutex2var_epi16(part[i], low, part[i + 1]); };
+        __m512i found;
+        if constexpr (registers == 1) {
+            found = _mm512_permutexvar_epi16(low, part[0]);
+        } else if constexpr (registers == 2) {
+            found = pair(0);
+        } else if constexpr (registers == 4) {
+            found = _mm512_mask_blend_epi16(bit(6), pair(0), pair(2));
+        } else {
+            const __mmask32 bit6 = bit(6);
+            found = _mm512_mask_blend_epi16(bit(7), _mm512_mask_blend_epi16(bit6, pair(0), pair(2)),
+                                            _mm512_mask_blend_epi16(bit6, pair(4), pair(6)));
+        }
+        if constexpr (PLANES == 1) {
+            constexpr int last = ENTRIES == 64 ? 5 : 7;
+            found = _mm512_mask_srli_epi16(found, bit(last), found, 8);
+        }
+        return found;
+    }
+};
+
+template <int PLANES, int GROUPS>
+inline void look_up_sixteen(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                            uint16_t* sums) {
+    __m512i both[GROUPS][PLANES], odd[GROUPS][PLANES];
+    for (int g = 0; g < GROUPS; ++g)
+        for (int plane = 0; plane < PLANES; ++plane) both[g][plane] = odd[g][plane] = _mm512_setzero_si512();
+    for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * 16)
+        for (int plane = 0; plane < PLANES; ++plane) {
+            const auto* entries = reinterpret_cast<const __m128i*>(tables + 16 * plane);
+            const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(entries));
+            for (int g = 0; g < GROUPS; ++g) {
+                if (plane == 0) fetch(codes + group_rows * g + ahead);
+                const __m512i found = _mm512_shuffle_epi8(table, _mm512_loadu_si512(codes + group_rows * g));
+                both[g][plane] = _mm512_add_epi16(both[g][plane], found);
+                odd[g][plane] = _mm512_add_epi16(odd[g][plane], _mm512_srli_epi16(found, 8));
+            }
+        }
+    for (int g = 0; g < GROUPS; ++g)
+        for (int plane = 0; plane < PLANES; ++plane, sums += group_rows) {
+            _mm512_storeu_si512(sums, _mm512_sub_epi16(both[g][plane], _mm512_slli_epi16(odd[g][plane], 8)));
+            _mm512_storeu_si512(sums + 32, odd[g][plane]);
+        }
+}
+
+// The same two additions as above sum up the two bytes of an entry, for each half of the rows.
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
+    if constexpr (!in_words(ENTRIES)) {
+        look_up_sixteen<PLANES, GROUPS>(codes, pitch, count, tables, ahead, sums);
+    } else {
+        __m512i all[GROUPS][2], high[GROUPS][2];  // by half of the rows
+        for (int g = 0; g < GROUPS; ++g)
+            for (int half = 0; half < 2; ++half) all[g][half] = high[g][half] = _mm512_setzero_si512();
+        for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * ENTRIES) {
+            const Table<ENTRIES, PLANES> table(tables);
+            for (int g = 0; g < GROUPS; ++g) {
+                fetch(codes + group_rows * g + ahead);
+                const __m512i code = _mm512_loadu_si512(codes + group_rows * g);
+                for (int half = 0; half < 2; ++half) {
+                    const __m512i found = table.look_up(half ? _mm512_srli_epi16(code, 8) : code);
+                    if constexpr (PLANES == 2) {
+                        all[g][half] = _mm512_add_epi16(all[g][half], found);
+                        high[g][half] = _mm512_add_epi16(high[g][half], _mm512_srli_epi16(found, 8));
+                    } else {
+                        const __m512i low = _mm512_and_si512(found, _mm512_set1_epi16(0xff));
+                        all[g][half] = _mm512_add_epi16(all[g][half], low);
+                    }
+                }
+            }
+        }
+        for (int g = 0; g < GROUPS; ++g, sums += PLANES * group_rows)
+            for (int half = 0; half < 2; ++half) {
+                const __m512i low = _mm512_sub_epi16(all[g][half], _mm512_slli_epi16(high[g][half], 8));
+                _mm512_storeu_si512(sums + 32 * half, low);
+                if constexpr (PLANES == 2) _mm512_storeu_si512(sums + group_rows + 32 * half, high[g][half]);
+            }
+    }
 }
 
 #elif defined(__AVX2__)
@@ -113,13 +278,15 @@ struct Codes {
 };
 
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
     for (int half = 0; half < 2 * GROUPS; ++half, codes += 32) {
         __m256i both[PLANES], odd[PLANES];
         for (int plane = 0; plane < PLANES; ++plane) both[plane] = odd[plane] = _mm256_setzero_si256();
         const uint8_t* from = codes;
         const uint8_t* table = tables;
         for (int p = 0; p < count; ++p, from += pitch) {
+            if (half % 2 == 0) fetch(from + ahead);
             const Codes<ENTRIES> code(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
             for (int plane = 0; plane < PLANES; ++plane, table += ENTRIES) {
                 const __m256i found = code.look_up(table);
@@ -158,13 +325,16 @@ struct Table {
 };
 
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
     constexpr int registers = 4 * GROUPS;
     for (int plane = 0; plane < PLANES; ++plane) {
         uint16x8_t both[registers], odd[registers];
         for (int i = 0; i < registers; ++i) both[i] = odd[i] = vdupq_n_u16(0);
         for (int p = 0; p < count; ++p) {
             const Table<ENTRIES> table(tables + (size_t(p) * PLANES + plane) * ENTRIES);
+            if (plane == 0)
+                for (int g = 0; g < GROUPS; ++g) fetch(codes + p * pitch + group_rows * g + ahead);
             for (int i = 0; i < registers; ++i) {
                 const uint8x16_t found = table.look_up(vld1q_u8(codes + p * pitch + 16 * i));
                 const uint16x8_t pairs = vreinterpretq_u16_u8(found);
@@ -183,10 +353,12 @@ inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t
 #else
 
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, uint16_t* sums) {
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
     std::memset(sums, 0, sizeof(uint16_t) * GROUPS * PLANES * group_rows);
     for (int p = 0; p < count; ++p, codes += pitch)
-        for (int g = 0; g < GROUPS; ++g)
+        for (int g = 0; g < GROUPS; ++g) {
+            fetch(codes + group_rows * g + ahead);
             for (int plane = 0; plane < PLANES; ++plane) {
                 const uint8_t* table = tables + (size_t(p) * PLANES + plane) * ENTRIES;
                 uint16_t* to = sums + (g * PLANES + plane) * group_rows;
@@ -195,6 +367,7 @@ inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t
                     to[32 + i] += table[codes[group_rows * g + 2 * i + 1]];
                 }
             }
+        }
 }
 
 #endif

@@ -171,14 +171,15 @@ PsumbookArgs rows_of(const PsumbookArgs& a, int i, int count) {
 }
 
 // One row of x by tables of floats alone.
+template <int ENTRIES>
 void multiply_row(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
     std::memset(w.marks_at(0), 1, w.vectors);
     for_tasks(loop, a, [&](int piece, const int32_t* s, int) {
         float* mine = w.sums + size_t(piece) * a.padded_rows + s[3];
         std::memset(mine, 0, sizeof(float) * (s[4] - s[3]));
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t)
-            add_marked<1, false>(a, s[0], {a.tiles[t], a.tiles[t + 1]}, s[3], s[4], w.x(0), w.marks_at(0),
-                                 reinterpret_cast<float*>(task_memory()), mine);
+            add_marked<ENTRIES, 1, false>(a, s[0], {a.tiles[t], a.tiles[t + 1]}, s[3], s[4], w.x(0), w.marks_at(0),
+                                          reinterpret_cast<float*>(task_memory()), mine);
     });
     for_rows(loop, a, [&](int row, int count, int padded, int) {
         add_pieces(a, w.sums + padded, count, a.padded_rows);
@@ -241,7 +242,7 @@ void mend_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w, doub
                     most * most * total(w.norms, a.slice_count * row_parts(a), i);
         any |= mended[i];
     }
-    if (any) a.n == 1 ? multiply_row(loop, a, w) : multiply_rows<ENTRIES>(loop, a, w, mended);
+    if (any) a.n == 1 ? multiply_row<ENTRIES>(loop, a, w) : multiply_rows<ENTRIES>(loop, a, w, mended);
 }
 
 template <int ENTRIES, int PLANES>
@@ -261,12 +262,14 @@ void multiply_bytes(ParallelFor loop, const PsumbookArgs& a) {
         for (int i = 0; i < a.n; ++i) std::memset(mine + size_t(i) * a.padded_rows, 0, sizeof(float) * (s[4] - s[3]));
         for (int t = a.pieces[piece]; t < a.pieces[piece + 1]; ++t) {
             const Tile tile{a.tiles[t], a.tiles[t + 1]};
-            add_tile<ENTRIES, PLANES>(a, s[0], tile, s[3], s[4], w, squares, scratch, tables, mine, a.padded_rows,
+            const bool last = t + 1 == a.pieces[piece + 1];
+            const uint8_t* next = last ? nullptr : codes_at(a, {a.tiles[t + 1], a.tiles[t + 2]}, s[3]);
+            add_tile<ENTRIES, PLANES>(a, s[0], tile, next, s[3], s[4], w, squares, scratch, tables, mine, a.padded_rows,
                                       errors);
             for (int i = 0; i < a.n; ++i)
                 if (w.marked[i])
-                    add_marked<1, false>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch,
-                                         mine + size_t(i) * a.padded_rows);
+                    add_marked<ENTRIES, 1, false>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch,
+                                                  mine + size_t(i) * a.padded_rows);
         }
     });
     for_rows(loop, a, [&](int row, int count, int padded, int task) {
@@ -300,7 +303,8 @@ void multiply_words(ParallelFor loop, const PsumbookArgs& a) {
             add_tile_words<ENTRIES>(a, s[0], tile, s[3], s[4], w.interleaved, squares, scratch, tables, mine, errors);
             for (int i = 0; i < a.n; ++i)
                 if (w.marked[i])
-                    add_marked<batch, true>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch, mine + i);
+                    add_marked<ENTRIES, batch, true>(a, s[0], tile, s[3], s[4], w.x(i), w.marks_at(i), scratch,
+                                                     mine + i);
         }
     });
     bool all[batch];

@@ -70,35 +70,83 @@ void for_groups(const PsumbookArgs& a, const Tile& tile, Run&& run) {
     }
 }
 
-// ENTRIES products with one k-vector: book [v][entries], several registers at once since additions take their time.
-template <int REGISTERS>
-inline void build_entries(const float* book, int entries, int v, const float* x, float* table) {
-    for (int i = 0; i < entries; i += REGISTERS * wide) {
-        vec<wide> sums[REGISTERS];
-        for (int r = 0; r < REGISTERS; ++r) sums[r] = load<wide>(book + i + r * wide) * x[0];
-        for (int t = 1; t < v; ++t)
-            for (int r = 0; r < REGISTERS; ++r) sums[r] += load<wide>(book + t * entries + i + r * wide) * x[t];
-        for (int r = 0; r < REGISTERS; ++r) store<wide>(table + i + r * wide, sums[r]);
-    }
+inline vec<wide> smaller_of(vec<wide> a, vec<wide> b) {
+    return a < b ? a : b;
+}
+inline vec<wide> larger_of(vec<wide> a, vec<wide> b) {
+    return a > b ? a : b;
 }
 
-// table[position][entry] of a tile for one row of x; zeros for the k-vectors that are marked, if any are.
-inline void build(const PsumbookArgs& a, int part, const Tile& tile, const float* x, float* table,
-                  const uint8_t* marks = nullptr) {
-    const float* books = a.codebooks + size_t(part) * a.m * a.v * a.entries;
-    for (int j = tile.first; j < tile.end; ++j) {
-        if (marks && marks[j]) {
-            std::memset(table, 0, sizeof(float) * a.m * a.entries);
-            table += a.m * a.entries;
-            continue;
+// The least and the largest of some values.
+struct Extremes {
+    float least = 0, most = 0;
+};
+
+// The choice of all lanes, halves first.
+template <class Choose>
+inline float fold(vec<wide> values, Choose&& choose) {
+    vec<8> eight;
+    if constexpr (wide == 16)
+        eight = choose(__builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7),
+                       __builtin_shufflevector(values, values, wide - 8, wide - 7, wide - 6, wide - 5, wide - 4,
+                                               wide - 3, wide - 2, wide - 1));
+    else
+        eight = __builtin_shufflevector(values, values, 0, 1, 2, 3, 4, 5, 6, 7);
+    vec<4> four =
+        choose(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+    four = choose(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
+    four = choose(four, __builtin_shufflevector(four, four, 1, 0, 3, 2));
+    return four[0];
+}
+
+// The products of the centroids of a codebook [v][ENTRIES] with a k-vector of x. V: v, or 0 where it is known at run
+// time alone.
+template <int ENTRIES, int V>
+struct Products {
+    const float *book, *x;
+    int v;
+    vec<wide> spread[V ? V : 1];  // x, an element in all lanes each: for all that is known, a store may change x
+
+    Products(const PsumbookArgs& a, int part, int c, const float* row, int j)
+        : book(a.codebooks + (size_t(part) * a.m + c) * a.v * ENTRIES), x(row + size_t(j) * a.v), v(a.v) {
+        for (int t = 0; t < V; ++t) spread[t] = vec<wide>{} + x[t];
+    }
+    // Those of centroids i .. i + wide - 1.
+    vec<wide> operator()(int i) const {
+        vec<wide> sum = load<wide>(book + i) * (V ? spread[0] : vec<wide>{} + x[0]);
+        for (int t = 1; t < (V ? V : v); ++t)
+            sum += load<wide>(book + t * ENTRIES + i) * (V ? spread[V ? t : 0] : vec<wide>{} + x[t]);
+        return sum;
+    }
+};
+
+// table[ENTRIES] of them all, and the least and the largest.
+template <int ENTRIES, int V>
+inline Extremes build(const Products<ENTRIES, V>& products, float* table) {
+    constexpr int some = ENTRIES / wide < 4 ? ENTRIES / wide : 4;  // at once, since each waits for the one before it
+    vec<wide> least[some], most[some];
+    for (int r = 0; r < some; ++r) {
+        least[r] = most[r] = products(r * wide);
+        store<wide>(table + r * wide, least[r]);
+    }
+    for (int i = some * wide; i < ENTRIES; i += some * wide)
+        for (int r = 0; r < some; ++r) {
+            const vec<wide> values = products(i + r * wide);
+            store<wide>(table + i + r * wide, values);
+            least[r] = smaller_of(values, least[r]), most[r] = larger_of(values, most[r]);
         }
-        for (int c = 0; c < a.m; ++c, table += a.entries) {
-            const float *book = books + size_t(c) * a.v * a.entries, *xj = x + size_t(j) * a.v;
-            if (a.entries % (4 * wide) == 0)
-                build_entries<4>(book, a.entries, a.v, xj, table);
-            else
-                build_entries<1>(book, a.entries, a.v, xj, table);
-        }
+    for (int r = 1; r < some; ++r) least[0] = smaller_of(least[r], least[0]), most[0] = larger_of(most[r], most[0]);
+    return {fold(least[0], [](auto a, auto b) { return a < b ? a : b; }),
+            fold(most[0], [](auto a, auto b) { return a > b ? a : b; })};
+}
+
+// run(v as a constant), or a 0 for those that are rare.
+template <class Run>
+void for_v(int v, Run&& run) {
+    switch (v) {
+        case 4: return run(std::integral_constant<int, 4>());
+        case 8: return run(std::integral_constant<int, 8>());
+        default: return run(std::integral_constant<int, 0>());
     }
 }
 
