@@ -58,41 +58,43 @@ constexpr bool in_words(int) {
 
 #endif
 
+// Numbers of PLANES bytes to a table, the low bytes from `low` on and the high ones from `high` on.
+template <int PLANES>
+inline void store_planes(ints values, uint8_t* low, uint8_t* high) {
+#if defined(__AVX512F__)
+    const __m512i all = (__m512i)values;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(all));
+    if constexpr (PLANES == 2)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(all, 8)));
+#elif defined(__AVX2__)
+    const __m256i all = (__m256i)values;
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    const __m128i low_words = _mm_and_si128(words, _mm_set1_epi16(0xff));
+    const __m128i planes = _mm_packus_epi16(low_words, _mm_srli_epi16(words, 8));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(low), planes);
+    if constexpr (PLANES == 2) _mm_storeh_pd(reinterpret_cast<double*>(high), _mm_castsi128_pd(planes));
+#else
+    const shorts words = __builtin_convertvector(values, shorts);
+    const bytes first = __builtin_convertvector(words & 0xff, bytes),
+                second = __builtin_convertvector(words >> 8, bytes);
+    std::memcpy(low, &first, sizeof first);
+    if constexpr (PLANES == 2) std::memcpy(high, &second, sizeof second);
+#endif
+}
+
 // A position's table from numbers of PLANES bytes; entry(i): those of entries i .. i + wide - 1.
 template <int ENTRIES, int PLANES, class Entry>
 inline void store_entries(Entry&& entry, uint8_t* table) {
-    for (int i = 0; i < ENTRIES; i += wide) {
-        const ints values = entry(i);
-#if defined(__AVX512F__)
-        const __m512i all = (__m512i)values;
-        if constexpr (in_words(ENTRIES)) {
-            constexpr int words = ENTRIES * PLANES / 2;
-            if (i >= words) continue;
-            const __m512i above =
-                PLANES == 1 ? _mm512_slli_epi32((__m512i)entry(i + words), 8) : _mm512_setzero_si512();
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(table + 2 * i),
-                                _mm512_cvtepi32_epi16(_mm512_or_si512(all, above)));
-        } else {
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(table + i), _mm512_cvtepi32_epi8(all));
-            if constexpr (PLANES == 2)
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(table + ENTRIES + i),
-                                 _mm512_cvtepi32_epi8(_mm512_srli_epi32(all, 8)));
+    if constexpr (in_words(ENTRIES)) {
+        constexpr int words = ENTRIES * PLANES / 2;
+        for (int i = 0; i < words; i += wide) {
+            ints values = entry(i);
+            if constexpr (PLANES == 1) values |= entry(i + words) << 8;
+            const shorts stored = __builtin_convertvector(values, shorts);
+            std::memcpy(table + 2 * i, &stored, sizeof stored);
         }
-#elif defined(__AVX2__)
-        const __m256i all = (__m256i)values;
-        const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-        const __m128i low_words = _mm_and_si128(words, _mm_set1_epi16(0xff));
-        const __m128i planes = _mm_packus_epi16(low_words, _mm_srli_epi16(words, 8));
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(table + i), planes);
-        if constexpr (PLANES == 2)
-            _mm_storeh_pd(reinterpret_cast<double*>(table + ENTRIES + i), _mm_castsi128_pd(planes));
-#else
-        const shorts words = __builtin_convertvector(values, shorts);
-        const bytes low = __builtin_convertvector(words & 0xff, bytes),
-                    high = __builtin_convertvector(words >> 8, bytes);
-        std::memcpy(table + i, &low, sizeof low);
-        if constexpr (PLANES == 2) std::memcpy(table + ENTRIES + i, &high, sizeof high);
-#endif
+    } else {
+        for (int i = 0; i < ENTRIES; i += wide) store_planes<PLANES>(entry(i), table + i, table + ENTRIES + i);
     }
 }
 
