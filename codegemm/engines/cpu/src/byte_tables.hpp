@@ -43,12 +43,13 @@ void make_tables(const PsumbookArgs& a, int part, const Tile& tile, const float*
     step.least_before[0] = 0;
     for (int j = tile.first, p = 0; j < tile.end; ++j)
         for (int c = 0; c < a.m; ++c, ++p, tables += PLANES * ENTRIES) {
-            const float least = found[p].least, shifted = shift(tile.first * a.m + p), added = shifted + 0.5f;
-            step.least_before[p + 1] = step.least_before[p] + (least - shifted * step.step);
             if (marks && marks[j]) {
+                step.least_before[p + 1] = step.least_before[p];
                 store_entries<ENTRIES, PLANES>([&](int) { return ints{}; }, tables);
                 continue;
             }
+            const float least = found[p].least, shifted = shift(tile.first * a.m + p), added = shifted + 0.5f;
+            step.least_before[p + 1] = step.least_before[p] + (least - shifted * step.step);
             const float* values = scratch + size_t(p) * ENTRIES;
             store_entries<ENTRIES, PLANES>(
                 [&](int i) {

@@ -82,6 +82,44 @@ inline void store_planes(ints values, uint8_t* low, uint8_t* high) {
 #endif
 }
 
+#if defined(__AVX512VBMI__)
+
+template <int ENTRIES>
+constexpr bool quads = ENTRIES % 64 == 0;
+
+// The same of 64 numbers: their bytes are blended, and put in order at the end.
+template <int PLANES>
+inline void store_quad(ints first, ints second, ints third, ints fourth, uint8_t* low, uint8_t* high) {
+    // Of number i of each register there are bytes next to each other: of the first, the third, the second, the fourth.
+    struct Order {
+        uint8_t at[64];
+        constexpr Order() : at() {
+            for (int i = 0; i < 16; ++i)
+                at[i] = 4 * i, at[16 + i] = 4 * i + 2, at[32 + i] = 4 * i + 1, at[48 + i] = 4 * i + 3;
+        }
+    };
+    alignas(64) static constexpr Order order;
+    const __m512i in_order = _mm512_loadu_si512(order.at);
+    constexpr uint64_t odd = 0xaaaaaaaaaaaaaaaa;
+    const __m512i one = _mm512_mask_blend_epi16(uint32_t(odd), (__m512i)first, _mm512_slli_epi32((__m512i)second, 16));
+    const __m512i two = _mm512_mask_blend_epi16(uint32_t(odd), (__m512i)third, _mm512_slli_epi32((__m512i)fourth, 16));
+    const __m512i lows = _mm512_mask_blend_epi8(odd, one, _mm512_slli_epi16(two, 8));
+    _mm512_storeu_si512(low, _mm512_permutexvar_epi8(in_order, lows));
+    if constexpr (PLANES == 2) {
+        const __m512i highs = _mm512_mask_blend_epi8(odd, _mm512_srli_epi16(one, 8), two);
+        _mm512_storeu_si512(high, _mm512_permutexvar_epi8(in_order, highs));
+    }
+}
+
+#else
+
+template <int>
+constexpr bool quads = false;
+template <int>
+void store_quad(ints, ints, ints, ints, uint8_t*, uint8_t*);
+
+#endif
+
 // A position's table from numbers of PLANES bytes; entry(i): those of entries i .. i + wide - 1.
 template <int ENTRIES, int PLANES, class Entry>
 inline void store_entries(Entry&& entry, uint8_t* table) {
@@ -93,6 +131,9 @@ inline void store_entries(Entry&& entry, uint8_t* table) {
             const shorts stored = __builtin_convertvector(values, shorts);
             std::memcpy(table + 2 * i, &stored, sizeof stored);
         }
+    } else if constexpr (quads<ENTRIES>) {
+        for (int i = 0; i < ENTRIES; i += 64)
+            store_quad<PLANES>(entry(i), entry(i + 16), entry(i + 32), entry(i + 48), table + i, table + ENTRIES + i);
     } else {
         for (int i = 0; i < ENTRIES; i += wide) store_planes<PLANES>(entry(i), table + i, table + ENTRIES + i);
     }
