@@ -9,6 +9,7 @@ last one with fewer signs where eight don't divide it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import numpy.typing as npt
 from codegemm.baselines import planes
 from codegemm.devices import Device
 from codegemm.engines import declarations
-from codegemm.engines.cpu import isa, library
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel, Prepared
+from codegemm.engines.cpu import costs, isa, library
+from codegemm.engines.cpu.costs import Work
+from codegemm.engines.cpu.kernel import CpuKernel, Prepared
 from codegemm.formats import bits
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.codebook_config import all_signs
@@ -49,7 +51,8 @@ class Lutgemm(CpuKernel[Spec, Weight]):
         return planes.unfit(product.spec) or super().refuses(product, device)
 
     def is_automatic(self, product: Product[Spec]) -> bool:
-        return isa.chosen().name in MEASURED
+        """Where it was compared with other kernels."""
+        return costs.seconds(self.work(product)) is not None
 
     def prepare(self, weight: Weight, device: Device) -> Prepared[Spec]:
         core, (count, spec) = planes.core_of(weight), planes.planes_of(weight.spec)
@@ -92,32 +95,23 @@ class Lutgemm(CpuKernel[Spec, Weight]):
         lookups = product.n * spec.out_features * count * _row_codes(product.spec)
         return Cost(rows * (codes + 2 * spec.groups) + product.x_bytes, product.y_bytes, made, lookups)
 
-    def estimate(self, product: Product[Spec], device: Device) -> float:
+    def work(self, product: Product[Spec]) -> Work:
+        """Lookups and tables, each for as many rows of x as have theirs at a time."""
         count, _ = planes.planes_of(product.spec)
+        codes = _row_codes(product.spec)
         lookups, slices = product.spec.out_features * count, -(-product.spec.out_features // SLICE_ROWS)
-        costs = COSTS[isa.chosen().name]
+        sizes = _ROWS_AT_A_TIME.get(isa.chosen().name, _FEW_ROWS)
+        turns, left = divmod(product.n, max(sizes))
+        counts: Counter[str] = Counter(product=1)
+        for rows in [max(sizes)] * turns + [left] * bool(left):
+            size = min(each for each in sizes if each >= rows)
+            counts[f"lookup for {size}"] += codes * lookups
+            counts[f"table for {size}"] += codes * slices
+        return Work(self.name, counts)
 
-        def turn(rows: int) -> float:
-            lookup, table = costs[min(each for each in costs if each >= rows)]
-            return lookups * lookup + slices * table
 
-        turns, left = divmod(product.n, max(costs))
-        each_code = turns * turn(max(costs)) + (turn(left) if left else 0)
-        return LOOKUP_SECONDS * _row_codes(product.spec) * each_code
-
-
-# By instruction set, and by the rows of x that have tables at a time: of a code's lookup, and of its table for a slice.
-# In units of a Psumbook's lookup for one row of x with the same instructions, as `codegemm compare` measured them.
-_AVX512 = {1: (0.15, 15), 2: (0.25, 25), 3: (0.33, 35), 4: (0.44, 40)}
-_PLAIN = {1: (0.26, 17), 4: (0.33, 125)}
-COSTS = {
-    "vbmi": _AVX512,
-    "avx512": _AVX512,
-    "avx2": {1: (0.48, 15), 2: (0.83, 30), 3: (1.15, 45), 4: (1.4, 60), 8: (1.2, 440)},
-    "neon": _PLAIN,
-    "plain": _PLAIN,
-}
-MEASURED = {"avx512", "avx2", "plain"}  # where it was compared with other kernels: by others `auto` does not take it
+_FEW_ROWS = (1, 2, 3, 4)
+_ROWS_AT_A_TIME = {"avx2": (1, 2, 3, 4, 8), "neon": (1, 4), "plain": (1, 4)}  # of x, where it isn't up to four
 
 
 def arrange(rows: npt.NDArray, order: tuple[int, ...]) -> npt.NDArray:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from codegemm.devices import Device
 from codegemm.engines import cut, declarations
 from codegemm.engines.cpu import compiler, kernel, library, psumbook_layout
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
+from codegemm.engines.cpu.costs import Work
+from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
@@ -127,13 +128,19 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         return Cost(weight_bytes(product.spec) + product.x_bytes, product.y_bytes, product.multiply_adds)
 
-    def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
+    def work(self, product: Product[CodebookSpec]) -> Work:
+        """Vectors that are decoded, of m codes each, and multiply-adds."""
         spec, n = product.spec, product.n
-        weights = spec.out_features * spec.in_features
-        if n >= BLAS_FROM:
-            return LOOKUP_SECONDS * weights * (BLAS_WEIGHT + n * BLAS_MULTIPLY_ADD)
-        decode = spec.out_features * spec.vectors * (VECTOR + spec.config.m * LOOKUP)
-        return LOOKUP_SECONDS * (decode + n * weights * MULTIPLY_ADD)
+        vectors = spec.out_features * spec.vectors
+        return Work(
+            self.name if n < BLAS_FROM else "dequant_blas",
+            {
+                "product": 1,
+                "vector": vectors,
+                "code": vectors * spec.config.m,
+                "multiply-add": n * spec.out_features * spec.in_features,
+            },
+        )
 
 
 def weight_bytes(spec: CodebookSpec) -> int:
@@ -142,13 +149,6 @@ def weight_bytes(spec: CodebookSpec) -> int:
     books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
     codes = spec.out_features * spec.vectors * config.m * spec.code_bytes
     return codes + books + 2 * spec.out_features * spec.groups
-
-
-# Relative times in units of a Psumbook's lookup for one row of x, measured by `codegemm compare` and `make cpu`. What a
-# BLAS multiplies is written, read and packed for each slice, whatever n.
-VECTOR, LOOKUP = 1.9, 0.9
-MULTIPLY_ADD = 0.057
-BLAS_WEIGHT, BLAS_MULTIPLY_ADD = 3.5, 0.041
 
 
 def decoder() -> Any:

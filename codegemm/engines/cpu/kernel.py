@@ -14,12 +14,9 @@ import numpy as np
 from codegemm import operands
 from codegemm.devices import Device
 from codegemm.engines import limits
-from codegemm.engines.cpu import isa, library
+from codegemm.engines.cpu import costs, isa, library
 from codegemm.kernel import Kernel, Product, S, W
 
-# Of a Psumbook's lookup for one row of x: estimates are in its multiples, as `codegemm compare` and `make cpu` measured
-# them, since only their order matters.
-LOOKUP_SECONDS = 5e-11
 NUMPY = "numpy"  # the path of kernels without a compiler
 
 
@@ -86,6 +83,16 @@ class CpuKernel(Kernel[S, W]):
             function, product.n, product.dtype, product.out_dtype, *self.parameters
         )
         return call
+
+    def work(self, product: Product[S]) -> costs.Work | None:
+        """What costs.json says of this product; None if it says nothing."""
+        return None
+
+    def estimate(self, product: Product[S], device: Device) -> float:
+        """By what its work takes, where that was measured; else by its bytes."""
+        work = self.work(product)
+        known = None if work is None else costs.seconds(work)
+        return super().estimate(product, device) if known is None else known
 
     @abstractmethod
     def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import threading
@@ -172,7 +171,10 @@ class Arguments:
         return filled
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
-        return Arguments(type(self.filled), copy.deepcopy(self.arrays, memo), **self._numbers)
+        arrays = {name: empty(array.shape, array.dtype) for name, array in self.arrays.items()}
+        for name, array in self.arrays.items():
+            arrays[name][...] = array
+        return Arguments(type(self.filled), arrays, **self._numbers)
 
 
 def _start(

@@ -13,7 +13,8 @@ from codegemm.devices import Device
 from codegemm.engines import declarations
 from codegemm.engines.cpu import isa, library
 from codegemm.engines.cpu import psumbook_layout as layout
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS, CpuKernel
+from codegemm.engines.cpu.costs import Work
+from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.psumbook_layout import SOURCE, Prepared, cut_for
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
@@ -167,14 +168,22 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         lookups = product.n * spec.out_features * spec.vectors * config.m
         return Cost(read, product.y_bytes, made, lookups)
 
-    def estimate(self, product: Product[CodebookSpec], device: Device) -> float:
+    def work(self, product: Product[CodebookSpec]) -> Work:
+        """Lookups and the entries of tables, for one row of x or for as many as share words."""
         spec, n = product.spec, product.n
-        lookups = spec.out_features * spec.vectors * spec.config.m
-        position_tables = len(self.cut(spec).slices) * spec.vectors * spec.config.m  # that one row of x needs
-        components = position_tables * layout.table_entries(spec.config.b) * spec.config.v
-        if n <= self._bytes_up_to():
-            return LOOKUP_SECONDS * (lookups * (CODES + n * LOOKUP[self.planes]) + n * components * BUILD)
-        return LOOKUP_SECONDS * -(-n // BATCH) * (lookups * LOOKUP_WORDS + components * BUILD_WORDS)
+        positions = spec.vectors * spec.config.m
+        entries = len(self.cut(spec).slices) * positions * layout.table_entries(spec.config.b)
+        in_bytes = n <= self._bytes_up_to()
+        times = n if in_bytes else -(-n // BATCH)
+        return Work(
+            self.name if in_bytes else "psumbook_words",
+            {
+                "product": 1,
+                "lookup": times * spec.out_features * positions,
+                "entry": times * entries,
+                "component": times * entries * spec.config.v,
+            },
+        )
 
     def _bytes_up_to(self) -> int:
         return _BYTES_UP_TO.get(isa.chosen().name, {}).get(self.planes, 1)
@@ -197,9 +206,3 @@ class PsumbookFast(Psumbook):
         if product.n > self._bytes_up_to():
             return f"n={product.n}: its tables are for up to {self._bytes_up_to()} rows"
         return super().refuses(product, device)
-
-
-# Relative times in units of a lookup for one row of x, measured by `codegemm compare`: of reading a code, of a lookup
-# for each row (by the bytes of an entry) and for 16, of a vector component in a table's entry for one row and for 16.
-CODES, LOOKUP, LOOKUP_WORDS = 0.25, {2: 0.75, 1: 0.4}, 2.4
-BUILD, BUILD_WORDS = 0.2, 1.2

@@ -16,8 +16,8 @@ import numpy as np
 from codegemm import operands
 from codegemm.devices import CPU, Device
 from codegemm.engines import declarations, limits
-from codegemm.engines.cpu import compiler, kernel, library
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
+from codegemm.engines.cpu import compiler, costs, kernel, library
+from codegemm.engines.cpu.costs import Work
 from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
 from codegemm.formats.rotation import Rotation
 from codegemm.formats.transformed import TransformedSpec, TransformedWeight
@@ -96,11 +96,19 @@ class CpuTransformed(TransformedKernel):
         return Cost(cost.bytes_read + read, cost.bytes_written + written, cost.multiply_adds, cost.lookups)
 
     def estimate(self, product: Product[TransformedSpec], device: Device) -> float:
+        return self.inner.estimate(self.core_product(product), device) + (costs.seconds(self.around(product)) or 0)
+
+    def core_product(self, product: Product[TransformedSpec]) -> Product:
+        """The inner kernel's."""
+        return inner_product(self.apart(product))
+
+    def around(self, product: Product[TransformedSpec]) -> Work:
+        """What there is to do beside it: multiply-adds, and elements that an order moves."""
         product = self.apart(product)
         spec, n, (m, k) = product.spec, product.n, product.spec.shape
-        groups, inner = _groups(spec), inner_product(product)
+        groups = _groups(spec)
         adds = k * (max(spec.block.bit_length() - 1, 0) + spec.ordered) + (k + m * groups if groups else 0)
-        return self.inner.estimate(inner, device) + LOOKUP_SECONDS * MULTIPLY_ADD * n * adds
+        return Work("around", {"add": n * adds})
 
     def _places(self, product: Product[TransformedSpec], device: Device) -> list[int]:
         """Where x', y', what is added to it and the sums begin in the workspace, and where those end."""
@@ -111,10 +119,6 @@ class CpuTransformed(TransformedKernel):
     def _columns(self, spec: TransformedSpec) -> tuple[int, ...]:
         """Of x', y', what is added to it and the sums."""
         return spec.core.in_features, spec.out_features, spec.out_features if spec.offsets else 0, _groups(spec)
-
-
-# Of what is around the inner kernel, in units of a Psumbook's lookup for one row of x; the same for all of them.
-MULTIPLY_ADD = 0.06
 
 
 def _groups(spec: TransformedSpec) -> int:

@@ -14,9 +14,8 @@ from codegemm.choice import Lookup, choose, select
 from codegemm.comparison import runner
 from codegemm.comparison.selection import compared_kernels
 from codegemm.devices import CPU
-from codegemm.engines.cpu import device
-from codegemm.engines.cpu.kernel import LOOKUP_SECONDS
-from codegemm.engines.cpu.transformed import MULTIPLY_ADD
+from codegemm.engines.cpu import costs, device
+from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cuda.gpu import KNOWN
 from codegemm.engines.transformed import TransformedKernel
 from codegemm.formats import random_weight
@@ -96,6 +95,7 @@ def test_a_cores_tables_count_where_there_are_none_for_the_weight():
 def test_costs_count_what_is_around_the_core():
     spec = random_weight((512, 1024), "m2v8g128+rotated+offsets").spec
     wanted, core = Product.of(spec, 2, np.float16), Product.of(spec.core, 2, np.float32)
+    add = costs.seconds(Work("around", {"add": 1}))
     for name in ("psumbook", "dequant"):
         kernel = select(wanted, CPU, name)
         assert isinstance(kernel, TransformedKernel)
@@ -105,8 +105,8 @@ def test_costs_count_what_is_around_the_core():
         assert cost.bytes_read == inner.bytes_read + 2 * x + 4 * (1024 + y + sums + addends)
         assert cost.bytes_written == 4 * (y + x + sums) + 2 * y
         assert kernel.bits_per_weight(spec) == pytest.approx(spec.bits_per_weight)
-        # Adding groups up and rotating, in terms of what was measured of a lookup.
-        around = LOOKUP_SECONDS * MULTIPLY_ADD * 2 * (1024 * 10 + 1024 + 512 * 8)
+        # Adding groups up and rotating.
+        around = add * 2 * (1024 * 10 + 1024 + 512 * 8)
         assert kernel.estimate(wanted, CPU) == pytest.approx(kernel.inner.estimate(core, CPU) + around)
         # An order is read and moves x; nothing else changes.
         moved, alone = (Product.of(spec_of((512, 1024), f"m2v8g128{more}"), 2, np.float32) for more in ("+ordered", ""))
@@ -114,7 +114,7 @@ def test_costs_count_what_is_around_the_core():
         assert cost.bytes_read == inner.bytes_read + 4 * 1024 + 4 * 2 * 1024
         assert cost.bytes_written == inner.bytes_written + 4 * 2 * 1024
         assert kernel.bits_per_weight(moved.spec) == pytest.approx(alone.spec.bits_per_weight + 32 / 512)
-        around = LOOKUP_SECONDS * MULTIPLY_ADD * 2 * 1024
+        around = add * 2 * 1024
         assert kernel.estimate(moved, CPU) == pytest.approx(kernel.inner.estimate(alone, CPU) + around)
 
 

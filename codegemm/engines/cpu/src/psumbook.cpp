@@ -146,10 +146,14 @@ void for_rows(ParallelFor loop, const PsumbookArgs& a, Run&& run) {
 
 // x, the inverse powers and the marks of all rows.
 void scale_rows(ParallelFor loop, const PsumbookArgs& a, const Workspace& w) {
-    constexpr float most = 4;  // of a scaled row
-    parallel_for(loop, a.n, [&](int i) {
-        w.unscale[i] = scale_row(a, i, w.x(i));
-        w.marked[i] = mark_outliers(w.x(i), a.in_features, a.v, most, w.marks_at(i));
+    constexpr float most = 4;               // of a scaled row
+    constexpr int task_elements = 1 << 14;  // some microseconds
+    const int rows = task_elements / a.in_features;
+    parallel_pieces(loop, a.n, rows < 1 ? 1 : rows, [&](int first, int end) {
+        for (int i = first; i < end; ++i) {
+            w.unscale[i] = scale_row(a, i, w.x(i));
+            w.marked[i] = mark_outliers(w.x(i), a.in_features, a.v, most, w.marks_at(i));
+        }
     });
 }
 
