@@ -22,10 +22,13 @@ from codegemm.kernel import Cost, Product
 
 SOURCE = compiler.SOURCES / "dequant.cpp"
 _LANES = declarations.constant(SOURCE, "lanes")
+_TILE_STEP = declarations.constant(SOURCE, "tile_step")
+_USUAL_TILE = declarations.constant(SOURCE, "usual_tile")
 MAX_BLOCK_ROWS = declarations.constant(SOURCE, "max_block_rows")
 MAX_TILE = declarations.constant(SOURCE, "max_tile")
-# Rows of x from which a BLAS multiplies, and what is decoded for it at once.
-BLAS_FROM = 128
+FEW_ROWS = declarations.constant(SOURCE, "few_rows")  # of x, multiplied by dot products; more lie in panels
+PANEL_ROWS = declarations.constant(SOURCE, "panel_rows")
+BATCH_ROWS = PANEL_ROWS * declarations.constant(SOURCE, "max_panels")
 _SLICE_BLOCKS = 8
 SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 DequantArgs = declarations.structure(SOURCE, "DequantArgs")
@@ -87,9 +90,9 @@ def _arranged(weight: CodebookWeight) -> dict[str, npt.NDArray] | None:
 
 
 def tile_vectors(v: int) -> int:
-    """k-vectors of a tile: about 512 weights, whole registers of them."""
-    step = math.lcm(_LANES, v)
-    return step * max(1, MAX_TILE // step) // v
+    """k-vectors of a tile: about 256 weights, whole steps of them."""
+    step = math.lcm(_TILE_STEP, v)
+    return step * max(1, _USUAL_TILE // step) // v
 
 
 class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
@@ -105,19 +108,9 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
 
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
         spec, n = product.spec, product.n
-        padded = -(-spec.in_features // _LANES) * _LANES
-        few = min(n, BLAS_FROM - 1) * (padded + spec.out_features)
-        many = n * (spec.in_features + SLICE_ROWS) + SLICE_ROWS * spec.in_features
-        return 4 * (few if n < BLAS_FROM else max(few, many))
-
-    def is_one_call(self, n: int) -> bool:
-        return n < BLAS_FROM
-
-    def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
-        if self.is_one_call(len(x)):
-            super().run_compiled(function, prepared, x, out, workspace, bias)
-        else:
-            _run_blas(prepared, x, out, workspace, bias)
+        few = min(n, FEW_ROWS) * (_whole(spec.in_features, _LANES) + spec.out_features)
+        panels = min(_whole(n, PANEL_ROWS), BATCH_ROWS) * _whole(spec.in_features, _TILE_STEP)
+        return 4 * (few if n <= FEW_ROWS else max(few, panels))
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         x32 = x.astype(np.float32)
@@ -131,14 +124,15 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     def work(self, product: Product[CodebookSpec]) -> Work:
         """Vectors that are decoded, of m codes each, and multiply-adds."""
         spec, n = product.spec, product.n
-        vectors = spec.out_features * spec.vectors
+        vectors = -(-n // BATCH_ROWS) * spec.out_features * spec.vectors
+        rows, way = (n, self.name) if n <= FEW_ROWS else (_whole(n, PANEL_ROWS), "dequant_panels")
         return Work(
-            self.name if n < BLAS_FROM else "dequant_blas",
+            way,
             {
                 "product": 1,
                 "vector": vectors,
                 "code": vectors * spec.config.m,
-                "multiply-add": n * spec.out_features * spec.in_features,
+                "multiply-add": rows * spec.out_features * spec.in_features,
             },
         )
 
@@ -149,6 +143,11 @@ def weight_bytes(spec: CodebookSpec) -> int:
     books = len(spec.part_rows) * config.m * config.centroids * config.v * (4 if config.b <= 8 else 2)
     codes = spec.out_features * spec.vectors * config.m * spec.code_bytes
     return codes + books + 2 * spec.out_features * spec.groups
+
+
+def _whole(count: int, step: int) -> int:
+    """The next multiple."""
+    return -(-count // step) * step
 
 
 def decoder() -> Any:
@@ -165,19 +164,3 @@ def dense_slices(prepared: Prepared, dense: npt.NDArray[np.float32]) -> Iterator
         row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
         decode(prepared.arguments.filled, library.address(dense), first, end)
         yield row, dense[: end_row - row]
-
-
-def _run_blas(prepared: Prepared, x: Any, out: Any, workspace: Any, bias: Any) -> None:
-    """Slices of many rows, decoded and multiplied by NumPy's BLAS, on its threads."""
-    n, k = x.shape
-    floats = workspace[: workspace.nbytes // 4 * 4].view(np.float32)
-    x32, dense, y = np.split(floats[: n * k + SLICE_ROWS * (k + n)], [n * k, n * k + SLICE_ROWS * k])
-    x32, dense = x32.reshape(n, k), dense.reshape(SLICE_ROWS, k)
-    with np.errstate(over="ignore", invalid="ignore"):
-        x32[...] = x
-        for row, rows in dense_slices(prepared, dense):
-            product = y[: n * len(rows)].reshape(n, -1)
-            np.matmul(x32, rows.T, out=product)
-            if bias is not None:
-                product += bias[..., row : row + len(rows)]
-            out[:, row : row + len(rows)] = product

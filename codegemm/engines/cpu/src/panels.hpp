@@ -1,0 +1,239 @@
+// Many rows of x times decoded rows of W. x lies in panels of 16 rows, these side by side for each k, so that a
+// register holds one k of many rows, W's elements are broadcast and nothing is summed across a register:
+//
+//     W [row][k]  x  panels of x [k][16]  ->  sums [panel][row of W][16]
+//
+// A task is a block of rows of W over all of K, and some panels. It takes W in strips: some rows of a tile of K, which
+// are decoded into L1 and multiplied by all panels. What an element is, and how such are multiplied, says an
+// Arithmetic:
+//
+//     Element, step, planes           what W and x consist of: `step` k, in 1 or 2 planes, a high and a low part
+//     strip_rows(panels)              rows of a strip
+//     overlaps                        whether a strip is decoded while the one before it is multiplied
+//     put_x(row, count, plane, to)    `count` k of one row of x into a panel, whose planes are `plane` elements apart
+//     decode(tile, row, end, how, to) rows of a tile into a strip [row][k], made of elements; what is beyond a row's
+//     end
+//                                     is left as it is: there x is zero, and weights are finite
+//     multiply(strip, rows, panels, sums, ahead)
+#pragma once
+
+#include <algorithm>
+
+#include "decode.hpp"
+#include "parallel.hpp"
+
+namespace codegemm {
+
+constexpr int panel_rows = 16;
+constexpr int max_panels = 16;                                     // of a batch: two tiles of it fit L2
+constexpr int max_strip_rows = 32, sum_rows = max_block_rows + 2;  // sum_rows: of whole strips
+constexpr int min_tasks = 64, min_task_panels = 8;
+constexpr int strip_pitch = max_tile + lanes;  // not a multiple of 4 KiB: rows would share the cache's sets
+
+// Some panels of a tile of x, [panel][plane][k / step][16].
+template <class Element>
+struct Panels {
+    const Element *x, *next;  // next: of the tile that comes after it
+    int panels, count;        // count: of elements along K
+    size_t plane, pitch;      // elements of a plane, of a panel
+
+    const Element* at(int panel) const { return x + panel * pitch; }
+    // What may be fetched while one of several products is made: of the next tile, a panel each.
+    const Element* soon(int product) const { return product < panels ? next + product * pitch : x; }
+};
+
+// Panels of a batch of rows of x, [tile of K][panel][plane][k / step][16]: those of a tile side by side in the cache.
+template <class Arithmetic>
+struct Batch {
+    using Element = typename Arithmetic::Element;
+    Element* x;
+    int first, rows;  // of x
+    int panels, tile_k, padded;
+
+    Batch(const DequantArgs& a, int first, int rows)
+        : x(reinterpret_cast<Element*>(a.workspace)),
+          first(first),
+          rows(rows),
+          panels((rows + panel_rows - 1) / panel_rows),
+          tile_k(a.tile_vectors * a.v),
+          padded((a.in_features + tile_step - 1) / tile_step * tile_step) {}
+
+    int width(int k) const {  // of a tile, in elements
+        return std::min(padded - k, tile_k) / Arithmetic::step;
+    }
+    // Panel `panel` of the tile that begins at k.
+    Element* at(int k, int panel) const {
+        const size_t rows = size_t(k) / Arithmetic::step * panels + size_t(panel) * width(k);
+        return x + rows * Arithmetic::planes * panel_rows;
+    }
+    Panels<Element> tile(int k, int begin, int end) const {
+        const int next = k + tile_k < padded ? k + tile_k : 0;
+        const size_t plane = size_t(width(k)) * panel_rows;
+        return {at(k, begin), at(next, begin), end - begin, width(k), plane, plane * Arithmetic::planes};
+    }
+};
+
+// Decodes a strip little by little, in so many calls, while the one before it is multiplied.
+template <class Arithmetic>
+class Ahead {
+    using Element = typename Arithmetic::Element;
+    const CodeTile* tile;
+    Decode how;
+    Element* strip;
+    int first, rows, done = 0;
+
+ public:
+    Ahead(const CodeTile* tile, Decode how, int row, int rows, Element* strip)
+        : tile(tile), how(how), strip(strip), first(row), rows(rows) {}
+
+    void finish() { decode_until(rows); }
+    // Call number `call` of `calls`.
+    void advance(int call, int calls) { decode_until(int(int64_t(rows) * (call + 1) / calls)); }
+
+ private:
+    void decode_until(int end) {
+        if (done >= end) return;
+        Arithmetic::decode(*tile, first + done, first + end, how, strip + size_t(done) * strip_pitch);
+        done = end;
+    }
+};
+
+// Float32 multiply-adds, which every instruction set has.
+struct Float32 {
+    using Element = float;
+    static constexpr int step = 1, planes = 1;
+    static constexpr bool overlaps = false;
+    static constexpr int registers = panel_rows / wide;  // of a panel
+
+    // Whose sums, with those of two panels or one, fill the registers.
+    static constexpr int strip_rows(int panels) { return wide == 8 ? 6 : panels == 1 ? 16 : 13; }
+    static void put_x(const float* row, int count, size_t, float* to) {
+        for (int k = 0; k < count; ++k) to[k * panel_rows] = row[k];
+    }
+    static void decode(const CodeTile& tile, int row, int end_row, Decode how, float* strip) {
+        how(tile, row, end_row, strip, strip_pitch);
+    }
+    static void multiply(const float* strip, int row, const Panels<float>& x, float* sums, Ahead<Float32>&) {
+        constexpr int pair = wide == 16 ? 2 : 1;
+        if (x.panels == 1) return multiply<strip_rows(1), 1>(strip, x, 0, row, sums);
+        int p = 0;
+        for (; p + pair <= x.panels; p += pair) multiply<strip_rows(2), pair>(strip, x, p, row, sums);
+        if (p < x.panels) multiply<strip_rows(2), 1>(strip, x, p, row, sums);
+    }
+
+ private:
+    // sums[panel][row][16] += strip[row][k] * x[panel][k][16] of PANELS panels from `panel` on.
+    template <int ROWS, int PANELS>
+    static void multiply(const float* w, const Panels<float>& panels, int panel, int row, float* sums) {
+        constexpr int width = PANELS * registers;
+        const auto place = [](int r, int g) {
+            return (g / registers * sum_rows + r) * panel_rows + g % registers * wide;
+        };
+        const float *x = panels.at(panel), *soon = panels.soon(panel / PANELS + row / ROWS * (panels.panels / PANELS));
+        sums += (size_t(panel) * sum_rows + row) * panel_rows;
+        vec<wide> sum[ROWS][width];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+            for (int g = 0; g < width; ++g) sum[r][g] = load<wide>(sums + place(r, g));
+        for (int k = 0; k < panels.count; ++k, x += panel_rows, soon += panel_rows, ++w) {
+            for (int p = 0; p < PANELS; ++p) __builtin_prefetch(x + p * panels.pitch + 8 * panel_rows);
+            __builtin_prefetch(soon, 0, 2);
+            vec<wide> of_x[width];
+#pragma GCC unroll 4
+            for (int g = 0; g < width; ++g)
+                of_x[g] = load<wide>(x + g / registers * panels.pitch + g % registers * wide);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+                for (int g = 0; g < width; ++g) sum[r][g] += of_x[g] * w[r * strip_pitch];
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+            for (int g = 0; g < width; ++g) store<wide>(sums + place(r, g), sum[r][g]);
+    }
+};
+
+// A panel of a batch, k beyond in_features zero.
+template <class Arithmetic>
+void fill_panel(const DequantArgs& a, const Batch<Arithmetic>& batch, int panel) {
+    float row[max_tile];
+    for (int k = 0; k < batch.padded; k += batch.tile_k) {
+        const int width = batch.width(k) * Arithmetic::step, there = std::min(width, a.in_features - k);
+        for (int i = 0; i < panel_rows; ++i) {
+            const int place = panel * panel_rows + i, known = place < batch.rows ? there : 0;
+            if (known) to_float(a.x, Dtype(a.x_dtype), size_t(batch.first + place) * a.in_features + k, row, known);
+            std::fill(row + known, row + width, 0.0f);
+            Arithmetic::put_x(row, width, size_t(batch.width(k)) * panel_rows, batch.at(k, panel) + i);
+        }
+    }
+}
+
+// Sums of a block and panels begin .. end-1 of a batch, over all of K.
+template <class Arithmetic>
+void multiply_block(const DequantArgs& a, Decode decode, int block, const Batch<Arithmetic>& batch, int begin, int end,
+                    float* sums) {
+    constexpr size_t strip_size = size_t(Arithmetic::planes) * max_strip_rows * strip_pitch;
+    alignas(64) static thread_local typename Arithmetic::Element strips[Arithmetic::overlaps ? 2 : 1][strip_size];
+    alignas(64) static thread_local uint8_t collected[max_block_rows * (max_tile * max_m + 16)];
+    const int vectors = a.in_features / a.v, rows = a.blocks[3 * block + 2] - a.blocks[3 * block + 1];
+    const int most = Arithmetic::strip_rows(end - begin);
+    const auto tile_at = [&](int first) {
+        return CodeTile(a, block, first, std::min(first + a.tile_vectors, vectors), collected);
+    };
+    CodeTile tile = tile_at(0);
+    auto* strip = strips[0];
+    Ahead<Arithmetic>(&tile, decode, 0, std::min(most, rows), strip).finish();
+    for (int row = 0, first = 0; first < vectors;) {
+        const int next_row = row + most < rows ? row + most : 0, next = next_row ? first : first + a.tile_vectors;
+        if (!next_row && next < vectors) tile = tile_at(next);
+        auto* next_strip = strips[Arithmetic::overlaps && strip == strips[0]];
+        Ahead<Arithmetic> ahead(&tile, decode, next_row, next < vectors ? std::min(most, rows - next_row) : 0,
+                                next_strip);
+        Arithmetic::multiply(strip, row, batch.tile(first * a.v, begin, end), sums, ahead);
+        ahead.finish();
+        strip = next_strip, row = next_row, first = next;
+    }
+}
+
+// out[first .. first+count-1] of a block's rows, out of their sums.
+inline void write_rows(const DequantArgs& a, const int32_t* block, int first, int count, const float* sums) {
+    const int first_row = block[1], rows = block[2] - first_row;
+    float y[max_block_rows];
+    for (int i = 0; i < count; ++i) {
+        const float* from = sums + size_t(i / panel_rows) * sum_rows * panel_rows + i % panel_rows;
+        for (int r = 0; r < rows; ++r) y[r] = from[r * panel_rows];
+        add_bias(a, first + i, first_row, y, rows);
+        from_float(y, 1, a.out, Dtype(a.out_dtype), size_t(first + i) * a.rows + first_row, rows);
+    }
+}
+
+template <class Arithmetic>
+void multiply_batch(ParallelFor loop, const DequantArgs& a, const Batch<Arithmetic>& batch) {
+    const Decode decode = decode_for(a);
+    parallel_for(loop, batch.panels, [&](int panel) { fill_panel(a, batch, panel); });
+    // Few blocks are shared by tasks that decode them for some panels each.
+    const int chunks = std::max(1, std::min(min_tasks / a.block_count, batch.panels / min_task_panels));
+    parallel_for(loop, a.block_count * chunks, [&](int task) {
+        alignas(64) static thread_local float sums[max_panels * sum_rows * panel_rows];
+        const int block = task / chunks, chunk = task % chunks;
+        const int begin = batch.panels * chunk / chunks, end = batch.panels * (chunk + 1) / chunks;
+        std::memset(sums, 0, sizeof(float) * (end - begin) * sum_rows * panel_rows);
+        multiply_block(a, decode, block, batch, begin, end, sums);
+        const int row = begin * panel_rows;
+        write_rows(a, a.blocks + 3 * block, batch.first + row, std::min(batch.rows, end * panel_rows) - row, sums);
+    });
+}
+
+// y = x @ W^T + bias, in batches of max_panels panels at most.
+template <class Arithmetic>
+void multiply_panels(ParallelFor loop, const DequantArgs& a) {
+    constexpr int most = max_panels * panel_rows;
+    const int batches = (a.n + most - 1) / most;
+    const int rows = ((a.n + batches - 1) / batches + panel_rows - 1) / panel_rows * panel_rows;
+    for (int first = 0; first < a.n; first += rows)
+        multiply_batch(loop, a, Batch<Arithmetic>(a, first, std::min(a.n - first, rows)));
+}
+
+}  // namespace codegemm
