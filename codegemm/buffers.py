@@ -35,26 +35,26 @@ class Buffers:
         self.own = None if shared or device == CPU else cuda.new_workspace(self._ends[-1])
 
     def find(self, stream: Any) -> Any:
-        """The workspace with the rest behind it, for a product on that stream (None: CuPy's current one); None where it
-        must be made."""
-        if self._device == CPU:
-            return cpu.take_workspace(self._ends[-1])
+        """On a GPU the workspace with the rest behind it, for a product on that stream (None: CuPy's current one); None
+        where it must be made."""
         return cuda.find_workspace(self._device, self._ends[-1], stream) if self.own is None else self.own
 
     def take(self) -> Any:
-        """The same for CuPy's current stream, made if need be."""
+        """The same on the CPU, or for CuPy's current stream, made if need be."""
         if self._device == CPU:
             return cpu.take_workspace(self._ends[-1])
         return cuda.workspace(self._device, self._ends[-1]) if self.own is None else self.own
 
     def give_back(self, buffer: Any) -> None:
-        """What was found or taken."""
+        """What was taken."""
         if self._device == CPU:
             cpu.give_back(buffer)
 
     def parts(self, buffer: Any) -> Parts:
         """Of what was taken."""
         first, second, third = self._ends
+        if self._device == CPU:
+            buffer = buffer.array
         if first == third:
             return Parts(buffer)
         return Parts(buffer[:first], buffer[first:second], buffer[second:third])

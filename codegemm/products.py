@@ -1,7 +1,7 @@
 """Multiplying by a weight: `matmul`, `linear` and `plan`.
 
-A product goes the long way of `_multiply`, or on a GPU the short way where x and out are what kernels take
-(engines/cuda/shortcut.py). Where torch keeps a graph, it is a node of that (gradients.py).
+A product goes the long way of `_multiply`, or the short way where x and out are what kernels take
+(engines/*/shortcut.py). Where torch keeps a graph, it is a node of that (gradients.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from codegemm.devices import CPU, scope
 from codegemm.engines.cpu import backward as cpu_backward
 from codegemm.engines.cpu import library as cpu_library
 from codegemm.engines.cpu.kernel import CpuKernel
+from codegemm.engines.cpu.shortcut import Bound
 from codegemm.engines.cpu.shortcut import Shortcut as CpuShortcut
 from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
@@ -56,9 +57,9 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
     Raises ValueError (shapes), TypeError (dtypes, devices), KernelError (a kernel that can't run) or RuntimeError
     (`out` where torch keeps a graph).
     """
-    if isinstance(b, TransposedWeight) and not isinstance(a, (Weight, TransposedWeight)):
+    if isinstance(b, TransposedWeight) and not isinstance(a, Matrix):
         return _times_rows(a, b.T, out, kernel, precision)
-    if isinstance(a, Weight) and not isinstance(b, (Weight, TransposedWeight)):
+    if isinstance(a, Weight) and not isinstance(b, Matrix):
         return _times_columns(a, b, out, kernel, precision)
     raise TypeError(
         f"matmul of {_named(a)} and {_named(b)}: a weight multiplies as x @ w.T or w @ X, with x and X dense"
@@ -115,7 +116,7 @@ class Plan:
         """
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
         self._bias = None if bias is None else self._summand(bias)
-        self._product = product = replace(product, biased=_is_added(kernel, self.dtype, self._bias))
+        self._product = product = replace(product, biased=bias is not None and _adds_bias(kernel, self.dtype))
         self._added = (self._bias,) if product.biased else ()
         self._exact = exact
         self._thread: int | None = None
@@ -136,7 +137,8 @@ class Plan:
     @prepared.setter
     def prepared(self, prepared: Any) -> None:
         self._prepared = prepared
-        self._shortcut: CpuShortcut | CudaShortcut | None = None
+        self._cpu: CpuShortcut | None = None
+        self._cuda: CudaShortcut | None = None
         device = self.weight.device
         with scope(device):
             if not self._exact:
@@ -145,12 +147,12 @@ class Plan:
                 devices.synchronize()  # the calls may come on any stream
         if self._bias is not None and not self._product.biased:
             return
-        if isinstance(self.kernel, CpuKernel):
-            self._shortcut = CpuShortcut(self.kernel, prepared, self._product)
-        elif device != CPU:
-            # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
-            bind = partial(_bind, self.kernel, prepared, self._product)
-            self._shortcut = CudaShortcut(device, self.weight.shape, bind, self.n, self.dtype)
+        # Not of the plan itself: a cycle would outlive it until the garbage collector runs.
+        bind = partial(_bind, self.kernel, prepared, self._product)
+        if device == CPU:
+            self._cpu = CpuShortcut(self.weight.shape, bind, self.n, self.dtype)
+        else:
+            self._cuda = CudaShortcut(device, self.weight.shape, bind, self.n, self.dtype)
 
     @property
     def bias(self) -> Any:
@@ -178,8 +180,12 @@ class Plan:
         Raises what `matmul` does, and RuntimeError for an x that requires grad while torch tracks gradients and, on a
         GPU, in another thread than the first.
         """
-        if self._shortcut is not None:
-            ready = self._shortcut.find(x, out, stream)
+        if self._cpu is not None:
+            y = self._cpu.multiply(x, out, *self._added)
+            if y is not None:
+                return y
+        elif self._cuda is not None:
+            ready = self._cuda.find(x, out, stream)
             if ready is not None:
                 run, rows, out_rows, stream = ready
                 own = self._buffers.own
@@ -187,8 +193,6 @@ class Plan:
                 if workspace is not None:
                     self._check_thread()
                     run(rows, out_rows, workspace, stream, *self._added)
-                    if own is None:
-                        self._buffers.give_back(workspace)
                     return out
         if operands.tracks(x, out):
             raise RuntimeError(
@@ -223,7 +227,9 @@ class Plan:
         return self._twin(self.__dict__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        return self._twin(copy.deepcopy(self.__dict__, memo))
+        twin = self._twin(copy.deepcopy(self.__dict__, memo))
+        twin.prepared = twin._prepared  # whose addresses are others
+        return twin
 
     def _twin(self, state: dict[str, Any]) -> Plan:
         twin = object.__new__(type(self))
@@ -285,9 +291,9 @@ def _checked(w: Any, caller: str, n: Any) -> Weight:
 def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any = None) -> Any:
     """x @ W^T + bias."""
     choice.check(kernel, precision)
-    short = weight.device != CPU and out is not None and bias is None
-    if short and _by_shortcut(weight, x, out, kernel, precision):
-        return out
+    y = _by_shortcut(weight, x, out, kernel, precision, bias)
+    if y is not None:
+        return y
     if operands.tracks(x, out, bias):
         return _tracked(x, weight, out, kernel, precision, bias)
     if bias is not None:
@@ -297,8 +303,8 @@ def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, b
         chosen = _chosen(weight, max(rows, 1), dtype, kernel, precision, bias is not None)
         if weight.device != CPU:
             return Call(chosen.kernel, chosen.prepared, Parts(library.workspace(weight.device, chosen.workspace_bytes)))
-        buffer = cpu_library.take_workspace(chosen.workspace_bytes)
-        return Call(chosen.kernel, chosen.prepared, Parts(buffer), partial(cpu_library.give_back, buffer))
+        workspace = cpu_library.take_workspace(chosen.workspace_bytes)
+        return Call(chosen.kernel, chosen.prepared, Parts(workspace.array), partial(cpu_library.give_back, workspace))
 
     return _multiply(weight, x, out, call_for, bias=bias)
 
@@ -373,7 +379,7 @@ def _multiply(
         call = call_for(rows, array.dtype)
         if rows:
             bias = None if bias is None else operands.summand(bias, array.dtype)
-            added = (bias,) if _is_added(call.kernel, array.dtype, bias) else ()
+            added = (bias,) if bias is not None and _adds_bias(call.kernel, array.dtype) else ()
             later = None if added else bias
             if later is not None:
                 y = operands.staged(target, call.parts.y, later.dtype)
@@ -389,39 +395,61 @@ def _multiply(
         return operands.outgoing(target, out, x)
 
 
-def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str) -> bool:
-    """On a GPU, out = x @ W^T where nothing has to be made or copied for it; False where the long way must be gone."""
-    key = ("shortcut", kernel, precision, choice.state(weight.device))
+def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str, bias: Any) -> Any:
+    """x @ W^T + bias where nothing has to be copied for it, on a GPU nothing made either; None where the long way must
+    be gone."""
+    if weight.device == CPU:
+        return _shortcut(weight, kernel, precision, bias is not None).multiply(x, out, bias)
+    if out is None or bias is not None:
+        return None
+    ready = _shortcut(weight, kernel, precision, False).find(x, out, None)
+    if ready is None:
+        return None
+    (run, workspace_bytes), rows, out_rows, stream = ready
+    workspace = library.find_workspace(weight.device, workspace_bytes, stream)
+    if workspace is None:
+        return None
+    run(rows, out_rows, workspace, stream)
+    return out
+
+
+def _shortcut(weight: Weight, kernel: str, precision: str, biased: bool) -> Any:
+    """The engine's, kept with the weight."""
+    key = ("shortcut", kernel, precision, biased, choice.state(weight.device))
     shortcut = weight.memo.get(key)
     if shortcut is None:
         itself = ref(weight)  # which keeps this
 
-        def bind(rows: int, dtype: np.dtype, out_dtype: np.dtype) -> tuple[Any, int]:
+        def bind(rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
             weight = itself()
             assert weight is not None
-            chosen = _chosen(weight, rows, dtype, kernel, precision)
-            product = Product.of(weight.spec, rows, dtype)
-            return _bind(chosen.kernel, chosen.prepared, product, rows, dtype, out_dtype), chosen.workspace_bytes
+            chosen = _chosen(weight, rows, dtype, kernel, precision, biased)
+            product = Product.of(weight.spec, rows, dtype, biased=biased)
+            run = _bind(chosen.kernel, chosen.prepared, product, rows, dtype, out_dtype)
+            return run if weight.device == CPU else (run, chosen.workspace_bytes)
 
-        shortcut = weight.memo[key] = CudaShortcut(weight.device, weight.shape, bind)
-    ready = shortcut.find(x, out, None)
-    if ready is None:
-        return False
-    (run, workspace_bytes), rows, out_rows, stream = ready
-    workspace = library.find_workspace(weight.device, workspace_bytes, stream)
-    if workspace is None:
-        return False
-    run(rows, out_rows, workspace, stream)
-    return True
+        if weight.device == CPU:
+            shortcut = CpuShortcut(weight.shape, bind)
+        else:
+            shortcut = CudaShortcut(weight.device, weight.shape, bind)
+        weight.memo[key] = shortcut
+    return shortcut
 
 
 def _bind(kernel: Kernel, prepared: Any, product: Product, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
-    return kernel.bind(prepared, replace(product, n=rows, dtype=dtype, out_dtype=out_dtype))
+    """What a shortcut runs: on the CPU a `Bound`, or None where the product is not a call of compiled code alone."""
+    product = replace(product, n=rows, dtype=dtype, out_dtype=out_dtype)
+    if kernel.engine == "cuda":
+        return kernel.bind(prepared, product)
+    if not isinstance(kernel, CpuKernel) or (product.biased and not _adds_bias(kernel, dtype)):
+        return None
+    run = kernel.bound(prepared, product)
+    return None if run is None else Bound(run, kernel.workspace(product, CPU))
 
 
-def _is_added(kernel: Kernel, dtype: np.dtype, bias: Any) -> bool:
+def _adds_bias(kernel: Kernel, dtype: np.dtype) -> bool:
     """Whether the kernel itself adds a bias to products of x in `dtype`; to those of float64 it is added in float64."""
-    return bias is not None and kernel.adds_bias and dtype.itemsize < 8
+    return kernel.adds_bias and dtype.itemsize < 8
 
 
 class _Chosen(NamedTuple):

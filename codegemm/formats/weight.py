@@ -85,10 +85,11 @@ class Matrix:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", str(function))
+        name = getattr(function, "__name__", None)
         if name not in _TORCH:
             raise TypeError(
-                f"torch's {name} takes no quantised weight: x @ w.T, torch.matmul and torch.nn.functional.linear do"
+                f"torch's {name or function} takes no quantised weight: "
+                "x @ w.T, torch.matmul and torch.nn.functional.linear do"
             )
         return _TORCH[name](*args, **kwargs or {})
 

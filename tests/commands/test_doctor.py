@@ -205,7 +205,7 @@ def test_a_compiler_that_cannot_compile(own_cache, monkeypatch, tmp_path):
     ("variable", "value", "what"),
     [("CODEGEMM_CPU", "avx9000", "instructions"), ("CODEGEMM_NUM_THREADS", "many", "threads")],
 )
-def test_settings_that_are_none(variable, value, what, monkeypatch):
+def test_settings_that_are_none(variable, value, what, monkeypatch, fresh_engine):
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(library, "_threads", None)  # nor set by a call before
     state, text = found()[what]

@@ -100,6 +100,17 @@ def test_a_plan_can_be_copied(rng):
         assert np.array_equal(each(x), plan(x))
 
 
+def test_a_deep_copy_reads_arrays_of_its_own(rng):
+    """Of a plan that multiplied before, too."""
+    plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2, kernel="psumbook")
+    x = rng.standard_normal((2, 128)).astype(np.float32)
+    before = plan(x)
+    twin = copy.deepcopy(plan)
+    plan.prepared.arguments.arrays["scales"][...] = 0
+    assert not plan(x).any()
+    assert np.array_equal(twin(x), before)
+
+
 @pytest.mark.parametrize("kernel", ["dequant", "dense"])
 def test_a_plan_cannot_be_pickled(kernel):
     """Whatever its kernel keeps of a weight; the weight can."""

@@ -11,7 +11,7 @@ import codegemm
 from codegemm import Product, arrays, cache, products, registry, tables
 from codegemm.choice import Lookup, choose, choose_anew, select
 from codegemm.devices import CPU, Device
-from codegemm.engines.cpu import isa
+from codegemm.engines.cpu import isa, library
 from codegemm.engines.cpu import machine as processor
 from codegemm.engines.cuda import machine as gpus
 from codegemm.formats.format import spec_of
@@ -96,7 +96,7 @@ def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
 
 
 @pytest.fixture
-def two_instruction_sets(monkeypatch):
+def two_instruction_sets(monkeypatch, fresh_engine):
     """A processor that has AVX2 and, as every other, plain code; `auto` compiles nothing for either."""
     monkeypatch.setattr(isa, "_features", lambda: frozenset({"avx2", "fma", "f16c", "bmi2"}))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -112,6 +112,7 @@ def test_what_was_tuned_counts_for_its_instruction_set(two_instruction_sets, tun
         ("", (TUNED,), "dequant"), ("plain", (), "psumbook"), ("avx2", (TUNED,), "dequant"), ("", (TUNED,), "dequant"),
     ):  # fmt: skip
         monkeypatch.setenv(isa.VARIABLE, path)
+        library.forget()
         assert (tables.tuned(CPU), decided(weight)) == (found, kernel), path
         assert codegemm.plan(weight, 1).kernel.name == kernel
 
@@ -122,6 +123,7 @@ def test_estimates_are_an_instruction_sets_too(two_instruction_sets, make_weight
     times = {}
     for name in ("avx2", "plain"):
         monkeypatch.setenv(isa.VARIABLE, name)
+        library.forget()
         kernel = codegemm.plan(weight, 2, kernel="psumbook").kernel
         times[name] = kernel.estimate(Product.of(weight.spec, 2, np.float32), CPU)
     assert times["avx2"] < times["plain"]

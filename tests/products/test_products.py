@@ -289,7 +289,7 @@ def test_a_wrong_out_is_told_before_anything_is_prepared(make_weight):
     for out in (np.empty((1, 63), np.float32), np.empty((1, 64), np.float16)):
         with pytest.raises((ValueError, TypeError), match="out: "):
             codegemm.matmul(x, weight.T, out=out)
-    assert not weight.memo
+    assert not prepared(weight)
 
 
 @pytest.mark.parametrize("kernel", [["psumbook"], 1, None])

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 VARIABLE = "CODEGEMM_CPU"
-_VARIABLE = VARIABLE.encode()
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,10 @@ def _supported(machine: str, features: frozenset[str]) -> tuple[InstructionSet, 
     return sets or (ALL[-1],)
 
 
+@cache
 def asked() -> str:
-    """What $CODEGEMM_CPU names, or nothing; as bytes it is there in half the time, and products ask each time."""
-    return os.environb.get(_VARIABLE, b"").decode()
+    """What $CODEGEMM_CPU names, or nothing; what was compiled for that is kept as long (`library.forget`)."""
+    return os.environ.get(VARIABLE, "")
 
 
 def chosen() -> InstructionSet:

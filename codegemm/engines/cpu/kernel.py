@@ -74,8 +74,8 @@ class CpuKernel(Kernel[S, W]):
         return type(self).run is CpuKernel.run and type(self).run_compiled is CpuKernel.run_compiled
 
     def bound(self, prepared: Any, product: Product[S]) -> Callable[..., None] | None:
-        """`run` for exactly this product, with the addresses of x and out in place of the arrays; None where there is
-        more to it than a call of the compiled function."""
+        """`run` for exactly this product, of the addresses of x, out, the workspace and a bias [M] (0 for none); None
+        where there is more to it than a call of the compiled function."""
         function = self.function(product.n) if self.is_one_call(product.n) else None
         if function is None:
             return None

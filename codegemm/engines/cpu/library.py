@@ -7,18 +7,18 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_int, c_void_p
+from ctypes import POINTER, PYFUNCTYPE, Structure, c_char, c_int, c_void_p, py_object
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from codegemm.arrays import name_of
 from codegemm.engines import declarations
 from codegemm.engines.builds import CompilerError
-from codegemm.engines.cpu import compiler
+from codegemm.engines.cpu import compiler, isa
 from codegemm.locks import ForkSafeLock
 
 DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
@@ -26,6 +26,9 @@ DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 MAX_THREADS = 1024
 MAX_KEPT_BYTES = 64 << 20  # of a thread's workspace; the product that needs more takes longer than to allocate it
 _SET_BY_CALLS = {"x", "out", "workspace", "bias", "bias_pitch", "x_dtype", "out_dtype", "n"}
+
+# Flags of a NumPy array, as its C API numbers them.
+CONTIGUOUS, ALIGNED, NATIVE, WRITEABLE = 0x1, 0x100, 0x200, 0x400
 
 _lock = ForkSafeLock()
 _libraries: dict[Path, ctypes.CDLL | None] = {}
@@ -45,8 +48,7 @@ def function(source: Path, name: str, *argtypes: Any) -> Any:
     call = getattr(library, name)
     by_pointer = (POINTER(t) if issubclass(t, Structure) else t for t in argtypes)
     call.argtypes, call.restype = (c_void_p, *by_pointer), None
-    loop = ctypes.cast(pool.codegemm_parallel_for, c_void_p)
-    return lambda *arguments: call(loop, *arguments)
+    return partial(call, ctypes.cast(pool.codegemm_parallel_for, c_void_p))
 
 
 @dataclass(frozen=True)
@@ -93,25 +95,54 @@ def set_num_threads(k: int) -> None:
         pool.codegemm_set_threads(_threads)
 
 
-class _Workspace(threading.local):
-    kept: np.ndarray | None = None
+class _ArrayInterface(Structure):
+    """NumPy's PyArrayInterface, which `__array_struct__` points to: that is there in a tenth of the time that the
+    dictionary `__array_interface__` takes."""
+
+    _fields_ = (
+        ("two", c_int), ("ndim", c_int), ("typekind", c_char), ("itemsize", c_int), ("flags", c_int),
+        ("shape", c_void_p), ("strides", c_void_p), ("data", c_void_p),
+    )  # fmt: skip
 
 
-_workspace = _Workspace()
+_interface = PYFUNCTYPE(POINTER(_ArrayInterface), py_object, c_void_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 
 
-def take_workspace(size: int) -> np.ndarray:
-    """At least so many bytes from a boundary of 64 on, for this thread until it gives them back."""
-    kept, _workspace.kept = _workspace.kept, None  # a kernel may multiply by another weight meanwhile
-    if kept is not None and kept.nbytes >= size:
+def address(array: np.ndarray, needed: int = 0) -> int:
+    """Where an array's data starts; 0 for one that lacks some of the flags `needed`."""
+    capsule = array.__array_struct__  # which owns what is pointed to
+    found = _interface(capsule, None).contents
+    return found.data if found.flags & needed == needed else 0
+
+
+class Workspace(NamedTuple):
+    """Bytes from a boundary of 64 on, how many they are and where they begin."""
+
+    array: np.ndarray
+    size: int
+    address: int
+
+
+class _Kept(threading.local):
+    workspace: Workspace | None = None
+
+
+_kept = _Kept()
+
+
+def take_workspace(size: int) -> Workspace:
+    """At least so many bytes, for this thread until it gives them back."""
+    kept, _kept.workspace = _kept.workspace, None  # a kernel may multiply by another weight meanwhile
+    if kept is not None and kept.size >= size:
         return kept
-    return empty(size, np.uint8)
+    array = empty(size, np.uint8)
+    return Workspace(array, size, address(array))
 
 
-def give_back(workspace: np.ndarray) -> None:
+def give_back(workspace: Workspace) -> None:
     """Keep it for this thread's next product, if it is not too large."""
-    if workspace.nbytes <= MAX_KEPT_BYTES:
-        _workspace.kept = workspace
+    if workspace.size <= MAX_KEPT_BYTES:
+        _kept.workspace = workspace
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -120,11 +151,6 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = np.empty(size + 63, np.uint8)
     start = -address(raw) % 64
     return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def address(array: np.ndarray) -> int:
-    """Where an array's data starts."""
-    return array.__array_interface__["data"][0]
 
 
 class Arguments:
@@ -151,24 +177,23 @@ class Arguments:
         self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int, bias: Any = None
     ) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
-        filled = self._filled(len(x), x.dtype, out.dtype)
-        _start(function, filled, address(x), address(out), workspace, bias, more)
+        added = (0, 0) if bias is None else (address(bias), bias.shape[-1] * (bias.ndim - 1))
+        start = self.bound(function, len(x), x.dtype, out.dtype, *more)
+        start(address(x), address(out), address(workspace), *added)
 
     def bound(self, function: Any, n: int, x_dtype: np.dtype, out_dtype: np.dtype, *more: int) -> Callable[..., None]:
-        """`call` for n rows of these dtypes, as a function of the addresses of x and out, of workspace, stream and
-        bias."""
-        filled = self._filled(n, x_dtype, out_dtype)
+        """`call` for n rows of these dtypes, as a function of the addresses of x, out, workspace and bias (0 for none)
+        and from one row of that to the next."""
+        copy_of = type(self.filled).from_buffer_copy
+        filled = copy_of(self.filled)
+        filled.n, filled.x_dtype, filled.out_dtype = n, DTYPES[name_of(x_dtype)], DTYPES[name_of(out_dtype)]
 
-        def call(x: int, out: int, workspace: np.ndarray, stream: Any, bias: Any = None) -> None:
-            _start(function, type(filled).from_buffer_copy(filled), x, out, workspace, bias, more)
+        def call(x: int, out: int, workspace: int, bias: int = 0, bias_pitch: int = 0) -> None:
+            own = copy_of(filled)
+            own.x, own.out, own.workspace, own.bias, own.bias_pitch = x, out, workspace, bias, bias_pitch
+            function(own, *more)
 
         return call
-
-    def _filled(self, n: int, x_dtype: np.dtype, out_dtype: np.dtype) -> Any:
-        """A copy of the structure for so many rows of these dtypes."""
-        filled = type(self.filled).from_buffer_copy(self.filled)
-        filled.n, filled.x_dtype, filled.out_dtype = n, DTYPES[name_of(x_dtype)], DTYPES[name_of(out_dtype)]
-        return filled
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arguments:
         arrays = {name: empty(array.shape, array.dtype) for name, array in self.arrays.items()}
@@ -177,21 +202,12 @@ class Arguments:
         return Arguments(type(self.filled), arrays, **self._numbers)
 
 
-def _start(
-    function: Any, filled: Any, x: int, out: int, workspace: np.ndarray, bias: Any, more: tuple[int, ...]
-) -> None:
-    """The call, with its addresses filled in, too."""
-    filled.x, filled.out, filled.workspace = x, out, address(workspace)
-    if bias is not None:
-        filled.bias, filled.bias_pitch = address(bias), bias.shape[-1] * (bias.ndim - 1)
-    function(filled, *more)
-
-
 def forget() -> None:
-    """Look for the compiler and its libraries anew at the next call."""
+    """Look for the compiler, its libraries and $CODEGEMM_CPU anew at the next call."""
     with _lock:
         _libraries.clear()
     function.cache_clear()
+    isa.asked.cache_clear()
 
 
 def _load(source: Path) -> ctypes.CDLL | None:

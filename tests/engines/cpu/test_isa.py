@@ -31,7 +31,7 @@ FLAGS = {
     [*(("x86_64", list(FLAGS)[first:]) for first in range(len(FLAGS))),
      ("aarch64", ["neon", "plain"]), ("arm64", ["neon", "plain"]), ("riscv64", ["plain"])],
 )  # fmt: skip
-def test_the_fastest_that_a_processor_has(machine, paths, monkeypatch):
+def test_the_fastest_that_a_processor_has(machine, paths, monkeypatch, fresh_engine):
     monkeypatch.delenv(isa.VARIABLE, raising=False)
     monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS.get(paths[0], "").split()))
     monkeypatch.setattr(platform, "machine", lambda: machine)
@@ -40,7 +40,7 @@ def test_the_fastest_that_a_processor_has(machine, paths, monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["neon", "AVX2", "sse"])
-def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch):
+def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch, fresh_engine):
     monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS["avx2"].split()))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv(isa.VARIABLE, wanted)
