@@ -26,7 +26,7 @@ VERSION ?= 2.11.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* baselines/cpu/*.[ch]pp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
+CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* baselines/cpu/*.[ch]pp benchmarks/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
 .PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare reproduce bench docs lint format wheel clean
 
