@@ -1,10 +1,13 @@
 """The CPU engine around its kernels: compiling, caching, threads, processes."""
 
+import ctypes
+import itertools
 import os
 import signal
 import stat
 import sys
 import textwrap
+import threading
 import time
 import warnings
 
@@ -243,6 +246,29 @@ def test_where_the_system_gives_no_threads_the_caller_works_alone():
             [threads] = [int(line.split()[1]) for line in f if line.startswith("Threads:")]
         assert threads < 1000
     """)
+
+
+def test_a_loop_inside_a_task_is_that_threads_alone():
+    """Nobody else could help: the others may be in such loops, too."""
+    before = codegemm.get_num_threads()
+    codegemm.set_num_threads(3)
+    try:
+        loop = library._load(SMALL).codegemm_parallel_for
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
+        seen = []
+
+        @callback
+        def outer(context, task):
+            inner = callback(lambda context, index: seen.append((task, index, threading.get_ident())))
+            loop(5, inner, None)
+
+        for _ in range(20):
+            seen.clear()
+            loop(4, outer, None)
+            assert sorted((task, index) for task, index, _ in seen) == list(itertools.product(range(4), range(5)))
+            assert len({(task, thread) for task, _, thread in seen}) == 4
+    finally:
+        codegemm.set_num_threads(before)
 
 
 def test_threads_come_to_rest():

@@ -12,6 +12,7 @@ from codegemm.engines.cpu import isa
 # Each in a workspace of exactly as many bytes as are promised to suffice.
 PRODUCTS = f"""
 import sys
+from concurrent.futures import ThreadPoolExecutor
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import numpy as np
 import codegemm
@@ -39,6 +40,17 @@ for rows, columns, config in (
         done.update(names)
 for config in ("qtip", "qtip3", "qtip4"):  # whose quantiser is compiled, too
     codegemm.quantize(rng.standard_normal((32, 96)), config)
+weight, x = random_weight((600, 2048), "m2v4g128", 0), rng.standard_normal((2, 2048)).astype(np.float32)
+y = x @ weight.T
+
+
+def is_right(threads):
+    codegemm.set_num_threads(threads)
+    return all(np.array_equal(x @ weight.T, y) for _ in range(5))
+
+
+with ThreadPoolExecutor(4) as callers:  # who take turns, with other numbers of threads
+    assert all(callers.map(is_right, (1, 2, 3, 4) * 5))
 print(*sorted(done))
 """
 
