@@ -16,12 +16,12 @@ from codegemm.reporting import by, counted
 
 def summary() -> str:
     """README's: the first machine's means over the shapes of Llama-3-8B."""
-    return speed.means(speed.summed_up(files.of_llama(files.rows(files.CPU[0]))))
+    return speed.means(speed.summed_up(files.of_llama(files.rows(files.COMPARED[0]))))
 
 
 def means() -> str:
     """Those of every machine, and how far its times can be trusted."""
-    return "\n".join(map(_machine, files.CPU))
+    return "\n".join(map(_machine, files.COMPARED))
 
 
 def _machine(file: str) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-CPU = ("cpu.json", "cpu-avx512.json")  # README sums up the first
-RATIOS = ("cpu-ratios.json", "cpu-ratios-vbmi.json")
+# Named by the command that wrote them and the instruction set that it measured.
+COMPARED = ("compare-avx2.json", "compare-avx512.json")  # README sums up the first
+RATIOS = ("cpu-avx2.json", "cpu-vbmi.json")
 TORCH = ("torch-avx512.json",)
 GAUSSIAN, MINILM = "quantize.json", "quantize-minilm.json"
 

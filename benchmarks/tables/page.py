@@ -16,7 +16,7 @@ def page() -> str:
     """The whole document."""
     text = Template(TEMPLATE.read_text()).substitute(
         cpu=cpu.means(),
-        cpu_shapes=_shapes(files.of_llama(files.rows(files.CPU[0]))),
+        cpu_shapes=_shapes(files.of_llama(files.rows(files.COMPARED[0]))),
         ratios=cpu.ratios(),
         ratio_shapes=_shapes(files.rows(files.RATIOS[0])),
         most_rows=AUTO_LEAST[DENSE][1],

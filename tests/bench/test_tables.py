@@ -77,19 +77,19 @@ def test_the_page_follows_its_files(results):
     """Another file, other numbers."""
     before = page.page()
     assert "up to 512 (of bfloat16 up to 16)" in " ".join(before.split())
-    result = json.loads((results / "cpu-avx512.json").read_text())
+    result = json.loads((results / "compare-avx512.json").read_text())
     for number, row in enumerate(result["rows"]):
         row["noisy"] = number % 4 == 0
         row["times_dense"] = 3.21
-    (results / "cpu-avx512.json").write_text(json.dumps(result))
+    (results / "compare-avx512.json").write_text(json.dumps(result))
     text = page.page()
     assert "medians of 7 rounds, 2" in text  # percent
     assert text.count("| 3.21 | 3.21 | 3.21 |") > 10
     assert text != before
-    ratios = json.loads((results / "cpu-ratios.json").read_text())
+    ratios = json.loads((results / "cpu-avx2.json").read_text())
     for target in ratios["targets"]:
         target["found"] = 0.123 if "share" in target["statement"] else 4.56
-    (results / "cpu-ratios.json").write_text(json.dumps(ratios))
+    (results / "cpu-avx2.json").write_text(json.dumps(ratios))
     assert "| 4.56 | 4.56 | 4.56 | 12 | 12 |" in page.page()
 
 

@@ -525,7 +525,7 @@ def test_results_that_can_not_be_compared(tmp_path):
         ([one, other, "--batch", "1"], 2, "--batch: is for measuring, and two results are only read"),
         ([one, str(tmp_path / "no.json")], 1, "no.json: must be what `codegemm compare --json` or `make gpu` wrote"),
         ([one, str(tmp_path / "nowhere.json")], 1, "No such file"),
-        ([one, str(RESULTS / "cpu-ratios.json")], 1, "cpu-ratios.json: must be"),
+        ([one, str(RESULTS / "cpu-avx2.json")], 1, "cpu-avx2.json: must be"),
         ([one, str(RESULTS / "nvidia-h200" / "bench-8b.json")], 1, "no product is in both"),
         ([one, str(RESULTS / "nvidia-h200" / "counters.json")], 1, "counters.json: must be"),
         ([one, str(RESULTS / "nvidia-h200" / "cuts.json")], 1, "cuts.json: must be"),

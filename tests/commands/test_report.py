@@ -310,7 +310,7 @@ document.body.append(found);
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 def test_in_a_browser(tmp_path):
     """What a person sees: headings, all rows, tables that sort; nothing wider than a phone's window; no errors."""
-    text = page_of(tmp_path, H200, ROOT / "benchmarks" / "results" / "cpu-avx512.json")
+    text = page_of(tmp_path, H200, ROOT / "benchmarks" / "results" / "compare-avx512.json")
     frame = '<iframe src="copy.html" style="width:380px;height:900px;border:0"></iframe>'
     (tmp_path / "copy.html").write_text(text.replace("</body>", PROBE))
     # A window of the browser's own is never narrower than 500 pixels; a frame is.
