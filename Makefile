@@ -43,7 +43,7 @@ counters: $(VENV)/test
 	PYTHONPATH=tests $(BIN)/python -m emulator.table
 
 cpu: $(VENV)/test $(VENV)/torch
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu $(if $(JSON),--json $(JSON)) $(if $(COMPARE),--compare $(COMPARE))
 
 torch: $(VENV)/test $(VENV)/torch $(VENV)/transformers
 	$(BIN)/python -m benchmarks.pytorch

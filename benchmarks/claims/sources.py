@@ -116,10 +116,10 @@ def promised(engine: str, config: str, n: int, dtype: str) -> float:
 def cpu_errors(precision: str, normal: bool) -> float:
     """The largest error of one row of x in `make cpu`: of normally distributed x, or of all."""
     return max(
-        each["error"]
-        for file in files.RATIOS
-        for each in files.read(file)["accuracies"]
-        if each["precision"] == precision and (each["x"] == "normal" or not normal)
+        each.error
+        for _, measured in files.ratios().values()
+        for each in measured.accuracies
+        if each.precision == precision and (each.x == "normal" or not normal)
     )
 
 

@@ -1,8 +1,9 @@
-"""python -m benchmarks.cpu [--json FILE] [--quick], from the repository's root.
+"""python -m benchmarks.cpu [--json PATH] [--quick] [--read FILE] [--compare FILE], from the repository's root.
 
-Prints, in ratios, what the CPU engine reaches beside what it is to reach: speed in multiples of dense products and of
-AQLM's numba kernel, the share of the read bandwidth, errors. CODEGEMM_CPU=avx2 measures another path than the
-processor's best. Fails where a product errs by more than is promised.
+Prints, in ratios, what the CPU engine reaches beside what it is to reach with the machine's instruction set: speed in
+multiples of dense products, of AQLM's numba kernel and of what other kernels reach, the share of the read bandwidth,
+errors. CODEGEMM_CPU=avx2 measures another instruction set than the processor's best. Fails where a product errs by
+more than is promised.
 """
 
 from __future__ import annotations
@@ -11,27 +12,48 @@ import importlib.metadata
 import platform
 import sys
 from contextlib import suppress
+from pathlib import Path
 
-from benchmarks.arguments import parse
-from benchmarks.cpu import peers, report, rounds
+from benchmarks.arguments import new_parser, parse
+from benchmarks.cpu import compare, ggml, measured, peers, report, rounds
+from benchmarks.cpu.measured import Machine, Measured
 from codegemm.engines.cpu import device, isa
+from codegemm.measuring import machine as conditions
 from codegemm.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 unless a product is wrong."""
-    chosen = parse("benchmarks.cpu", __doc__, "small shapes", arguments)
-    settings = rounds.QUICK if chosen.quick else rounds.FULL_SIZE
-    with peers.registered():
-        measured = rounds.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
-    machine = report.Machine(device.name(), isa.chosen().name, versions())
-    report.print_tables(measured, machine)
+    parser = new_parser("benchmarks.cpu", __doc__, "small shapes")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="show what is in there, measure nothing")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="show the speed in terms of an earlier run's, too")
+    chosen = parse(parser, "cpu", arguments)
+    try:  # before minutes of measuring
+        earlier = measured.read(chosen.compare) if chosen.compare else None
+        machine, found = measured.read(chosen.read) if chosen.read else measure(chosen.quick)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    report.print_tables(found, machine)
+    if earlier is not None:
+        compare.print_comparison((machine, found), earlier)
     if chosen.json is not None:
-        report.write_report(measured, machine, chosen.json)
-    wrong = measured.wrong()
+        report.write_report(found, machine, chosen.json)
+    wrong = found.wrong()
     for line in wrong:
         print(f"wrong: {line}")
     return int(bool(wrong))
+
+
+def measure(quick: bool) -> tuple[Machine, Measured]:
+    """This machine, and what it reaches."""
+    began = conditions.Machine.here("cpu")
+    with peers.registered():
+        told = versions()
+        settings = rounds.QUICK if quick else rounds.FULL_SIZE
+        found = rounds.run(settings, lambda text: print(f"{text} ...", file=sys.stderr, flush=True))
+    path, best = isa.chosen().name, isa.available()[0].name
+    busy = tuple(began.again().disturbances())
+    return Machine(device.name(), path, best, told, began.commit, began.date, busy), found
 
 
 def versions() -> dict[str, str]:
@@ -40,6 +62,8 @@ def versions() -> dict[str, str]:
     for package in ("numpy", "torch", "numba", "aqlm"):
         with suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
+    if ggml.GGML.unavailable() is None:
+        installed["ggml"] = ggml.version()
     return installed
 
 

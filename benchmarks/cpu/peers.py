@@ -1,6 +1,6 @@
-"""What the engine is measured against beside the package's own baselines: AQLM's numba kernel.
+"""What the engine is measured against beside the package's own baselines: AQLM's numba kernel, and ggml.
 
-It is a kernel of this benchmark alone, registered as long as that runs.
+They are kernels of this benchmark alone, registered as long as that runs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cpu import ggml
 from codegemm.arrays import to_torch
 from codegemm.baselines.cpu.aqlm import Aqlm
 from codegemm.devices import Device
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
+from codegemm.formats.format import register_format, unregister_format
 from codegemm.kernel import Cost, Kernel, Product
 from codegemm.measuring import conditions
 from codegemm.registry import register_kernel, unregister_kernel
@@ -79,11 +81,15 @@ AQLM_NUMBA = AqlmNumba()
 def registered() -> Iterator[None]:
     """`plan` knows them by name. Their libraries are loaded beforehand: threadpoolctl limits those that it finds."""
     with ExitStack() as stack:
-        register_kernel(AQLM_NUMBA)
-        stack.callback(unregister_kernel, AQLM_NUMBA.full_name)
+        register_format(ggml.GGML_FORMAT)
+        stack.callback(unregister_format, ggml.GGML_FORMAT.name)
+        for kernel in (AQLM_NUMBA, ggml.GGML):
+            register_kernel(kernel)
+            stack.callback(unregister_kernel, kernel.full_name)
         if _is_installed("torch"):
             importlib.import_module("torch")
         AQLM_NUMBA.unavailable()
+        ggml.GGML.unavailable()
         yield
 
 

@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cpu import peers
-from benchmarks.cpu.targets import (
+from benchmarks.cpu import peers, small
+from benchmarks.cpu.ggml import CONFIGS as GGML_CONFIGS
+from benchmarks.cpu.measured import (
     AQLM,
     AQLM_CONFIG,
     AUTO,
-    AUTO_LEAST,
     AUTO_THREADS,
+    DENSE,
     FAST,
     FAST_ERROR,
-    FULL,
     FULL_ERROR,
+    GGML,
+    PSUMBOOK,
+    PSUMBOOK_FAST,
+    TORCH_BF16,
+    TORCH_FP32,
     WHOLE_MATRIX,
     Accuracy,
     Bandwidth,
@@ -28,7 +33,7 @@ from benchmarks.cpu.targets import (
     Shape,
     Timed,
 )
-from benchmarks.targets import MAIN
+from benchmarks.targets import MAIN, Outcome
 from codegemm.choice import select
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device
@@ -43,12 +48,16 @@ from codegemm.registry import registered
 from codegemm.reporting import by, counted
 
 THREADS = (1, AUTO_THREADS)
-FEW_ROWS = (1, 4, 16)  # of x, for which all kernels are compared
-CONFIGS = (*MAIN, AQLM_CONFIG)
+BATCHES = (1, 4, 8, 16, 64, 128, 256, 512)  # rows of x that `auto` is measured for
+FEW_ROWS = (1, 4, 8, 16, 64)  # for which others are, too; with one thread a single row alone
+MOST_BF16 = 16  # rows that torch multiplies in bfloat16: without its instructions more take seconds
+FAST_ROWS = (1, 8, 16)
 DTYPE = np.dtype(np.float32)
 _SAMPLES = 4  # rows of x for an error
 _TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
 OUTLIERS = f"outliers of {_TIMES} times"
+# What is measured beside the products, each a function that gives what it found, held to its own targets.
+OTHERS: tuple[Callable[[], list[Outcome]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,13 @@ class Settings:
     quiet: float
 
 
-FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], tuple(1 << i for i in range(10)), 5, 0.1, 0.05)
-QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 16, 32), 2, 0.002, 0.0)
+FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], BATCHES, 5, 0.1, 0.05)
+QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 8, 16), 2, 0.002, 0.0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: a kernel's name (or `auto`), weights and rows of x."""
+    """What is timed: a kernel's name (or what stands for what `auto` takes), weights and rows of x."""
 
     kernel: str
     config: str
@@ -78,14 +87,17 @@ class Case:
 
 def cases(threads: int, batches: Sequence[int]) -> list[Case]:
     """All that is timed with so many threads; dense products are those of the first configuration."""
-    few = [n for n in batches if n in FEW_ROWS] if threads == AUTO_THREADS else [1]
-    many = batches if threads == AUTO_THREADS else few
+    many = batches if threads == AUTO_THREADS else [1]
+    few = [n for n in many if n in FEW_ROWS]
     return [
-        *(Case(name, MAIN[0], n) for n in many for name in WHOLE_MATRIX if n <= AUTO_LEAST[name][1]),
+        *(Case(name, MAIN[0], n) for n in many for name in (DENSE, TORCH_FP32)),
+        *(Case(TORCH_BF16, MAIN[0], n) for n in many if n <= MOST_BF16),
         *(Case(AUTO, config, n) for n in many for config in MAIN),
-        *(Case(FULL, config, n) for n in few for config in MAIN),
-        *(Case(FAST, config, 1) for config in MAIN),
-        *(Case(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, FULL, AQLM)),
+        *(Case(FAST, config, n) for n in many for config in MAIN if n in FAST_ROWS),
+        *(Case(PSUMBOOK, config, n) for n in few for config in MAIN),
+        *(Case(PSUMBOOK_FAST, config, 1) for config in MAIN),
+        *(Case(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, PSUMBOOK, AQLM)),
+        *(Case(GGML, config, n) for n in few for config in GGML_CONFIGS),
     ]
 
 
@@ -104,6 +116,13 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Measured:
             measured.rows += rows
             measured.bandwidths.append(bandwidth)
         measured.accuracies += bench.accuracies()
+    if TORCH_FP32 in usable:
+        progress("small layers")
+        with peers.threads(AUTO_THREADS):
+            measured.small += small.run(settings.rounds, settings.budget, settings.quiet)
+    for measure in OTHERS:
+        progress(measure.__doc__ or measure.__name__)
+        measured.others += measure()
     return measured
 
 
@@ -111,7 +130,7 @@ def left_out(known: dict[str, Kernel]) -> dict[str, str]:
     """Kernels that are to be measured and can't run, with the reason."""
     reasons = {
         name: known[name].unavailable() if name in known else "there is no such kernel"
-        for name in (*WHOLE_MATRIX, FULL, FAST, AQLM)
+        for name in (*WHOLE_MATRIX, PSUMBOOK, PSUMBOOK_FAST, AQLM, GGML)
     }
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -122,14 +141,14 @@ class Bench:
     def __init__(self, shape: Shape, usable: dict[str, Kernel], settings: Settings) -> None:
         self._shape, self._usable, self._settings = shape, usable, settings
         self._x = inputs(shape[1], max(settings.batches), DTYPE)
-        self._weights: dict[str, Weight] = {config: random_weight(shape, config) for config in CONFIGS}
-        self._truth = {
-            config: exact(weight, self._x if config in MAIN else self._x[:1])
-            for config, weight in self._weights.items()
-        }
+        self._weights: dict[str, Weight] = {}
         batches: dict[tuple[str, str], set[int]] = {}
         for case in itertools.chain.from_iterable(map(self._cases, THREADS)):
             batches.setdefault((case.kernel, case.config), set()).add(case.batch)
+        most = {
+            config: max(max(rows) for (_, its), rows in batches.items() if its == config) for config in self._weights
+        }
+        self._truth = {config: exact(weight, self._x[: most[config]]) for config, weight in self._weights.items()}
         self._candidates = {
             (kernel, config): Candidate(usable[kernel], self._weights[config], sorted(rows), DTYPE)
             for (kernel, config), rows in batches.items()
@@ -157,31 +176,39 @@ class Bench:
 
     def accuracies(self) -> Iterator[Accuracy]:
         """Errors of one row of x at a time, for both precisions."""
-        limits = {AUTO: FULL_ERROR} | ({FAST: FAST_ERROR} if FAST in self._usable else {})
+        limits = {"full": FULL_ERROR} | ({"fast": FAST_ERROR} if PSUMBOOK_FAST in self._usable else {})
         for config in MAIN:
-            weight = self._weights[config]
+            weight = self._weight(config)
             for kind, x in samples(self._shape[1]).items():
                 truth = exact(weight, x)
-                for kernel, limit in limits.items():
-                    y = [plan(weight, 1, DTYPE, kernel)(row) for row in x]
+                for precision, limit in limits.items():
+                    y = [plan(weight, 1, DTYPE, precision=precision)(row) for row in x]
                     error = max(relative_error(*pair) for pair in zip(y, truth, strict=True))
-                    precision = "fast" if kernel == FAST else "full"
                     yield Accuracy(precision, kind, self._shape, config, error, limit)
 
     def _cases(self, threads: int) -> list[Case]:
-        """What can be timed here, `auto` resolved to the kernel it takes."""
+        """What can be timed here, the kernels that `auto` takes in place of what stands for them."""
         wanted = cases(threads, self._settings.batches)
-        here = [case for case in wanted if case.kernel == AUTO or case.kernel in self._usable]
-        return list(dict.fromkeys(replace(case, kernel=self._select(case).name) for case in here))
+        here = [case for case in wanted if case.kernel in (AUTO, FAST) or case.kernel in self._usable]
+        return list(dict.fromkeys(replace(case, kernel=self._selected(case).name) for case in here))
 
     def _product(self, case: Case) -> Product:
-        return Product.of(self._weights[case.config].spec, case.batch, DTYPE)
+        return Product.of(self._weight(case.config).spec, case.batch, DTYPE)
 
-    def _select(self, case: Case) -> Kernel:
+    def _weight(self, config: str) -> Weight:
+        """Made where one is asked for: those of ggml need its library."""
+        if config not in self._weights:
+            self._weights[config] = random_weight(self._shape, config)
+        return self._weights[config]
+
+    def _selected(self, case: Case) -> Kernel:
+        if case.kernel == FAST:
+            return select(self._product(case), CPU, precision="fast")
         return select(self._product(case), CPU, case.kernel)
 
     def _row(self, case: Case, threads: int, seconds: list[float], error: float) -> Timed:
         kernel, is_dense = self._usable[case.kernel], case.kernel in WHOLE_MATRIX
+        is_own = not is_dense and case.kernel not in (AQLM, GGML)
         return Timed(
             shape=self._shape,
             threads=threads,
@@ -190,7 +217,8 @@ class Bench:
             batch=case.batch,
             seconds=tuple(seconds),
             bytes_read=kernel.cost(self._product(case), CPU).bytes_read,
-            chosen=not is_dense and self._select(replace(case, kernel=AUTO)) is kernel,
+            chosen=is_own and self._selected(replace(case, kernel=AUTO)) is kernel,
+            chosen_fast=is_own and self._selected(replace(case, kernel=FAST)) is kernel,
             error=error,
         )
 

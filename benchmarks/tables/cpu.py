@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cpu.targets import AUTO_THREADS, FULL, TORCH_BF16, TORCH_FP32
+from benchmarks.cpu.measured import (
+    AQLM,
+    AUTO,
+    AUTO_THREADS,
+    DENSE,
+    FAST,
+    GGML,
+    PSUMBOOK,
+    TORCH_BF16,
+    TORCH_FP32,
+    Machine,
+    Measured,
+)
+from benchmarks.cpu.targets import TARGETS, NeverSlower, Target
 from benchmarks.tables import files, markdown, speed
 from benchmarks.tables.files import Row
-from benchmarks.targets import MAIN
 from codegemm.measuring.stopwatch import NOISY
-from codegemm.reporting import by, counted
+from codegemm.reporting import by, counted, decimals
+
+_TOLD = (AUTO, FAST, GGML, AQLM, TORCH_BF16, TORCH_FP32)
+SLOWEST = [target for target in TARGETS if isinstance(target, NeverSlower) and not target.small]
 
 
 def summary() -> str:
     """README's: the first machine's means over the shapes of Llama-3-8B."""
-    return speed.means(speed.summed_up(files.of_llama(files.rows(files.COMPARED[0]))))
+    result = files.read(files.COMPARED[0])
+    return f"\n{_where(result)}:\n\n{speed.means(speed.summed_up(files.of_llama(result['rows'])))}"
 
 
 def means() -> str:
@@ -26,10 +40,14 @@ def means() -> str:
 
 def _machine(file: str) -> str:
     result = files.read(file)
-    rows, machine = files.of_llama(result["rows"]), result["machine"]
-    paths = ", ".join(dict.fromkeys(row["path"] for row in result["rows"] if row["path"]))
-    where = f"{machine['device']}{f' ({paths})' if paths else ''}, {counted(machine['threads'], 'thread')}"
-    return f"{where}, {_timing(rows)} ([{file}](../benchmarks/results/{file})):\n\n{speed.means(rows)}"
+    rows = files.of_llama(result["rows"])
+    return f"{_where(result)}, {_timing(rows)} ([{file}](../benchmarks/results/{file})):\n\n{speed.means(rows)}"
+
+
+def _where(result: dict[str, Any]) -> str:
+    """The processor, the instruction set and the threads."""
+    machine, paths = result["machine"], dict.fromkeys(row["path"] for row in result["rows"] if row["path"])
+    return f"{machine['device']} ({', '.join(paths)}), {counted(machine['threads'], 'thread')}"
 
 
 def _timing(rows: list[Row]) -> str:
@@ -44,51 +62,53 @@ def _timing(rows: list[Row]) -> str:
 
 
 def ratios() -> str:
-    """What `make cpu` measured, a line for each machine."""
-    lines = [["", "NumPy", "torch float32", "torch bfloat16", "% of read", "% of read, fast"]]
-    for file in files.RATIOS:
-        result = files.read(file)
-        found = {target["statement"]: target["found"] for target in result["targets"]}
-        slowest = [_of(found, f"the slowest: times {name} ") for name in ("dense", TORCH_FP32, TORCH_BF16)]
-        shares = [_of(found, f"{kind}, N = 1, {AUTO_THREADS} threads: share") for kind in ("full", "fast")]
-        cells = [*(f"{each:.2f}" for each in slowest), *(f"{100 * each:.0f}" for each in shares)]
-        lines.append([f"{_told(result)} ([{file}](../benchmarks/results/{file}))", *cells])
+    """What `make cpu` measured, a line for each instruction set."""
+    heads = ["", *(f"times {each.against}" for each in SLOWEST)]
+    lines = [[*heads, "% of read", "% of read, fast"]]
+    for file, (machine, measured) in files.ratios().items():
+        found = [each.slowest(measured)[0] for each in SLOWEST]
+        shares = [Target(kernel, AUTO_THREADS, 1, 0).outcome(measured).found for kernel in (AUTO, FAST)]
+        cells = [*map(decimals, found), *("" if each is None else f"{100 * each:.0f}" for each in shares)]
+        lines.append([f"{_place(machine)} ([{file}](../benchmarks/results/{file}))", *cells])
     return markdown.table(lines)
 
 
-def _of(found: dict[str, float], words: str) -> float:
-    """What the one statement with these words found."""
-    [value] = [value for statement, value in found.items() if words in statement]
-    return value
+def by_batch() -> str:
+    """What `auto` takes and what it is measured beside, in multiples of dense: a table for each instruction set."""
+    tables = []
+    for file, (machine, measured) in files.ratios().items():
+        where = f"{_place(machine)} ([{file}](../benchmarks/results/{file}))"
+        tables.append(f"{where}:\n\n{speed.means(_rows(measured))}")
+    return "\n".join(tables)
 
 
-def _told(result: dict[str, Any]) -> str:
-    return f"{result['machine']['device']} ({result['machine']['path']}), {counted(AUTO_THREADS, 'thread')}"
+def _rows(measured: Measured) -> list[Row]:
+    """Those with as many threads as `auto` is measured by, as tables of speed read them."""
+    return [
+        {"kernel": kernel, "config": row.config, "batch": row.batch, "times_dense": measured.times(row, DENSE)}
+        for kernel in _TOLD
+        for row in measured.rows
+        if row.is_by(kernel) and row.threads == AUTO_THREADS
+    ]
+
+
+def _place(machine: Machine) -> str:
+    return f"{machine.device} ({machine.path}), {counted(AUTO_THREADS, 'thread')}, {_version(machine)}"
+
+
+def _version(machine: Machine) -> str:
+    """Which the package was in."""
+    return f"at {machine.commit}" if machine.commit else "by an earlier version"
 
 
 def slower_than_psumbook() -> str:
     """The products of `make cpu` for which `auto` took a kernel that was slower than `psumbook`, a line for each."""
     lines = []
-    for file in files.RATIOS:
-        result = files.read(file)
-        for row, ratio in _beaten(result["rows"]):
-            rows_of_x = counted(row["batch"], "row")
-            where = f"{_told(result)}: {by(row['shape'])}, {row['config']}, {rows_of_x} of x"
-            lines.append(f"- {where}: `{row['kernel']}`, and `{FULL}` is {ratio:.1f} times as fast\n")
+    for machine, measured in files.ratios().values():
+        for row in measured.automatic():
+            ratio = measured.times(row, PSUMBOOK)
+            if ratio is not None and ratio < 1:
+                product = f"{by(row.shape)}, {row.config}, {counted(row.batch, 'row')} of x"
+                told = f"`{row.kernel}`, and `{PSUMBOOK}` is {1 / ratio:.1f} times as fast"
+                lines.append(f"- {_place(machine)}: {product}: {told}\n")
     return "".join(lines) or "- none\n"
-
-
-def _beaten(rows: list[Row]) -> Iterator[tuple[Row, float]]:
-    """Rows that `auto` took, and how many times as fast `psumbook` was."""
-    measured = [row for row in rows if row["threads"] == AUTO_THREADS and row["config"] in MAIN]
-    own = {_product(row): row for row in measured if row["kernel"] == FULL}
-    for row in measured:
-        if row["chosen"] and _product(row) in own:
-            pairs = zip(row["seconds"], own[_product(row)]["seconds"], strict=True)
-            ratio = statistics.median(taken / other for taken, other in pairs)
-            if ratio > 1:
-                yield row, ratio
-
-
-def _product(row: Row) -> tuple[Any, ...]:
-    return *row["shape"], row["config"], row["batch"]

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu import measured
+from benchmarks.cpu.measured import Machine, Measured
+from codegemm.engines.cpu import isa
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 # Named by the command that wrote them and the instruction set that it measured.
 COMPARED = ("compare-avx2.json", "compare-avx512.json")  # README sums up the first
-RATIOS = ("cpu-avx2.json", "cpu-vbmi.json")
 TORCH = ("torch-avx512.json",)
 GAUSSIAN, MINILM = "quantize.json", "quantize-minilm.json"
 
@@ -26,6 +29,12 @@ def rows(name: str) -> list[Row]:
     """The rows of one."""
     found: list[Row] = read(name)["rows"]
     return found
+
+
+def ratios() -> dict[str, tuple[Machine, Measured]]:
+    """What `make cpu` measured, by file, of the best instruction set first."""
+    names = [f"cpu-{each.name}.json" for each in isa.ALL]
+    return {name: measured.read(RESULTS / name) for name in names if (RESULTS / name).exists()}
 
 
 def of_gpus() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from string import Template
 
-from benchmarks.cpu.targets import AUTO_LEAST, DENSE, TORCH_BF16
+from benchmarks.cpu.measured import DENSE, TORCH_BF16
 from benchmarks.tables import cpu, files, gpu, reproduced
 from benchmarks.tables.files import Row
 
@@ -14,13 +14,14 @@ TEMPLATE = Path(__file__).with_name("page.md")
 
 def page() -> str:
     """The whole document."""
+    most = {target.against: target.most for target in cpu.SLOWEST}
     text = Template(TEMPLATE.read_text()).substitute(
         cpu=cpu.means(),
         cpu_shapes=_shapes(files.of_llama(files.rows(files.COMPARED[0]))),
         ratios=cpu.ratios(),
-        ratio_shapes=_shapes(files.rows(files.RATIOS[0])),
-        most_rows=AUTO_LEAST[DENSE][1],
-        most_rows_bfloat16=AUTO_LEAST[TORCH_BF16][1],
+        batches=cpu.by_batch(),
+        most_rows=most[DENSE],
+        most_rows_bfloat16=most[TORCH_BF16],
         slower=cpu.slower_than_psumbook(),
         gpu=gpu.tables(),
         reproduced=reproduced.section(),

@@ -14,7 +14,8 @@ _SUMMARY = {
     ("quip", "e8p"), ("qtip", "qtip"), ("aqlm", "m2v8g-1"), ("dense_bf16", ""), ("torch_fp32", ""), ("dense", ""),
 }  # fmt: skip
 _KERNELS = (
-    "psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16", "torch_fp32", "dense",
+    "auto", "auto_fast", "psumbook", "psumbook_fast", "dequant", "quip", "aqlm", "dequant_dense", "dense_bf16",
+    "torch_fp32", "dense",
 )  # fmt: skip
 
 

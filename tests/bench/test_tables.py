@@ -7,9 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.cpu.measured import Bandwidth, Machine, Measured, Timed
+from benchmarks.cpu.report import write_report
 from benchmarks.tables import __main__ as made
 from benchmarks.tables import cpu, crossovers, files, gpu, markdown, page, reproduced
+from benchmarks.targets import MAIN
 from codegemm import tables
+from codegemm.engines.cpu import isa
 from codegemm.reproduction.paper import published
 from codegemm.reproduction.table import Table, as_fast_as
 from codegemm.tables import Choice
@@ -76,7 +80,7 @@ def test_no_number_is_written_into_the_page():
 def test_the_page_follows_its_files(results):
     """Another file, other numbers."""
     before = page.page()
-    assert "up to 512 (of bfloat16 up to 16)" in " ".join(before.split())
+    assert "up to 512 (for bfloat16 up to 16)" in " ".join(before.split())
     result = json.loads((results / "compare-avx512.json").read_text())
     for number, row in enumerate(result["rows"]):
         row["noisy"] = number % 4 == 0
@@ -86,34 +90,69 @@ def test_the_page_follows_its_files(results):
     assert "medians of 7 rounds, 2" in text  # percent
     assert text.count("| 3.21 | 3.21 | 3.21 |") > 10
     assert text != before
-    ratios = json.loads((results / "cpu-avx2.json").read_text())
-    for target in ratios["targets"]:
-        target["found"] = 0.123 if "share" in target["statement"] else 4.56
-    (results / "cpu-avx2.json").write_text(json.dumps(ratios))
-    assert "| 4.56 | 4.56 | 4.56 | 12 | 12 |" in page.page()
 
 
-def timed(kernel, batch, seconds, chosen):
-    return {
-        "shape": [64, 512], "threads": 2, "kernel": kernel, "config": "m2v8g128", "batch": batch, "seconds": seconds,
-        "chosen": chosen,
-    }  # fmt: skip
+def timed(kernel, config, batch, seconds, taken=()):
+    return Timed((64, 512), 2, kernel, config, batch, tuple(seconds), 800, "full" in taken, "fast" in taken, 1e-4)
+
+
+def write_run(results, path, rows):
+    """As `make cpu` would, in place of all others."""
+    for file in results.glob("cpu-*.json"):
+        file.unlink()
+    found = Measured(rows, bandwidths=[Bandwidth((64, 512), 2, (1000.0, 1000.0, 1000.0))])
+    machine = Machine("a processor", path, path, {}, "abc1234")
+    write_report(found, machine, results / f"cpu-{path}.json")
+
+
+BY_BATCH = """\
+| kernel | weights | batch 1 | batch 16 |
+| --- | --- | --- | --- |
+| `auto` | m1v4g128 | 4.00 | 0.40 |
+| `auto` | m2v8g128 | 4.00 | 0.40 |
+| `auto_fast` | m1v4g128 | 8.00 | 0.40 |
+| `auto_fast` | m2v8g128 | 8.00 | 0.40 |
+| `torch_fp32` |  |  | 0.20 |
+| `ggml` | q2_k | 16.00 |  |
+"""
+
+
+def test_ratios_by_instruction_set(results, rng):
+    rows = []
+    for config in MAIN:
+        rows += [
+            timed("psumbook", config, 1, [2.0] * 3, ["full"]),
+            timed("psumbook_fast", config, 1, [1.0] * 3, ["fast"]),
+        ]
+        rows.append(timed("psumbook", config, 16, [1.0] * 3, ["full", "fast"]))
+    rows += [timed("ggml", "q2_k", 1, [0.5] * 3), timed("torch_fp32", "", 16, [2.0] * 3)]
+    rows += [timed("dense", "", n, rng.permutation(seconds)) for n, seconds in ((1, [8.0] * 3), (16, [0.2, 0.4, 0.6]))]
+    write_run(results, "avx2", rows)
+    where = "a processor (avx2), 2 threads, at abc1234 ([cpu-avx2.json](../benchmarks/results/cpu-avx2.json))"
+    assert cpu.by_batch() == f"{where}:\n\n{BY_BATCH}"
+    [*_, line] = cpu.ratios().splitlines()
+    assert line == f"| {where} |  | 0.50 | 2.00 | 40 | 80 |"
+    assert cpu.by_batch() in page.page()
+    assert cpu.ratios() in page.page()
+
+
+def test_instruction_sets_are_in_their_order(results):
+    found = [machine.path for machine, _ in files.ratios().values()]
+    assert found == [each.name for each in isa.ALL if each.name in found]
+    assert len(found) == len(list(results.glob("cpu-*.json")))
 
 
 def test_what_auto_took_too_slow(results):
     """A product that only `psumbook` was measured of says nothing, nor one that it is slower for."""
     rows = [
-        timed("psumbook", 1, [1.0, 1.0, 1.0], True),
-        timed("dequant", 4, [3.0, 8.0, 3.0], True), timed("psumbook", 4, [2.0, 2.0, 1.0], False),
-        timed("dequant", 16, [1.0, 1.0, 1.0], True), timed("psumbook", 16, [2.0, 2.0, 1.0], False),
+        timed("psumbook", "m2v8g128", 1, [1.0, 1.0, 1.0], ["full"]),
+        timed("dequant", "m2v8g128", 4, [3.0, 8.0, 3.0], ["full"]), timed("psumbook", "m2v8g128", 4, [2.0, 2.0, 1.0]),
+        timed("dequant", "m2v8g128", 16, [1.0, 1.0, 1.0], ["full"]), timed("psumbook", "m2v8g128", 16, [2.0, 2.0, 1.0]),
     ]  # fmt: skip
-    found = {"machine": {"device": "a processor", "path": "avx2"}, "rows": rows}
-    for file in files.RATIOS:
-        (results / file).write_text(json.dumps(found))
-    product = "a processor (avx2), 2 threads: 64 x 512, m2v8g128, 4 rows of x"
-    assert cpu.slower_than_psumbook() == f"- {product}: `dequant`, and `psumbook` is 3.0 times as fast\n" * 2
-    for file in files.RATIOS:
-        (results / file).write_text(json.dumps(found | {"rows": rows[:1]}))
+    write_run(results, "avx512", rows)
+    product = "a processor (avx512), 2 threads, at abc1234: 64 x 512, m2v8g128, 4 rows of x"
+    assert cpu.slower_than_psumbook() == f"- {product}: `dequant`, and `psumbook` is 3.0 times as fast\n"
+    write_run(results, "avx512", rows[:1])
     assert cpu.slower_than_psumbook() == "- none\n"
 
 
