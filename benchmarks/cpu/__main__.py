@@ -12,29 +12,27 @@ import importlib.metadata
 import platform
 import sys
 from contextlib import suppress
-from pathlib import Path
 
-from benchmarks.arguments import new_parser, parse
-from benchmarks.cpu import compare, ggml, measured, peers, report, rounds
+from benchmarks.arguments import parse
+from benchmarks.cpu import compare, ggml, libggml, measured, peers, report, rounds
 from benchmarks.cpu.measured import Machine, Measured
 from codegemm.engines.cpu import device, isa
 from codegemm.measuring import machine as conditions
 from codegemm.version import __version__
 
+_FILES = {
+    "read": "show what an earlier run found, measure nothing",
+    "compare": "show the speed in terms of an earlier run's, too",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0 unless a product is wrong."""
-    parser = new_parser("benchmarks.cpu", __doc__, "small shapes")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="show what is in there, measure nothing")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="show the speed in terms of an earlier run's, too")
-    chosen = parse(parser, "cpu", arguments)
-    try:  # before minutes of measuring
-        earlier = measured.read(chosen.compare) if chosen.compare else None
-        machine, found = measured.read(chosen.read) if chosen.read else measure(chosen.quick)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    chosen = parse("benchmarks.cpu", __doc__, "small shapes", arguments, "cpu", _FILES)
+    earlier = chosen.compare and measured.read(chosen.compare)  # a file that is none is told before minutes pass
+    machine, found = measured.read(chosen.read) if chosen.read else measure(chosen.quick)
     report.print_tables(found, machine)
-    if earlier is not None:
+    if earlier:
         compare.print_comparison((machine, found), earlier)
     if chosen.json is not None:
         report.write_report(found, machine, chosen.json)
@@ -63,9 +61,12 @@ def versions() -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     if ggml.GGML.unavailable() is None:
-        installed["ggml"] = ggml.version()
+        installed["ggml"] = libggml.version()
     return installed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(str(error))

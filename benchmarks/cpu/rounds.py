@@ -56,8 +56,8 @@ DTYPE = np.dtype(np.float32)
 _SAMPLES = 4  # rows of x for an error
 _TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
 OUTLIERS = f"outliers of {_TIMES} times"
-# What is measured beside the products, each a function that gives what it found, held to its own targets.
-OTHERS: tuple[Callable[[], list[Outcome]], ...] = ()
+# What is measured beside the products, by its name: functions that give what they found, held to targets of their own.
+OTHERS: dict[str, Callable[[], list[Outcome]]] = {}
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Measured:
         progress("small layers")
         with peers.threads(AUTO_THREADS):
             measured.small += small.run(settings.rounds, settings.budget, settings.quiet)
-    for measure in OTHERS:
-        progress(measure.__doc__ or measure.__name__)
+    for name, measure in OTHERS.items():
+        progress(name)
         measured.others += measure()
     return measured
 

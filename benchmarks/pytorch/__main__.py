@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.arguments import new_parser, parse
+from benchmarks.arguments import parse
 from benchmarks.pytorch import calls, decode
 from benchmarks.pytorch.rounds import Seconds, quartiles
 from benchmarks.targets import Outcome
@@ -87,7 +87,7 @@ def times_torch(seconds: Seconds) -> dict[str, list[float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write."""
-    chosen = parse(new_parser("benchmarks.pytorch", __doc__, "a small model"), "torch", arguments)
+    chosen = parse("benchmarks.pytorch", __doc__, "a small model", arguments, "torch")
     torch.set_num_threads(get_num_threads())
     machine = Machine.here("cpu")
     print("calls ...", file=sys.stderr, flush=True)
