@@ -48,12 +48,11 @@ template <class... A>
 int arguments_of(void (*)(A...)) {
     return sizeof...(A);
 }
-extern "C" const char* report() { return emulator::report(); }
 """
 _LAUNCHER = """
 ENTRY(entry_{index}, {instance})
 extern "C" const char* launch_{index}(const emulator::Launch* launch, void** arguments) {{
-    return emulator::run(*launch, [=] {{ call(entry_{index}, arguments); }});
+    return emulator::run(*launch, [](void** arguments) {{ call(entry_{index}, arguments); }}, arguments);
 }}
 extern "C" int arguments_{index}() {{ return arguments_of(entry_{index}); }}
 """
@@ -154,13 +153,14 @@ def launch(
     pointers = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
     if (source, instance, folder) not in _compiled:
         _build(source, [instance], folder)
-    run, report_of, count = _compiled[source, instance, folder]
+    run, count = _compiled[source, instance, folder]
     if len(held) != count:
         raise EmulatorError(f"{instance} takes {count} arguments, {len(held)} came")
-    complaint = run(ctypes.byref(shape), pointers)
-    report = _read(report_of().decode())
-    if complaint:
-        raise EmulatorError(complaint.decode())
+    with _running:
+        complaint = run(ctypes.byref(shape), pointers)
+        report = _read(_emulator()[1]().decode())
+        if complaint:
+            raise EmulatorError(complaint.decode())
     return report
 
 
@@ -212,9 +212,9 @@ def _read(text: str) -> Report:
     return Report(counts, events)
 
 
-_lock = threading.Lock()
-# Launch, report and number of arguments of every instance that was compiled, by source, instance and the folder.
-_compiled: dict[tuple[str, str, Path], tuple[Any, Any, int]] = {}
+_compiling, _running = threading.Lock(), threading.Lock()  # the emulator, which there is once; one launch at a time
+# Launch and number of arguments of every instance that was compiled, by source, instance and the folder.
+_compiled: dict[tuple[str, str, Path], tuple[Any, int]] = {}
 
 
 @cache
@@ -225,27 +225,29 @@ def _folder() -> Path:
 
 
 @cache
-def _object() -> Path:
-    path = _folder() / "emulator.o"
-    _compile([*_FLAGS, "-O2", "-Wno-clobbered", "-c", str(HERE / "emulator.cpp"), "-o", str(path)])
-    return path
+def _emulator() -> tuple[Path, Any]:
+    """The library that those of kernels are linked to, and what reports of launches."""
+    path = _folder() / "emulator.so"
+    _compile([*_FLAGS, "-O2", "-Wno-clobbered", "-shared", str(HERE / "emulator.cpp"), "-o", str(path)])
+    report = ctypes.CDLL(str(path)).emulator_report
+    report.restype = ctypes.c_char_p
+    return path, report
 
 
 def _build(source: str, instances: list[str], folder: Path) -> None:
     """One library of these instances."""
-    with _lock:
-        shared = _object()
+    with _compiling:
+        emulator, _ = _emulator()
     name = hashlib.sha256(f"{source} {instances} {folder}".encode()).hexdigest()[:16]
     code, compiled = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
     launchers = "".join(_LAUNCHER.format(index=index, instance=instance) for index, instance in enumerate(instances))
     code.write_text(f'#include "{folder}/{source}"\n#include <utility>\n{_CALLER}{launchers}')
-    _compile([*_FLAGS, "-shared", str(code), str(shared), "-o", str(compiled)])
+    _compile([*_FLAGS, "-shared", str(code), str(emulator), "-o", str(compiled)])
     library = ctypes.CDLL(str(compiled))
-    library.report.restype = ctypes.c_char_p
     for index, instance in enumerate(instances):
         launcher = library[f"launch_{index}"]
         launcher.restype = ctypes.c_char_p
-        _compiled[source, instance, folder] = launcher, library.report, library[f"arguments_{index}"]()
+        _compiled[source, instance, folder] = launcher, library[f"arguments_{index}"]()
 
 
 def _compile(arguments: list[str]) -> None:

@@ -4,16 +4,17 @@
 // that a missing one is reported even where the result happens to be right.
 #include "emulator.hpp"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <memory>
 #include <random>
-#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -57,20 +58,27 @@ struct Wgmma {
     int columns;
 };
 
+// Where a fiber goes on: at its beginning, or where it was left.
+struct Context {
+    ucontext_t whole;
+    jmp_buf left;
+    bool has_begun = false;
+};
+
 struct Thread {
-    ucontext_t context;
+    Context context;
     std::unique_ptr<char[]> stack;
     void* fake_stack = nullptr;
     State state = State::ready;
     int block, index;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
-    int syncs = 0;                             // of its warp
-    bool lets_next = false;                    // kernel start
-    bool waited = false;                       // for the kernel before
-    bool multiplies = false;                   // between a beginning and an end of wgmma
-    std::deque<std::vector<Copy>> copies{1};   // in groups, the last of them open
-    std::deque<std::vector<Wgmma>> under_way;  // in groups, the last of them open
+    int syncs = 0;                              // of its warp
+    bool lets_next = false;                     // kernel start
+    bool waited = false;                        // for the kernel before
+    bool multiplies = false;                    // between a beginning and an end of wgmma
+    std::vector<std::vector<Copy>> copies{1};   // in groups, the last of them open
+    std::vector<std::vector<Wgmma>> under_way;  // in groups, the last of them open
     Known known;
     int cluster_arrivals = 0, cluster_waits = 0;
     const u8* counter = nullptr;          // that it waits at
@@ -141,49 +149,62 @@ struct SiteKey {
     int line;
     Space space;
     Kind kind;
-    bool operator<(const SiteKey& o) const {
-        return std::tie(file, line, space, kind) < std::tie(o.file, o.line, o.space, o.kind);
+
+    bool operator==(const SiteKey& o) const {
+        return std::tie(file, line, space, kind) == std::tie(o.file, o.line, o.space, o.kind);
+    }
+};
+
+struct SiteHash {
+    size_t operator()(const SiteKey& key) const {
+        return size_t(key.file) + 4 * key.line + 2 * int(key.space) + int(key.kind);
     }
 };
 
 Launch launch;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
-std::vector<std::map<SiteKey, std::pair<Site, Pending>>> pending;  // by warp
-std::unordered_map<const void*, std::pair<int, int>> written;      // global: thread, its warp's synchronisations then
-std::unordered_map<const void*, Known> released;                   // by whoever counted there
-std::unordered_map<const u8*, Counter> counters;                   // by their places in shared memory
+std::vector<std::unordered_map<SiteKey, std::pair<Site, Pending>, SiteHash>> pending;  // by warp
+std::unordered_map<const void*, std::pair<int, int>> written;  // global: thread, its warp's synchronisations then
+std::unordered_map<const void*, Known> released;               // by whoever counted there
+std::unordered_map<const u8*, Counter> counters;               // by their places in shared memory
 std::map<Key, Counts> counts;
-std::map<std::string, u64> events;
-const std::function<void()>* kernel;
-ucontext_t scheduler;
+std::unordered_map<const char*, u64> events;  // by their names, of which there may be several copies
+Kernel kernel;
+void** arguments;
+Context scheduler;
 void* scheduler_fake_stack;
 Thread* current;
 std::string complaint, text;
 
-void switch_to(ucontext_t* from, ucontext_t* to, void** fake, const void* bottom, size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
+void switch_to(Context& from, Context& to, void** fake, const void* bottom, size_t size) {
     __sanitizer_start_switch_fiber(fake, bottom, size);
-#endif
-    swapcontext(from, to);
-#if defined(__SANITIZE_ADDRESS__)
+    swapcontext(&from.whole, &to.whole);
     __sanitizer_finish_switch_fiber(*fake, nullptr, nullptr);
-#endif
-    (void)fake, (void)bottom, (void)size;
 }
+#else
+// By swapcontext only to begin: every call of it calls the system for the mask of signals.
+void switch_to(Context& from, Context& to, void**, const void*, size_t) {
+    if (_setjmp(from.left)) return;
+    if (to.has_begun) _longjmp(to.left, 1);
+    from.has_begun = to.has_begun = true;
+    swapcontext(&from.whole, &to.whole);
+}
+#endif
 
 const void* scheduler_stack;
 size_t scheduler_stack_bytes;
 
 void yield() {
-    switch_to(&current->context, &scheduler, &current->fake_stack, scheduler_stack, scheduler_stack_bytes);
+    switch_to(current->context, scheduler, &current->fake_stack, scheduler_stack, scheduler_stack_bytes);
 }
 
 void body() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
 #endif
-    (*kernel)();
+    kernel(arguments);
     if (launch.awaited[0][1] && !current->waited) complain("a thread ended before it waited for the kernel before");
     if (!current->under_way.empty()) complain("a thread ended before it waited for its products");
     for (const auto& group : current->copies)
@@ -197,22 +218,31 @@ void resume(Thread& thread) {
     threadIdx = {u32(thread.index), 0, 0};
     const u32 rest = u32(thread.block) / gridDim.x;
     blockIdx = {u32(thread.block) % gridDim.x, rest % gridDim.y, rest / gridDim.y};
-    switch_to(&scheduler, &thread.context, &scheduler_fake_stack, thread.stack.get(), stack_bytes);
+    switch_to(scheduler, thread.context, &scheduler_fake_stack, thread.stack.get(), stack_bytes);
 }
+
+// Different numbers in ascending order: those that lanes touch, in units of so many bytes.
+struct Touched {
+    u64 numbers[lanes * 4];
+    u64* end = numbers;
+
+    Touched(const Access& access, int first, int last, int unit) {
+        for (int lane = first; lane < last; lane++)
+            for (int byte = 0; access.active >> lane & 1 && byte < access.bytes; byte += unit)
+                *end++ = (u64(access.address[lane]) + byte) / unit;
+        std::sort(numbers, end);
+        end = std::unique(numbers, end);
+    }
+
+    size_t size() const { return end - numbers; }
+};
 
 // Distinct 4-byte words that fall into the busiest bank.
 int bank_conflict(const Access& access, int first, int end) {
-    std::set<u64> banks[32];
-    size_t worst = 0;
-    for (int lane = first; lane < end; lane++) {
-        if (!(access.active >> lane & 1)) continue;
-        for (int byte = 0; byte < access.bytes; byte += 4) {
-            const u64 word = (u64(access.address[lane]) + byte) / 4;
-            banks[word % 32].insert(word);
-            worst = std::max(worst, banks[word % 32].size());
-        }
-    }
-    return int(worst);
+    const Touched words(access, first, end, 4);
+    int banks[32] = {};
+    for (const u64* word = words.numbers; word != words.end; word++) banks[*word % 32]++;
+    return *std::max_element(banks, banks + 32);
 }
 
 // 32-bit accesses are served a warp at a time, 64-bit ones a half and 128-bit ones a quarter at a time.
@@ -223,33 +253,33 @@ int wavefronts(const Access& access) {
     return sum;
 }
 
-void settle(const Site& site, Space space, Kind kind, const Access& access) {
-    const std::string file = site.file, function = site.function;
-    Counts& c = counts[{file.substr(file.rfind('/') + 1), function.substr(0, function.find('<')), space, kind}];
+void settle(Counts& c, Space space, const Access& access) {
     c.instructions++;
-    std::set<u64> sectors, words;
-    const u64 piece = std::min(access.bytes, 4);
-    for (int lane = 0; lane < lanes; lane++)
-        if (access.active >> lane & 1) {
-            c.bytes += access.bytes;
-            for (u64 at = u64(access.address[lane]); at < u64(access.address[lane]) + access.bytes; at += piece) {
-                sectors.insert(at / 32);
-                words.insert(at / piece);
-            }
-        }
+    c.bytes += __builtin_popcount(access.active) * access.bytes;
+    const int piece = std::min(access.bytes, 4);
+    const Touched pieces(access, 0, lanes, piece);
     if (space == Space::shared) {
         c.wavefronts += wavefronts(access);
-        c.least_wavefronts += (words.size() * piece + 127) / 128;
+        c.least_wavefronts += (pieces.size() * piece + 127) / 128;
     } else {
-        c.sectors += sectors.size();
-        c.least_sectors += (words.size() * piece + 31) / 32;
+        u64 before = ~u64(0);
+        for (const u64* at = pieces.numbers; at != pieces.end; at++) {
+            const u64 sector = *at * piece / 32;
+            c.sectors += sector != before;
+            before = sector;
+        }
+        c.least_sectors += (pieces.size() * piece + 31) / 32;
     }
 }
 
 void settle_all() {
     for (auto& warp : pending)
-        for (auto& [key, entry] : warp)
-            for (const Access& access : entry.second.accesses) settle(entry.first, key.space, key.kind, access);
+        for (const auto& [key, entry] : warp) {
+            const std::string file = key.file, function = entry.first.function;
+            Counts& c =
+                counts[{file.substr(file.rfind('/') + 1), function.substr(0, function.find('<')), key.space, key.kind}];
+            for (const Access& access : entry.second.accesses) settle(c, key.space, access);
+        }
     pending.clear();
 }
 
@@ -315,7 +345,7 @@ void together(const char* operation, Operand& operand, Compute compute) {
         }
     Operand* all[lanes];
     for (int lane = 0; lane < lanes; lane++) {
-        if (std::string(warp[lane].operation) != operation)
+        if (strcmp(warp[lane].operation, operation))
             complain("lanes of a warp meet at %s and %s", warp[lane].operation, operation);
         all[lane] = static_cast<Operand*>(warp[lane].operand);
         warp[lane].state = State::ready;
@@ -403,10 +433,11 @@ struct AtEnd {
     }
 };
 
-const char* run(const Launch& asked, const std::function<void()>& asked_kernel) {
+const char* run(const Launch& asked, Kernel asked_kernel, void** asked_arguments) {
     const AtEnd at_end;
     launch = asked;
-    kernel = &asked_kernel;
+    kernel = asked_kernel;
+    arguments = asked_arguments;
     complaint.clear();
     written.clear();
     released.clear();
@@ -433,11 +464,12 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
         thread.block = int(i) / launch.threads;
         thread.index = int(i) % launch.threads;
         thread.stack.reset(new char[stack_bytes]);
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.get();
-        thread.context.uc_stack.ss_size = stack_bytes;
-        thread.context.uc_link = nullptr;
-        makecontext(&thread.context, body, 0);
+        ucontext_t& context = thread.context.whole;
+        getcontext(&context);
+        context.uc_stack.ss_sp = thread.stack.get();
+        context.uc_stack.ss_size = stack_bytes;
+        context.uc_link = nullptr;
+        makecontext(&context, body, 0);
         order[i] = Order(launch.order) == Order::reversed ? int(threads.size() - 1 - i) : int(i);
     }
     std::mt19937 random(launch.seed);
@@ -469,7 +501,7 @@ const char* run(const Launch& asked, const std::function<void()>& asked_kernel) 
     return nullptr;
 }
 
-const char* report() {
+const char* emulator_report() {
     text.clear();
     for (const auto& [key, c] : counts) {
         const auto& [file, function, space, kind] = key;
@@ -479,7 +511,9 @@ const char* report() {
                  c.wavefronts, c.least_wavefronts, c.sectors, c.least_sectors, c.bytes);
         text += line;
     }
-    for (const auto& [event, count] : events) text += event + " " + std::to_string(count) + "\n";
+    std::map<std::string, u64> named;
+    for (const auto& [event, count] : events) named[event] += count;
+    for (const auto& [event, count] : named) text += event + " " + std::to_string(count) + "\n";
     counts.clear();
     events.clear();
     return text.c_str();
@@ -683,7 +717,7 @@ void await_copies(int count) {
             access(Space::shared, Kind::store, copy.to, copy.bytes, copy.site);
             memcpy(copy.to, copy.value, copy.bytes);
         }
-        current->copies.pop_front();
+        current->copies.erase(current->copies.begin());
     }
 }
 
@@ -850,7 +884,7 @@ void await_wgmma(int count) {
     if (current->multiplies) complain("a wait for products amidst a group");
     while (int(current->under_way.size()) > count) {
         for (Wgmma& product : current->under_way.front()) together("wgmma", product, finish);
-        current->under_way.pop_front();
+        current->under_way.erase(current->under_way.begin());
     }
 }
 

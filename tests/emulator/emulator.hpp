@@ -1,12 +1,10 @@
 // CUDA's words for a host compiler: what kernels_cu/ptx.cuh offers, one fiber a thread, every access counted.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
+// Nothing larger: it is compiled anew with every library of kernels.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 
 using u8 = unsigned char;
 using u16 = unsigned short;
@@ -45,7 +43,11 @@ struct Index {
     u32 x, y, z;
 };
 extern Index threadIdx, blockIdx, blockDim, gridDim;
-using std::min;
+extern "C" float fmaf(float a, float b, float c) noexcept;
+template <class T>
+constexpr T min(T a, T b) {
+    return b < a ? b : a;
+}
 
 namespace emulator {
 
@@ -58,10 +60,11 @@ struct Launch {
 };
 
 // Runs the kernel with all blocks in flight at once. nullptr, or what a kernel did that a GPU would not forgive.
-const char* run(const Launch& launch, const std::function<void()>& kernel);
+using Kernel = void (*)(void** arguments);
+const char* run(const Launch& launch, Kernel kernel, void** arguments);
 
 // Counters since they were last cleared: a line for every function that touched memory.
-const char* report();
+extern "C" const char* emulator_report();
 
 enum class Space { shared, global };
 enum class Kind { load, store };
