@@ -31,9 +31,10 @@ ORDERS = ("forward", "reversed", "shuffled")
 SMALL_GPU = Gpu(90, 4, shared_per_block=232448, shared_per_multiprocessor=233472, threads_per_multiprocessor=2048)
 DESKTOP_GPU = Gpu(89, 2, shared_per_block=101376, shared_per_multiprocessor=102400, threads_per_multiprocessor=1536)
 
-_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}", f"-idirafter{kernels_cu.FOLDER}"]
+# Not optimised: an instance is compiled for longer than it runs.
+_FLAGS = ["-std=c++17", "-O0", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE}", f"-idirafter{kernels_cu.FOLDER}"]
 if SANITIZE:
-    _FLAGS += ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    _FLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # An entry's arguments come as CUDA's driver takes them: an array of pointers.
 _CALLER = """
 template <class... A, size_t... I>

@@ -1,9 +1,7 @@
 """Compiled kernels as text: what registers and stack they use, which instructions their loops have."""
 
-import atexit
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,17 +23,8 @@ def compile_all(kernels):
 
 @cache
 def cubin_of(source, instance, arch):
-    """The path of its cubin."""
-    path = _folder() / f"{compiler.entry_name(instance)}_{arch}.cubin"
-    path.write_bytes(compiler.compile_instance(source, instance, arch)[0])
-    return path
-
-
-@cache
-def _folder():
-    folder = tempfile.TemporaryDirectory(prefix="codegemm-cubins-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+    """The path of its cubin in the user's cache: what did not change is compiled once for all runs of the tests."""
+    return compiler.build(source, instance, arch)
 
 
 def _run(tool, *arguments):
@@ -49,10 +38,11 @@ def resources(cubin):
     return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
 
 
+@cache
 def listing_of(cubin):
     """A kernel's instructions in their order, and where its labels stand among them."""
     listing, places = [], {}
-    for line in _run("nvdisasm", "-c", cubin).splitlines():
+    for line in _run("nvdisasm", "-c", "-ndf", cubin).splitlines():  # without an analysis that only annotates them
         label = re.match(r"\s*(\.L_\w+):", line)
         instruction = re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line)
         if label:

@@ -58,8 +58,10 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of another processor")
 @pytest.mark.parametrize("name", ["vbmi", "avx512"])
-def test_paths_that_this_processor_may_lack_compile(name, tmp_path):
+def test_paths_that_this_processor_may_lack_compile(name):
     [instructions] = [each for each in isa.ALL if each.name == name]
+    if instructions in isa.available():
+        pytest.skip("it has them: what all products are compiled with")
     options = (*compiler.FLAGS, "-O1", *instructions.flags, f"-I{SOURCES}", "-S", "-o", os.devnull)
     products = (SOURCES / source for source in ("psumbook.cpp", "dequant.cpp", "transformed.cpp"))
     for source in (*products, lutgemm.SOURCE, viterbi.SOURCE):
@@ -129,7 +131,7 @@ def test_lookups_whose_instructions_are_imitated(name, flags, tmp_path, rng):
 )
 def test_lookups_of_neon_on_an_emulated_processor(tmp_path, rng):
     [neon] = [each for each in isa.ALL if each.name == "neon"]
-    look_up(tmp_path, rng, "-O2", "-static", *neon.flags, compiler=(CROSS,), run=(QEMU,))
-    flags = (*compiler.FLAGS, *neon.flags, "-Wno-psabi", f"-I{SOURCES}")
+    look_up(tmp_path, rng, "-O1", "-static", *neon.flags, compiler=(CROSS,), run=(QEMU,))
+    flags = (*compiler.FLAGS, "-O1", *neon.flags, "-Wno-psabi", f"-I{SOURCES}", "-S", "-o", os.devnull)
     for source in (psumbook.SOURCE, lutgemm.SOURCE):
-        subprocess.run([CROSS, *flags, str(source), "-o", str(tmp_path / "kernel.so")], check=True)
+        subprocess.run([CROSS, *flags, str(source)], check=True)
