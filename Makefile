@@ -3,7 +3,7 @@
 #   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
 #   make test-torch    what needs torch, with another version of it: VERSION=2.11.0; downloads gigabytes
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
-#   make cpu           what the CPU engine reaches beside its targets, in ratios
+#   make cpu           what the CPU engine reaches beside its targets, in ratios (JSON=FILE COMPARE=FILE)
 #   make torch         what layers in torch cost and how fast a Llama decodes on the CPU, in ratios
 #   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active
@@ -20,6 +20,8 @@ TORCH ?= 1
 PART ?=
 SECONDS ?=
 CUBINS ?=
+JSON ?=
+COMPARE ?=
 ARCH ?=
 VERSION ?= 2.11.0
 

@@ -1,9 +1,9 @@
 """python -m benchmarks.cpu [--json PATH] [--quick] [--read FILE] [--compare FILE], from the repository's root.
 
 Prints, in ratios, what the CPU engine reaches beside what it is to reach with the machine's instruction set: speed in
-multiples of dense products, of AQLM's numba kernel and of what other kernels reach, the share of the read bandwidth,
-errors. CODEGEMM_CPU=avx2 measures another instruction set than the processor's best. Fails where a product errs by
-more than is promised.
+multiples of dense products and, where they are installed, beside AQLM's numba kernel and ggml's product; the share of
+the read bandwidth; errors. CODEGEMM_CPU=avx2 measures another instruction set than the processor's best. Fails where a
+product errs by more than is promised.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parse("benchmarks.cpu", __doc__, "small shapes", arguments, "cpu", _FILES)
     earlier = chosen.compare and measured.read(chosen.compare)  # a file that is none is told before minutes pass
     machine, found = measured.read(chosen.read) if chosen.read else measure(chosen.quick)
+    if chosen.json is not None:
+        report.write_report(found, machine, chosen.json)
     report.print_tables(found, machine)
     if earlier:
         compare.print_comparison((machine, found), earlier)
-    if chosen.json is not None:
-        report.write_report(found, machine, chosen.json)
     wrong = found.wrong()
     for line in wrong:
         print(f"wrong: {line}")

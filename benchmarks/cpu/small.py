@@ -13,6 +13,7 @@ from benchmarks.cpu.measured import AUTO_THREADS, TORCH_FP32, Shape, Timed
 from benchmarks.targets import MAIN
 from codegemm.choice import select
 from codegemm.devices import CPU
+from codegemm.engines.cpu import device
 from codegemm.formats import random_weight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
@@ -22,7 +23,7 @@ from codegemm.measuring.stopwatch import Candidate, turn
 SHAPES: tuple[Shape, ...] = ((384, 384),)
 BATCHES = (1, 16)
 _DTYPE = np.dtype(np.float32)
-_COPIES = 64  # of torch's weights: 38 MB of the shape above, out of cache as ours
+_CACHES = 1.25  # so many times what the last level holds are torch's copies, out of cache as ours
 
 
 def run(rounds: int, budget: float, quiet: float) -> list[Timed]:
@@ -56,8 +57,9 @@ def _torch(weight: Weight, x: npt.NDArray) -> tuple[Callable[[], float], npt.NDA
     import torch
 
     matrix, y = torch.from_numpy(weight.dequantize(np.float32)), np.full((len(x), weight.shape[0]), np.nan, np.float32)
+    count = -(-int(_CACHES * device.last_level_cache()) // (matrix.numel() * matrix.itemsize))
     copies, rows, out = (
-        itertools.cycle([matrix.clone().T for _ in range(_COPIES)]),
+        itertools.cycle([matrix.clone().T for _ in range(count)]),
         torch.from_numpy(x),
         torch.from_numpy(y),
     )
