@@ -6,6 +6,7 @@ A ratio is one of a round, so that a slow moment of the machine hits both sides 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,7 @@ def of_json(data: dict[str, Any]) -> tuple[Machine, Measured]:
         rows=_rows(data["rows"]),
         small=_rows(data.get("small", [])),
         bandwidths=[Bandwidth(**one | _tuples(one, "shape", "rounds")) for one in data["bandwidths"]],
-        accuracies=[Accuracy(**one | _tuples(one, "shape")) for one in data["accuracies"]],
+        accuracies=[Accuracy(**_numbers(one) | _tuples(one, "shape")) for one in data["accuracies"]],
         others=[Outcome(**one) for one in data.get("others", [])],
         left_out=data["left_out"],
     )
@@ -173,8 +174,15 @@ def of_json(data: dict[str, Any]) -> tuple[Machine, Measured]:
 
 def _rows(its: list[dict[str, Any]]) -> list[Timed]:
     return [
-        Timed(**{"chosen_fast": one["kernel"] == PSUMBOOK_FAST} | one | _tuples(one, "shape", "seconds")) for one in its
+        Timed(**{"chosen_fast": one["kernel"] == PSUMBOOK_FAST} | _numbers(one) | _tuples(one, "shape", "seconds"))
+        for one in its
     ]
+
+
+def _numbers(data: dict[str, Any]) -> dict[str, Any]:
+    """With what JSON has as null: an error that is no number, a limit where there is none."""
+    beyond = {"error": math.nan, "limit": math.inf}
+    return data | {name: number for name, number in beyond.items() if name in data and data[name] is None}
 
 
 def _tuples(data: dict[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:

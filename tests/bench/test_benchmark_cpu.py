@@ -29,6 +29,7 @@ from benchmarks.cpu.measured import (
     Timed,
 )
 from benchmarks.cpu.targets import TARGETS, NeverSlower, Target
+from benchmarks.tables import files
 from benchmarks.targets import MAIN, Outcome
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device, isa
@@ -344,6 +345,21 @@ def test_a_run_is_read_as_it_was_written(rng, tmp_path):
     machine = Machine("a processor", "avx2", "vbmi", {"codegemm": "1"}, "abc", "today", ("busy",))
     report.write_report(found, machine, tmp_path / "run.json")
     assert measured.read(tmp_path / "run.json") == (machine, found)
+
+
+def test_what_is_no_number_is_read(tmp_path):
+    rows = [timed(PSUMBOOK, MAIN[0], 1.0, chosen=True, error=math.nan)]
+    accuracies = [Accuracy("fast", rounds.OUTLIERS, WIDE, MAIN[0], 0.5, math.inf)]
+    report.write_report(Measured(rows, accuracies=accuracies), here("avx2"), tmp_path / "run.json")
+    _, found = measured.read(tmp_path / "run.json")
+    assert found.accuracies == accuracies
+    assert found.wrong() == ["64 x 128 m1v4g128 psumbook N=1: error nan"]
+
+
+@pytest.mark.parametrize("path", sorted(files.RESULTS.glob("cpu-*.json")), ids=lambda path: path.name)
+def test_the_committed_runs_are_shown_and_compared(path, capsys):
+    assert command.main(["--read", str(path), "--compare", str(path)]) == 0
+    assert "geometric mean 1.00, the least 1.00" in capsys.readouterr().out
 
 
 def test_runs_of_earlier_versions_are_read(tmp_path):
