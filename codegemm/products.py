@@ -23,7 +23,7 @@ from codegemm.devices import CPU, scope
 from codegemm.engines.cpu import backward as cpu_backward
 from codegemm.engines.cpu import library as cpu_library
 from codegemm.engines.cpu.kernel import CpuKernel
-from codegemm.engines.cpu.shortcut import Bound
+from codegemm.engines.cpu.shortcut import Bound, Summand
 from codegemm.engines.cpu.shortcut import Shortcut as CpuShortcut
 from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
@@ -115,9 +115,11 @@ class Plan:
         fewer rows; what has to be compiled is at the first call, copies are allocated, and workspaces are the thread's.
         """
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
-        self._bias = None if bias is None else self._summand(bias)
         self._product = product = replace(product, biased=bias is not None and _adds_bias(kernel, self.dtype))
-        self._added = (self._bias,) if product.biased else ()
+        self._bias: Any = None
+        self._added: tuple[Any, ...] = ()
+        if bias is not None:
+            self._add(bias)
         self._exact = exact
         self._thread: int | None = None
         with scope(weight.device):
@@ -164,13 +166,14 @@ class Plan:
     def bias(self, bias: Any) -> None:
         if bias is None or self._bias is None:
             raise ValueError("bias: a plan is made with one or without")
-        self._bias = self._summand(bias)
-        self._added = (self._bias,) if self._product.biased else ()
+        self._add(bias)
 
-    def _summand(self, bias: Any) -> Any:
+    def _add(self, bias: Any) -> None:
         device = self.weight.device
         with scope(device, bias):
-            return operands.summand(operands.bias_of(bias, self.weight.shape[0], device), self.dtype)
+            self._bias = operands.summand(operands.bias_of(bias, self.weight.shape[0], device), self.dtype)
+        if self._product.biased:
+            self._added = (Summand.of(self._bias) if device == CPU else self._bias,)
 
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
@@ -229,6 +232,8 @@ class Plan:
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         twin = self._twin(copy.deepcopy(self.__dict__, memo))
         twin.prepared = twin._prepared  # whose addresses are others
+        if twin._bias is not None:
+            twin._add(twin._bias)
         return twin
 
     def _twin(self, state: dict[str, Any]) -> Plan:

@@ -43,7 +43,7 @@ CALLS = {
     "linear(x, w, bias)": MULTIPLIED,
 }
 OPERANDS = (("numpy", "float32"), ("numpy", "float16"), ("torch", "float32"), ("torch", "bfloat16"))
-_ROW = 20  # calls: short enough for most rows to be undisturbed
+_ROW, _WARM_UP = 20, 20  # calls: few enough for most rows to be undisturbed
 _SOURCE = Path(__file__).parent / "empty.cpp"
 _EmptyArgs = declarations.structure(_SOURCE, "EmptyArgs")
 
@@ -104,9 +104,11 @@ def measure(rounds: int = 200) -> list[Overhead]:
         for _ in range(rounds):
             for key, call in calls.items():
                 real()
-                for times, count in zip(found[key], (_ROW, 1)):
-                    times.append(_time(call, count))
-                    real()
+                row, behind = found[key]
+                behind.append(_time(call, 1))
+                for _ in range(_WARM_UP):
+                    call()
+                row.append(_time(call, _ROW))
     return [
         Overhead(kind, name, dtype, biased, tuple(row), tuple(behind), CALLS[kind])
         for (kind, biased, name, dtype), (row, behind) in found.items()

@@ -180,14 +180,20 @@ class Candidate:
 
     def _rotating(self, bound: Plan, x: Any, out: Any) -> Callable[[], float]:
         """A call that multiplies by the next copy, finished when it returns, and gives its seconds."""
-        copies = itertools.cycle(self._copies)
+        plans = []
+        for prepared in self._copies:
+            plans.append(copy.copy(bound))
+            plans[-1].prepared = prepared
+            if self._device == CPU:
+                plans[-1](x, out=out)  # the first call decides what the others run
+        turns = itertools.cycle(plans)
 
         def call() -> float:
-            bound.prepared = next(copies)
+            plan = next(turns)
             if self._device != CPU:
-                return timing.time_call(lambda: bound(x, out=out), self._device)
+                return timing.time_call(lambda: plan(x, out=out), self._device)
             begin = time.perf_counter()
-            bound(x, out=out)
+            plan(x, out=out)
             return time.perf_counter() - begin
 
         return call

@@ -102,11 +102,11 @@ def test_a_plan_can_be_copied(rng):
 
 def test_a_deep_copy_reads_arrays_of_its_own(rng):
     """Of a plan that multiplied before, too."""
-    plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2, kernel="psumbook")
-    x = rng.standard_normal((2, 128)).astype(np.float32)
+    x, bias = rng.standard_normal((2, 128)).astype(np.float32), rng.standard_normal(48).astype(np.float32)
+    plan = codegemm.plan(random_weight((48, 128), "m1v4g16", 1), 2, kernel="psumbook", bias=bias)
     before = plan(x)
     twin = copy.deepcopy(plan)
-    plan.prepared.arguments.arrays["scales"][...] = 0
+    plan.prepared.arguments.arrays["scales"][...] = plan.bias[...] = 0
     assert not plan(x).any()
     assert np.array_equal(twin(x), before)
 

@@ -25,10 +25,23 @@ class Bound(NamedTuple):
     workspace_bytes: int
 
 
+class Summand(NamedTuple):
+    """A bias [M] in float32, and where it begins."""
+
+    array: np.ndarray
+    address: int
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Summand:
+        """Of an array that stays where it is."""
+        return cls(array, address(array))
+
+
 class _Entry(NamedTuple):
     """What is known of one combination of shapes and dtypes; `bound` is None where there is no short way."""
 
     bound: Bound | None
+    out_shape: tuple[int, ...] = ()
     x_bytes: int = 0
     out_bytes: int = 0
 
@@ -52,43 +65,42 @@ class Shortcut:
         self._entries: dict[Any, _Entry] = {}
 
     def multiply(self, x: Any, out: Any, bias: Any = None) -> Any:
-        """x @ W^T + bias in `out` or a new array; None where the long way must be gone."""
-        summand = 0 if bias is None else self._summand(bias)
-        if bias is not None and not summand:
-            return None
-        given = out is not None
-        if type(x) is np.ndarray:
-            if not given:
-                out = np.empty((*x.shape[:-1], self._shape[0]), x.dtype)
-            elif type(out) is not np.ndarray:
-                return None
-            begin, out_begin = address(x, _READ), address(out, _WRITTEN)
-        else:
+        """x @ W^T + bias, of any library or a `Summand`, in `out` or a new array; None where the long way must be
+        gone."""
+        torch: Any = None
+        if type(x) is not np.ndarray:
             torch = sys.modules.get("torch")
             if torch is None or type(x) is not torch.Tensor or transforms(torch):
                 return None
-            begin = _address(torch, x)
-            if not given and begin:
-                out = x.new_empty(*x.shape[:-1], self._shape[0])  # numbers take half the time of a tuple
-            elif type(out) is not torch.Tensor:
+        if out is not None and type(out) is not type(x):
+            return None
+        begin = address(x, _READ) if torch is None else _address(torch, x)
+        summand = 0 if bias is None else self._summand(bias)
+        if not begin or (bias is not None and not summand):
+            return None
+        key = (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)
+        bound, shape, x_bytes, out_bytes = self._entries.get(key) or self._enter(*key)
+        if bound is None:
+            return None
+        if out is None:
+            y: Any = np.empty(shape, x.dtype) if torch is None else x.new_empty(*shape)  # a tuple takes longer
+            y_begin = address(y) if torch is None else y.data_ptr()
+        else:
+            y, y_begin = out, address(out, _WRITTEN) if torch is None else _address(torch, out)
+            if not y_begin or (begin < y_begin + out_bytes and y_begin < begin + x_bytes):
                 return None
-            out_begin = _address(torch, out)
-        if not begin or not out_begin:
-            return None
-        key = (x.shape, out.shape, x.dtype, out.dtype)
-        bound, x_bytes, out_bytes = self._entries.get(key) or self._enter(*key)
-        if bound is None or (begin < out_begin + out_bytes and out_begin < begin + x_bytes):
-            return None
         run, size = bound
         workspace = take_workspace(size)
-        run(begin, out_begin, workspace.address, summand)
+        run(begin, y_begin, workspace.address, summand)
         give_back(workspace)
-        if given and type(out) is not np.ndarray:
+        if torch is not None and out is not None:
             written(out)
-        return out
+        return y
 
     def _summand(self, bias: Any) -> int:
         """Where a bias begins that is added as it is, [M] in float32; 0 for every other."""
+        if type(bias) is Summand:
+            return bias.address
         if type(bias) is np.ndarray:
             begin, single = address(bias, _READ), np.float32
         else:
@@ -98,21 +110,23 @@ class Shortcut:
             begin, single = _address(torch, bias), torch.float32
         return begin if bias.dtype == single and bias.shape == self._shape[:1] else 0
 
-    def _enter(self, shape: tuple[int, ...], out_shape: tuple[int, ...], *dtypes: Any) -> _Entry:
+    def _enter(self, *key: Any) -> _Entry:
         if len(self._entries) >= _MAX_SEEN:
             self._entries.clear()
-        entry = self._entries[shape, out_shape, *dtypes] = self._entry(shape, out_shape, *dtypes)
+        entry = self._entries[key] = self._entry(*key)
         return entry
 
-    def _entry(self, shape: tuple[int, ...], out_shape: tuple[int, ...], *dtypes: Any) -> _Entry:
-        if not {str(dtype).removeprefix("torch.") for dtype in dtypes} <= {*self._dtypes, "float32"}:
+    def _entry(self, shape: tuple[int, ...], dtype: Any, out_shape: Any = None, out_dtype: Any = None) -> _Entry:
+        out_shape = (*shape[:-1], self._shape[0]) if out_shape is None else tuple(out_shape)
+        dtypes = (dtype, dtype if out_dtype is None else out_dtype)
+        if not {str(each).removeprefix("torch.") for each in dtypes} <= {*self._dtypes, "float32"}:
             return _Entry(None)
         dtype, out_dtype = map(float_dtype, dtypes)
-        rows = rows_for(shape, out_shape, dtype, out_dtype, self._shape)
+        rows = rows_for(tuple(shape), out_shape, dtype, out_dtype, self._shape)
         if not 0 < rows <= self._n or name_of(dtype) not in self._dtypes:
             return _Entry(None)
-        bound = self._bind(rows, dtype, out_dtype)
-        return _Entry(bound, math.prod(shape) * dtype.itemsize, math.prod(out_shape) * out_dtype.itemsize)
+        x_bytes, out_bytes = math.prod(shape) * dtype.itemsize, math.prod(out_shape) * out_dtype.itemsize
+        return _Entry(self._bind(rows, dtype, out_dtype), out_shape, x_bytes, out_bytes)
 
 
 def _address(torch: Any, tensor: Any) -> int:
