@@ -5,6 +5,8 @@
 namespace codegemm {
 
 // Runs task(context, i) for every i in 0 .. tasks-1, in any order and on any thread, and returns when all are done.
+// It begins and ends within a microsecond as long as workers look for work, within some when they sleep: tasks of ten
+// and more gain by it.
 using ParallelFor = void (*)(int tasks, void (*task)(void* context, int index), void* context);
 
 // The same for a callable.
