@@ -1,8 +1,8 @@
 """What the documents say of themselves and of the package: links lead somewhere, README's examples run."""
 
+import os
 import re
 import sys
-import time
 
 import pytest
 from click.testing import CliRunner
@@ -43,9 +43,9 @@ def code(heading):
 
 def test_the_first_example_takes_seconds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    begin = time.perf_counter()
+    begin = sum(os.times()[:4])
     exec(compile(code("## A first example"), "README", "exec"), {})
-    assert time.perf_counter() - begin < 30  # on a busy machine, too
+    assert sum(os.times()[:4]) - begin < 30  # of processors, with those of the compiler: others may be busy
     said = capsys.readouterr().out
     assert "m1v4g128" in said
     assert float(re.search(r"error of the multiplication: (\S+)", said)[1]) < 2e-4

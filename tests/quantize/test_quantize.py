@@ -378,9 +378,9 @@ def test_a_backend_that_is_not_there(monkeypatch):
 
 
 def test_no_time_is_enough_for_a_whole_weight(gaussian):
-    begin = time.perf_counter()
+    begin = time.process_time()  # others may be busy
     weight = codegemm.quantize(gaussian, "m2v8g64", time_limit=0)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     best = relative_mse(gaussian, codegemm.quantize(gaussian, "m2v8g64"))
     assert 1.05 * best < relative_mse(gaussian, weight) < 0.14
 
