@@ -52,7 +52,7 @@ def matmul(a: Any, b: Any, *, out: Any = None, kernel: str = "auto", precision: 
         result has where what is added does not cancel: the root of the sum of the squares of all products of a number
         in x and one in a centroid with its scale (of a rotated weight, of x and centroids in the rotated basis). `fast`
         lets `auto` take kernels with an error of at most 3e-2, about 1.2e-2 as a rule, where there are such
-        (`psumbook_fast`).
+        (`psumbook_fast`, `dequant_fast`).
 
     Raises ValueError (shapes), TypeError (dtypes, devices), KernelError (a kernel that can't run) or RuntimeError
     (`out` where torch keeps a graph).

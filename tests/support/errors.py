@@ -2,12 +2,18 @@
 
 import numpy as np
 
+from codegemm.engines.cpu import isa
+
+FULL = 3e-6  # of a CPU kernel that is not in the table
+# Where there are tiles of bfloat16, of three products of them.
+_TILES = {"dequant": 2e-5} if isa.available()[0].name == "amx" else {}
+
 # Of the norm of y, out in float32 or wider. For one of the kernels that depends on the dtype of x, the rows of x that
 # share a table's entries, or whether x is exact.
 TOLERANCE = {
     # On the processor; bfloat16 products round W and x to 8 bits, the others compute in float32. Tables of bytes are
     # for one row of x, or a few; one byte an entry is what `precision="fast"` asks for.
-    "cpu": {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 3e-2},
+    "cpu": {"dense_bf16": 1e-2, "psumbook": 2e-4, "psumbook_fast": 3e-2, "dequant_fast": 1e-2, **_TILES},
     # CUDA kernels, as they are emulated.
     "psumbook": {1: 2e-5, 2: 1e-3, 3: 1e-3, 4: 1e-3},
     "dequant": {"float16": 2e-5, "bfloat16": 2e-5, "float32": 1e-3},
@@ -21,7 +27,6 @@ TOLERANCE = {
     # On a GPU, where it is not that of `psumbook` or `dequant`.
     "gpu": {"aqlm": 3e-3, "lutgemm": 3e-3, "quip": 1e-3, "qtip": 1e-3, "dense": 3e-3, "dequant_dense": 3e-3},
 }
-FULL = 3e-6  # of a CPU kernel that is not in the table
 
 
 def of_dequant(codebooks, dtype):

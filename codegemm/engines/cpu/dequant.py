@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from codegemm.devices import Device
 from codegemm.engines import cut, declarations
-from codegemm.engines.cpu import compiler, kernel, library, psumbook_layout
+from codegemm.engines.cpu import compiler, isa, kernel, library, psumbook_layout
 from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
@@ -32,6 +32,7 @@ BATCH_ROWS = PANEL_ROWS * declarations.constant(SOURCE, "max_panels")
 _SLICE_BLOCKS = 8
 SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 DequantArgs = declarations.structure(SOURCE, "DequantArgs")
+_BFLOAT16 = ("amx", "bf16")  # instruction sets with products of it
 
 
 @dataclass
@@ -109,8 +110,8 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
         spec, n = product.spec, product.n
         few = min(n, FEW_ROWS) * (_whole(spec.in_features, _LANES) + spec.out_features)
-        panels = min(_whole(n, PANEL_ROWS), BATCH_ROWS) * _whole(spec.in_features, _TILE_STEP)
-        return 4 * (few if n <= FEW_ROWS else max(few, panels))
+        panels = min(_whole(n, PANEL_ROWS), BATCH_ROWS) * (_whole(spec.in_features, _TILE_STEP) + 1)
+        return 4 * max(few, panels)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         x32 = x.astype(np.float32)
@@ -125,7 +126,11 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
         """Vectors that are decoded, of m codes each, and multiply-adds."""
         spec, n = product.spec, product.n
         vectors = -(-n // BATCH_ROWS) * spec.out_features * spec.vectors
-        rows, way = (n, self.name) if n <= FEW_ROWS else (_whole(n, PANEL_ROWS), "dequant_panels")
+        rows, way = _whole(n, PANEL_ROWS), "dequant_panels"
+        if self.precision == "fast":
+            way = self.name
+        elif n <= FEW_ROWS:
+            rows, way = n, self.name
         return Work(
             way,
             {
@@ -135,6 +140,25 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
                 "multiply-add": rows * spec.out_features * spec.in_features,
             },
         )
+
+
+class DequantFast(Dequant):
+    """The same with W and x rounded to bfloat16, for `precision="fast"`: an error of about 2.4e-3 of the output's norm,
+    at most 1e-2. For processors that multiply bfloat16."""
+
+    name = "dequant_fast"
+    automatic = False
+    precision = "fast"
+    entry = "dequant_fast"
+
+    def unavailable(self) -> str | None:
+        name = isa.chosen().name
+        if name in _BFLOAT16:
+            return None
+        return f"instructions {name}: products of bfloat16 need {' or '.join(_BFLOAT16)}"
+
+    def tolerance(self, product: Product[CodebookSpec]) -> float:
+        return 1e-2
 
 
 def weight_bytes(spec: CodebookSpec) -> int:

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from codegemm.formats import random_weight
 from codegemm.quantize import viterbi
 
 FLAGS = {
-    "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
+    "amx": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16 amx_bf16 amx_tile amx_int8",
+    "bf16": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
+    "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi",
     "avx512": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl",
     "avx2": "sse2 avx avx2 fma f16c bmi2",
     "plain": "sse2 avx avx2",  # a processor without all of a path's instructions
@@ -35,6 +39,7 @@ def test_the_fastest_that_a_processor_has(machine, paths, monkeypatch, fresh_eng
     monkeypatch.delenv(isa.VARIABLE, raising=False)
     monkeypatch.setattr(isa, "_features", lambda: frozenset(FLAGS.get(paths[0], "").split()))
     monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(isa, "_tiles_refused", lambda: None)
     assert isa.chosen().name == paths[0]
     assert [each.name for each in isa.available()] == paths
 
@@ -48,6 +53,28 @@ def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch, fresh_engine):
         isa.chosen()
 
 
+def test_tiles_that_the_system_does_not_permit(monkeypatch):
+    """The next instructions are taken; whoever asks for these hears why not."""
+    monkeypatch.delenv(isa.VARIABLE, raising=False)
+    monkeypatch.setattr(isa, "_features", lambda: frozenset((*FLAGS["amx"].split(), "hypervisor")))
+    monkeypatch.setattr(
+        isa, "_tiles_refused", lambda: "Linux does not permit the tiles of AMX: Operation not permitted"
+    )
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert isa.chosen().name == "bf16"
+    monkeypatch.setenv(isa.VARIABLE, "amx")
+    with pytest.raises(ValueError, match="CODEGEMM_CPU=amx: Linux does not permit the tiles of AMX: Operation not"):
+        isa.chosen()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="asks Linux")
+def test_tiles_are_asked_for():
+    """The request itself: where the processor has tiles it is granted, elsewhere there is a reason."""
+    refused = isa._tiles_refused()
+    assert refused is None or re.fullmatch(r"Linux does not permit the tiles of AMX: \w.*", refused)
+    assert (refused is None) == ("amx_tile" in isa._features())
+
+
 @pytest.mark.parametrize("name", [each.name for each in isa.available()])
 def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
     [instructions] = [each for each in isa.ALL if each.name == name]
@@ -57,7 +84,7 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of another processor")
-@pytest.mark.parametrize("name", ["vbmi", "avx512"])
+@pytest.mark.parametrize("name", ["amx", "bf16", "vbmi", "avx512"])
 def test_paths_that_this_processor_may_lack_compile(name):
     [instructions] = [each for each in isa.ALL if each.name == name]
     if instructions in isa.available():

@@ -11,6 +11,9 @@
 #include "dots.hpp"
 #include "panels.hpp"
 #include "parallel.hpp"
+#ifdef __AVX512BF16__
+#include "bfloat16.hpp"
+#endif
 
 namespace codegemm {
 
@@ -55,6 +58,16 @@ void multiply_few(ParallelFor loop, const DequantArgs& a) {
     });
 }
 
+#if defined(__AMX_BF16__)
+using Exact = Tiles<2>;
+using Fast = Tiles<1>;
+#elif defined(__AVX512BF16__)
+using Exact = Broadcast<FloatLanes>;
+using Fast = Broadcast<PairLanes>;
+#else
+using Exact = Broadcast<FloatLanes>;
+#endif
+
 }  // namespace
 }  // namespace codegemm
 
@@ -65,8 +78,14 @@ void dequant(codegemm::ParallelFor loop, const codegemm::DequantArgs* args) {
     if (args->n <= few_rows)
         multiply_few(loop, *args);
     else
-        multiply_panels<Float32>(loop, *args);
+        multiply_panels<Exact>(loop, *args);
 }
+
+#ifdef __AVX512BF16__
+void dequant_fast(codegemm::ParallelFor loop, const codegemm::DequantArgs* args) {
+    codegemm::multiply_panels<codegemm::Fast>(loop, *args);
+}
+#endif
 
 // Decodes blocks first .. end-1 to dense [row][in_features].
 void dequantize(codegemm::ParallelFor loop, const codegemm::DequantArgs* args, float* dense, int first_block,

@@ -4,20 +4,20 @@
 //     W [row][k]  x  panels of x [k][16]  ->  sums [panel][row of W][16]
 //
 // A task is a block of rows of W over all of K, and some panels. It takes W in strips: some rows of a tile of K, which
-// are decoded into L1 and multiplied by all panels. What an element is, and how such are multiplied, says an
-// Arithmetic:
+// are decoded into L1 and multiplied by all panels. What these consist of says an Arithmetic:
 //
-//     Element, step, planes           what W and x consist of: `step` k, in 1 or 2 planes, a high and a low part
-//     strip_rows(panels)              rows of a strip
+//     Element, step, planes           `step` neighbouring k, in 1 or 2 planes, a high and a low part
+//     scaled                          whether rows of x come under powers of two that bring their largest near 1
 //     overlaps                        whether a strip is decoded while the one before it is multiplied
+//     strip_rows(panels)              rows of a strip
 //     put_x(row, count, plane, to)    `count` k of one row of x into a panel, whose planes are `plane` elements apart
-//     decode(tile, row, end, how, to) rows of a tile into a strip [row][k], made of elements; what is beyond a row's
-//     end
-//                                     is left as it is: there x is zero, and weights are finite
-//     multiply(strip, rows, panels, sums, ahead)
+//     decode(tile, row, end, how, to) rows of a tile into a strip [plane][row][k / step]; what is beyond a row's end is
+//                                     left as it is: there x is zero, and weights are finite
+//     multiply(strip, row, panels, sums, ahead)
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "decode.hpp"
 #include "parallel.hpp"
@@ -26,9 +26,12 @@ namespace codegemm {
 
 constexpr int panel_rows = 16;
 constexpr int max_panels = 16;                                     // of a batch: two tiles of it fit L2
-constexpr int max_strip_rows = 32, sum_rows = max_block_rows + 2;  // sum_rows: of whole strips
+constexpr int max_strip_rows = 16, sum_rows = max_block_rows + 2;  // sum_rows: of whole strips
 constexpr int min_tasks = 64, min_task_panels = 8;
-constexpr int strip_pitch = max_tile + lanes;  // not a multiple of 4 KiB: rows would share the cache's sets
+// From a row of a strip to the next, in elements of `step` k: not a multiple of 4 KiB, of which rows would share sets.
+constexpr int strip_pitch(int step) {
+    return (max_tile + lanes) / step;
+}
 
 // Some panels of a tile of x, [panel][plane][k / step][16].
 template <class Element>
@@ -66,6 +69,8 @@ struct Batch {
         const size_t rows = size_t(k) / Arithmetic::step * panels + size_t(panel) * width(k);
         return x + rows * Arithmetic::planes * panel_rows;
     }
+    // Behind all panels: what a row's product must be multiplied by.
+    float* powers() const { return reinterpret_cast<float*>(at(padded, 0)); }
     Panels<Element> tile(int k, int begin, int end) const {
         const int next = k + tile_k < padded ? k + tile_k : 0;
         const size_t plane = size_t(width(k)) * panel_rows;
@@ -88,33 +93,44 @@ class Ahead {
 
     void finish() { decode_until(rows); }
     // Call number `call` of `calls`.
-    void advance(int call, int calls) { decode_until(int(int64_t(rows) * (call + 1) / calls)); }
+    void advance(int call, int calls) { decode_until(rows * (call + 1) / calls); }
 
  private:
     void decode_until(int end) {
         if (done >= end) return;
-        Arithmetic::decode(*tile, first + done, first + end, how, strip + size_t(done) * strip_pitch);
+        Arithmetic::decode(*tile, first + done, first + end, how, strip + done * strip_pitch(Arithmetic::step));
         done = end;
     }
 };
 
 // Float32 multiply-adds, which every instruction set has.
-struct Float32 {
+struct FloatLanes {
     using Element = float;
-    static constexpr int step = 1, planes = 1;
-    static constexpr bool overlaps = false;
-    static constexpr int registers = panel_rows / wide;  // of a panel
+    using Register = vec<wide>;
+    static constexpr int step = 1, width = wide;  // width: rows of x in a register
+    static constexpr bool scaled = false;
 
-    // Whose sums, with those of two panels or one, fill the registers.
-    static constexpr int strip_rows(int panels) { return wide == 8 ? 6 : panels == 1 ? 16 : 13; }
+    static Register load(const float* x) { return codegemm::load<wide>(x); }
+    static void add(Register& sum, Register x, float w) { sum += x * w; }
     static void put_x(const float* row, int count, size_t, float* to) {
         for (int k = 0; k < count; ++k) to[k * panel_rows] = row[k];
     }
     static void decode(const CodeTile& tile, int row, int end_row, Decode how, float* strip) {
-        how(tile, row, end_row, strip, strip_pitch);
+        how(tile, row, end_row, strip, strip_pitch(1));
     }
-    static void multiply(const float* strip, int row, const Panels<float>& x, float* sums, Ahead<Float32>&) {
-        constexpr int pair = wide == 16 ? 2 : 1;
+};
+
+// Elements of W times registers of x.
+template <class Lanes>
+struct Broadcast : Lanes {
+    using Element = typename Lanes::Element;
+    static constexpr int planes = 1;
+    static constexpr bool overlaps = false;  // the same units decode and multiply
+    static constexpr int registers = panel_rows / Lanes::width, pair = registers == 1 ? 2 : 1;
+
+    // Whose sums, with those of two panels or one, fill the registers.
+    static constexpr int strip_rows(int panels) { return registers > 1 ? 6 : panels == 1 ? 16 : 13; }
+    static void multiply(const Element* strip, int row, const Panels<Element>& x, float* sums, Ahead<Broadcast>&) {
         if (x.panels == 1) return multiply<strip_rows(1), 1>(strip, x, 0, row, sums);
         int p = 0;
         for (; p + pair <= x.panels; p += pair) multiply<strip_rows(2), pair>(strip, x, p, row, sums);
@@ -124,46 +140,69 @@ struct Float32 {
  private:
     // sums[panel][row][16] += strip[row][k] * x[panel][k][16] of PANELS panels from `panel` on.
     template <int ROWS, int PANELS>
-    static void multiply(const float* w, const Panels<float>& panels, int panel, int row, float* sums) {
-        constexpr int width = PANELS * registers;
-        const auto place = [](int r, int g) {
-            return (g / registers * sum_rows + r) * panel_rows + g % registers * wide;
+    static void multiply(const Element* w, const Panels<Element>& panels, int panel, int row, float* sums) {
+        constexpr int width = Lanes::width, count = PANELS * registers;
+        const auto place = [](int r, int i) {
+            return (i / registers * sum_rows + r) * panel_rows + i % registers * width;
         };
-        const float *x = panels.at(panel), *soon = panels.soon(panel / PANELS + row / ROWS * (panels.panels / PANELS));
+        const int product = row / ROWS * (panels.panels / PANELS) + panel / PANELS;
+        const Element *x = panels.at(panel), *soon = panels.soon(product);
         sums += (size_t(panel) * sum_rows + row) * panel_rows;
-        vec<wide> sum[ROWS][width];
+        vec<width> sum[ROWS][count];
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-            for (int g = 0; g < width; ++g) sum[r][g] = load<wide>(sums + place(r, g));
+            for (int i = 0; i < count; ++i) sum[r][i] = load<width>(sums + place(r, i));
         for (int k = 0; k < panels.count; ++k, x += panel_rows, soon += panel_rows, ++w) {
-            for (int p = 0; p < PANELS; ++p) __builtin_prefetch(x + p * panels.pitch + 8 * panel_rows);
-            __builtin_prefetch(soon, 0, 2);
-            vec<wide> of_x[width];
+            typename Lanes::Register of_x[count];
 #pragma GCC unroll 4
-            for (int g = 0; g < width; ++g)
-                of_x[g] = load<wide>(x + g / registers * panels.pitch + g % registers * wide);
+            for (int i = 0; i < count; ++i) {
+                const Element* from = x + i / registers * panels.pitch + i % registers * width;
+                if (i % registers == 0) __builtin_prefetch(from + 8 * panel_rows);
+                of_x[i] = Lanes::load(from);
+            }
+            __builtin_prefetch(soon, 0, 2);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-                for (int g = 0; g < width; ++g) sum[r][g] += of_x[g] * w[r * strip_pitch];
+                for (int i = 0; i < count; ++i) Lanes::add(sum[r][i], of_x[i], w[r * strip_pitch(Lanes::step)]);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-            for (int g = 0; g < width; ++g) store<wide>(sums + place(r, g), sum[r][g]);
+            for (int i = 0; i < count; ++i) store<width>(sums + place(r, i), sum[r][i]);
     }
 };
+
+// The power of two that brings the largest number of a row of x, which lies at `offset`, to 0.5 .. 1; 1 of zeros and of
+// what is not finite.
+inline float power_for(const DequantArgs& a, size_t offset) {
+    float some[max_tile], largest = 0;
+    for (int k = 0; k < a.in_features; k += max_tile) {
+        const int count = std::min(max_tile, a.in_features - k);
+        to_float(a.x, Dtype(a.x_dtype), offset + k, some, count);
+        for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(some[i]));
+    }
+    if (!(largest > 0 && std::isfinite(largest))) return 1;
+    return std::ldexp(1.0f, -std::max(-126, std::min(126, std::ilogb(largest) + 1)));
+}
 
 // A panel of a batch, k beyond in_features zero.
 template <class Arithmetic>
 void fill_panel(const DequantArgs& a, const Batch<Arithmetic>& batch, int panel) {
-    float row[max_tile];
+    float row[max_tile], powers[panel_rows];
+    for (int i = 0; Arithmetic::scaled && i < panel_rows; ++i) {
+        const int place = panel * panel_rows + i;
+        powers[i] = place < batch.rows ? power_for(a, size_t(batch.first + place) * a.in_features) : 1;
+        batch.powers()[place] = 1 / powers[i];
+    }
     for (int k = 0; k < batch.padded; k += batch.tile_k) {
         const int width = batch.width(k) * Arithmetic::step, there = std::min(width, a.in_features - k);
         for (int i = 0; i < panel_rows; ++i) {
             const int place = panel * panel_rows + i, known = place < batch.rows ? there : 0;
             if (known) to_float(a.x, Dtype(a.x_dtype), size_t(batch.first + place) * a.in_features + k, row, known);
+            if (Arithmetic::scaled)
+                for (int j = 0; j < known; ++j) row[j] *= powers[i];
             std::fill(row + known, row + width, 0.0f);
             Arithmetic::put_x(row, width, size_t(batch.width(k)) * panel_rows, batch.at(k, panel) + i);
         }
@@ -174,7 +213,7 @@ void fill_panel(const DequantArgs& a, const Batch<Arithmetic>& batch, int panel)
 template <class Arithmetic>
 void multiply_block(const DequantArgs& a, Decode decode, int block, const Batch<Arithmetic>& batch, int begin, int end,
                     float* sums) {
-    constexpr size_t strip_size = size_t(Arithmetic::planes) * max_strip_rows * strip_pitch;
+    constexpr size_t strip_size = size_t(Arithmetic::planes) * max_strip_rows * strip_pitch(Arithmetic::step);
     alignas(64) static thread_local typename Arithmetic::Element strips[Arithmetic::overlaps ? 2 : 1][strip_size];
     alignas(64) static thread_local uint8_t collected[max_block_rows * (max_tile * max_m + 16)];
     const int vectors = a.in_features / a.v, rows = a.blocks[3 * block + 2] - a.blocks[3 * block + 1];
@@ -197,13 +236,14 @@ void multiply_block(const DequantArgs& a, Decode decode, int block, const Batch<
     }
 }
 
-// out[first .. first+count-1] of a block's rows, out of their sums.
-inline void write_rows(const DequantArgs& a, const int32_t* block, int first, int count, const float* sums) {
+// out[first .. first+count-1] of a block's rows, out of their sums, times powers if there are any.
+inline void write_rows(const DequantArgs& a, const int32_t* block, int first, int count, const float* sums,
+                       const float* powers) {
     const int first_row = block[1], rows = block[2] - first_row;
     float y[max_block_rows];
     for (int i = 0; i < count; ++i) {
         const float* from = sums + size_t(i / panel_rows) * sum_rows * panel_rows + i % panel_rows;
-        for (int r = 0; r < rows; ++r) y[r] = from[r * panel_rows];
+        for (int r = 0; r < rows; ++r) y[r] = from[r * panel_rows] * (powers ? powers[i] : 1);
         add_bias(a, first + i, first_row, y, rows);
         from_float(y, 1, a.out, Dtype(a.out_dtype), size_t(first + i) * a.rows + first_row, rows);
     }
@@ -222,7 +262,8 @@ void multiply_batch(ParallelFor loop, const DequantArgs& a, const Batch<Arithmet
         std::memset(sums, 0, sizeof(float) * (end - begin) * sum_rows * panel_rows);
         multiply_block(a, decode, block, batch, begin, end, sums);
         const int row = begin * panel_rows;
-        write_rows(a, a.blocks + 3 * block, batch.first + row, std::min(batch.rows, end * panel_rows) - row, sums);
+        write_rows(a, a.blocks + 3 * block, batch.first + row, std::min(batch.rows, end * panel_rows) - row, sums,
+                   Arithmetic::scaled ? batch.powers() + row : nullptr);
     });
 }
 
