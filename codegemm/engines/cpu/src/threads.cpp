@@ -64,7 +64,7 @@ class Pool {
         context_.store(context, std::memory_order_relaxed);
         finished_.store(0, std::memory_order_relaxed);
         const uint64_t loop = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
-        ticket_.store(loop << 32, std::memory_order_release);
+        ticket_.store(loop << 32 | uint32_t(tasks), std::memory_order_release);
         invite(std::min(workers_, threads - 1));
         work();
         seats_.store(0);  // nothing is left to be taken
@@ -115,20 +115,22 @@ class Pool {
         }
     }
 
-    // Takes tasks as long as there are some. A ticket has the number of the loop and that of the next task: the
-    // exchange that takes one shows that what was read before is of this loop, which can't end before its tasks have.
+    // Takes tasks as long as there are some. A ticket has the number of the loop and how many tasks are left: as long
+    // as that is not 0 the loop can't end, so the exchange that takes one shows that what was read before is of this
+    // loop.
     void work() {
         works = true;
         int tasks = 0, done = 0;
         for (uint64_t ticket = ticket_.load(std::memory_order_acquire);;) {
-            const int index = int(uint32_t(ticket)), count = tasks_.load(std::memory_order_relaxed);
+            const int left = int(uint32_t(ticket));
+            if (left == 0) break;
+            const int count = tasks_.load(std::memory_order_relaxed);
             const Task task = task_.load(std::memory_order_relaxed);
             void* context = context_.load(std::memory_order_relaxed);
-            if (index >= count) break;
-            if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acquire)) continue;
-            task(context, index);
+            if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acquire)) continue;
+            task(context, count - left);
             tasks = count;
-            ++done, ++ticket;
+            ++done, --ticket;
         }
         works = false;
         if (done && finished_.fetch_add(done) + done == tasks && waits_.load()) {
