@@ -1,11 +1,14 @@
 """Products on the CPU that are one call of compiled code: which of them go the short way, and that they are right."""
 
+from weakref import ref
+
 import numpy as np
 import pytest
 
 import codegemm
 from codegemm import arrays, products
 from codegemm.arrays import to_torch
+from codegemm.engines.cpu.psumbook import Psumbook
 
 ROWS, COLUMNS = 72, 96
 
@@ -88,3 +91,17 @@ def test_what_overlaps_needs_it(rng, make_weight, no_long_way):
         with pytest.raises(AssertionError, match="the long way"):
             codegemm.matmul(x, weight.T, out=out)
     codegemm.matmul(memory[:COLUMNS], weight.T, out=memory[COLUMNS : 2 * COLUMNS])
+
+
+def test_a_call_keeps_its_weights_arrays(make_weight):
+    """Compiled code reads them without Python's lock, while another thread may compact the weight."""
+    weight, dtype = make_weight(ROWS, COLUMNS, "m1v4g32"), np.dtype(np.float32)
+    kernel = Psumbook()
+    prepared = kernel.prepared(weight)
+    codes = ref(prepared.arguments.arrays["codes"])
+    call = kernel.bound(prepared, products.Product.of(weight.spec, 1, dtype))
+    del prepared
+    weight.memo.clear()
+    assert codes() is not None
+    del call
+    assert codes() is None

@@ -187,6 +187,7 @@ class Arguments:
         copy_of = type(self.filled).from_buffer_copy
         filled = copy_of(self.filled)
         filled.n, filled.x_dtype, filled.out_dtype = n, DTYPES[name_of(x_dtype)], DTYPES[name_of(out_dtype)]
+        filled.arrays = self.arrays  # another thread may drop the weight's meanwhile
 
         def call(x: int, out: int, workspace: int, bias: int = 0, bias_pitch: int = 0) -> None:
             own = copy_of(filled)
