@@ -66,7 +66,9 @@ def test_others_need_it(library, make_weight, rng, no_long_way):
     if library == "torch":
         torch = pytest.importorskip("torch")
         crooked = (x.T.contiguous().T, x.to(torch.int32), torch._neg_view(x), x[:, :-1], x[:, 0])
+        crooked += (x.to_sparse(), x.to_sparse_csr(), x.to_mkldnn())
         outs = (torch.empty(ROWS, 3).T, torch._neg_view(out), out.to(torch.float64), out[:2])
+        outs += (out.to_sparse_csr(), out.to_mkldnn())
         biases = (bias.double(), torch.cat([bias, bias])[::2])
     else:
         read_only = out.copy()

@@ -131,8 +131,9 @@ class Shortcut:
 
 def _address(torch: Any, tensor: Any) -> int:
     """Where the numbers of a tensor begin; 0 where they aren't what it looks like, or torch wants to know of them."""
-    if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_neg():
-        return 0
     if tensor.requires_grad and torch.is_grad_enabled():
         return 0
-    return int(tensor.data_ptr())
+    try:
+        return int(tensor.data_ptr()) if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() else 0
+    except RuntimeError:  # some layouts have no such thing
+        return 0
