@@ -6,7 +6,6 @@
 namespace codegemm {
 
 // Sums of dot products that the registers hold at once: rows of W times rows of x.
-constexpr int l2_batch = 32;  // rows of x whose tile stays in L2 beside the block
 constexpr int dot_rows = 4, dot_batch = wide == 16 ? 4 : 2;
 
 inline vec<8> fold(vec<16> values) {
@@ -67,16 +66,13 @@ inline void dot(const float* x, size_t x_pitch, const float* block, int pitch, i
 // y[i][row] += x[i] . block[row], n rows of x and `rows` of the block, which lies in memory up to whole dot_rows.
 inline void add_dots(const float* x, size_t x_pitch, int n, const float* block, int pitch, int rows, float* y,
                      size_t y_pitch) {
-    for (int some = 0; some < n; some += l2_batch) {
-        const int end = some + l2_batch < n ? some + l2_batch : n;
-        for (int r = 0; r < rows; r += dot_rows) {
-            const int left = rows - r < dot_rows ? rows - r : dot_rows;
-            const float* w = block + r * pitch;
-            int i = some;
-            for (; i + dot_batch <= end; i += dot_batch)
-                dot<dot_batch>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
-            for (; i < end; ++i) dot<1>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
-        }
+    for (int r = 0; r < rows; r += dot_rows) {
+        const int left = rows - r < dot_rows ? rows - r : dot_rows;
+        const float* w = block + r * pitch;
+        int i = 0;
+        for (; i + dot_batch <= n; i += dot_batch)
+            dot<dot_batch>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
+        for (; i < n; ++i) dot<1>(x + i * x_pitch, x_pitch, w, pitch, pitch, left, y + i * y_pitch + r, y_pitch);
     }
 }
 
