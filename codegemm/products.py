@@ -175,6 +175,11 @@ class Plan:
         if self._product.biased:
             self._added = (Summand.of(self._bias) if device == CPU else self._bias,)
 
+    def decide(self, x: Any, out: Any = None) -> None:
+        """What the first call with operands of such shapes and dtypes decides for all, without multiplying."""
+        if self._cpu is not None:
+            self._cpu.decide(x, out)
+
     def __call__(self, x: Any, out: Any = None, stream: Any = None) -> Any:
         """x [..., K] of at most n rows in the plan's dtype -> [..., M], in `out` where given.
 

@@ -7,6 +7,7 @@ product; there are many of them in a row, and one right behind the real product,
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import sys
 import time
@@ -91,13 +92,14 @@ class Empty(CpuKernel[CodebookSpec, CodebookWeight]):
 
 
 def measure(rounds: int = 200) -> list[Overhead]:
-    """Of every kind of call, for one row of x."""
+    """Of every kind of call, for one row of x; tensors where torch is installed."""
     weight = random_weight(SHAPE, CONFIG, 0)
     product = codegemm.plan(weight, 1, kernel="psumbook")
     x, y = np.ones((1, SHAPE[1]), np.float32), np.empty((1, SHAPE[0]), np.float32)
     real = partial(product, x, out=y)
+    operands = [which for which in OPERANDS if importlib.util.find_spec(which[0])]
     with _registered():
-        calls = {(kind, biased, *which): call for which in OPERANDS for kind, biased, call in _calls(weight, *which)}
+        calls = {(kind, biased, *which): call for which in operands for kind, biased, call in _calls(weight, *which)}
         found: dict[Any, tuple[list[float], list[float]]] = {key: ([], []) for key in calls}
         for call in calls.values():
             call()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cpu import peers, small
+from benchmarks.cpu import overhead, peers, small
 from benchmarks.cpu.ggml import CONFIGS as GGML_CONFIGS
 from benchmarks.cpu.measured import (
     AQLM,
@@ -33,7 +33,7 @@ from benchmarks.cpu.measured import (
     Shape,
     Timed,
 )
-from benchmarks.targets import MAIN, Outcome
+from benchmarks.targets import MAIN
 from codegemm.choice import select
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device
@@ -56,24 +56,23 @@ DTYPE = np.dtype(np.float32)
 _SAMPLES = 4  # rows of x for an error
 _TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
 OUTLIERS = f"outliers of {_TIMES} times"
-# What is measured beside the products, by its name: functions that give what they found, held to targets of their own.
-OTHERS: dict[str, Callable[[], list[Outcome]]] = {}
 
 
 @dataclass(frozen=True)
 class Settings:
     """shapes, and rows of x for `auto`; rounds, the seconds of a kernel's turn in each, and those between two turns, in
-    which the threads of a BLAS or OpenMP come to rest."""
+    which the threads of a BLAS or OpenMP come to rest. host_rounds: of the calls without a kernel."""
 
     shapes: tuple[Shape, ...]
     batches: tuple[int, ...]
     rounds: int
     budget: float
     quiet: float
+    host_rounds: int
 
 
-FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], BATCHES, 5, 0.1, 0.05)
-QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 8, 16), 2, 0.002, 0.0)
+FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], BATCHES, 5, 0.1, 0.05, 200)
+QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 8, 16), 2, 0.002, 0.0, 3)
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,8 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Measured:
         progress("small layers")
         with peers.threads(AUTO_THREADS):
             measured.small += small.run(settings.rounds, settings.budget, settings.quiet)
-    for name, measure in OTHERS.items():
-        progress(name)
-        measured.others += measure()
+        progress("the host's part")
+        measured.others += overhead.outcomes(overhead.measure(settings.host_rounds))
     return measured
 
 

@@ -56,15 +56,15 @@ def total(each: Sequence[Taken]) -> int:
 
 def taken(kernel: Kernel, products: Sequence[Product], device: Device) -> Taken:
     """Of a weight's form for the kernel where that has more bits, as others may be the weight's own arrays; of every
-    product the workspace, a plan's room for x and y, and y."""
+    product the workspace, y, and on a GPU a plan's room for x and y."""
     spec = products[0].spec
     bits = kernel.bits_per_weight(spec)
     form = bits * spec.out_features * spec.in_features if bits > spec.bits_per_weight else 0
     own = int(form) // 8 + sum(4 * product.n * spec.out_features for product in products)
-    plans = [
-        kernel.workspace(product, device)
-        + product.x_bytes
-        + product.n * spec.out_features * max(4, product.dtype.itemsize)
-        for product in products
+    workspaces = [kernel.workspace(product, device) for product in products]
+    if device == CPU:
+        return Taken(own, max(workspaces))
+    rows = [
+        product.x_bytes + product.n * spec.out_features * max(4, product.dtype.itemsize) for product in products
     ]
-    return Taken(own, max(plans)) if device == CPU else Taken(own + sum(plans), 0)
+    return Taken(own + sum(workspaces) + sum(rows), 0)

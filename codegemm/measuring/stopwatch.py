@@ -184,12 +184,11 @@ class Candidate:
         for prepared in self._copies:
             plans.append(copy.copy(bound))
             plans[-1].prepared = prepared
-            if self._device == CPU:
-                plans[-1](x, out=out)  # the first call decides what the others run
         turns = itertools.cycle(plans)
 
         def call() -> float:
             plan = next(turns)
+            plan.decide(x, out)
             if self._device != CPU:
                 return timing.time_call(lambda: plan(x, out=out), self._device)
             begin = time.perf_counter()

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.cpu import costs as bench
 from benchmarks.cpu.costs import Timed, solve
-from codegemm.engines.cpu import costs, isa
+from codegemm.engines.cpu import costs, device, isa
 from codegemm.engines.cpu.costs import Work
 
 
@@ -32,7 +32,8 @@ def test_pieces_are_solved_for(rng):
 def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys):
     """Those of other instructions stay."""
     file = tmp_path / "costs.json"
-    file.write_text(json.dumps({"plain": {"psumbook": {"product": 1.0}}}))
+    other = {"processor": "another", "nanoseconds": {"psumbook": {"product": 1.0}}}
+    file.write_text(json.dumps({"plain": other}))
     monkeypatch.setattr(costs, "FILE", file)
     monkeypatch.setattr(bench, "SMALL", ((64, 256), (256, 128)))
     costs.table.cache_clear()
@@ -47,9 +48,11 @@ def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys)
     here = isa.chosen().name
     assert written.keys() == {"plain", here}
     if here != "plain":
-        assert written["plain"] == {"psumbook": {"product": 1.0}}
-    assert {"psumbook", "psumbook_words", "dequant", "around", "lutgemm"} <= written[here].keys()
-    assert all(cost >= 0 for pieces in written[here].values() for cost in pieces.values())
+        assert written["plain"] == other
+    assert written[here]["processor"] == device.name()
+    found = written[here]["nanoseconds"]
+    assert {"psumbook", "psumbook_words", "dequant", "dequant_panels", "around", "lutgemm"} <= found.keys()
+    assert all(cost >= 0 for pieces in found.values() for cost in pieces.values())
     out = capsys.readouterr().out
     assert "psumbook 64 x 256 m1v4g128 N = 1 " in out
     assert f"written to {file}" in out

@@ -318,7 +318,9 @@ def test_the_quick_form(small_cache, without_peers, tmp_path, capsys):
         (precision, x) for precision in ("full", "fast")[: 1 + with_fast] for x in ("normal", rounds.OUTLIERS)
     }
     machine, found = measured.read(path)
-    assert len(data["targets"]) == sum(targets.holds(target, machine) for target in TARGETS)
+    held = sum(targets.holds(target, machine) for target in TARGETS)
+    assert len(data["others"]) > 0
+    assert len(data["targets"]) == held + len(data["others"])
     if TORCH_FP32 not in found.left_out:
         own = {(row.config, row.batch) for row in found.small if row.chosen}
         assert own == {(config, n) for config in MAIN for n in small.BATCHES}

