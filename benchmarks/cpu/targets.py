@@ -143,7 +143,7 @@ class NeverSlower:
 
 _AMX = ("amx",)
 _PERMUTING = ("vbmi", *_AMX)  # bytes, in registers
-_OTHERS = ("vbmi", "avx512", "avx2", "neon")  # torch's bfloat16 has AMX, too
+_OTHERS = ("vbmi", "vnni", "avx512", "avx2", "neon")  # torch's bfloat16 has AMX, too
 TARGETS: tuple[Target | NeverSlower, ...] = (
     Target(AUTO, 2, 1, 0.60, sets=_PERMUTING),
     Target(FAST, 2, 1, 0.72, sets=_PERMUTING),

@@ -5,8 +5,9 @@ import numpy as np
 from codegemm.engines.cpu import isa
 
 FULL = 3e-6  # of a CPU kernel that is not in the table
-# Where there are tiles of bfloat16, of three products of them.
-_TILES = {"dequant": 2e-5} if isa.available()[0].name == "amx" else {}
+# Where there are tiles of bfloat16, of three products of them; elsewhere of integers of 16 bits.
+_BEST = isa.available()[0]
+_TILES = {"dequant": 2e-5 if _BEST.name == "amx" else 2e-4} if "avx512_vnni" in _BEST.needs else {}
 
 # Of the norm of y, out in float32 or wider. For one of the kernels that depends on the dtype of x, the rows of x that
 # share a table's entries, or whether x is exact.

@@ -29,11 +29,12 @@ _X86 = ("x86_64", "amd64")
 _ARM = ("aarch64", "arm64")
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
-_VBMI = (*_AVX512, "avx512vbmi")
+_VNNI = (*_AVX512, "avx512_vnni")
+_VBMI = (*_VNNI, "avx512vbmi")
 _BF16 = (*_VBMI, "avx512_bf16")
 _AMX = (*_BF16, "amx_tile", "amx_bf16")
 # Where the compiler has another word than /proc/cpuinfo.
-_OPTIONS = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
+_OPTIONS = {"avx512_vnni": "avx512vnni", "avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
 
 # GCC halves vectors of 64 bytes on its own where it thinks that wide registers lower the clock.
 _WHOLE_REGISTERS = "-mprefer-vector-width=512"
@@ -52,6 +53,7 @@ ALL = (
     _x86("amx", _AMX, _WHOLE_REGISTERS),
     _x86("bf16", _BF16, _WHOLE_REGISTERS),
     _x86("vbmi", _VBMI, _WHOLE_REGISTERS),
+    _x86("vnni", _VNNI, _WHOLE_REGISTERS),
     _x86("avx512", _AVX512, _WHOLE_REGISTERS),
     _x86("avx2", _AVX2),
     InstructionSet("neon", _ARM, ("-march=armv8-a",)),

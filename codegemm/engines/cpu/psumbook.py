@@ -16,6 +16,7 @@ from codegemm.engines.cpu import psumbook_layout as layout
 from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.psumbook_layout import SOURCE, Prepared, cut_for
+from codegemm.engines.cpu.rounding import error_margin
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
@@ -23,7 +24,6 @@ BATCH = declarations.constant(SOURCE, "batch")  # rows of x that share tables of
 MAX_B = 8
 FINISHED_ROWS = declarations.constant(SOURCE, "finished_rows")  # that a task adds up at the end
 _SEEN = 128  # rows and positions whose codes are compared
-_DEVIATIONS = 3.72  # standard ones, beyond which a normally distributed number is one time in 10,000
 
 # Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
 _PERMUTED = {2: 10, 1: 16}
@@ -31,6 +31,7 @@ _BYTES_UP_TO = {
     "amx": _PERMUTED,
     "bf16": _PERMUTED,
     "vbmi": _PERMUTED,
+    "vnni": {2: 8, 1: 12},
     "avx512": {2: 8, 1: 12},
     "avx2": {2: 2, 1: 3},
     "neon": {2: 2, 1: 3},
@@ -45,19 +46,11 @@ def _scaled(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.ND
         return np.ldexp(x, -exponents), np.ldexp(np.float32(1), exponents)
 
 
-def error_margin(codes: npt.NDArray[np.uint8]) -> float:
-    """How many times what is expected the square of a product's error may be, but for one time in 10,000.
-
-    codes: [M, vectors, m]. Rounding errors of different entries are independent, so a sum of their squares over the
-    rows is chi-square distributed, with as many degrees of freedom as there are rows, or fewer where these look up the
-    same entries: of a quantile of it, by Wilson and Hilferty's approximation.
-    """
+def _shared(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Which part of the entries that a row looks up another does, too: of some rows of codes [M, vectors, m]."""
     some = codes.reshape(len(codes), -1)
     some = some[:: -(-len(some) // _SEEN), :: -(-some.shape[1] // _SEEN)]
-    shared = np.array([(some == row).mean(1) for row in some])  # of the codes of two rows
-    others = max(shared.size - len(some), 1)
-    spread = 2 / 9 * (1 / len(codes) + ((shared**2).sum() - len(some)) / others)
-    return float((1 - spread + _DEVIATIONS * np.sqrt(spread)) ** 3)
+    return np.array([(some == row).mean(1) for row in some])
 
 
 class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
@@ -114,7 +107,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
             slice_count=len(plan.slices),
             rows=spec.out_features,
             entries=padded.shape[-1],
-            margin=error_margin(codes),
+            margin=error_margin(len(codes), _shared(codes)),
         )
         return Prepared(spec, arguments)
 

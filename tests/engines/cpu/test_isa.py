@@ -21,9 +21,11 @@ from codegemm.formats import random_weight
 from codegemm.quantize import viterbi
 
 FLAGS = {
-    "amx": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16 amx_bf16 amx_tile amx_int8",
-    "bf16": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi avx512_bf16",
-    "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512vbmi",
+    "amx": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512vbmi avx512_bf16 "
+    "amx_bf16 amx_tile amx_int8",
+    "bf16": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512vbmi avx512_bf16",
+    "vbmi": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni avx512vbmi",
+    "vnni": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl avx512_vnni",
     "avx512": "avx2 fma f16c bmi2 avx512f avx512bw avx512dq avx512vl",
     "avx2": "sse2 avx avx2 fma f16c bmi2",
     "plain": "sse2 avx avx2",  # a processor without all of a path's instructions
@@ -84,7 +86,7 @@ def test_a_path_is_compiled_with_its_own_instructions(name, fresh_engine):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of another processor")
-@pytest.mark.parametrize("name", ["amx", "bf16", "vbmi", "avx512"])
+@pytest.mark.parametrize("name", ["amx", "bf16", "vbmi", "vnni", "avx512"])
 def test_paths_that_this_processor_may_lack_compile(name):
     [instructions] = [each for each in isa.ALL if each.name == name]
     if instructions in isa.available():

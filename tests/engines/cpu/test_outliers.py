@@ -1,5 +1,5 @@
-"""The error of the CPU's tables, of the norm of each row of y, where x or the centroids have outliers: what the large
-ones meet may be zero, or cancel, so that y does not grow with them."""
+"""The error of the CPU's tables and products of integers, of the norm of each row of y, where x or the centroids have
+outliers: what the large ones meet may be zero, or cancel, so that y does not grow with them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from codegemm import checkpoints
 from codegemm.engines.cpu import isa
 from codegemm.formats import random_weight
 
-MOST = {"psumbook": 2e-4, "psumbook_fast": 3e-2}
+MOST = {"psumbook": 2e-4, "psumbook_fast": 3e-2, "dequant": 2e-4}
 EXACT = 1e-6  # of what tables of floats have multiplied
 CONFIGS = ["m1v4g128", "m2v8g-1", "m3v4b5g64", "m1v8b3g32", "m1v4g4"]
 SHAPES = [(300, 1024), (20, 2048)]
@@ -25,7 +25,7 @@ def errors(weight, x, kernel, bias=None):
 
 
 def check(weight, x, bias=None):
-    """Every row by every kernel of this engine whose tables hold integers."""
+    """Every row by every kernel of this engine that computes with integers."""
     for name in set(MOST) & set(usable(weight, len(x))):
         found = errors(weight, x, name, bias)
         assert (found <= MOST[name]).all(), (len(x), name, found.max())
@@ -90,7 +90,8 @@ def test_codebooks_that_cancel(n, rng):
     weight = codegemm.CodebookWeight(codes, codebooks, weight.scales)
     x = rng.standard_normal((n, 1024)).astype(np.float32)
     x.reshape(n, -1, 2, 8)[:, :, 0] *= 300
-    assert (errors(weight, x, "psumbook") <= MOST["psumbook"]).all()
+    for name in ("psumbook", "dequant"):
+        assert (errors(weight, x, name) <= MOST[name]).all(), name
 
 
 @pytest.mark.parametrize("times", [5, 30, 1000])
@@ -127,7 +128,7 @@ def test_two_centroids_and_numbers_alike(columns, rng):
         book = np.array([[[-size], [size]]], np.float16)
         for rows in (slice(0, 150), slice(150, 300)):
             weight = codegemm.CodebookWeight(codes[rows], book, np.ones((150, 1), np.float16))
-            for n in (1, 5):
+            for n in (1, 5, 9):
                 for x in (np.ones((n, columns)), rng.choice([-1, 1], (n, columns))):
                     check(weight, x.astype(np.float32))
 
@@ -139,7 +140,7 @@ def test_a_centroid_that_no_code_names(rng):
     for columns in (128, 4096):
         codes = rng.integers(1, 16, (300, columns, 1)).astype(np.uint8)
         weight = codegemm.CodebookWeight(codes, book, np.ones((300, 1), np.float16))
-        for n in (1, 5):
+        for n in (1, 5, 9):
             check(weight, np.ones((n, columns), np.float32))
 
 
@@ -168,7 +169,7 @@ def test_much_smaller_numbers_than_the_largest(small, scale, rng):
     book[0, 128:] = -book[0, :128]
     scales = np.repeat([[0, scale]], 64, 0).astype(np.float16)
     weight = codegemm.CodebookWeight(codes, book.astype(np.float16), scales)
-    for n in (1, 5):
+    for n in (1, 5, 9):
         x = rng.standard_normal((n, 1024))
         x[:, 768:] = x[:, 512:768] * (1 + 3e-3 * rng.standard_normal(256))
         x[:, 512:] *= small
@@ -206,25 +207,43 @@ def test_offsets_that_cancel_the_core(biased, dtype, rng):
         check(weight, x, bias)
 
 
-@pytest.mark.parametrize("n", [2, 3, 16])
-def test_a_row_does_not_depend_on_the_others(n, make_weight, rng):
+@pytest.mark.parametrize(("kernel", "n"), [("psumbook", 2), ("psumbook", 3), ("psumbook", 16), ("dequant", 40)])
+def test_a_row_does_not_depend_on_the_others(kernel, n, make_weight, rng):
     weight = make_weight(300, 1024, "m1v4g128")
     weight = without(weight, np.arange(128))
     x = rng.standard_normal((n, 1024)).astype(np.float32)
-    alone = product(weight, x, "psumbook")
+    alone = product(weight, x, kernel)
     other = x.copy()
     other[1, :512] *= 1e4  # multiplied again
     other[-1, 5] *= 1e3  # an outlier
-    changed = product(weight, other, "psumbook")
+    changed = product(weight, other, kernel)
     same = np.setdiff1d(np.arange(n), [1, n - 1])
     assert (changed[same] == alone[same]).all()
+
+
+@pytest.mark.parametrize("mean", [0, 1, 30])
+@pytest.mark.parametrize("config", ["m1v4g128", "m2v8b4g-1", "m1v1b4g64", "m1v1b2g64"])
+def test_few_numbers_whose_roundings_add_up(config, mean, make_weight, rng):
+    """x has two values, centroids lie around a mean: errors are alike, and sums that cancel do not show them."""
+    for _ in range(5):
+        weight = make_weight(300, 1024, config)
+        books = (weight.codebooks.astype(np.float32) + mean).astype(np.float16)
+        weight = codegemm.CodebookWeight(weight.codes, books, weight.scales)
+        for n in (1, 16):
+            for values in (rng.uniform(0.1, 1, 2), (1, -rng.uniform(0.5, 1)), (1, 1 + rng.uniform(0, 1e-3))):
+                x = rng.choice(values, (n, 1024)).astype(np.float32)
+                share = np.linalg.norm(x @ weight.dequantize(np.float64).T, axis=1) / np.linalg.norm(
+                    np.abs(x) @ np.abs(weight.dequantize(np.float64)).T, axis=1
+                )
+                assert share.min() > 1e-4
+                check(weight, x)
 
 
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8b4g-1"])
 def test_threads_change_nothing(config, make_weight, rng):
     weight = make_weight(3000, 1024, config)
     weight = without(weight, np.arange(weight.spec.vectors) * 2 < weight.spec.vectors)
-    for n in (1, 3, 16):
+    for n in (1, 3, 16, 70):
         x = rng.standard_normal((n, 1024)).astype(np.float32)
         x[0, :512] *= 1e4
         x[-1, 700] *= 1e3

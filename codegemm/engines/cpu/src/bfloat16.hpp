@@ -14,8 +14,6 @@
 
 namespace codegemm {
 
-using Pair = uint32_t;  // the first k in the lower half
-
 inline Pair pair_of(float first, float second) {
     return bfloat16(first).bits | Pair(bfloat16(second).bits) << 16;
 }
@@ -30,19 +28,22 @@ inline float remainder_of(float value) {
 template <int PLANES>
 struct Pairs {
     using Element = Pair;
-    static constexpr int step = 2, planes = PLANES;
-    static constexpr bool scaled = true;
+    using Decode = codegemm::Decode;
+    static constexpr int step = 2, planes = PLANES, elements = tile_step / step, pitch = strip_pitch(step);
+    static constexpr bool scaled = true, rounds = false;
 
-    static void put_x(const float* row, int count, size_t plane, Pair* to) {
+    static void put_x(const PartOfRow& part, int count, size_t plane, Pair* to) {
+        const float* row = part.x;
         for (int k = 0; k < count; k += 2, to += panel_rows) {
             to[0] = pair_of(row[k], row[k + 1]);
             if (planes == 2) to[plane] = pair_of(remainder_of(row[k]), remainder_of(row[k + 1]));
         }
     }
+    static Decode decode_for(const DequantArgs& a) { return codegemm::decode_for(a); }
     static void decode(const CodeTile& tile, int row, int end_row, Decode how, Pair* strip) {
         alignas(64) float weights[max_tile];
         std::fill(weights + tile.width() / 16 * 16, weights + (tile.width() + 15) / 16 * 16, 0.0f);
-        for (; row < end_row; ++row, strip += strip_pitch(step)) {
+        for (; row < end_row; ++row, strip += pitch) {
             how(tile, row, row + 1, weights, 0);
             for (int k = 0; k < tile.width(); k += 16) {
                 const vec<16> values = load<16>(weights + k);
@@ -56,7 +57,7 @@ struct Pairs {
     }
 
  protected:
-    static constexpr int strip_plane = max_strip_rows * strip_pitch(step);
+    static constexpr int strip_plane = max_strip_rows * pitch;
 
  private:
     typedef uint16_t halves __attribute__((vector_size(32)));
@@ -91,7 +92,7 @@ struct PairLanes : Pairs<1> {
 template <int PLANES>
 struct Tiles : Pairs<PLANES> {
     static constexpr bool overlaps = true;
-    using Pairs<PLANES>::step;
+    using Pairs<PLANES>::pitch;
     using Pairs<PLANES>::strip_plane;
 
     static constexpr int strip_rows(int) { return 16; }
@@ -107,7 +108,7 @@ struct Tiles : Pairs<PLANES> {
 
  private:
     static constexpr int tile_pairs = 16, line = 64;  // line: bytes of a row of a tile
-    static constexpr int pitch = strip_pitch(step) * int(sizeof(Pair));
+    static constexpr int row_pitch = pitch * int(sizeof(Pair));
     static constexpr size_t sums_pitch = size_t(sum_rows) * panel_rows;
 
     // All tiles have 16 rows of 64 bytes. Between products the system may take the tiles' state away with the thread.
@@ -135,8 +136,8 @@ struct Tiles : Pairs<PLANES> {
                    *x3 = panels.at(panel + 3);
         for (int k = 0; k < panels.count; k += tile_pairs, w += tile_pairs) {
             const int at = k * panel_rows;
-            _tile_loadd(4, w, pitch);
-            if (PLANES == 2) _tile_loadd(5, w + strip_plane, pitch);
+            _tile_loadd(4, w, row_pitch);
+            if (PLANES == 2) _tile_loadd(5, w + strip_plane, row_pitch);
             _tile_loadd(6, x0 + at, line);
             _tile_dpbf16ps(0, 4, 6);
             if (PLANES == 2) {
@@ -185,11 +186,11 @@ struct Tiles : Pairs<PLANES> {
         _tile_zero(2);
         const Pair* x = panels.at(panel);
         for (int k = 0; k < panels.count; k += tile_pairs, w += tile_pairs, x += tile_pairs * panel_rows) {
-            _tile_loadd(4, w, pitch);
+            _tile_loadd(4, w, row_pitch);
             _tile_loadd(6, x, line);
             _tile_dpbf16ps(0, 4, 6);
             if (PLANES == 2) {
-                _tile_loadd(5, w + strip_plane, pitch);
+                _tile_loadd(5, w + strip_plane, row_pitch);
                 _tile_dpbf16ps(1, 5, 6);
                 _tile_loadd(7, x + panels.plane, line);
                 _tile_dpbf16ps(2, 4, 7);

@@ -24,6 +24,15 @@ struct DequantArgs {
     int32_t v, m, centroids, wide_codes;  // wide_codes: uint16
     int32_t group_vectors;                // k-vectors that share a scale
     int32_t tile_vectors;                 // k-vectors of a tile; tile_vectors * v is a multiple of tile_step
+    // Of integers.hpp.
+    const int16_t* integers;             // null, or the codebooks [parts][m][centroids][v] in units
+    const float* units;                  // [parts]
+    const float* squares;                // [groups] sums of the squares of W's scales
+    int32_t chunk;                       // components, of which `longest` is the length in integers, summed over m
+    float longest;                       // of all chunks of centroids
+    float w_square, w_mean;              // of a component before its scale: mean square, square of the mean
+    float rounded_square, rounded_mean;  // the same of what their rounding takes
+    float allowed;                       // to lose, by expectation: of the square of y
 };
 
 constexpr int max_block_rows = group_rows, max_tile = 512, max_m = 8;

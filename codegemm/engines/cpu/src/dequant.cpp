@@ -14,6 +14,9 @@
 #ifdef __AVX512BF16__
 #include "bfloat16.hpp"
 #endif
+#ifdef __AVX512VNNI__
+#include "integers.hpp"
+#endif
 
 namespace codegemm {
 
@@ -75,8 +78,11 @@ extern "C" {
 
 void dequant(codegemm::ParallelFor loop, const codegemm::DequantArgs* args) {
     using namespace codegemm;
-    if (args->n <= few_rows)
-        multiply_few(loop, *args);
+    if (args->n <= few_rows) multiply_few(loop, *args);
+#ifdef __AVX512VNNI__
+    else if (args->integers)
+        multiply_panels<Integers>(loop, *args);
+#endif
     else
         multiply_panels<Exact>(loop, *args);
 }

@@ -7,10 +7,14 @@
 // are decoded into L1 and multiplied by all panels. What these consist of says an Arithmetic:
 //
 //     Element, step, planes           `step` neighbouring k, in 1 or 2 planes, a high and a low part
+//     elements                        of a tile_step, with what else is stored for it
+//     pitch                           elements from a row of a strip to the next
 //     scaled                          whether rows of x come under powers of two that bring their largest near 1
+//     rounds                          whether rows may have to be mended, by expected(args, lost)
 //     overlaps                        whether a strip is decoded while the one before it is multiplied
 //     strip_rows(panels)              rows of a strip
-//     put_x(row, count, plane, to)    `count` k of one row of x into a panel, whose planes are `plane` elements apart
+//     put_x(part, count, plane, to)   `count` k of one row of x into a panel, whose planes are `plane` elements apart
+//     decode_for(args)                how: what decode is given
 //     decode(tile, row, end, how, to) rows of a tile into a strip [plane][row][k / step]; what is beyond a row's end is
 //                                     left as it is: there x is zero, and weights are finite
 //     multiply(strip, row, panels, sums, ahead)
@@ -28,10 +32,25 @@ constexpr int panel_rows = 16;
 constexpr int max_panels = 16;                                     // of a batch: two tiles of it fit L2
 constexpr int max_strip_rows = 16, sum_rows = max_block_rows + 2;  // sum_rows: of whole strips
 constexpr int min_tasks = 64, min_task_panels = 8;
+using Pair = uint32_t;  // an Element of two neighbouring k, the first in the lower half
 // From a row of a strip to the next, in elements of `step` k: not a multiple of 4 KiB, of which rows would share sets.
 constexpr int strip_pitch(int step) {
     return (max_tile + lanes) / step;
 }
+
+// What a row of x is expected to lose where its products are rounded: a square, and the roots of two that are known by
+// their sums alone (integers.hpp).
+struct Lost {
+    double square = 0, of_x = 0, of_w = 0;
+};
+
+// Neighbouring k of one row of x, from k on.
+struct PartOfRow {
+    const DequantArgs* args;
+    int k;
+    const float* x;
+    Lost* lost;
+};
 
 // Some panels of a tile of x, [panel][plane][k / step][16].
 template <class Element>
@@ -50,27 +69,32 @@ template <class Arithmetic>
 struct Batch {
     using Element = typename Arithmetic::Element;
     Element* x;
-    int first, rows;  // of x
+    const int32_t* chosen;  // the rows of x, or null: those from `first` on
+    int first, rows;
     int panels, tile_k, padded;
 
-    Batch(const DequantArgs& a, int first, int rows)
+    Batch(const DequantArgs& a, int first, int rows, const int32_t* chosen = nullptr)
         : x(reinterpret_cast<Element*>(a.workspace)),
+          chosen(chosen),
           first(first),
           rows(rows),
           panels((rows + panel_rows - 1) / panel_rows),
           tile_k(a.tile_vectors * a.v),
           padded((a.in_features + tile_step - 1) / tile_step * tile_step) {}
 
+    int row(int place) const { return chosen ? chosen[place] : first + place; }
     int width(int k) const {  // of a tile, in elements
-        return std::min(padded - k, tile_k) / Arithmetic::step;
+        return std::min(padded - k, tile_k) / tile_step * Arithmetic::elements;
     }
     // Panel `panel` of the tile that begins at k.
     Element* at(int k, int panel) const {
-        const size_t rows = size_t(k) / Arithmetic::step * panels + size_t(panel) * width(k);
+        const size_t rows = size_t(k) / tile_step * Arithmetic::elements * panels + size_t(panel) * width(k);
         return x + rows * Arithmetic::planes * panel_rows;
     }
     // Behind all panels: what a row's product must be multiplied by.
     float* powers() const { return reinterpret_cast<float*>(at(padded, 0)); }
+    // Behind these: what a row's product is expected to lose, the square of it under the power.
+    double* lost() const { return reinterpret_cast<double*>(powers() + panels * panel_rows); }
     Panels<Element> tile(int k, int begin, int end) const {
         const int next = k + tile_k < padded ? k + tile_k : 0;
         const size_t plane = size_t(width(k)) * panel_rows;
@@ -82,6 +106,7 @@ struct Batch {
 template <class Arithmetic>
 class Ahead {
     using Element = typename Arithmetic::Element;
+    using Decode = typename Arithmetic::Decode;
     const CodeTile* tile;
     Decode how;
     Element* strip;
@@ -98,7 +123,7 @@ class Ahead {
  private:
     void decode_until(int end) {
         if (done >= end) return;
-        Arithmetic::decode(*tile, first + done, first + end, how, strip + done * strip_pitch(Arithmetic::step));
+        Arithmetic::decode(*tile, first + done, first + end, how, strip + done * Arithmetic::pitch);
         done = end;
     }
 };
@@ -117,17 +142,20 @@ constexpr int register_floats = 4, register_count = 16;
 // Float32 multiply-adds, which every instruction set has.
 struct FloatLanes {
     using Element = float;
+    using Decode = codegemm::Decode;
     using Register = vec<register_floats>;
-    static constexpr int step = 1, width = register_floats;  // width: rows of x in a register
-    static constexpr bool scaled = false;
+    static constexpr int step = 1, elements = tile_step, pitch = strip_pitch(step);
+    static constexpr int width = register_floats;  // rows of x in a register
+    static constexpr bool scaled = false, rounds = false;
 
     static Register load(const float* x) { return codegemm::load<width>(x); }
     static void add(Register& sum, Register x, float w) { sum += x * w; }
-    static void put_x(const float* row, int count, size_t, float* to) {
-        for (int k = 0; k < count; ++k) to[k * panel_rows] = row[k];
+    static void put_x(const PartOfRow& part, int count, size_t, float* to) {
+        for (int k = 0; k < count; ++k) to[k * panel_rows] = part.x[k];
     }
+    static Decode decode_for(const DequantArgs& a) { return codegemm::decode_for(a); }
     static void decode(const CodeTile& tile, int row, int end_row, Decode how, float* strip) {
-        how(tile, row, end_row, strip, strip_pitch(1));
+        how(tile, row, end_row, strip, pitch);
     }
 };
 
@@ -179,7 +207,7 @@ struct Broadcast : Lanes {
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-                for (int i = 0; i < count; ++i) Lanes::add(sum[r][i], of_x[i], w[r * strip_pitch(Lanes::step)]);
+                for (int i = 0; i < count; ++i) Lanes::add(sum[r][i], of_x[i], w[r * Lanes::pitch]);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
@@ -205,29 +233,33 @@ inline float power_for(const DequantArgs& a, size_t offset) {
 template <class Arithmetic>
 void fill_panel(const DequantArgs& a, const Batch<Arithmetic>& batch, int panel) {
     float row[max_tile], powers[panel_rows];
+    Lost lost[panel_rows];
     for (int i = 0; Arithmetic::scaled && i < panel_rows; ++i) {
         const int place = panel * panel_rows + i;
-        powers[i] = place < batch.rows ? power_for(a, size_t(batch.first + place) * a.in_features) : 1;
+        powers[i] = place < batch.rows ? power_for(a, size_t(batch.row(place)) * a.in_features) : 1;
         batch.powers()[place] = 1 / powers[i];
     }
     for (int k = 0; k < batch.padded; k += batch.tile_k) {
-        const int width = batch.width(k) * Arithmetic::step, there = std::min(width, a.in_features - k);
+        const int width = std::min(batch.padded - k, batch.tile_k), there = std::min(width, a.in_features - k);
         for (int i = 0; i < panel_rows; ++i) {
             const int place = panel * panel_rows + i, known = place < batch.rows ? there : 0;
-            if (known) to_float(a.x, Dtype(a.x_dtype), size_t(batch.first + place) * a.in_features + k, row, known);
+            if (known) to_float(a.x, Dtype(a.x_dtype), size_t(batch.row(place)) * a.in_features + k, row, known);
             if (Arithmetic::scaled)
                 for (int j = 0; j < known; ++j) row[j] *= powers[i];
             std::fill(row + known, row + width, 0.0f);
-            Arithmetic::put_x(row, width, size_t(batch.width(k)) * panel_rows, batch.at(k, panel) + i);
+            Arithmetic::put_x({&a, k, row, lost + i}, width, size_t(batch.width(k)) * panel_rows,
+                              batch.at(k, panel) + i);
         }
     }
+    if constexpr (Arithmetic::rounds)
+        for (int i = 0; i < panel_rows; ++i) batch.lost()[panel * panel_rows + i] = Arithmetic::expected(a, lost[i]);
 }
 
 // Sums of a block and panels begin .. end-1 of a batch, over all of K.
 template <class Arithmetic>
-void multiply_block(const DequantArgs& a, Decode decode, int block, const Batch<Arithmetic>& batch, int begin, int end,
-                    float* sums) {
-    constexpr size_t strip_size = size_t(Arithmetic::planes) * max_strip_rows * strip_pitch(Arithmetic::step);
+void multiply_block(const DequantArgs& a, typename Arithmetic::Decode decode, int block, const Batch<Arithmetic>& batch,
+                    int begin, int end, float* sums) {
+    constexpr size_t strip_size = size_t(Arithmetic::planes) * max_strip_rows * Arithmetic::pitch;
     alignas(64) static thread_local typename Arithmetic::Element strips[Arithmetic::overlaps ? 2 : 1][strip_size];
     alignas(64) static thread_local uint8_t collected[max_block_rows * (max_tile * max_m + 16)];
     const int vectors = a.in_features / a.v, rows = a.blocks[3 * block + 2] - a.blocks[3 * block + 1];
@@ -250,22 +282,25 @@ void multiply_block(const DequantArgs& a, Decode decode, int block, const Batch<
     }
 }
 
-// out[first .. first+count-1] of a block's rows, out of their sums, times powers if there are any.
-inline void write_rows(const DequantArgs& a, const int32_t* block, int first, int count, const float* sums,
-                       const float* powers) {
+// A block's rows of `count` rows of out from place `first` of a batch on, out of their sums.
+template <class Arithmetic>
+void write_rows(const DequantArgs& a, const int32_t* block, const Batch<Arithmetic>& batch, int first, int count,
+                const float* sums) {
     const int first_row = block[1], rows = block[2] - first_row;
     float y[max_block_rows];
     for (int i = 0; i < count; ++i) {
         const float* from = sums + size_t(i / panel_rows) * sum_rows * panel_rows + i % panel_rows;
-        for (int r = 0; r < rows; ++r) y[r] = from[r * panel_rows] * (powers ? powers[i] : 1);
-        add_bias(a, first + i, first_row, y, rows);
-        from_float(y, 1, a.out, Dtype(a.out_dtype), size_t(first + i) * a.rows + first_row, rows);
+        const float power = Arithmetic::scaled ? batch.powers()[first + i] : 1;
+        for (int r = 0; r < rows; ++r) y[r] = from[r * panel_rows] * power;
+        const size_t row = batch.row(first + i);
+        add_bias(a, row, first_row, y, rows);
+        from_float(y, 1, a.out, Dtype(a.out_dtype), row * a.rows + first_row, rows);
     }
 }
 
 template <class Arithmetic>
 void multiply_batch(ParallelFor loop, const DequantArgs& a, const Batch<Arithmetic>& batch) {
-    const Decode decode = decode_for(a);
+    const auto decode = Arithmetic::decode_for(a);
     parallel_for(loop, batch.panels, [&](int panel) { fill_panel(a, batch, panel); });
     // Few blocks are shared by tasks that decode them for some panels each.
     const int chunks = std::max(1, std::min(min_tasks / a.block_count, batch.panels / min_task_panels));
@@ -276,9 +311,40 @@ void multiply_batch(ParallelFor loop, const DequantArgs& a, const Batch<Arithmet
         std::memset(sums, 0, sizeof(float) * (end - begin) * sum_rows * panel_rows);
         multiply_block(a, decode, block, batch, begin, end, sums);
         const int row = begin * panel_rows;
-        write_rows(a, a.blocks + 3 * block, batch.first + row, std::min(batch.rows, end * panel_rows) - row, sums,
-                   Arithmetic::scaled ? batch.powers() + row : nullptr);
+        write_rows(a, a.blocks + 3 * block, batch, row, std::min(batch.rows, end * panel_rows) - row, sums);
     });
+}
+
+// The sum of the squares of a row of out.
+inline double square_of(const DequantArgs& a, int row) {
+    float y[max_tile];
+    double square = 0;
+    for (int r = 0; r < a.rows; r += max_tile) {
+        const int count = std::min(max_tile, a.rows - r);
+        to_float(a.out, Dtype(a.out_dtype), size_t(row) * a.rows + r, y, count);
+        double sums[8] = {};
+        std::fill(y + count, y + (count + 7) / 8 * 8, 0.0f);
+        for (int i = 0; i < count; i += 8)
+            for (int j = 0; j < 8; ++j) sums[j] += double(y[i + j]) * y[i + j];
+        for (double sum : sums) square += sum;
+    }
+    return square;
+}
+
+// Multiplies the rows of a batch once more in float32 whose product lost too much or is not finite. Each is looked at
+// by itself, so that its bits do not depend on the others.
+template <class Arithmetic>
+void mend_rows(ParallelFor loop, const DequantArgs& a, const Batch<Arithmetic>& batch) {
+    bool wrong[max_panels * panel_rows];
+    parallel_for(loop, batch.rows, [&](int i) {
+        const double power = batch.powers()[i], square = square_of(a, batch.row(i));
+        wrong[i] = !(std::isfinite(square) && batch.lost()[i] * power * power <= a.allowed * square);
+    });
+    int32_t chosen[max_panels * panel_rows];
+    int count = 0;
+    for (int i = 0; i < batch.rows; ++i)
+        if (wrong[i]) chosen[count++] = batch.row(i);
+    if (count) multiply_batch(loop, a, Batch<Broadcast<FloatLanes>>(a, 0, count, chosen));
 }
 
 // y = x @ W^T + bias, in batches of max_panels panels at most.
@@ -287,8 +353,11 @@ void multiply_panels(ParallelFor loop, const DequantArgs& a) {
     constexpr int most = max_panels * panel_rows;
     const int batches = (a.n + most - 1) / most;
     const int rows = ((a.n + batches - 1) / batches + panel_rows - 1) / panel_rows * panel_rows;
-    for (int first = 0; first < a.n; first += rows)
-        multiply_batch(loop, a, Batch<Arithmetic>(a, first, std::min(a.n - first, rows)));
+    for (int first = 0; first < a.n; first += rows) {
+        const Batch<Arithmetic> batch(a, first, std::min(a.n - first, rows));
+        multiply_batch(loop, a, batch);
+        if constexpr (Arithmetic::rounds) mend_rows(loop, a, batch);
+    }
 }
 
 }  // namespace codegemm
