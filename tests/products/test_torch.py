@@ -20,7 +20,7 @@ def test_tensors_come_back_as_tensors(dtype, make_weight):
     assert isinstance(y, torch.Tensor)
     assert y.dtype == x.dtype
     truth = x.double().numpy() @ weight.dequantize(np.float64).T
-    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(dtype, 1e-5) * np.abs(truth).max()
+    tolerance = {"float16": 2e-3, "bfloat16": 2e-2}.get(dtype, 2e-4) * np.abs(truth).max()
     assert np.abs(y.double().numpy() - truth).max() <= tolerance
     out = torch.full((2, 3, 24), torch.nan, dtype=x.dtype)
     assert codegemm.matmul(x, weight.T, out=out) is out
@@ -37,8 +37,8 @@ def test_linear_with_a_bias(make_weight):
     x, bias = torch.randn(5, 32), torch.randn(24)
     truth = x.double() @ torch.from_numpy(weight.dequantize(np.float64)).T + bias
     for given in (bias, bias.numpy(), bias.clone().requires_grad_(True)):
-        assert torch.allclose(codegemm.linear(x, weight, given).double(), truth, atol=1e-4)
-    assert np.allclose(codegemm.linear(x.numpy(), weight, bias), truth, atol=1e-4)
+        assert torch.allclose(codegemm.linear(x, weight, given).double(), truth, atol=2e-3)
+    assert np.allclose(codegemm.linear(x.numpy(), weight, bias), truth, atol=2e-3)
 
 
 def test_integers_are_refused(make_weight):

@@ -32,7 +32,7 @@ BATCH_ROWS = PANEL_ROWS * declarations.constant(SOURCE, "max_panels")
 _SLICE_BLOCKS = 8
 SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 DequantArgs = declarations.structure(SOURCE, "DequantArgs")
-_BFLOAT16 = ("amx", "bf16")  # instruction sets with products of it
+BFLOAT16 = ("amx", "bf16")  # instruction sets with products of it
 
 
 @dataclass
@@ -163,9 +163,9 @@ class DequantFast(Dequant):
 
     def unavailable(self) -> str | None:
         name = isa.chosen().name
-        if name in _BFLOAT16:
+        if name in BFLOAT16:
             return None
-        return f"instructions {name}: products of bfloat16 need {' or '.join(_BFLOAT16)}"
+        return f"instructions {name}: products of bfloat16 need {' or '.join(BFLOAT16)}"
 
     def tolerance(self, product: Product[CodebookSpec]) -> float:
         return 1e-2

@@ -16,7 +16,7 @@ from support.errors import error
 from support.processes import python
 
 from codegemm.baselines.cpu import lutgemm
-from codegemm.engines.cpu import compiler, isa, psumbook
+from codegemm.engines.cpu import compiler, isa, library, psumbook
 from codegemm.formats import random_weight
 from codegemm.quantize import viterbi
 
@@ -55,7 +55,7 @@ def test_a_path_that_is_not_here_is_refused(wanted, monkeypatch, fresh_engine):
         isa.chosen()
 
 
-def test_tiles_that_the_system_does_not_permit(monkeypatch):
+def test_tiles_that_the_system_does_not_permit(monkeypatch, fresh_engine):
     """The next instructions are taken; whoever asks for these hears why not."""
     monkeypatch.delenv(isa.VARIABLE, raising=False)
     monkeypatch.setattr(isa, "_features", lambda: frozenset((*FLAGS["amx"].split(), "hypervisor")))
@@ -65,6 +65,7 @@ def test_tiles_that_the_system_does_not_permit(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     assert isa.chosen().name == "bf16"
     monkeypatch.setenv(isa.VARIABLE, "amx")
+    library.forget()
     with pytest.raises(ValueError, match="CODEGEMM_CPU=amx: Linux does not permit the tiles of AMX: Operation not"):
         isa.chosen()
 
