@@ -64,7 +64,5 @@ def taken(kernel: Kernel, products: Sequence[Product], device: Device) -> Taken:
     workspaces = [kernel.workspace(product, device) for product in products]
     if device == CPU:
         return Taken(own, max(workspaces))
-    rows = [
-        product.x_bytes + product.n * spec.out_features * max(4, product.dtype.itemsize) for product in products
-    ]
+    rows = [product.x_bytes + product.n * spec.out_features * max(4, product.dtype.itemsize) for product in products]
     return Taken(own + sum(workspaces) + sum(rows), 0)
