@@ -58,7 +58,7 @@ def test_all_projections_are_quantised(llama, tokens):
     model, dense = llama
     assert {name.rpartition(".")[2] for name in quantised(model)} == set(PROJECTIONS)
     assert len(quantised(model)) == 2 * len(PROJECTIONS)
-    assert close(logits(model, tokens), logits(dense, tokens), 1e-4)
+    assert close(logits(model, tokens), logits(dense, tokens), 1e-3)
     tied = tiny_llama(1, tie_word_embeddings=True)
     quantize_(tied, CONFIG, seed=3)
     assert len(quantised(tied)) == len(PROJECTIONS)
@@ -188,7 +188,7 @@ def test_gradients_reach_the_embedding(fused, llama, tokens):
     shared = [name for name in ours if name in theirs]
     assert len(shared) == 7
     for name in shared:
-        assert close(ours[name].grad, theirs[name].grad, 1e-4), name
+        assert close(ours[name].grad, theirs[name].grad, 2e-3), name
     assert not any(tensor.grad is not None for layer in quantised(model).values() for tensor in layer.tensors())
 
 

