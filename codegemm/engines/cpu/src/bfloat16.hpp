@@ -124,7 +124,8 @@ struct Tiles : Pairs<PLANES> {
     // The compiler does not know that tiles are loaded from memory.
     static void written() { __asm__ volatile("" ::: "memory"); }
 
-    // sums[panel][row][16] of four panels, in tiles 0 to 3.
+    // sums[panel][row][16] of four panels, in tiles 0 to 3: not in a loop, since compilers take literals alone for
+    // tiles.
     static void multiply_four(const Pair* w, const Panels<Pair>& panels, int panel, float* sums, Ahead<Tiles>& ahead,
                               int& call, int calls) {
         written();

@@ -139,6 +139,8 @@ inline void store_entries(Entry&& entry, uint8_t* table) {
     }
 }
 
+#if defined(__AVX512VBMI__) || defined(__AVX512BW__)
+
 #if defined(__AVX512VBMI__)
 
 // A table of ENTRIES bytes in registers.
@@ -165,11 +167,25 @@ struct Table {
     }
 };
 
+#else
+
+// A table of 16 bytes, in every quarter of a register.
+template <int>
+struct Table {
+    __m512i part;
+
+    explicit Table(const uint8_t* table)
+        : part(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)))) {}
+    __m512i look_up(__m512i codes) const { return _mm512_shuffle_epi8(part, codes); }
+};
+
+#endif
+
 // sums[group][plane][row] of `count` positions: codes [position][pitch], of which GROUPS * 64 rows from `codes` on;
 // tables [position] of PLANES * ENTRIES bytes. Meanwhile as many codes `ahead` bytes further are fetched.
 template <int ENTRIES, int PLANES, int GROUPS>
-inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
-                    uint16_t* sums) {
+inline void look_up_bytes(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                          uint16_t* sums) {
     __m512i both[GROUPS][PLANES], odd[GROUPS][PLANES];
     for (int g = 0; g < GROUPS; ++g)
         for (int plane = 0; plane < PLANES; ++plane) both[g][plane] = odd[g][plane] = _mm512_setzero_si512();
@@ -193,16 +209,24 @@ inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t
         }
 }
 
-#elif defined(__AVX512BW__)
+#if defined(__AVX512VBMI__)
+
+template <int ENTRIES, int PLANES, int GROUPS>
+inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
+                    uint16_t* sums) {
+    look_up_bytes<ENTRIES, PLANES, GROUPS>(codes, pitch, count, tables, ahead, sums);
+}
+
+#else
 
 // A table of words in registers, a permutation's two at a time.
 template <int ENTRIES, int PLANES>
-struct Table {
+struct WordTable {
     static constexpr int words = ENTRIES * PLANES / 2, registers = words / 32;
     static_assert(registers == 1 || registers == 2 || registers == 4 || registers == 8);
     __m512i part[registers];
 
-    explicit Table(const uint8_t* table) {
+    explicit WordTable(const uint8_t* table) {
         for (int i = 0; i < registers; ++i) part[i] = _mm512_loadu_si512(table + 64 * i);
     }
     // What 32 codes name, each at the low end of a word: words, or bytes with something else above.
@@ -229,42 +253,18 @@ struct Table {
     }
 };
 
-template <int PLANES, int GROUPS>
-inline void look_up_sixteen(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
-                            uint16_t* sums) {
-    __m512i both[GROUPS][PLANES], odd[GROUPS][PLANES];
-    for (int g = 0; g < GROUPS; ++g)
-        for (int plane = 0; plane < PLANES; ++plane) both[g][plane] = odd[g][plane] = _mm512_setzero_si512();
-    for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * 16)
-        for (int plane = 0; plane < PLANES; ++plane) {
-            const auto* entries = reinterpret_cast<const __m128i*>(tables + 16 * plane);
-            const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(entries));
-            for (int g = 0; g < GROUPS; ++g) {
-                if (plane == 0) fetch(codes + group_rows * g + ahead);
-                const __m512i found = _mm512_shuffle_epi8(table, _mm512_loadu_si512(codes + group_rows * g));
-                both[g][plane] = _mm512_add_epi16(both[g][plane], found);
-                odd[g][plane] = _mm512_add_epi16(odd[g][plane], _mm512_srli_epi16(found, 8));
-            }
-        }
-    for (int g = 0; g < GROUPS; ++g)
-        for (int plane = 0; plane < PLANES; ++plane, sums += group_rows) {
-            _mm512_storeu_si512(sums, _mm512_sub_epi16(both[g][plane], _mm512_slli_epi16(odd[g][plane], 8)));
-            _mm512_storeu_si512(sums + 32, odd[g][plane]);
-        }
-}
-
 // The same two additions as above sum up the two bytes of an entry, for each half of the rows.
 template <int ENTRIES, int PLANES, int GROUPS>
 inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t* tables, ptrdiff_t ahead,
                     uint16_t* sums) {
     if constexpr (!in_words(ENTRIES)) {
-        look_up_sixteen<PLANES, GROUPS>(codes, pitch, count, tables, ahead, sums);
+        look_up_bytes<ENTRIES, PLANES, GROUPS>(codes, pitch, count, tables, ahead, sums);
     } else {
         __m512i all[GROUPS][2], high[GROUPS][2];  // by half of the rows
         for (int g = 0; g < GROUPS; ++g)
             for (int half = 0; half < 2; ++half) all[g][half] = high[g][half] = _mm512_setzero_si512();
         for (int p = 0; p < count; ++p, codes += pitch, tables += PLANES * ENTRIES) {
-            const Table<ENTRIES, PLANES> table(tables);
+            const WordTable<ENTRIES, PLANES> table(tables);
             for (int g = 0; g < GROUPS; ++g) {
                 fetch(codes + group_rows * g + ahead);
                 const __m512i code = _mm512_loadu_si512(codes + group_rows * g);
@@ -288,6 +288,8 @@ inline void look_up(const uint8_t* codes, size_t pitch, int count, const uint8_t
             }
     }
 }
+
+#endif
 
 #elif defined(__AVX2__)
 

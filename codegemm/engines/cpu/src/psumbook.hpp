@@ -70,10 +70,13 @@ void for_groups(const PsumbookArgs& a, const Tile& tile, Run&& run) {
     }
 }
 
-inline vec<wide> smaller_of(vec<wide> a, vec<wide> b) {
+// The smaller and the larger numbers of two registers, lane by lane.
+template <class Vector>
+inline Vector smaller(Vector a, Vector b) {
     return a < b ? a : b;
 }
-inline vec<wide> larger_of(vec<wide> a, vec<wide> b) {
+template <class Vector>
+inline Vector larger(Vector a, Vector b) {
     return a > b ? a : b;
 }
 
@@ -133,11 +136,11 @@ inline Extremes build(const Products<ENTRIES, V>& products, float* table) {
         for (int r = 0; r < some; ++r) {
             const vec<wide> values = products(i + r * wide);
             store<wide>(table + i + r * wide, values);
-            least[r] = smaller_of(values, least[r]), most[r] = larger_of(values, most[r]);
+            least[r] = smaller(values, least[r]), most[r] = larger(values, most[r]);
         }
-    for (int r = 1; r < some; ++r) least[0] = smaller_of(least[r], least[0]), most[0] = larger_of(most[r], most[0]);
-    return {fold(least[0], [](auto a, auto b) { return a < b ? a : b; }),
-            fold(most[0], [](auto a, auto b) { return a > b ? a : b; })};
+    for (int r = 1; r < some; ++r) least[0] = smaller(least[r], least[0]), most[0] = larger(most[r], most[0]);
+    return {fold(least[0], [](auto a, auto b) { return smaller(a, b); }),
+            fold(most[0], [](auto a, auto b) { return larger(a, b); })};
 }
 
 // run(v as a constant), or a 0 for those that are rare.

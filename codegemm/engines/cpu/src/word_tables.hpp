@@ -34,13 +34,6 @@ struct Scale {
     Rows step, least;
 };
 
-inline vec<8> smaller(vec<8> a, vec<8> b) {
-    return a < b ? a : b;
-}
-inline vec<8> larger(vec<8> a, vec<8> b) {
-    return a > b ? a : b;
-}
-
 // products[entry] of a position's centroids with 16 rows of x [in_features][16], and their extremes.
 template <int ENTRIES>
 inline void multiply_position(const PsumbookArgs& a, int part, int position, const float* x, float* products,
