@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
 
 class Buffers:
-    """Those of a plan: on the CPU this thread's as long as a call takes; on a GPU its own or, where plans share,
+    """Those of a plan: on the CPU its own as long as a call takes; on a GPU its own or, where plans share,
     this thread's for a stream, without room for x and y.
 
     own: the plan's own, or None.

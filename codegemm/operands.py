@@ -4,6 +4,8 @@ them."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -179,12 +181,14 @@ def tracks(*values: Any) -> bool:
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     if any(tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
         return True
-    return bool(tensors) and transforms(torch) and any(_is_transformed(torch, tensor) for tensor in tensors)
+    return bool(tensors) and watch(torch)() and any(_is_transformed(torch, tensor) for tensor in tensors)
 
 
-def transforms(torch: Any) -> bool:
-    """Whether a transformation of torch's is at work: forward-mode derivatives, or one of `torch.func`."""
-    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+@cache
+def watch(torch: Any) -> Callable[[], bool]:
+    """What tells whether a transformation of torch's is at work: forward-mode derivatives, or one of `torch.func`."""
+    forward_mode, innermost = torch.autograd.forward_ad, torch._C._functorch.peek_interpreter_stack
+    return lambda: forward_mode._current_level >= 0 or innermost() is not None
 
 
 def _is_transformed(torch: Any, tensor: Any) -> bool:

@@ -100,7 +100,7 @@ class Plan:
     """A product decided beforehand: `plan(x, out=y)` only checks, converts in place and runs.
 
     With `out=` nothing of the size of x or y is allocated (`reference` and `dense_bf16`, and kernels without a
-    compiler, do allocate). On the CPU it takes the workspace that each thread keeps (up to 64 MiB; more is allocated at
+    compiler, do allocate). On the CPU it takes one of the workspaces that are kept (up to 64 MiB; more is allocated at
     every call), so that threads may share it; on a GPU it holds one, and serves the thread that called it first, one
     stream at a time. It has no graph of torch's. With x and out on its GPU a call never synchronises, and compiles
     nothing unless one of them has to be copied, so that a CUDA graph can capture it. It can be copied, but not pickled.
@@ -112,12 +112,12 @@ class Plan:
         """A product with `weight`, and those of fewer rows, by a kernel that doesn't refuse them.
 
         bias: [M] on the weight's device, of any library, not written to any more, or None. exact: without those of
-        fewer rows; what has to be compiled is at the first call, copies are allocated, and workspaces are the thread's.
+        fewer rows; what has to be compiled is at the first call, copies are allocated, and workspaces are shared.
         """
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
         self._product = product = replace(product, biased=bias is not None and _adds_bias(kernel, self.dtype))
         self._bias: Any = None
-        self._added: tuple[Any, ...] = ()
+        self._added: Any = None
         if bias is not None:
             self._add(bias)
         self._exact = exact
@@ -173,7 +173,7 @@ class Plan:
         with scope(device, bias):
             self._bias = operands.summand(operands.bias_of(bias, self.weight.shape[0], device), self.dtype)
         if self._product.biased:
-            self._added = (Summand.of(self._bias) if device == CPU else self._bias,)
+            self._added = Summand.of(self._bias) if device == CPU else self._bias
 
     def decide(self, x: Any, out: Any = None) -> None:
         """What the first call with operands of such shapes and dtypes decides for all, without multiplying."""
@@ -189,7 +189,7 @@ class Plan:
         GPU, in another thread than the first.
         """
         if self._cpu is not None:
-            y = self._cpu.multiply(x, out, *self._added)
+            y = self._cpu.multiply(x, out, self._added)
             if y is not None:
                 return y
         elif self._cuda is not None:
@@ -200,7 +200,7 @@ class Plan:
                 workspace = self._buffers.find(stream) if own is None else own
                 if workspace is not None:
                     self._check_thread()
-                    run(rows, out_rows, workspace, stream, *self._added)
+                    run(rows, out_rows, workspace, stream, self._added)
                     return out
         if operands.tracks(x, out):
             raise RuntimeError(

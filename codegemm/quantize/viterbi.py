@@ -12,6 +12,7 @@ lies where they meet; the second begins and ends with that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import byref
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class Search:
             "costs": np.empty((workers, trellis.STEPS + 1, _TOGETHER, _ROOM), np.float32),
         }
         numbers = {"tiles": len(tiles), "bits": self._bits, "workers": workers}
-        self._function(ViterbiArgs(**{name: library.address(array) for name, array in arrays.items()}, **numbers))
+        addresses = {name: library.address(array) for name, array in arrays.items()}
+        self._function(byref(ViterbiArgs(**addresses, **numbers)))
 
     def _by_arrays(self, tiles: Tiles, states: States) -> None:
         block = max(1, self._ops.block // len(self.pairs))

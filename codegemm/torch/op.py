@@ -10,7 +10,7 @@ import torch
 from codegemm import gradients
 from codegemm.arrays import check_float
 from codegemm.devices import device_of
-from codegemm.operands import check_place, result_shape, tracks, transforms
+from codegemm.operands import check_place, result_shape, tracks, watch
 from codegemm.torch.bound import bound_to, missing
 from codegemm.torch.tensors import parse
 
@@ -20,6 +20,7 @@ _SCHEMAS = {
     "linear": "(Tensor x, Tensor[] tensors, str layout, Tensor? bias, str precision) -> Tensor",
     "linear_backward": "(Tensor g, Tensor[] tensors, str layout, str precision) -> Tensor",
 }
+_transforms = watch(torch)
 _CAST = (torch.float16, torch.bfloat16, torch.float32)  # by autocast
 
 
@@ -43,7 +44,7 @@ def linear(
     def times(x: Any, bias: Any) -> Any:
         return torch.ops.codegemm.linear.default(x, tensors, layout, bias, precision)
 
-    if torch.compiler.is_compiling() or not transforms(torch):
+    if torch.compiler.is_compiling() or not _transforms():
         return times(x, bias)
     # Of operations torch.func differentiates none, and forward mode takes their derivatives for 0.
     _refuse(layout, [tracks(tensor) for tensor in tensors])
@@ -85,7 +86,7 @@ def is_watched(x: Any) -> bool:
         or x.is_meta
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or transforms(torch)
+        or _transforms()
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from ctypes import c_int, c_void_p
+from ctypes import byref, c_int, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,5 +196,5 @@ def dense_slices(prepared: Prepared, dense: npt.NDArray[np.float32]) -> Iterator
     for first in range(0, len(blocks), _SLICE_BLOCKS):
         end = min(first + _SLICE_BLOCKS, len(blocks))
         row, end_row = int(blocks[first, 1]), int(blocks[end - 1, 2])
-        decode(prepared.arguments.filled, library.address(dense), first, end)
+        decode(byref(prepared.arguments.filled), library.address(dense), first, end)
         yield row, dense[: end_row - row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import byref
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class DequantDense(CpuKernel[CodebookSpec, CodebookWeight]):
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         dense, rest = _dense(prepared, workspace)
         arguments = prepared.arguments
-        function(arguments.filled, library.address(dense), 0, len(arguments.arrays["blocks"]))
+        function(byref(arguments.filled), library.address(dense), 0, len(arguments.arrays["blocks"]))
         multiply_float32(dense, x, out, rest, bias)
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from ctypes import POINTER, PYFUNCTYPE, Structure, c_char, c_int, c_void_p, py_object
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +24,10 @@ from codegemm.locks import ForkSafeLock
 DTYPES = declarations.enumeration(compiler.SOURCES / "floats.hpp", "Dtype")
 
 MAX_THREADS = 1024
-MAX_KEPT_BYTES = 64 << 20  # of a thread's workspace; the product that needs more takes longer than to allocate it
-_SET_BY_CALLS = {"x", "out", "workspace", "bias", "bias_pitch", "x_dtype", "out_dtype", "n"}
+MAX_KEPT_BYTES = 64 << 20  # of a workspace; the product that needs more takes longer than to allocate it
+_ADDRESSES = ("x", "out", "workspace", "bias")  # of every call, ahead of what stays
+_SET_BY_CALLS = {*_ADDRESSES, "bias_pitch", "x_dtype", "out_dtype", "n"}
+_pack = Struct(f"{len(_ADDRESSES)}P")
 
 # Flags of a NumPy array, as its C API numbers them.
 CONTIGUOUS, ALIGNED, NATIVE, WRITEABLE = 0x1, 0x100, 0x200, 0x400
@@ -39,14 +41,14 @@ _threads: int | None = None
 def function(source: Path, name: str, *argtypes: Any) -> Any:
     """The exported function `name` of a source file, its first argument the parallel loop; None without a compiler.
 
-    argtypes: ctypes types of the arguments after the loop; a Structure stands for a pointer to it. The first failure
-    to compile warns, once, and says what to install.
+    argtypes: ctypes types of the arguments after the loop; a Structure stands for a pointer to it, or its bytes. The
+    first failure to compile warns, once, and says what to install.
     """
     library, pool = _load(source), _load(compiler.SOURCES / "threads.cpp")
     if library is None or pool is None:
         return None
     call = getattr(library, name)
-    by_pointer = (POINTER(t) if issubclass(t, Structure) else t for t in argtypes)
+    by_pointer = (c_void_p if issubclass(t, Structure) else t for t in argtypes)
     call.argtypes, call.restype = (c_void_p, *by_pointer), None
     return partial(call, ctypes.cast(pool.codegemm_parallel_for, c_void_p))
 
@@ -123,26 +125,25 @@ class Workspace(NamedTuple):
     address: int
 
 
-class _Kept(threading.local):
-    workspace: Workspace | None = None
-
-
-_kept = _Kept()
+_kept: list[Workspace] = []  # as many as there were products at once; the last one is in cache
 
 
 def take_workspace(size: int) -> Workspace:
-    """At least so many bytes, for this thread until it gives them back."""
-    kept, _kept.workspace = _kept.workspace, None  # a kernel may multiply by another weight meanwhile
-    if kept is not None and kept.size >= size:
-        return kept
+    """At least so many bytes, the caller's alone until it gives them back."""
+    try:
+        kept = _kept.pop()
+        if kept.size >= size:
+            return kept
+    except IndexError:
+        pass
     array = empty(size, np.uint8)
     return Workspace(array, size, address(array))
 
 
 def give_back(workspace: Workspace) -> None:
-    """Keep it for this thread's next product, if it is not too large."""
+    """Keep it for another product, if it is not too large."""
     if workspace.size <= MAX_KEPT_BYTES:
-        _kept.workspace = workspace
+        _kept.append(workspace)
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -156,43 +157,49 @@ def empty(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
 class Arguments:
     """The argument structure of a kernel with the weight's own fields filled in, and the arrays they point to.
 
-    A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must have
-    the fields x, out, workspace, bias (null for none), bias_pitch (0 for one of all rows of x), x_dtype, out_dtype and
-    n, which calls set: else a TypeError. ValueError for an array that isn't contiguous.
+    A number that isn't named is what the first owner (a spec, a configuration) has of its name. The structure must
+    begin with x, out, workspace and bias (null for none) and have the fields bias_pitch (0 for one of all rows of x),
+    x_dtype, out_dtype and n, which calls set: else a TypeError. ValueError for an array that isn't contiguous.
     """
 
     def __init__(
         self, structure: type[Structure], arrays: dict[str, np.ndarray], *owners: Any, **numbers: float
     ) -> None:
-        if missing := _SET_BY_CALLS - {name for name, *_ in structure._fields_}:
+        names = [name for name, *_ in structure._fields_]
+        if missing := _SET_BY_CALLS - set(names):
             raise TypeError(f"{structure.__name__}: it has no {', '.join(sorted(missing))}")
+        if tuple(names[: len(_ADDRESSES)]) != _ADDRESSES:
+            raise TypeError(f"{structure.__name__}: it begins with {names[:4]}, must with {', '.join(_ADDRESSES)}")
         for name, array in arrays.items():
             if not array.flags.c_contiguous:
                 raise ValueError(f"{structure.__name__}: {name} with strides {array.strides}, must be contiguous")
         self.arrays = arrays
-        self._numbers = declarations.owned([name for name, *_ in structure._fields_], owners) | numbers
+        self._numbers = declarations.owned(names, owners) | numbers
         self.filled = structure(**self._numbers | {name: address(array) for name, array in arrays.items()})
 
     def call(
         self, function: Any, x: np.ndarray, out: np.ndarray, workspace: np.ndarray, *more: int, bias: Any = None
     ) -> None:
         """function(arguments, *more) on a copy of the structure: several threads may multiply by one weight."""
-        added = (0, 0) if bias is None else (address(bias), bias.shape[-1] * (bias.ndim - 1))
-        start = self.bound(function, len(x), x.dtype, out.dtype, *more)
-        start(address(x), address(out), address(workspace), *added)
+        begin, pitch = (0, 0) if bias is None else (address(bias), bias.shape[-1] * (bias.ndim - 1))
+        start = self.bound(function, len(x), x.dtype, out.dtype, *more, bias_pitch=pitch)
+        start(address(x), address(out), address(workspace), begin)
 
-    def bound(self, function: Any, n: int, x_dtype: np.dtype, out_dtype: np.dtype, *more: int) -> Callable[..., None]:
-        """`call` for n rows of these dtypes, as a function of the addresses of x, out, workspace and bias (0 for none)
-        and from one row of that to the next."""
-        copy_of = type(self.filled).from_buffer_copy
-        filled = copy_of(self.filled)
+    def bound(
+        self, function: Any, n: int, x_dtype: np.dtype, out_dtype: np.dtype, *more: int, bias_pitch: int = 0
+    ) -> Callable[..., None]:
+        """`call` for n rows of these dtypes, as a function of the addresses of x, out, workspace and bias (0 for none).
+
+        bias_pitch: from one row of the bias to the next.
+        """
+        filled = type(self.filled).from_buffer_copy(self.filled)
         filled.n, filled.x_dtype, filled.out_dtype = n, DTYPES[name_of(x_dtype)], DTYPES[name_of(out_dtype)]
-        filled.arrays = self.arrays  # another thread may drop the weight's meanwhile
+        filled.bias_pitch = bias_pitch
+        pack, rest = _pack.pack, bytes(filled)[_pack.size :]  # twice as fast as a structure of its own
 
-        def call(x: int, out: int, workspace: int, bias: int = 0, bias_pitch: int = 0) -> None:
-            own = copy_of(filled)
-            own.x, own.out, own.workspace, own.bias, own.bias_pitch = x, out, workspace, bias, bias_pitch
-            function(own, *more)
+        def call(x: int, out: int, workspace: int, bias: int = 0, arrays: Any = self.arrays) -> None:
+            # arrays: another thread may drop the weight's meanwhile
+            function(pack(x, out, workspace, bias) + rest, *more)
 
         return call
 

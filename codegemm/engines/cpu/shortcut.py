@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from codegemm.arrays import FLOATS, float_dtype, name_of, written
+from codegemm.arrays import FLOATS, float_dtype, name_of
 from codegemm.engines.cpu.library import ALIGNED, CONTIGUOUS, NATIVE, WRITEABLE, address, give_back, take_workspace
-from codegemm.operands import rows_for, transforms
+from codegemm.operands import rows_for, watch
 
 _MAX_SEEN = 64
 _READ = CONTIGUOUS | ALIGNED | NATIVE
@@ -66,30 +66,34 @@ class Shortcut:
 
     def decide(self, x: Any, out: Any) -> None:
         """What `multiply` runs for arrays of such shapes and dtypes."""
-        self._known(x, out)
+        self._known(_key(x, out))
 
     def multiply(self, x: Any, out: Any, bias: Any = None) -> Any:
         """x @ W^T + bias, of any library or a `Summand`, in `out` or a new array; None where the long way must be
         gone."""
         torch: Any = None
         if type(x) is not np.ndarray:
-            torch = sys.modules.get("torch")
-            if torch is None or type(x) is not torch.Tensor or transforms(torch):
+            torch = _torch or _find_torch()
+            if torch is None or type(x) is not torch.Tensor or torch.transforms():
                 return None
         if out is not None and type(out) is not type(x):
             return None
-        begin = address(x, _READ) if torch is None else _address(torch, x)
-        summand = 0 if bias is None else self._summand(bias)
-        if not begin or (bias is not None and not summand):
+        begin, summand = address(x, _READ) if torch is None else torch.address(x), 0
+        if not begin:
             return None
-        bound, shape, x_bytes, out_bytes = self._known(x, out)
+        if bias is not None:
+            summand = bias.address if type(bias) is Summand else self._summand(bias)
+            if not summand:
+                return None
+        key = (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)  # of `_key`
+        bound, shape, x_bytes, out_bytes = self._entries.get(key) or self._known(key)
         if bound is None:
             return None
         if out is None:
             y: Any = np.empty(shape, x.dtype) if torch is None else x.new_empty(*shape)  # a tuple takes longer
             y_begin = address(y) if torch is None else y.data_ptr()
         else:
-            y, y_begin = out, address(out, _WRITTEN) if torch is None else _address(torch, out)
+            y, y_begin = out, address(out, _WRITTEN) if torch is None else torch.address(out)
             if not y_begin or (begin < y_begin + out_bytes and y_begin < begin + x_bytes):
                 return None
         run, size = bound
@@ -97,24 +101,21 @@ class Shortcut:
         run(begin, y_begin, workspace.address, summand)
         give_back(workspace)
         if torch is not None and out is not None:
-            written(out)
+            torch.written(out)
         return y
 
     def _summand(self, bias: Any) -> int:
         """Where a bias begins that is added as it is, [M] in float32; 0 for every other."""
-        if type(bias) is Summand:
-            return bias.address
         if type(bias) is np.ndarray:
             begin, single = address(bias, _READ), np.float32
         else:
-            torch = sys.modules.get("torch")
-            if torch is None or type(bias) not in (torch.Tensor, torch.nn.Parameter) or transforms(torch):
+            torch = _torch or _find_torch()
+            if torch is None or type(bias) not in torch.tensors or torch.transforms():
                 return 0
-            begin, single = _address(torch, bias), torch.float32
+            begin, single = torch.address(bias), torch.float32
         return begin if bias.dtype == single and bias.shape == self._shape[:1] else 0
 
-    def _known(self, x: Any, out: Any) -> _Entry:
-        key = (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)
+    def _known(self, key: tuple[Any, ...]) -> _Entry:
         entry = self._entries.get(key)
         if entry is None:
             if len(self._entries) >= _MAX_SEEN:
@@ -135,11 +136,35 @@ class Shortcut:
         return _Entry(self._bind(rows, dtype, out_dtype), out_shape, x_bytes, out_bytes)
 
 
-def _address(torch: Any, tensor: Any) -> int:
-    """Where the numbers of a tensor begin; 0 where they aren't what it looks like, or torch wants to know of them."""
-    if tensor.requires_grad and torch.is_grad_enabled():
-        return 0
-    try:
-        return int(tensor.data_ptr()) if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() else 0
-    except RuntimeError:  # some layouts have no such thing
-        return 0
+def _key(x: Any, out: Any) -> tuple[Any, ...]:
+    return (x.shape, x.dtype) if out is None else (x.shape, x.dtype, out.shape, out.dtype)
+
+
+class _Torch:
+    """What calls ask of torch, looked up once."""
+
+    def __init__(self, torch: Any) -> None:
+        self.Tensor, self.tensors, self.float32 = torch.Tensor, (torch.Tensor, torch.nn.Parameter), torch.float32
+        self.transforms, self.written = watch(torch), torch.autograd.graph.increment_version
+        self._is_grad_enabled = torch.is_grad_enabled
+
+    def address(self, tensor: Any) -> int:
+        """Where the numbers of a tensor begin; 0 where they aren't what it looks like, or torch wants to know of
+        them."""
+        if tensor.requires_grad and self._is_grad_enabled():
+            return 0
+        try:
+            return tensor.data_ptr() if tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg() else 0
+        except RuntimeError:  # some layouts have no such thing
+            return 0
+
+
+_torch: _Torch | None = None
+
+
+def _find_torch() -> _Torch | None:
+    """If it was imported, as it may be at any time."""
+    global _torch
+    torch = sys.modules.get("torch")
+    _torch = None if torch is None else _Torch(torch)
+    return _torch

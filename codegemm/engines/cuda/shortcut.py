@@ -11,7 +11,7 @@ import numpy as np
 
 from codegemm.arrays import FLOATS, float_dtype, view, written
 from codegemm.devices import Device, Stream
-from codegemm.operands import rows_for, transforms
+from codegemm.operands import rows_for, watch
 
 _MAX_SEEN = 64
 
@@ -59,7 +59,7 @@ class Shortcut:
                 return None
             if not (x.is_cuda and out.is_cuda and x.device.index == self._number):
                 return None
-            if ((x.requires_grad or out.requires_grad) and torch.is_grad_enabled()) or transforms(torch):
+            if ((x.requires_grad or out.requires_grad) and torch.is_grad_enabled()) or watch(torch)():
                 return None
             if stream is None:
                 pointer = torch.cuda.current_stream(x.device).cuda_stream

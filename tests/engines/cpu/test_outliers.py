@@ -171,7 +171,7 @@ def test_much_smaller_numbers_than_the_largest(small, scale, rng):
     weight = codegemm.CodebookWeight(codes, book.astype(np.float16), scales)
     for n in (1, 5, 9):
         x = rng.standard_normal((n, 1024))
-        x[:, 768:] = x[:, 512:768] * (1 + 3e-3 * rng.standard_normal(256))
+        x[:, 768:] = x[:, 512:768] * (1 + 1e-2 * rng.standard_normal(256))  # less, and sums of floats can't tell
         x[:, 512:] *= small
         check(weight, x.astype(np.float32))
 
