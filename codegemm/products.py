@@ -25,6 +25,7 @@ from codegemm.engines.cpu import library as cpu_library
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.shortcut import Bound, Summand
 from codegemm.engines.cpu.shortcut import Shortcut as CpuShortcut
+from codegemm.engines.cpu.transformed import CpuTransformed
 from codegemm.engines.cuda import backward as cuda_backward
 from codegemm.engines.cuda import library
 from codegemm.engines.cuda.shortcut import Shortcut as CudaShortcut
@@ -447,11 +448,11 @@ def _shortcut(weight: Weight, kernel: str, precision: str, biased: bool) -> Any:
 
 
 def _bind(kernel: Kernel, prepared: Any, product: Product, rows: int, dtype: np.dtype, out_dtype: np.dtype) -> Any:
-    """What a shortcut runs: on the CPU a `Bound`, or None where the product is not a call of compiled code alone."""
+    """What a shortcut runs: on the CPU a `Bound`, or None where the product is more than calls of compiled code."""
     product = replace(product, n=rows, dtype=dtype, out_dtype=out_dtype)
     if kernel.engine == "cuda":
         return kernel.bind(prepared, product)
-    if not isinstance(kernel, CpuKernel) or (product.biased and not _adds_bias(kernel, dtype)):
+    if not isinstance(kernel, CpuKernel | CpuTransformed) or (product.biased and not _adds_bias(kernel, dtype)):
         return None
     run = kernel.bound(prepared, product)
     return None if run is None else Bound(run, kernel.workspace(product, CPU))

@@ -43,10 +43,11 @@ def calls(weight, x, out, bias, dtype):
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_arrays_as_kernels_take_them_need_no_long_way(library, dtype, n, make_weight, rng, no_long_way):
+@pytest.mark.parametrize("config", ["m1v4g32", "m1v4g32+rotated", "m1v4g32+offsets", "m1v4g32+ordered+rotated+offsets"])
+def test_arrays_as_kernels_take_them_need_no_long_way(library, dtype, n, config, make_weight, rng, no_long_way):
     if library == "torch":
         pytest.importorskip("torch")
-    weight = make_weight(ROWS, COLUMNS, "m1v4g32")
+    weight = make_weight(ROWS, COLUMNS, config)
     x, out, bias, wide = operands(rng, library, dtype, n)
     truth = wide @ weight.dequantize(np.float64).T
     for some, wanted in zip(calls(weight, x, out, bias, dtype), (truth, truth + arrays.as_array(bias)), strict=True):
@@ -56,6 +57,30 @@ def test_arrays_as_kernels_take_them_need_no_long_way(library, dtype, n, make_we
             assert y.dtype == x.dtype
             error = np.linalg.norm(arrays.as_array(y).astype(np.float64) - wanted) / np.linalg.norm(wanted)
             assert error <= (2e-4 if dtype == "float32" else 5e-3)
+
+
+@pytest.mark.parametrize("dtypes", [("float16", "float16"), ("bfloat16", "float32"), ("float32", "float32"),
+                                    ("float64", "float64")])  # fmt: skip
+@pytest.mark.parametrize(
+    "around", ["", "+rotated", "+offsets", "+ordered", "+rotated+offsets", "+rotated8+added+terms2"]
+)
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_both_ways_give_the_same_bits(dtypes, around, n, make_weight, rng, monkeypatch):
+    weight = make_weight(ROWS, COLUMNS, "m1v4g24" + around)
+    x, bias = rng.standard_normal((n, COLUMNS)), rng.standard_normal(ROWS).astype(np.float32)
+    x = x.astype(arrays.float_dtype(dtypes[0]))
+    for kernel in ("psumbook", "dequant", "dequant_dense"):
+        found = []
+        for bind in (products._bind, lambda *arguments: None):
+            with monkeypatch.context() as patch:
+                patch.setattr(products, "_bind", bind)
+                for added in (None, bias):
+                    out = np.full((n, ROWS), np.nan, arrays.float_dtype(dtypes[1]))
+                    codegemm.plan(weight, n, x.dtype, kernel, bias=added)(x, out=out)
+                    found.append(out)
+        assert not np.isnan(found[0].astype(np.float32)).any()
+        np.testing.assert_array_equal(found[0], found[2])
+        np.testing.assert_array_equal(found[1], found[3])
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -73,14 +73,17 @@ class CpuKernel(Kernel[S, W]):
         `run`; one that runs in a way of its own says when."""
         return type(self).run is CpuKernel.run and type(self).run_compiled is CpuKernel.run_compiled
 
-    def bound(self, prepared: Any, product: Product[S]) -> Callable[..., None] | None:
-        """`run` for exactly this product, of the addresses of x, out, the workspace and a bias [M] (0 for none); None
-        where there is more to it than a call of the compiled function."""
+    def bound(self, prepared: Any, product: Product[S], bias_pitch: int = 0) -> Callable[..., None] | None:
+        """`run` for exactly this product, of the addresses of x, out, the workspace and a bias (0 for none); None
+        where there is more to it than a call of the compiled function.
+
+        bias_pitch: from the bias for one row of x to that for the next; by default there is one [M] for all.
+        """
         function = self.function(product.n) if self.is_one_call(product.n) else None
         if function is None:
             return None
         call: Callable[..., None] = prepared.arguments.bound(
-            function, product.n, product.dtype, product.out_dtype, *self.parameters
+            function, product.n, product.dtype, product.out_dtype, *self.parameters, bias_pitch=bias_pitch
         )
         return call
 

@@ -19,7 +19,7 @@ _WRITTEN = _READ | WRITEABLE
 
 
 class Bound(NamedTuple):
-    """A call of compiled code, of the addresses of x, out, a workspace of so many bytes, and a bias."""
+    """Calls of compiled code, of the addresses of x, out, a workspace of so many bytes, and a bias."""
 
     run: Callable[..., None]
     workspace_bytes: int
@@ -47,9 +47,9 @@ class _Entry(NamedTuple):
 
 
 class Shortcut:
-    """Multiplies in some microseconds where that is one call of compiled code and no array needs a copy.
+    """Multiplies in some microseconds where compiled code does it alone and no array needs a copy.
 
-    shape: the weight's. bind: called once for a number of rows, x's and out's dtype; None where it is not one call.
+    shape: the weight's. bind: called once for a number of rows, x's and out's dtype; None where there is more to it.
     n, dtype: the most rows of x and their dtype that it lets pass; by default any that kernels may take.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,14 @@ from codegemm.devices import CPU, Device
 from codegemm.engines import declarations, limits
 from codegemm.engines.cpu import compiler, costs, kernel, library
 from codegemm.engines.cpu.costs import Work
-from codegemm.engines.transformed import TransformedKernel, arrays_around, changes_x, finishes, inner_product
+from codegemm.engines.cpu.kernel import CpuKernel
+from codegemm.engines.transformed import FLOAT32, TransformedKernel, arrays_around, changes_x, finishes, inner_product
 from codegemm.formats.rotation import Rotation
 from codegemm.formats.transformed import TransformedSpec, TransformedWeight
 from codegemm.kernel import Cost, Product
 
 _SOURCE = compiler.SOURCES / "transformed.cpp"
+_FUNCTIONS = ("before", "add_offsets", "after")
 _ALIGNED = 256
 TransformedArgs = declarations.structure(_SOURCE, "TransformedArgs")
 
@@ -76,6 +78,38 @@ class CpuTransformed(TransformedKernel):
         self.inner.run(prepared.core, inner_x, y, workspace, stream, *added)
         if y is not out:
             _after(prepared, y, out, sums, later)
+
+    def bound(self, prepared: Prepared, product: Product[TransformedSpec]) -> Callable[..., None] | None:
+        """`run` as of `CpuKernel.bound`: calls of compiled code alone, if the inner product is one."""
+        before, add_offsets, after = (library.function(_SOURCE, name, TransformedArgs) for name in _FUNCTIONS)
+        if before is None or not isinstance(self.inner, CpuKernel):
+            return None
+        product = self.apart(product)
+        spec, n, (m, _) = product.spec, product.n, product.spec.shape
+        core = inner_product(product)
+        is_finished = product.out_dtype in (core.dtype, FLOAT32)
+        core = replace(core, out_dtype=product.out_dtype if is_finished else FLOAT32)
+        multiply = self.inner.bound(prepared.core, core, m if spec.offsets else 0)
+        if multiply is None:
+            return None
+        bound = prepared.arguments.bound
+        change = bound(before, n, product.dtype, FLOAT32)
+        offset = bound(add_offsets, n, FLOAT32, FLOAT32) if spec.offsets else None
+        finish = None if is_finished else bound(after, n, FLOAT32, product.out_dtype)
+        to_x, to_y, to_addends, to_sums, _ = self._places(product, CPU)
+        is_changed = changes_x(spec) or core.dtype != product.dtype
+
+        def run(x: int, out: int, workspace: int, bias: int = 0) -> None:
+            x32, y32, sums = workspace + to_x, workspace + to_y, workspace + to_sums
+            change(x, x32, sums)
+            if offset is not None:
+                offset(x32, workspace + to_addends, sums, bias)
+                bias = workspace + to_addends
+            multiply(x32 if is_changed else x, out if finish is None else y32, workspace, bias)
+            if finish is not None:
+                finish(y32, out, sums)
+
+        return run
 
     def workspace(self, product: Product[TransformedSpec], device: Device) -> int:
         return self._places(self.apart(product), device)[-1]
