@@ -164,7 +164,8 @@ def test_emulated_products_and_their_counters(case, compiled, rng):
         shared = report.of(function, kind)
         assert shared.wavefronts == shared.least_wavefronts
     partial = report.of("store_partial", "store")
-    assert partial.wavefronts <= (2 if n in (1, 2, 4) else 7) * partial.instructions  # eight bytes a lane
+    most = 2 if n in (1, 2, 4) else 8  # a lone tile's sums for every second row of x lie in the same banks
+    assert partial.wavefronts <= most * partial.instructions  # eight bytes a lane
     blocks = min(emulate.SMALL_GPU.multiprocessors, rows // 16)
     tiles = np.diff(rows // 16 * np.arange(blocks + 1) // blocks)
     passes = -(-tiles // together)
