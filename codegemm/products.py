@@ -118,7 +118,8 @@ class Plan:
         self.weight, self.kernel, self.n, self.dtype = weight, kernel, product.n, product.dtype
         self._product = product = replace(product, biased=bias is not None and _adds_bias(kernel, self.dtype))
         self._bias: Any = None
-        self._added: Any = None
+        self._summand: Summand | None = None  # what the CPU's kernel adds
+        self._added: tuple[Any, ...] = ()  # the GPU's
         if bias is not None:
             self._add(bias)
         self._exact = exact
@@ -173,8 +174,10 @@ class Plan:
         device = self.weight.device
         with scope(device, bias):
             self._bias = operands.summand(operands.bias_of(bias, self.weight.shape[0], device), self.dtype)
-        if self._product.biased:
-            self._added = Summand.of(self._bias) if device == CPU else self._bias
+        if self._product.biased and device == CPU:
+            self._summand = Summand.of(self._bias)
+        elif self._product.biased:
+            self._added = (self._bias,)
 
     def decide(self, x: Any, out: Any = None) -> None:
         """What the first call with operands of such shapes and dtypes decides for all, without multiplying."""
@@ -190,7 +193,7 @@ class Plan:
         GPU, in another thread than the first.
         """
         if self._cpu is not None:
-            y = self._cpu.multiply(x, out, self._added)
+            y = self._cpu.multiply(x, out, self._summand)
             if y is not None:
                 return y
         elif self._cuda is not None:
@@ -201,7 +204,7 @@ class Plan:
                 workspace = self._buffers.find(stream) if own is None else own
                 if workspace is not None:
                     self._check_thread()
-                    run(rows, out_rows, workspace, stream, self._added)
+                    run(rows, out_rows, workspace, stream, *self._added)
                     return out
         if operands.tracks(x, out):
             raise RuntimeError(
