@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,7 +39,7 @@ from codegemm.engines.cpu import device
 from codegemm.formats import random_weight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
-from codegemm.measuring import sources
+from codegemm.measuring import conditions, sources
 from codegemm.measuring.accuracy import exact, inputs, relative_error
 from codegemm.measuring.stopwatch import Candidate, turn
 from codegemm.products import plan
@@ -60,19 +59,18 @@ OUTLIERS = f"outliers of {_TIMES} times"
 
 @dataclass(frozen=True)
 class Settings:
-    """shapes, and rows of x for `auto`; rounds, the seconds of a kernel's turn in each, and those between two turns, in
-    which the threads of a BLAS or OpenMP come to rest. host_rounds: of the calls without a kernel."""
+    """shapes, and rows of x for `auto`; rounds, and the seconds of a kernel's turn in each. host_rounds: of the calls
+    without a kernel."""
 
     shapes: tuple[Shape, ...]
     batches: tuple[int, ...]
     rounds: int
     budget: float
-    quiet: float
     host_rounds: int
 
 
-FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], BATCHES, 5, 0.1, 0.05, 200)
-QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 8, 16), 2, 0.002, 0.0, 3)
+FULL_SIZE = Settings(sources.LLAMA_3_8B[:2], BATCHES, 5, 0.1, 200)
+QUICK = Settings(((1024, 2048), (2048, 1024)), (1, 4, 8, 16), 2, 0.002, 3)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> Measured:
     if TORCH_FP32 in usable:
         progress("small layers")
         with peers.threads(AUTO_THREADS):
-            measured.small += small.run(settings.rounds, settings.budget, settings.quiet)
+            measured.small += small.run(settings.rounds, settings.budget)
         progress("the host's part")
         measured.others += overhead.outcomes(overhead.measure(settings.host_rounds))
     return measured
@@ -162,10 +160,10 @@ class Bench:
         errors = dict.fromkeys(calls, 0.0)
         read = []
         for _ in range(self._settings.rounds):
-            time.sleep(self._settings.quiet)
+            conditions.settle()
             read.append(device.measure_bandwidth())
             for case, (call, y) in calls.items():
-                time.sleep(self._settings.quiet)
+                conditions.settle()
                 seconds[case].append(turn(call, self._settings.budget)[0])
                 error = relative_error(y, self._truth[case.config][: case.batch])
                 errors[case] = max(errors[case], error)

@@ -17,6 +17,7 @@ from codegemm.engines.cpu import device
 from codegemm.formats import random_weight
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Product
+from codegemm.measuring import conditions
 from codegemm.measuring.accuracy import exact, inputs, relative_error
 from codegemm.measuring.stopwatch import Candidate, turn
 
@@ -26,12 +27,12 @@ _DTYPE = np.dtype(np.float32)
 _CACHES = 1.25  # so many times what the last level holds are torch's copies, out of cache as ours
 
 
-def run(rounds: int, budget: float, quiet: float) -> list[Timed]:
+def run(rounds: int, budget: float) -> list[Timed]:
     """Times with as many threads as there are now, in interleaved rounds of as many seconds a turn."""
-    return [row for shape in SHAPES for n in BATCHES for row in _products(shape, n, rounds, budget, quiet)]
+    return [row for shape in SHAPES for n in BATCHES for row in _products(shape, n, rounds, budget)]
 
 
-def _products(shape: Shape, n: int, rounds: int, budget: float, quiet: float) -> list[Timed]:
+def _products(shape: Shape, n: int, rounds: int, budget: float) -> list[Timed]:
     """torch's product of n rows, and one of `auto` for each configuration."""
     x, weights = inputs(shape[1], n, _DTYPE), {config: random_weight(shape, config) for config in MAIN}
     calls = {(TORCH_FP32, ""): _torch(weights[MAIN[0]], x)}
@@ -41,7 +42,7 @@ def _products(shape: Shape, n: int, rounds: int, budget: float, quiet: float) ->
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for _ in range(rounds):
         for key, (call, _) in calls.items():
-            time.sleep(quiet)
+            conditions.settle()
             seconds[key].append(turn(call, budget)[0])
     return [
         Timed(

@@ -51,9 +51,7 @@ def _where(result: dict[str, Any]) -> str:
 
 
 def _timing(rows: list[Row]) -> str:
-    """How products were timed, and what can be said of it."""
-    if not all(row.get("rounds") for row in rows):
-        return "medians, one kernel after the other"
+    """What can be said of the times."""
     noisy = sum(row["noisy"] for row in rows)
     return (
         f"medians of {len(rows[0]['rounds'])} rounds, {100 * noisy / len(rows):.0f} % of the times varying by more "

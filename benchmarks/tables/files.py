@@ -13,7 +13,7 @@ from codegemm.engines.cpu import isa
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 # Named by the command that wrote them and the instruction set that it measured.
-COMPARED = ("compare-avx2.json", "compare-avx512.json")  # README sums up the first
+COMPARED = ("compare-vnni.json", "compare-avx2.json")  # README sums up the first
 TORCH = ("torch-avx512.json",)
 GAUSSIAN, MINILM = "quantize.json", "quantize-minilm.json"
 

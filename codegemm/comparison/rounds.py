@@ -5,7 +5,6 @@ So a machine that slows down for a while slows all of them down, and times that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from codegemm.comparison.selection import Entry
 from codegemm.kernel import Product
 from codegemm.measuring import conditions
-from codegemm.measuring.stopwatch import QUIET, Candidate, Ready, Timing, turn
+from codegemm.measuring.stopwatch import Candidate, Ready, Timing, turn
 
 
 @dataclass(eq=False)
@@ -68,7 +67,7 @@ def run(
                 for each in group:
                     kernel = each.entry.kernel
                     if kernel is not last and kernel.engine == "cpu":
-                        time.sleep(QUIET)
+                        conditions.settle()
                     last = kernel
                     try:
                         each.take_turn(budget / rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -16,6 +17,8 @@ from codegemm.engines.cuda import timing
 from codegemm.engines.cuda.gpu import LANES, gpu_of
 
 _NUMBER_BYTES = 4  # of the float32 that a processor multiplies
+_LONGEST, _LOOK = 0.5, 0.01  # seconds
+_AT_REST = 0.1  # of a processor
 
 
 @contextmanager
@@ -54,6 +57,17 @@ def threads(count: int | None, with_torch: bool = True) -> Iterator[None]:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(count)
         yield
+
+
+def settle() -> None:
+    """Wait for the threads of this process to come to rest, at most `_LONGEST` seconds: those of a BLAS or OpenMP spin
+    after its last call, at the next kernel's expense; OpenBLAS's for a tenth of a second."""
+    end = time.perf_counter() + _LONGEST
+    while (begin := time.perf_counter()) < end:
+        worked = time.process_time()
+        time.sleep(_LOOK)
+        if time.process_time() - worked < _AT_REST * (time.perf_counter() - begin):
+            return
 
 
 def engine_of(name: str) -> str:

@@ -27,6 +27,7 @@ from codegemm.engines.cuda import library, timing
 from codegemm.engines.cuda.gpu import cache_and_memory
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel, Product
+from codegemm.measuring import conditions
 from codegemm.measuring.accuracy import relative_error
 from codegemm.products import Plan
 
@@ -37,8 +38,6 @@ _CACHE_FACTOR = {"cpu": 1.25, "cuda": 4.0}
 _MEMORY_SHARE = 8  # copies take this part of the free memory, but there are at least two
 _MOST_COPIES = 10_000  # of weights so small that time is not the memory's
 _WARM_UP = 3
-# The threads of a BLAS or OpenMP spin for some milliseconds after its last call, at the next kernel's expense.
-QUIET = 0.05
 _MIN_CALLS, _MAX_CALLS = 7, 300
 _ROUNDED = 1e-2  # the error of rounding to any dtype of x is less
 _GRAPH_CALLS = 40  # products of a graph, at least: its own start must not count
@@ -120,7 +119,7 @@ class Candidate:
     def measure(self, x: npt.NDArray, budget: float) -> tuple[npt.NDArray, Timing]:
         """A product (float32) and the seconds of each call or replay, until `budget` seconds are over."""
         if self._device == CPU:
-            time.sleep(QUIET)
+            conditions.settle()
         ready = self.ready(x)
         times = _timed(ready.call, _WARM_UP if self._device == CPU else 1, budget)
         return ready.result(), Timing(times, ready.how, len(times))

@@ -23,7 +23,7 @@ from support.kernels import Twice, joined
 import codegemm
 from codegemm import registry
 from codegemm.cli import cli
-from codegemm.comparison import plot, report, rounds
+from codegemm.comparison import plot, report
 from codegemm.comparison.result import Result, Row
 from codegemm.comparison.selection import compared_kernels
 from codegemm.engines.cpu import device, isa, library
@@ -46,7 +46,7 @@ def small_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
     monkeypatch.setattr(device, "measure_multiply_adds", lambda: 1e11)
-    monkeypatch.setattr(rounds, "QUIET", 0)
+    monkeypatch.setattr(conditions, "settle", lambda: None)
 
 
 def compare(*arguments):

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from codegemm.cli import cli
-from codegemm.comparison import rounds
 from codegemm.comparison import runner as comparison
 from codegemm.devices import CPU
 from codegemm.engines.cuda.gpu import KNOWN
@@ -55,8 +54,7 @@ def small(monkeypatch):
     monkeypatch.setattr(paper, "_read", lambda: real | {"tables": tables})
     blocks = {name: {tuple(map(SIZES.get, shape)): n for shape, n in its.items()} for name, its in cells.BLOCKS.items()}
     monkeypatch.setattr(cells, "BLOCKS", blocks)
-    for module in (stopwatch, rounds):
-        monkeypatch.setattr(module, "QUIET", 0)
+    monkeypatch.setattr(conditions, "settle", lambda: None)
     for name in ("_MOST_COPIES", "_GRAPH_CALLS"):
         monkeypatch.setattr(stopwatch, name, 1)
     monkeypatch.setattr(conditions, "bandwidth", lambda engine: 1e10)

@@ -12,7 +12,7 @@ from codegemm import registry, tables, tuning
 from codegemm.cli import cli
 from codegemm.devices import CPU
 from codegemm.engines.cpu import device
-from codegemm.measuring import sources, stopwatch
+from codegemm.measuring import conditions, sources
 from codegemm.measuring.stopwatch import Timing
 from codegemm.quantize.progress import Progress
 from codegemm.tables import Choice
@@ -110,7 +110,7 @@ def test_names_are_those_of_the_formats(tuned_cache, kernels, clock):
 def test_real_measurements(tuned_cache, monkeypatch, kernels, make_weight):
     """With its own clock: the kernel that waits is not the fastest."""
     monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)
-    monkeypatch.setattr(stopwatch, "QUIET", 0)
+    monkeypatch.setattr(conditions, "settle", lambda: None)
     steady = kernels[1]
     for kernel in registry.registered("cpu"):
         if kernel not in kernels:
