@@ -304,8 +304,10 @@ def _checked(w: Any, caller: str, n: Any) -> Weight:
 
 def _times_rows(x: Any, weight: Weight, out: Any, kernel: str, precision: str, bias: Any = None) -> Any:
     """x @ W^T + bias."""
-    choice.check(kernel, precision)
-    y = _by_shortcut(weight, x, out, kernel, precision, bias)
+    if kernel != "auto" or precision != "full":
+        choice.check(kernel, precision)
+    shortcut = _shortcut(weight, kernel, precision, bias is not None)
+    y = shortcut.multiply(x, out, bias) if weight.device == CPU else _by_shortcut(shortcut, weight, x, out, bias)
     if y is not None:
         return y
     if operands.tracks(x, out, bias):
@@ -409,14 +411,9 @@ def _multiply(
         return operands.outgoing(target, out, x)
 
 
-def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str, bias: Any) -> Any:
-    """x @ W^T + bias where nothing has to be copied for it, on a GPU nothing made either; None where the long way must
-    be gone."""
-    if weight.device == CPU:
-        return _shortcut(weight, kernel, precision, bias is not None).multiply(x, out, bias)
-    if out is None or bias is not None:
-        return None
-    ready = _shortcut(weight, kernel, precision, False).find(x, out, None)
+def _by_shortcut(shortcut: CudaShortcut, weight: Weight, x: Any, out: Any, bias: Any) -> Any:
+    """x @ W^T in `out` on a GPU where nothing has to be copied or made for it; None where the long way must be gone."""
+    ready = None if out is None or bias is not None else shortcut.find(x, out, None)
     if ready is None:
         return None
     (run, workspace_bytes), rows, out_rows, stream = ready
@@ -429,7 +426,7 @@ def _by_shortcut(weight: Weight, x: Any, out: Any, kernel: str, precision: str, 
 
 def _shortcut(weight: Weight, kernel: str, precision: str, biased: bool) -> Any:
     """The engine's, kept with the weight."""
-    key = ("shortcut", kernel, precision, biased, choice.state(weight.device))
+    key = (kernel, precision, biased, *choice.state(weight.device))
     shortcut = weight.memo.get(key)
     if shortcut is None:
         itself = ref(weight)  # which keeps this

@@ -91,7 +91,9 @@ class Matrix:
                 f"torch's {name or function} takes no quantised weight: "
                 "x @ w.T, torch.matmul and torch.nn.functional.linear do"
             )
-        return _TORCH[name](*args, **kwargs) if kwargs else _TORCH[name](*args)  # an empty one takes time
+        if name == "matmul" and not kwargs:
+            return cls.matmul(*args)  # `@`, which should take no longer than it must
+        return _TORCH[name](*args, **kwargs or {})
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray:
         raise TypeError(f"{type(self).__name__} does not become a dense array by itself: call dequantize()")
