@@ -352,6 +352,31 @@ def test_arguments_are_contiguous(make_weight):
         library.Arguments(dequant.DequantArgs, {"codebooks": weight.codebooks.T})
 
 
+def test_structures_begin_with_what_differs_from_call_to_call():
+    fields = [(name, ctypes.c_void_p) for name in ("out", "x", "workspace", "bias")]
+    numbers = [(name, ctypes.c_int32) for name in ("bias_pitch", "x_dtype", "out_dtype", "n")]
+    turned = type("Turned", (ctypes.Structure,), {"_fields_": fields + numbers})
+    with pytest.raises(TypeError, match=r"Turned: it begins with .*'out', 'x'.*, must with x, out, workspace, bias"):
+        library.Arguments(turned, {})
+    short = type("Short", (ctypes.Structure,), {"_fields_": fields + numbers[:-1]})
+    with pytest.raises(TypeError, match="Short: it has no n"):
+        library.Arguments(short, {})
+
+
+def test_workspaces_are_nobody_elses(monkeypatch):
+    """Those of threads and of products within products; of one product after another it is the same one."""
+    monkeypatch.setattr(library, "_kept", [])
+    first, second = library.take_workspace(100), library.take_workspace(100)
+    assert first.address != second.address
+    library.give_back(first)
+    assert library.take_workspace(60) is first
+    library.give_back(first)
+    larger = library.take_workspace(1000)
+    assert larger.size >= 1000
+    library.give_back(library.take_workspace(library.MAX_KEPT_BYTES + 1))
+    assert library._kept == []
+
+
 def test_the_machine_is_known():
     assert device.name()
     assert device.last_level_cache() >= 1 << 20
