@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm import cache as store
 from codegemm import choice, tables
 from codegemm.engines.cpu import compiler, library
 from codegemm.testing.problems import Problem
@@ -26,12 +27,22 @@ def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tuned_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """Where choices are stored: in a cache that is empty, and gone afterwards."""
+def emptied_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache that has nothing but the user's own compiled kernels: to compile them anew would take long."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for kind in ("cpu", "cuda"):
+        (cache / kind).symlink_to(store.folder(kind))
+    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(cache))
+    return cache
+
+
+@pytest.fixture
+def tuned_cache(monkeypatch: pytest.MonkeyPatch, emptied_cache: Path) -> Iterator[Path]:
+    """Where choices are stored: in a cache that has none, and is gone afterwards."""
     monkeypatch.setattr(tables, "tuned", TUNED)
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path))
     choice.choose_anew()
-    yield tmp_path / "tuned"
+    yield emptied_cache / "tuned"
     monkeypatch.undo()
     choice.choose_anew()
 

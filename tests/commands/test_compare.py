@@ -118,8 +118,8 @@ def test_every_path(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("emptied_cache")
 def test_trained_weights_know_their_original(tmp_path, monkeypatch, rng):
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
     matrix = rng.standard_normal((16, 128)).astype(np.float32)
     save_file({"a.weight": matrix, "b": np.ones(3)}, tmp_path / "model.safetensors")
     arguments = ("--weights", str(tmp_path / "model.safetensors"), "--tensor", "a.weight", "--batch", "2")

@@ -59,9 +59,8 @@ def test_labels_do_not_overlap(rng):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, rng):
+def folder(tmp_path, monkeypatch, emptied_cache, rng):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CODEGEMM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "candidates", lambda *a: [config for config in candidates(*a) if config.m < 3][:4])
     monkeypatch.setattr(stopwatch, "_CACHE_FACTOR", {"cpu": 0})  # thousands of copies of such small weights
     tensors = {"a.weight": rng.standard_normal((96, 64), np.float32), "zero.weight": np.zeros((8, 64), np.float32)}

@@ -6,7 +6,9 @@ import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
+from itertools import starmap
 
 import numpy as np
 from support import ROOT, sass
@@ -60,16 +62,15 @@ LOOP_COLUMNS = (
 def rows() -> list[tuple[str, ...]]:
     """A row for every configuration and batch, then the published layout's."""
     lines = []
-    kernel = psumbook.Psumbook()
-    products = [(config, random_weight(SHAPE, config, 0), n) for config in CONFIGS for n in BATCHES]
-    steps = [_steps(kernel, weight, n) for _, weight, n in products]
+    products = [("psumbook", config, n) for config in CONFIGS for n in BATCHES]
+    steps = list(starmap(_steps, products))
     emulate.compile_steps(steps)
     instances = [step.launches[0].instance for step in steps]
-    lookups_of = [32 * cut_for(weight.spec, n, emulate.SMALL_GPU).rows for _, weight, n in products]
+    lookups_of = [32 * cut_for(_weight(config).spec, n, emulate.SMALL_GPU).rows for _, config, n in products]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         counted = list(pool.map(compiled, instances, lookups_of))
-    for (config, weight, n), (instructions, registers) in zip(products, counted):
-        [report] = _reports(kernel, weight, n)
+    for (name, config, n), (instructions, registers) in zip(products, counted):
+        weight, [report] = _weight(config), _reports(name, config, n)
         lookups, stores = report.of("add"), report.of("store_entries", "store")
         codes = report.of("load_codes", space="global")
         loads = [codes]
@@ -105,17 +106,11 @@ def compiled(instance: str, lookups: int) -> tuple[float, int]:
 
 def compared() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch, counted whole."""
-    kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
-    weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in COMPARED}
-    products = [
-        (kernel_for(kernels[name], weights[config].spec), config, n)
-        for name, config, batches in COMPARED
-        for n in batches
-    ]
-    emulate.compile_steps(_steps(kernel, weights[config], n) for kernel, config, n in products)
+    products = [(name, config, n) for name, config, batches in COMPARED for n in batches]
+    emulate.compile_steps(starmap(_steps, products))
     lines = []
-    for kernel, config, n in products:
-        reports = _reports(kernel, weights[config], n)
+    for name, config, n in products:
+        reports = _reports(name, config, n)
         loads = [
             (space, counts)
             for report in reports
@@ -124,7 +119,7 @@ def compared() -> list[tuple[str, ...]]:
         ]
         pieces = SHAPE[0] * SHAPE[1] / 1024
         lines.append((
-            kernel.name, config, str(n),
+            name, config, str(n),
             f"{sum(c.wavefronts for space, c in loads if space == 'shared') / pieces:.1f}",
             f"{sum(c.sectors for space, c in loads if space == 'global') / pieces:.1f}",
             str(sum(report.events.get("block barrier", 0) for report in reports)),
@@ -135,43 +130,50 @@ def compared() -> list[tuple[str, ...]]:
 
 def loops() -> list[tuple[str, ...]]:
     """A row for every kernel, configuration and batch of LOOPS."""
-    kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
-    weights = {config: random_weight(SHAPE, config, 0) for _, config, _ in LOOPS}
-    products = [
-        (kernel_for(kernels[name], weights[config].spec), weights[config], n)
-        for name, config, batches in LOOPS
-        for n in batches
-    ]
-    emulate.compile_steps(_steps(*product) for product in products)
+    products = [(name, config, n) for name, config, batches in LOOPS for n in batches]
+    emulate.compile_steps(starmap(_steps, products))
     gpu = KNOWN["h200"]
     bytes_a_clock = gpu.bandwidth / gpu.multiprocessors / gpu.clock
     pieces = SHAPE[0] * SHAPE[1] / 1024
     lines = []
-    for kernel, weight, n in products:
-        launches = _steps(kernel, weight, n).launches
+    for name, config, n in products:
+        launches = _steps(name, config, n).launches
         middle = len(launches) // 2  # between rotations, where there are any
-        report, launch = _reports(kernel, weight, n)[middle], launches[middle]
-        lookups = report.of("add" if kernel.name == "psumbook" else "gather")
-        loop = sass.smallest_loop(compiler.build(launch.source, launch.instance, 90), "LDS", LOOP_LOOKUPS[kernel.name])
+        report, launch = _reports(name, config, n)[middle], launches[middle]
+        lookups = report.of("add" if name == "psumbook" else "gather")
+        loop = sass.smallest_loop(compiler.build(launch.source, launch.instance, 90), "LDS", LOOP_LOOKUPS[name])
         instructions = loop.total() / loop["LDS"] * lookups.instructions / pieces
         bound = max(instructions / model.ISSUED, lookups.wavefronts / pieces)
         codes = report.of("load_codes", space="global").bytes / pieces
         lines.append((
-            kernel.name, weight.spec.name, str(n), f"{instructions:.0f}", f"{lookups.wavefronts / pieces:.1f}",
+            name, config, str(n), f"{instructions:.0f}", f"{lookups.wavefronts / pieces:.1f}",
             f"{bound:.1f}", f"{codes / bytes_a_clock:.1f}",
         ))  # fmt: skip
     return lines
 
 
-def _steps(kernel: CudaKernel, weight: Weight, n: int) -> Steps:
-    """Of a product in the tables."""
-    return kernel.decide(Product.of(weight.spec, n, np.float16, np.float32), emulate.SMALL_GPU)
+@cache
+def _weight(config: str) -> Weight:
+    return random_weight(SHAPE, config, 0)
 
 
-def _reports(kernel: CudaKernel, weight: Weight, n: int) -> list[emulate.Report]:
-    """Of its launches."""
+@cache
+def _kernel(name: str, config: str) -> CudaKernel:
+    kernels = {kernel.name: kernel for kernel in registered("cuda") if isinstance(kernel, CudaKernel)}
+    return kernel_for(kernels[name], _weight(config).spec)
+
+
+def _steps(name: str, config: str, n: int) -> Steps:
+    """Of a kernel's product in the tables."""
+    product = Product.of(_weight(config).spec, n, np.float16, np.float32)
+    return _kernel(name, config).decide(product, emulate.SMALL_GPU)
+
+
+@cache
+def _reports(name: str, config: str, n: int) -> list[emulate.Report]:
+    """Of its launches, which several tables count."""
     x = np.random.default_rng(n).standard_normal((n, SHAPE[1])).astype(np.float16)
-    return emulate.multiply(kernel, weight, x)[1]
+    return emulate.multiply(_kernel(name, config), _weight(config), x)[1]
 
 
 TABLES = {"counters": (COLUMNS, rows), "loops": (LOOP_COLUMNS, loops), "kernels": (COMPARED_COLUMNS, compared)}

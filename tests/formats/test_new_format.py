@@ -15,6 +15,7 @@ from support.kernels import Twice, joined
 import codegemm
 from codegemm import CheckpointError, Format, Quantizer, Spec, Weight, formats
 from codegemm.cli import cli
+from codegemm.engines.cpu import device
 from codegemm.quantize.stored import quantized
 
 
@@ -129,7 +130,7 @@ def run(*arguments):
     return result.output
 
 
-def test_it_is_quantised_saved_loaded_compared_multiplied_and_listed(rounding, tmp_path, rng):
+def test_it_is_quantised_saved_loaded_compared_multiplied_and_listed(rounding, tmp_path, monkeypatch, rng):
     matrix = rng.standard_normal((24, 64)).astype(np.float32)
     weight = codegemm.quantize(matrix, "ternary16")
     assert isinstance(weight, TernaryWeight)
@@ -150,6 +151,7 @@ def test_it_is_quantised_saved_loaded_compared_multiplied_and_listed(rounding, t
     assert "ternary16 " in listed
     assert "ternary16+rotated" in listed
 
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)  # else thousands of copies of so small a weight
     with joined(Twice()):
         run("compare", "--shape", "24x64", "--config", "ternary16", "--batch", 2, "--seconds", 0, "--json", compared)
     rows = json.loads(compared.read_text())["rows"]

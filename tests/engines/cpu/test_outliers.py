@@ -16,18 +16,23 @@ CONFIGS = ["m1v4g128", "m2v8g-1", "m3v4b5g64", "m1v8b3g32", "m1v4g4"]
 SHAPES = [(300, 1024), (20, 2048)]
 
 
-def errors(weight, x, kernel, bias=None):
-    """Of each row of x."""
+def errors(weight, x, kernels, bias=None):
+    """(kernel, error of each row of x) for all of these."""
     truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
-    y = codegemm.linear(x, weight, bias, kernel=kernel).astype(np.float64)
     truth = truth if bias is None else truth + bias
-    return np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
+    for kernel in kernels:
+        y = codegemm.linear(x, weight, bias, kernel=kernel).astype(np.float64)
+        yield kernel, np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
+
+
+def integers(weight, n):
+    """The kernels of this engine that compute with integers."""
+    return set(MOST) & set(usable(weight, n))
 
 
 def check(weight, x, bias=None):
-    """Every row by every kernel of this engine that computes with integers."""
-    for name in set(MOST) & set(usable(weight, len(x))):
-        found = errors(weight, x, name, bias)
+    """Every row by every kernel that computes with integers."""
+    for name, found in errors(weight, x, integers(weight, len(x)), bias):
         assert (found <= MOST[name]).all(), (len(x), name, found.max())
 
 
@@ -71,9 +76,9 @@ def test_a_large_half_that_meets_zeros(config, dtype, make_weight, rng):
         x = rng.standard_normal((n, 1024)).astype(dtype)
         large = np.arange(n) % 3 == 0
         x[large, :512] *= 1000
-        for name in set(MOST) & set(usable(weight, n)):
+        truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
+        for name in integers(weight, n):
             y = product(weight, x, name, np.result_type(dtype, np.float32))
-            truth = x.astype(np.float64) @ weight.dequantize(np.float64).T
             error = np.linalg.norm(y - truth, axis=1) / np.linalg.norm(truth, axis=1)
             assert (error <= MOST[name]).all(), (n, name)
             assert (error[large] <= EXACT).all(), (n, name)
@@ -90,8 +95,8 @@ def test_codebooks_that_cancel(n, rng):
     weight = codegemm.CodebookWeight(codes, codebooks, weight.scales)
     x = rng.standard_normal((n, 1024)).astype(np.float32)
     x.reshape(n, -1, 2, 8)[:, :, 0] *= 300
-    for name in ("psumbook", "dequant"):
-        assert (errors(weight, x, name) <= MOST[name]).all(), name
+    for name, found in errors(weight, x, ("psumbook", "dequant")):
+        assert (found <= MOST[name]).all(), name
 
 
 @pytest.mark.parametrize("times", [5, 30, 1000])
@@ -155,9 +160,9 @@ def test_few_different_rows(rows, alike, rng):
         for n in (1, 16):
             x = rng.standard_normal((n, 512)).astype(np.float32)
             norms = np.linalg.norm(x @ dense.T, axis=1) / np.linalg.norm(x[:, None] * dense, axis=(1, 2))
-            for name in set(MOST) & set(usable(weight, n)):
+            for name, found in errors(weight, x, integers(weight, n)):
                 # Sums of floats can't tell what cancels to a thousandth.
-                assert (errors(weight, x, name)[norms > 1e-2] <= MOST[name]).all(), (n, name)
+                assert (found[norms > 1e-2] <= MOST[name]).all(), (n, name)
 
 
 @pytest.mark.parametrize(("small", "scale"), [(1e-20, 1), (1e-30, 1), (1e-18, 6e-8)])
@@ -247,4 +252,4 @@ def test_threads_change_nothing(config, make_weight, rng):
         x = rng.standard_normal((n, 1024)).astype(np.float32)
         x[0, :512] *= 1e4
         x[-1, 700] *= 1e3
-        check_threads(weight, x, set(MOST) & set(usable(weight, n)), (1, 2, 3, 7, 2))
+        check_threads(weight, x, integers(weight, n), (1, 2, 3, 7, 2))

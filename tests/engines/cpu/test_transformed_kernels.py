@@ -120,6 +120,7 @@ def test_costs_count_what_is_around_the_core():
 
 def test_random_weights_are_tuned_compared_and_predicted(monkeypatch):
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)  # else thousands of copies of so small a weight
     config = "m1v4g32+rotated+offsets"
     [case] = [sources.shape_case((64, 128), [config])]
     [found] = tuning._measure(case.weight(config), [1], np.dtype(np.float32), 0)
