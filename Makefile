@@ -35,6 +35,10 @@ CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* bas
 test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
 	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
 
+# On each core there is a worker: what NumPy and torch start beside it would only be in its way.
+test: export OPENBLAS_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
+
 test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test
 

@@ -23,6 +23,9 @@ for _ in range(2):
 """
 
 
+QUICKLY = {"CXXFLAGS": "-O0", "CODEGEMM_CPU": "plain"}  # compiled
+
+
 def printed(code=MULTIPLY, **variables):
     """On standard error, by a program that sets up no logging."""
     kept = {name: value for name, value in os.environ.items() if name != "CODEGEMM_LOG"}
@@ -91,12 +94,12 @@ def test_a_fast_choice(heard, make_weight):
 def test_a_slow_build_is_seen_without_any_setting(tmp_path):
     """Once; and nothing else is."""
     code = "from codegemm.engines import builds; builds._SLOW_BUILD = 0" + MULTIPLY
-    lines = printed(code, CODEGEMM_CACHE_DIR=str(tmp_path)).splitlines()
+    lines = printed(code, CODEGEMM_CACHE_DIR=str(tmp_path), **QUICKLY).splitlines()
     assert lines
     for line in lines:
         assert re.fullmatch(rf"compiled \w+\.cpp for \w+ in \d+\.\d s, kept in {tmp_path}/cpu", line)
     assert len(set(lines)) == len(lines)
-    assert printed(CODEGEMM_CACHE_DIR=str(tmp_path)) == ""
+    assert printed(CODEGEMM_CACHE_DIR=str(tmp_path), **QUICKLY) == ""
 
 
 @pytest.mark.parametrize("level", ["info", "INFO", "debug"])
@@ -109,7 +112,7 @@ def test_the_variable_prints(level):
 
 def test_the_variable_silences_builds(tmp_path):
     code = "from codegemm.engines import builds; builds._SLOW_BUILD = 0" + MULTIPLY
-    assert printed(code, CODEGEMM_LOG="error", CODEGEMM_CACHE_DIR=str(tmp_path)) == ""
+    assert printed(code, CODEGEMM_LOG="error", CODEGEMM_CACHE_DIR=str(tmp_path), **QUICKLY) == ""
 
 
 def test_a_level_that_is_none_is_told():
