@@ -164,8 +164,11 @@ TARGETS: tuple[Target | NeverSlower, ...] = (
 
 
 def holds(target: Target | NeverSlower, machine: Machine) -> bool:
-    """Whether a machine is held to it: by the instruction set that the engine takes. torch's bfloat16 takes the
-    processor's best whatever the engine does, so that this must be among the sets, too."""
+    """Whether a machine is held to it: by the instruction set that the engine takes. NumPy and torch take the
+    processor's best whatever the engine does: for torch's bfloat16 this must be among the sets, too, and with another
+    set than that the engine may be slower."""
+    if isinstance(target, NeverSlower) and machine.path != machine.best:
+        return False
     taken = {machine.path, machine.best} if target.against == TORCH_BF16 else {machine.path}
     return not target.sets or taken <= set(target.sets)
 

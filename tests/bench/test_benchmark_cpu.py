@@ -185,12 +185,15 @@ def test_a_machine_is_held_to_the_targets_of_its_set(path):
     assert told == {target.outcome(Measured()).statement for target in held}
 
 
-def test_torchs_bfloat16_takes_the_best_set_whatever_ours():
+def test_dense_products_take_the_best_set_whatever_ours():
     [target] = [target for target in MEANS if target.against == TORCH_BF16 and "avx2" in target.sets]
     assert targets.holds(target, here("avx2", "vbmi"))
     assert not targets.holds(target, here("avx2", "amx"))
     other = Target(AUTO, 2, 1, 1, DENSE, sets=("avx2",))
     assert targets.holds(other, here("avx2", "amx"))
+    [never, *_] = [target for target in TARGETS if isinstance(target, NeverSlower) and not target.sets]
+    assert targets.holds(never, here("avx2"))
+    assert not targets.holds(never, here("avx2", "vnni"))
 
 
 def test_others_are_told_with_the_targets():
