@@ -87,6 +87,7 @@ def test_one_graph_of_the_whole_model(fused, gradient, llama, tokens):
         assert close(ours, theirs, 1e-3)
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 @pytest.mark.slow
 def test_compiled_by_inductor(tokens, make_weight):
     model = tiny_llama(1)

@@ -35,7 +35,7 @@ PSUMBOOK = [
 ]
 
 
-@pytest.mark.parametrize(("v", "arch", "m", "g"), PSUMBOOK)
+@pytest.mark.parametrize(("v", "arch", "m", "g"), cases.some(PSUMBOOK))
 def test_psumbooks_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g):
     spec = spec_of(SHAPE, f"m{m}v{v}g{g}")
     cut = cut_for(spec, 1, H200)
@@ -53,10 +53,10 @@ def test_psumbooks_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g):
 # many.
 @pytest.mark.parametrize(
     ("config", "n", "most"),
-    [
-        ("m1v4g128", 8, 6.5), ("m1v4g128", 16, 5), ("m1v4g128", 32, 6.5), ("m2v8g128", 8, 6), ("m2v8g128", 16, 6.5),
+    cases.some([
+        ("m1v4g128", 8, 6.5), ("m2v8g128", 8, 6), ("m2v8g128", 16, 6.5), ("m1v4g128", 16, 5), ("m1v4g128", 32, 6.5),
         ("m2v8g128", 32, 8.5),
-    ],
+    ]),
 )  # fmt: skip
 @pytest.mark.parametrize("arch", EACH_KIND)
 def test_dequants_loop_is_a_permute_a_load_and_mma(config, n, most, arch):
@@ -77,10 +77,10 @@ def test_dequants_loop_is_a_permute_a_load_and_mma(config, n, most, arch):
 # or more: time to issue 16 instructions; of v=8 twice that.
 @pytest.mark.parametrize(
     ("config", "n", "chains", "most"),
-    [
+    cases.some([
         ("m1v4g128", 64, 2, 9), ("m1v4g128", 64, 1, 12), ("m1v4g128", 128, 1, 12), ("m1v4g128", 128, 2, 12),
         ("m2v8g128", 64, 2, 8),
-    ],
+    ]),
 )  # fmt: skip
 def test_dequants_loop_for_hopper_is_a_permute_a_load_moves_and_wgmma(config, n, chains, most, tmp_path):
     config = CodebookConfig.parse(config)
@@ -102,7 +102,7 @@ def test_dequants_loop_for_hopper_is_a_permute_a_load_moves_and_wgmma(config, n,
 
 
 @pytest.mark.parametrize("arch", EACH_KIND)
-@pytest.mark.parametrize(("v", "m", "code"), [(8, 1, "u16"), (8, 2, "u8"), (16, 1, "u16"), (8, 1, "u8")])
+@pytest.mark.parametrize(("v", "m", "code"), cases.some([(8, 1, "u16"), (16, 1, "u16"), (8, 2, "u8"), (8, 1, "u8")]))
 def test_aqlms_loop_waits_for_centroids_and_not_for_instructions(v, m, code, arch):
     """A clock has four instructions. 16 bytes a lane take four clocks from shared memory, and over twenty from L2."""
     loop = sass.smallest_loop(sass.cubin_of(aqlm.SOURCE, f"aqlm<{v}, {m}, {code}, Half>", arch), "HFMA2", 4)
@@ -114,7 +114,7 @@ def test_aqlms_loop_waits_for_centroids_and_not_for_instructions(v, m, code, arc
         assert loop.total() <= 18 * loop["LDG"], loop
 
 
-@pytest.mark.parametrize(("v", "words"), [(8, 4), (8, 1), (7, 2), (8, 0)])
+@pytest.mark.parametrize(("v", "words"), cases.some([(8, 4), (8, 1), (7, 2), (8, 0)]))
 @pytest.mark.parametrize("arch", EACH_KIND)
 def test_lutgemms_loops_have_the_instructions_that_the_model_takes(v, words, arch):
     """Of 64 rows, two lookups a code, which conflicts of banks make take longer than the instructions of whole groups;
