@@ -38,6 +38,8 @@ test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers
 # On each core there is a worker: what NumPy and torch start beside it would only be in its way.
 test: export OPENBLAS_NUM_THREADS = 1
 test: export OMP_NUM_THREADS = 1
+# Many tests start processes of their own, which shall not compile every module again.
+test: export PYTHONDONTWRITEBYTECODE =
 
 test-all: export CODEGEMM_TEST_ALL = 1
 test-all: test

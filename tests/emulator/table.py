@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
@@ -191,10 +192,10 @@ def compiler_here() -> str:
     return f"NVRTC {next((each for each in found if each.startswith(f'{version}.')), version)}"
 
 
-def renewed(document: str) -> str:
-    """The document with its tables replaced, and the name of the compiler that they are of."""
+def renewed(document: str, tables: Iterable[str] = TABLES) -> str:
+    """The document with its tables replaced, or some of them, and the name of the compiler that they are of."""
     document = re.sub(NOTE, compiler_here(), document)
-    for name, (columns, make) in TABLES.items():
+    for name, (columns, make) in ((name, TABLES[name]) for name in tables):
         begin, end = f"<!-- {name}: written by `make counters` -->\n", f"<!-- end of {name} -->\n"
         before, rest = document.split(begin)
         document = before + begin + markdown(columns, make()) + end + rest.split(end)[1]
