@@ -163,12 +163,14 @@ def test_each_engine_has_tables_of_its_own(monkeypatch):
     assert len(set(keys)) == 3
 
 
-def test_choices_replace_those_for_the_same(tuned_cache):
+def test_choices_replace_those_for_the_same(tuned_cache, monkeypatch):
     other, changed = replace(TUNED, batches=(2, 2)), replace(TUNED, kernel="psumbook")
     tables.save(CPU, [TUNED, other])
     tables.save(CPU, [changed])
     assert set(tables.tuned(CPU)) == {changed, other}
     assert len(list(tuned_cache.iterdir())) == 1
+    monkeypatch.setattr(cache, "KINDS", ("tuned",))
+    assert cache.usage()[0] == 1
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '[{"weights": "m1v4"}]', '{"a": 1}', "[null]"])

@@ -44,3 +44,25 @@ def check_threads(weight, x, names, counts):
             assert len(set(results)) == 1, name
     finally:
         codegemm.set_num_threads(before)
+
+
+def of_any_size(rng, most):
+    """x [40, 512]: rows of very different sizes, one with a single tiny number, and one whose columns differ,
+    some of them smaller by up to 2**most."""
+    x = rng.standard_normal((40, 512)) * 2.0 ** rng.integers(-120, 110, (40, 1))
+    x[3] = 0
+    x[3, 5] = 1e-38
+    wide = x.astype(np.float32)
+    wide[7] *= np.float32(2.0) ** rng.integers(-most, 12, 512)
+    return wide
+
+
+def check_apart(weight, x, kernel):
+    """What is not finite in a row of x spoils that row of y, and no bit of the others."""
+    expected = product(weight, x, kernel)
+    for value, row in ((np.nan, 3), (np.inf, 17), (-np.inf, 0)):
+        spoilt = x.copy()
+        spoilt[row, -1] = value
+        y = product(weight, spoilt, kernel)
+        assert not np.isfinite(y[row]).any()
+        assert np.delete(y, row, 0).tobytes() == np.delete(expected, row, 0).tobytes()
