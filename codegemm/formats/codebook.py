@@ -267,6 +267,9 @@ class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
             config = replace(config, g=-1)
         return CodebookSpec(*shape, config, shape[:1])
 
+    def fitted(self, config: CodebookConfig, in_features: int) -> CodebookConfig:
+        return config.fitted(in_features)
+
     def random(self, spec: CodebookSpec, seed: int) -> CodebookWeight:
         rng, config, rows = np.random.default_rng(seed), spec.config, spec.out_features
         codes = rng.integers(0, config.centroids, (rows, spec.vectors, config.m), bits.code_dtype(config.b))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Self
 
@@ -103,6 +103,14 @@ class CodebookConfig:
     def group_size(self, in_features: int) -> int:
         """Weights that share a scale in a row of `in_features`, g = -1 resolved."""
         return in_features if self.g == -1 else self.g
+
+    def fitted(self, in_features: int) -> CodebookConfig:
+        """With a group size that divides `in_features`: the largest multiple of v that does, up to g; itself where g is
+        one, and where no multiple of v divides it."""
+        if self.g == -1:
+            return self
+        divisors = (g for g in range(min(self.g, in_features), 0, -1) if in_features % g == 0 and g % self.v == 0)
+        return replace(self, g=next(divisors, self.g))
 
     def check_shape(self, out_features: int, in_features: int) -> None:
         """Raise ValueError unless a matrix of this shape can be stored so."""

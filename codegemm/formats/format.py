@@ -47,6 +47,10 @@ class Format(ABC, Generic[C, S, W]):
     def random(self, spec: S, seed: int) -> W:
         """A weight with random contents, on the CPU: as good as a real one for time."""
 
+    def fitted(self, config: C, in_features: int) -> C:
+        """The nearest configuration that a row of `in_features` can have, where only a group size is in the way."""
+        return config
+
     def core(self, spec: S) -> Spec:
         """The spec of what is inside all that stands around it; itself unless a format is of such surroundings."""
         return spec
@@ -166,6 +170,12 @@ def spec_of(shape: tuple[int, int], config: Any) -> Spec:
     """The spec of a weight [out_features, in_features]; ValueError where the shape can't be stored so."""
     config = parse(config)
     return format_of(config).spec(shape, config)
+
+
+def fitted(config: Any, in_features: int) -> Any:
+    """The configuration, or one with the largest smaller group size that divides a row of `in_features`."""
+    config = parse(config)
+    return format_of(config).fitted(config, in_features)
 
 
 def core_of(spec: Spec) -> Spec:

@@ -27,7 +27,7 @@ from codegemm.devices import Device, beside, to_host
 from codegemm.formats import bits
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.codebook_config import CodebookConfig
-from codegemm.formats.format import Format, described, format_of, parse, register_format, spec_of
+from codegemm.formats.format import Format, described, fitted, format_of, parse, register_format, spec_of
 from codegemm.formats.native import Stored
 from codegemm.formats.rotation import Rotation, check_block, default_block
 from codegemm.formats.weight import Spec, Weight, check_one_device, concat, frozen, same
@@ -411,6 +411,9 @@ class TransformedFormat(Format[TransformedConfig, TransformedSpec, TransformedWe
         core = spec_of((rows, config.terms * columns), _of_terms(config, columns))
         block = default_block(columns) if config.block == USUAL else config.block
         return transformed_spec(core, block, config.offsets, config.terms, config.ordered)
+
+    def fitted(self, config: TransformedConfig, in_features: int) -> TransformedConfig:
+        return replace(config, core=fitted(config.core, in_features))
 
     def random(self, spec: TransformedSpec, seed: int) -> TransformedWeight:
         rng, (rows, columns) = np.random.default_rng(seed), spec.shape

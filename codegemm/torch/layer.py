@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 
 from codegemm.arrays import check_float
 from codegemm.choice import check
+from codegemm.formats.format import parse as parse_config
+from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Weight
 from codegemm.torch import op
 from codegemm.torch.bound import Bound, bound_to, content, forget, settle
 from codegemm.torch.fused import Fused
-from codegemm.torch.tensors import tensor_of, text_of
+from codegemm.torch.tensors import blank, tensor_of, text_of
 
 
 class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
@@ -37,22 +39,48 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
 
         bias: [out_features] there, or None; a Parameter stays what it is. TypeError, ValueError for what can't be.
         """
-        super().__init__()
         if not isinstance(weight, Weight):
             raise TypeError(f"weight: {type(weight).__name__}, must be a quantised weight")
-        check("auto", precision)
-        self.out_features, self.in_features = weight.shape
-        self.precision = precision
-        self.config = weight.spec.name
         stored = weight.stored()
-        self.layout = text_of(stored)
-        self._names = tuple(stored.tensors)
         with torch.inference_mode(False):
-            for name, array in stored.tensors.items():
-                self._set(name, tensor_of(array).to(weight.device))
+            tensors = {name: tensor_of(array).to(weight.device) for name, array in stored.tensors.items()}
+        self._hold(tensors, text_of(stored), weight.spec.name, weight.shape, bias, precision)
+
+    @classmethod
+    def blank(
+        cls, config: Any, shape: tuple[int, int], bias: torch.Tensor | None = None, precision: str = "full"
+    ) -> Self:
+        """A layer [out_features, in_features] on the meta device, whose parameters a loader puts in their places.
+
+        config: of its weight, or the text of that; ValueError where the shape can't be stored so. bias, precision: as
+        of the constructor.
+        """
+        layer = cls.__new__(cls)
+        config = parse_config(config)
+        tensors, layout = blank(shape, str(config))
+        layer._hold(tensors, layout, str(spec_of(shape, config).name), shape, bias, precision)
+        return layer
+
+    def _hold(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        layout: str,
+        config: str,
+        shape: tuple[int, int],
+        bias: torch.Tensor | None,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        check("auto", precision)
+        self.out_features, self.in_features = shape
+        self.precision, self.config, self.layout = precision, config, layout
+        self._names = tuple(tensors)
+        with torch.inference_mode(False):
+            for name, tensor in tensors.items():
+                self._set(name, tensor)
         self._fused: Fused | None = None
         if bias is not None:
-            if not isinstance(bias, torch.Tensor) or bias.shape != weight.shape[:1] or not bias.is_floating_point():
+            if not isinstance(bias, torch.Tensor) or bias.shape != shape[:1] or not bias.is_floating_point():
                 said = f"{bias.dtype} {tuple(bias.shape)}" if isinstance(bias, torch.Tensor) else type(bias).__name__
                 raise ValueError(f"bias: {said}, must be a tensor of floats ({self.out_features},)")
             bias = bias if isinstance(bias, torch.nn.Parameter) else torch.nn.Parameter(bias)
@@ -89,11 +117,11 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         """Decide, compile and arrange for products of n rows of x, as the first product does for one; the layer itself.
 
         Codes are held once then, in the order of the kernel of these products; others that read another order hold
-        theirs beside it.
+        theirs beside it. Nothing is done where accelerate offloads the layer.
         """
         if self._fused is not None:
             self._fused.prepare(n, dtype)
-        else:
+        elif not self._is_offloaded():
             self.take(settle(self.tensors(), self.layout, self.precision, n, dtype))
         return self
 
@@ -123,6 +151,11 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
             check_float("x", x)
             self.prepare(1, x.dtype)
         return bound
+
+    def _is_offloaded(self) -> bool:
+        """Whether accelerate puts the parameters in place for each call, of the shapes that it knows."""
+        hook = getattr(self, "_hf_hook", None)
+        return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
 
     def _set(self, name: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, torch.nn.Parameter):

@@ -11,17 +11,19 @@ from typing import Any
 
 from codegemm.arrays import from_torch, to_torch
 from codegemm.devices import CPU, device_of, to_host
-from codegemm.formats.format import described
+from codegemm.formats.format import described, random_weight
 from codegemm.formats.native import Stored
 from codegemm.formats.weight import Weight, adopted, concat
 
 
 @dataclass(frozen=True)
 class Part:
-    """A weight among others: the names of its tensors, in order, and what a file says of it."""
+    """A weight among others: the names of its tensors, in order, what a file says of it, and of which version a file
+    with it is."""
 
     names: tuple[str, ...]
     description: Mapping[str, Any]
+    version: int
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,13 +58,32 @@ class Layout:
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Layout:
     """The layout of a text that `text_of` wrote."""
-    parts = tuple(Part(tuple(each["tensors"]), each["stored"]) for each in json.loads(text))
+    parts = tuple(Part(tuple(each["tensors"]), each["stored"], each["version"]) for each in json.loads(text))
     return Layout(parts, (sum(part.shape[0] for part in parts), parts[0].shape[1]))
 
 
 def text_of(stored: Stored) -> str:
     """The layout of one weight, the same for all that differ in their numbers alone."""
-    return json.dumps([{"tensors": list(stored.tensors), "stored": stored.description}])
+    return json.dumps([{"tensors": list(stored.tensors), "stored": stored.description, "version": stored.version}])
+
+
+def blank(shape: tuple[int, int], config: str) -> tuple[dict[str, Any], str]:
+    """The tensors of a weight [out_features, in_features] as a file has them, on the meta device, and their layout.
+
+    ValueError where the shape can't be stored so.
+    """
+    import torch
+
+    forms, layout = _forms(shape, config)
+    return {name: torch.empty(form, dtype=dtype, device="meta") for name, (form, dtype) in forms.items()}, layout
+
+
+@lru_cache(maxsize=1024)
+def _forms(shape: tuple[int, int], config: str) -> tuple[dict[str, tuple[tuple[int, ...], Any]], str]:
+    """Shapes and dtypes of the tensors, and their layout: those of any weight of that shape and configuration."""
+    stored = random_weight(shape, config).stored()
+    tensors = {name: tensor_of(array) for name, array in stored.tensors.items()}
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}, text_of(stored)
 
 
 def joined(texts: Sequence[str]) -> str:
