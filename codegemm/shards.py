@@ -13,7 +13,7 @@ from typing import Any
 from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor, replace_file
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 _NAMED = 3  # tensors, where many contradict an index
 
 
@@ -75,6 +75,28 @@ def write_index(path: Path, files: Iterable[File], metadata: Mapping[str, Any]) 
     replace_file(path, [json.dumps(index, indent=2).encode() + b"\n"])
 
 
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """A model's config.json, None where there is none; CheckpointError for one that is no JSON object."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: must be a JSON object")
+    return config
+
+
+def quantization_config(folder: Path) -> dict[str, Any] | None:
+    """What config.json says of how a model is quantised, None where it says nothing."""
+    said = (read_config(folder) or {}).get("quantization_config")
+    if said is not None and not isinstance(said, dict):
+        raise CheckpointError(f"{folder / CONFIG}: quantization_config must be a JSON object")
+    return said
+
+
 def _sharded(path: Path, index: Path) -> Model:
     try:
         said = json.loads(index.read_bytes())
@@ -91,7 +113,7 @@ def _sharded(path: Path, index: Path) -> Model:
     names = sorted(set(placed.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise CheckpointError(f"{index}: names {_few(missing)}, which {'are' if missing[1:] else 'is'} not there")
+        raise CheckpointError(f"{index}: names {few(missing)}, which {'are' if missing[1:] else 'is'} not there")
     files = tuple(File(index.parent / name) for name in names)
     _check(index, placed, files)
     return Model(path, files, index.parent, index, metadata)
@@ -106,11 +128,12 @@ def _check(index: Path, placed: Mapping[str, str], files: Iterable[File]) -> Non
         shard, held = file.path.name, file.tensors.keys()
         lacking, more = sorted(listed[shard] - held), sorted(held - listed[shard])
         if lacking:
-            raise CheckpointError(f"{index}: says that {_few(lacking)} is in {shard}, which lacks it")
+            raise CheckpointError(f"{index}: says that {few(lacking)} is in {shard}, which lacks it")
         if more:
             places = ", ".join(sorted({placed.get(tensor, "nowhere") for tensor in more}))
-            raise CheckpointError(f"{index}: {shard} holds {_few(more)}, the index says {places}")
+            raise CheckpointError(f"{index}: {shard} holds {few(more)}, the index says {places}")
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
+    """The first of them, for a message."""
     return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)

@@ -15,27 +15,27 @@ version of a file with such a weight is 4.
 
 Of any other format the description says its name (`format`), the configuration's text, the shape and what its
 constructor takes beside the tensors (`options`); around such a core, `core` has the core's description. Version 3.
+
+A file that says `format: pt`, as Hugging Face's libraries write and read, holds weights by the same tensors. Its
+metadata `codegemm` is JSON, `{"version": number, "weights": {name: description}}`; of a sharded model each file may
+describe all weights, whose tensors may be apart.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from codegemm.contents import Held, held_weights
 from codegemm.devices import CPU, Device, to_host
 from codegemm.errors import CheckpointError
-from codegemm.files import File, RawTensor
-from codegemm.formats.codebook import CodebookWeight
-from codegemm.formats.e8p import E8PWeight
+from codegemm.files import RawTensor
 from codegemm.formats.format import described
-from codegemm.formats.native import FORMAT, VERSION, check_name, is_native, write_weights
+from codegemm.formats.native import check_name, write_weights
 from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
 from codegemm.shards import open_model
-
-_OLDEST: tuple[type[Weight], ...] = (CodebookWeight, E8PWeight)  # whose descriptions don't say their format
 
 
 def load(path: str | os.PathLike[str], name: str | None = None, *, device: Any = CPU) -> Weight:
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], name: str | None = None, *, device: Any =
     device: where it is to be, as `Weight.to` takes it. On the CPU codes are memory-mapped, and read at their first use.
     """
     place = Device.parse(device)
-    found = _found(path)
+    found = held_weights(open_model(path))
     if name is None:
         if len(found) != 1:
             names = list(found)
@@ -55,8 +55,7 @@ def load(path: str | os.PathLike[str], name: str | None = None, *, device: Any =
         [name] = found
     if name not in found:
         raise CheckpointError(f"{path}: no weight {name!r}; it has {', '.join(found) or 'none'}")
-    file, description = found[name]
-    return _read_weight(file, name, description).to(place)
+    return _read_weight(name, found[name]).to(place)
 
 
 def load_all(path: str | os.PathLike[str], *, device: Any = CPU) -> dict[str, Weight]:
@@ -66,7 +65,7 @@ def load_all(path: str | os.PathLike[str], *, device: Any = CPU) -> dict[str, We
         use.
     """
     place = Device.parse(device)
-    return {name: _read_weight(file, name, description).to(place) for name, (file, description) in _found(path).items()}
+    return {name: _read_weight(name, held).to(place) for name, held in held_weights(open_model(path)).items()}
 
 
 def save_all(
@@ -117,74 +116,15 @@ def _raw(name: str, tensor: Any) -> RawTensor:
         raise TypeError(f"tensor {name!r}: {error}") from None
 
 
-def weight_names(file: File) -> set[str]:
-    """Of a file in this package's format; none of a foreign one. CheckpointError for a later version."""
-    return set(_descriptions(file)) if is_native(file) else set()
-
-
-def _found(path: str | os.PathLike[str]) -> dict[str, tuple[File, dict[str, Any]]]:
-    """Where each weight is and its description, by sorted names."""
-    files = open_model(path).files
-    found = {name: (file, description) for file in files for name, description in _descriptions(file).items()}
-    return dict(sorted(found.items()))
-
-
-def _descriptions(file: File) -> dict[str, dict[str, Any]]:
-    """The description of every weight by name; CheckpointError for a foreign file or a later version."""
-    if not is_native(file):
-        raise CheckpointError(
-            f"{file.path}: format {file.metadata.get('format')!r}, must be {FORMAT!r} "
-            "(codegemm quantize makes such a file)"
-        )
-    version = file.metadata.get("version", "")
-    if version not in map(str, range(1, VERSION + 1)):
-        raise CheckpointError(f"{file.path}: version {version[:20]!r}, this package reads up to {VERSION}")
-    return {name: _description(file, name) for name in _weight_names(file)}
-
-
-def _weight_names(file: File) -> set[str]:
-    """Names with a description or all the tensors of a weight; somebody else's `<name>.codes` is neither."""
-    ends: dict[str, set[str]] = {}
-    for tensor in file.tensors:
-        name, _, end = tensor.rpartition(".")
-        ends.setdefault(name, set()).add(end)
-    return {
-        name
-        for name, its in ends.items()
-        if any(
-            set(cls.tensor_names) <= its or (name in file.metadata and cls.tensor_names[0] in its) for cls in _OLDEST
-        )
-        or _is_description(file.metadata.get(name, ""))
-    }
-
-
-def _is_description(text: str) -> bool:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and "shape" in found and not found.keys().isdisjoint(("format", "codebook", "v"))
-
-
-def _description(file: File, name: str) -> dict[str, Any]:
-    try:
-        description = json.loads(file.metadata[name])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file.path}: {name}: its description is missing or broken ({error})") from None
-    if not isinstance(description, dict):
-        raise CheckpointError(f"{file.path}: {name}: its description is {description!r}, must be a JSON object")
-    return description
-
-
-def _read_weight(file: File, name: str, description: dict[str, Any]) -> Weight:
+def _read_weight(name: str, held: Held) -> Weight:
     """One weight; CheckpointError where its tensors don't fit its description."""
     try:
-        rows, columns = description["shape"]
-        kind = described(description).weight
-        weight = kind.from_stored(description, lambda end: file.tensors[f"{name}.{end}"].numpy())
+        rows, columns = held.description["shape"]
+        kind = described(held.description).weight
+        weight = kind.from_stored(held.description, lambda end: held.tensors[f"{name}.{end}"].numpy())
         if weight.shape != (rows, columns):
             raise ValueError(f"the tensors are of shape {weight.shape}, the description says {(rows, columns)}")
         return weight
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{file.path}: {name}: {what}") from None
+        raise CheckpointError(f"{held.path}: {name}: {what}") from None

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.calibration import Calibration, load
+from codegemm.contents import is_quantised
 from codegemm.errors import CheckpointError
-from codegemm.formats.native import is_native
 from codegemm.measuring import memory, sources
 from codegemm.quantize.matrix import as_matrix
 from codegemm.shards import Model, open_model
@@ -37,7 +37,7 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     and where the calibration lacks a tensor or is for another in_features, MemoryError where they have no room.
     """
     model = open_model(path)
-    if any(map(is_native, model.files)):
+    if is_quantised(model):
         raise CheckpointError(f"{path}: its weights are quantised already; dense matrices are needed")
     names = list(dict.fromkeys(tensors)) or [typical(model)]
     calibrations = {} if calibration is None else load(calibration)

@@ -14,6 +14,7 @@ from codegemm.files import File, RawTensor, Tensor, UnopenedTensor, write
 
 FORMAT = "codegemm"
 VERSION = 4
+ENTRY = "codegemm"  # of metadata in files that say `format: pt`
 RESERVED = ("", "format", "version", "__metadata__")
 
 
@@ -48,6 +49,21 @@ def write_weights(
     version = max([version, *(one.version for one in weights.values())])
     described = {name: json.dumps(one.description) for name, one in weights.items()}
     write(path, {**out, **tensors}, {**metadata, "format": FORMAT, "version": str(version), **described})
+
+
+def hf_metadata(weights: Mapping[str, Stored]) -> dict[str, str]:
+    """What files that say `format: pt` have in their metadata beside it: descriptions of these weights.
+
+    Those of a whole model may be in each of its shards.
+    """
+    version = max((one.version for one in weights.values()), default=1)
+    described = {name: one.description for name, one in weights.items()}
+    return {ENTRY: json.dumps({"version": version, "weights": described})}
+
+
+def holds_weights(file: File) -> bool:
+    """Whether the file is in this package's format, or its metadata describes weights of it."""
+    return is_native(file) or ENTRY in file.metadata
 
 
 def is_native(file: File) -> bool:

@@ -222,9 +222,7 @@ class TransformedWeight(Weight):
         rows, columns = description["shape"]
         terms, block, offsets, ordered = (description.get(key) for key in _AROUND)
         terms = 1 if terms is None else terms
-        inner = description["core"] if "format" in description else _without(description, *_AROUND)
-        if not isinstance(inner, dict) or inner.get("format") == cls.format_name:
-            raise ValueError(f"core {inner!r}: must be the description of a weight of another format")
+        inner = _core_description(description)
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
         if offsets not in (None, "scaled", "added"):
             raise ValueError(f"offsets {offsets!r}, must be 'scaled' or 'added'")
@@ -239,6 +237,14 @@ class TransformedWeight(Weight):
             terms=terms,
             order=_stored_order(tensor("order")) if ordered else None,
         )
+
+    @classmethod
+    def tensors_of(cls, description: Mapping[str, Any]) -> tuple[str, ...]:
+        """The core's, and what is around it."""
+        core = _core_description(description)
+        keys = {"signs": "block", "offsets": "offsets", "order": "ordered"}
+        around = tuple(name for name, key in keys.items() if description.get(key))
+        return described(core).weight.tensors_of(core) + around
 
     def stored(self) -> Stored:
         """The core's, signs as bits, offsets, order; `block`, `offsets` and `ordered` only where there are such, the
@@ -489,6 +495,14 @@ def _as_order(order: Any, in_features: int) -> Any:
         raise ValueError(f"order: {repeated[0]} is there {often} times, must be there once as every column")
     with beside(order):
         return order.astype(np.int32, copy=False)
+
+
+def _core_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of the core; ValueError where that is none."""
+    core = description["core"] if "format" in description else _without(description, *_AROUND)
+    if not isinstance(core, dict) or core.get("format") == TransformedWeight.format_name:
+        raise ValueError(f"core {core!r}: must be the description of a weight of another format")
+    return core
 
 
 def _unpack_signs(packed: npt.NDArray, columns: int) -> npt.NDArray:

@@ -251,6 +251,11 @@ class Weight(Matrix, ABC):
         return weight
 
     @classmethod
+    def tensors_of(cls, description: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the tensors that `from_stored` reads. Raises as that does."""
+        return tuple(description.get("tensors", cls.tensor_names))
+
+    @classmethod
     def join(cls, weights: Sequence[Self]) -> Self:
         """The rows of weights of this class as one; `concat` saw that they have the same in_features and device."""
         raise TypeError(f"concat: {cls.__name__}s can't be joined")

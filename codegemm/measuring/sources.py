@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from codegemm.contents import is_quantised
 from codegemm.errors import CheckpointError
 from codegemm.formats.format import parse, random_weight, spec_of
-from codegemm.formats.native import is_native
 from codegemm.formats.weight import Spec, Weight
 from codegemm.quantize import configured
 from codegemm.quantize.selection import spared
@@ -95,7 +95,7 @@ def file_cases(path: str | Path, tensors: Sequence[str], configs: Sequence[str] 
     Of one in this package's format, its weights as they are.
     """
     model = open_model(path)
-    if any(map(is_native, model.files)):
+    if is_quantised(model):
         if configs:
             raise ValueError(f"{path}: its weights are quantised already; configurations do not apply")
         weights = {name: load(path, name) for name in tensors} if tensors else load_all(path)

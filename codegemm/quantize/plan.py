@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegemm.calibration import Calibration, CalibrationFile
+from codegemm.contents import weight_names
 from codegemm.files import RawTensor
 from codegemm.formats.format import format_of, spec_of
 from codegemm.formats.native import RESERVED
 from codegemm.quantize.selection import Selection
 from codegemm.shards import Model
-from codegemm.storage import check_names, weight_names
+from codegemm.storage import check_names
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def plan(
     model can't hold, for a calibration of no matrix or of other in_features and where nothing can be quantised;
     TypeError for what is no calibration.
     """
+    stored = weight_names(model)
     outcomes = tuple(
         _outcome(tensor, held, config, selection, calibrations, stored)
         for file in model.files
-        for stored in [weight_names(file)]
         for tensor, held in file.tensors.items()
     )
     chosen = {one.tensor: one.name for one in outcomes if isinstance(one, Quantized)}
@@ -107,7 +108,7 @@ def _outcome(
     calibrations: Mapping[str, Calibration],
     stored: set[str],
 ) -> Outcome:
-    """stored: the weights of its file that are quantised already."""
+    """stored: the model's weights that are quantised already."""
     if len(held.shape) != 2 or not selection.wants(tensor):
         return Copied(tensor, None, held.nbytes)
     try:
