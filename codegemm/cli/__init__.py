@@ -8,6 +8,7 @@ import click
 
 from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
+from codegemm.cli.convert import convert
 from codegemm.cli.doctor import doctor
 from codegemm.cli.explore import explore
 from codegemm.cli.info import info
@@ -30,7 +31,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, reproduce, report, explore, tune, predict, quantize, info, cache, doctor):
+for command in (compare, reproduce, report, explore, tune, predict, quantize, convert, info, cache, doctor):
     cli.add_command(command)
 
 

@@ -39,6 +39,24 @@ def write_weights(
     Its version is the least that has all of these weights, and at least `version`. ValueError where tensors' names
     collide; CheckpointError, and `path` as it was, if writing fails.
     """
+    version = max([version, *(one.version for one in weights.values())])
+    described = {name: json.dumps(one.description) for name, one in weights.items()}
+    metadata = {**metadata, "format": FORMAT, "version": str(version), **described}
+    write(path, _named(weights, tensors), metadata)
+
+
+def write_hf_weights(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, Stored],
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """The same to a file that says `format: pt`."""
+    write(path, _named(weights, tensors), {**metadata, "format": "pt", **hf_metadata(weights)})
+
+
+def _named(weights: Mapping[str, Stored], tensors: Mapping[str, RawTensor]) -> dict[str, Tensor]:
+    """All tensors of a file; ValueError where names collide."""
     out: dict[str, Tensor] = {
         f"{name}.{end}": array if isinstance(array, UnopenedTensor) else RawTensor.of(array)
         for name, one in weights.items()
@@ -46,9 +64,17 @@ def write_weights(
     }
     if len(out.keys() | tensors.keys()) < sum(len(one.tensors) for one in weights.values()) + len(tensors):
         raise ValueError(f"weights {', '.join(map(repr, weights))}: some of their tensors have the same name")
-    version = max([version, *(one.version for one in weights.values())])
-    described = {name: json.dumps(one.description) for name, one in weights.items()}
-    write(path, {**out, **tensors}, {**metadata, "format": FORMAT, "version": str(version), **described})
+    return {**out, **tensors}
+
+
+def read_stored(path: str | os.PathLike[str], name: str) -> Stored:
+    """A weight of a file of this package's, whose tensors are read when they are written, each time anew.
+
+    CheckpointError, KeyError or ValueError where there is none.
+    """
+    file, begin = File(path), f"{name}."
+    tensors = {tensor.removeprefix(begin): held for tensor, held in file.unopened().items() if tensor.startswith(begin)}
+    return Stored({**tensors}, json.loads(file.metadata[name]), int(file.metadata["version"]))
 
 
 def hf_metadata(weights: Mapping[str, Stored]) -> dict[str, str]:

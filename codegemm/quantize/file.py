@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from codegemm.calibration import Calibration, CalibrationFile
+from codegemm.destination import Destination, destination
 from codegemm.quantize import checked_seed, configured
-from codegemm.quantize.destination import Destination, destination
 from codegemm.quantize.parts import Parts
 from codegemm.quantize.plan import Copied, Outcome, Quantized, nothing, plan
 from codegemm.quantize.selection import Selection

@@ -5,7 +5,6 @@ Each is a file named by a key of everything that it depends on, so that those of
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from contextlib import suppress
@@ -17,8 +16,7 @@ import numpy.typing as npt
 from codegemm import cache
 from codegemm.calibration import Calibration
 from codegemm.errors import CheckpointError
-from codegemm.files import File
-from codegemm.formats.native import Stored, write_weights
+from codegemm.formats.native import Stored, read_stored, write_weights
 from codegemm.formats.weight import Weight
 from codegemm.quantize.arithmetic import usual
 from codegemm.quantize.stored import key_parts, made
@@ -47,9 +45,7 @@ class Parts:
     def find(self, key: str) -> Stored | None:
         """One that is there and whole, to be read when it is written."""
         try:
-            file = File(self._path(key))
-            tensors = {name.removeprefix(f"{_NAME}."): held for name, held in file.unopened().items()}
-            return Stored({**tensors}, json.loads(file.metadata[_NAME]), int(file.metadata["version"]))
+            return read_stored(self._path(key), _NAME)
         except (CheckpointError, KeyError, ValueError):
             return None
 

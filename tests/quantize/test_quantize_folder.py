@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import codegemm
-from codegemm import Calibration, calibration, quantize_file
+from codegemm import Calibration, calibration, destination, quantize_file
 from codegemm.files import File
-from codegemm.quantize import destination, work
+from codegemm.quantize import work
 from codegemm.quantize.file import Interrupted
 
 CONFIG = "m1v4b2"

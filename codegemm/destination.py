@@ -1,10 +1,11 @@
-"""Where a quantised model goes: a file for a file, a folder for a folder; it appears there whole or not at all."""
+"""Where a model goes that is made of another: a file or a folder as that is, which appears whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,30 +37,40 @@ class Destination:
         """Of the files with tensors that are written."""
         return [self.path] if self.model.folder is None else [self.path / file.path.name for file in self.model.files]
 
-    def write(self, work: Path, write_file: Callable[[File, Path], None]) -> None:
+    def write(
+        self, work: Path, write_file: Callable[[File, Path], None], instead: Mapping[str, bytes] | None = None
+    ) -> None:
         """Write the file; or all that goes into the folder, in the folder `work`, and rename that.
 
-        write_file: writes what becomes of one of the model's files to a path. CheckpointError, and what is at the path
-        stays as it was, where that fails.
+        write_file: writes what becomes of one of the model's files to a path. instead: contents of others of the
+        folder's files, which are not copied. CheckpointError, and what is at the path stays as it was, where that
+        fails.
         """
         if self.model.folder is None:
             write_file(self.model.files[0], self.path)
             return
+        new, old = work / "new", work / "old"
         try:
             shutil.rmtree(work, ignore_errors=True)
-            new, old = work / "new", work / "old"
             new.mkdir(parents=True)
             for file in self.model.files:
                 write_file(file, new / file.path.name)
             for name in self.copies:
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.model.folder / name, new / name)
+            for name, content in (instead or {}).items():
+                (new / name).write_bytes(content)
             if self.model.index is not None:
                 shards = [File(new / file.path.name) for file in self.model.files]
                 write_index(new / self.model.index.name, shards, self.model.index_metadata)
             _exchange(self.path, new, old)
+            shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(f"{self.path}: could not be written: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):  # not where what was at the path could not be put back
+                work.rmdir()
 
 
 def destination(model: Model, target: Path, others: Sequence[Path], force: bool) -> Destination:
