@@ -29,6 +29,7 @@ from codegemm.warmup import warmup
 
 if TYPE_CHECKING:
     from codegemm import checkpoints, testing
+    from codegemm.hf import AutoModelForCausalLM
     from codegemm.comparison.compare import compare
     from codegemm.quantize.file import quantize_file
 
@@ -37,6 +38,7 @@ logs.set_up()
 ExtendedSpec, ExtendedWeight = TransformedSpec, TransformedWeight  # their former names
 
 __all__ = [
+    "AutoModelForCausalLM",
     "Calibration",
     "CheckpointError",
     "CodebookConfig",
@@ -91,7 +93,7 @@ __all__ = [
 ]
 
 
-_LATER = {"compare": "codegemm.comparison.compare", "quantize_file": "codegemm.quantize.file"}
+_LATER = {"compare": "codegemm.comparison.compare", "quantize_file": "codegemm.quantize.file", "AutoModelForCausalLM": "codegemm.hf"}
 
 
 def __getattr__(name: str) -> Any:

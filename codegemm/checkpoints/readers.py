@@ -38,9 +38,11 @@ class Checkpoint:
     dense: tuple[str, ...]
 
 
-def read_aqlm(said: Mapping[str, Any], model: Model) -> Checkpoint:
-    """AQLM's. said: the quantization_config; CheckpointError for what it or the tensors can't be."""
-    where = model.paths[0].parent / CONFIG
+def aqlm_config(said: Mapping[str, Any], where: Path | str) -> tuple[CodebookConfig, tuple[str, ...]]:
+    """What AQLM's quantization_config says: the configuration of all quantised layers, and the modules that are dense.
+
+    where: the file, for messages. CheckpointError for what can't be.
+    """
     if (rows := _integer(where, said, "out_group_size")) != 1:
         raise CheckpointError(
             f"{where}: quantization_config: out_group_size {rows}, must be 1: the kernels take codes of one row each"
@@ -55,9 +57,14 @@ def read_aqlm(said: Mapping[str, Any], model: Model) -> Checkpoint:
     dense = said.get("linear_weights_not_to_quantize") or []
     if not isinstance(dense, list) or not all(isinstance(name, str) for name in dense):
         raise CheckpointError(f"{where}: linear_weights_not_to_quantize {dense!r}, must be a list of names")
+    return config, tuple(name.removesuffix(".weight") for name in dense)
+
+
+def read_aqlm(said: Mapping[str, Any], model: Model) -> Checkpoint:
+    """AQLM's. said: the quantization_config; CheckpointError for what it or the tensors can't be."""
+    config, dense = aqlm_config(said, model.paths[0].parent / CONFIG)
     names = sorted({name.rpartition(".")[0] for name in model.tensors if name.endswith((".codes", ".codebooks"))})
-    layers = {name: _aqlm_layer(name, config, model) for name in names}
-    return Checkpoint(layers, tuple(name.removesuffix(".weight") for name in dense))
+    return Checkpoint({name: _aqlm_layer(name, config, model) for name in names}, dense)
 
 
 _FLOATS = ("F16", "BF16", "F32")
@@ -66,7 +73,7 @@ _FLOATS = ("F16", "BF16", "F32")
 READERS: dict[str, Callable[[Mapping[str, Any], Model], Checkpoint]] = {"aqlm": read_aqlm}
 
 
-def _integer(where: Path, said: Mapping[str, Any], key: str) -> int:
+def _integer(where: Path | str, said: Mapping[str, Any], key: str) -> int:
     value = said.get(key)
     if type(value) is not int:
         raise CheckpointError(f"{where}: quantization_config: {key} {value!r}, must be an integer")

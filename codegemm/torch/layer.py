@@ -113,6 +113,14 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         weight = self.to_weight()
         return tensor_of(weight.dequantize(dtype)).to(weight.device)
 
+    def to_linear(self, dtype: torch.dtype = torch.float32) -> torch.nn.Linear:
+        """A torch.nn.Linear of the dense matrix and the bias in a dtype, on the layer's device."""
+        linear = torch.nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = torch.nn.Parameter(self.dequantize(dtype))
+        if self.bias is not None:
+            linear.bias = torch.nn.Parameter(self.bias.detach().to(dtype))
+        return linear.train(self.training)
+
     def prepare(self, n: int = 1, dtype: torch.dtype = torch.float32) -> Self:
         """Decide, compile and arrange for products of n rows of x, as the first product does for one; the layer itself.
 

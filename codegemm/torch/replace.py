@@ -130,6 +130,11 @@ def fuse_(model: torch.nn.Module, groups: Sequence[Sequence[str]] = FUSED) -> No
             layer._fused = together
 
 
+def quantized_layers(model: torch.nn.Module) -> dict[str, CodebookLinear]:
+    """A model's CodebookLinears by their full names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CodebookLinear)}
+
+
 def _joined(layers: Sequence[Any], what: str) -> Fused:
     try:
         fused = Fused(layers)

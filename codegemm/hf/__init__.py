@@ -1,0 +1,22 @@
+"""Whole models of Hugging Face's transformers: loaded, quantised while they are loaded, saved.
+
+transformers knows of this package's models once this is imported; else it loads dense layers of random numbers with no
+more than a warning.
+"""
+
+from __future__ import annotations
+
+from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from codegemm.hf.auto import AutoModel, AutoModelForCausalLM
+from codegemm.hf.config import METHOD, CodegemmConfig
+from codegemm.hf.experts import CodebookExperts
+from codegemm.hf.quantizer import CodegemmHfQuantizer
+
+__all__ = ["AutoModel", "AutoModelForCausalLM", "CodebookExperts", "CodegemmConfig", "CodegemmHfQuantizer"]
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(CodegemmConfig)
+    register_quantizer(METHOD)(CodegemmHfQuantizer)

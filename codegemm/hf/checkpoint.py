@@ -1,0 +1,71 @@
+"""A quantised model's files, looked at before anything is loaded, and the model after it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from codegemm.errors import CheckpointError
+from codegemm.torch.replace import quantized_layers
+
+_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+_NAMED = 5
+
+
+def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: Sequence[str]) -> None:
+    """CheckpointError unless the files hold all that quantised layers need, of their shapes.
+
+    Floats keep the dtype that they have in the files: the layers' empty parameters take it on.
+    """
+    pickles = [file for file in files if not str(file).endswith(".safetensors")]
+    if pickles:
+        raise CheckpointError(f"{pickles[0]}: must be a safetensors file, quantised layers are in no other")
+    wanted = {
+        f"{layer}.{name}": parameter
+        for layer in layers
+        for name, parameter in model.get_submodule(layer).named_parameters()
+    }
+    expected = model.state_dict()
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    missing = dict(wanted)
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
+                if name not in wanted and key in wanted:
+                    name = key
+                if name in wanted:
+                    missing.pop(name, None)
+                    _take(model, name, wanted[name], f"{path}: {key}", file.get_slice(key))
+    if missing:
+        few = ", ".join(list(missing)[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
+        raise CheckpointError(f"{files[0]}{' and others' * (len(files) > 1)}: {len(missing)} missing: {few}")
+
+
+def check_loaded(model: Any) -> None:
+    """CheckpointError where a quantised layer was left without numbers, as of an incomplete state_dict."""
+    for name, layer in quantized_layers(model).items():
+        for own, parameter in layer.named_parameters():
+            if not parameter.is_meta and not getattr(parameter, "_is_hf_initialized", False):
+                raise CheckpointError(f"{name}.{own}: missing")
+
+
+def _take(model: Any, name: str, parameter: torch.Tensor, where: str, held: Any) -> None:
+    """Have a parameter of the dtype that the file holds; CheckpointError for a tensor that it can't be."""
+    shape, dtype = tuple(held.get_shape()), _DTYPES.get(held.get_dtype())
+    if shape != tuple(parameter.shape):
+        raise CheckpointError(f"{where}: shape {shape}, must be {tuple(parameter.shape)}")
+    if dtype is None or (dtype != parameter.dtype and not (dtype.is_floating_point and parameter.is_floating_point())):
+        raise CheckpointError(f"{where}: dtype {held.get_dtype()}, must be {parameter.dtype}")
+    own, _, end = name.rpartition(".")
+    if end != "bias" and dtype != parameter.dtype:
+        layer = model.get_submodule(own)
+        layer.register_parameter(end, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))

@@ -1,0 +1,224 @@
+"""Which matrices a model has that could be quantised, and what becomes of each."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+import torch
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from codegemm.formats.format import fitted, parse, spec_of
+from codegemm.hf import experts
+from codegemm.hf.config import CodegemmConfig
+from codegemm.quantize.selection import spared
+
+MOST_DENSE = 0.05  # of the linear parameters, that may stay dense although nobody named them
+_NAMED = 8  # in a message
+_logger = logging.getLogger("codegemm.hf")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One [out_features, in_features] to be quantised. parameter: of the dense model, whose rows `rows` it is, of
+    expert number `expert` where that holds those of several."""
+
+    name: str
+    parameter: str
+    shape: tuple[int, int]
+    config: str
+    rows: slice | None = None
+    expert: int | None = None
+
+    @property
+    def nbytes(self) -> float:
+        """Of the packed weight."""
+        return spec_of(self.shape, self.config).packed_bits / 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is quantised, by the names of modules, and the names of what stays dense."""
+
+    matrices: Mapping[str, Matrix]
+    dense: Sequence[str] = ()
+    by_parameter: Mapping[str, Sequence[Matrix]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, matrices: Iterable[Matrix], dense: Iterable[str]) -> Plan:
+        """With the matrices of each parameter together."""
+        matrices = tuple(matrices)
+        together: dict[str, list[Matrix]] = {}
+        for matrix in matrices:
+            together.setdefault(matrix.parameter, []).append(matrix)
+        return cls({matrix.name: matrix for matrix in matrices}, sorted(dense), together)
+
+
+def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
+    """What becomes of a dense model, on whatever device.
+
+    ValueError where nothing is quantised, for a name in the configuration that fits nothing, for a layer that it can't
+    hold, and where more than MOST_DENSE of the model would stay dense although nobody named it.
+    """
+    found = tuple(_found(model, config, names))
+    _check_names(config, [matrix.name for matrix in found], dict(model.named_modules()))
+    named = config.modules_to_not_convert or []
+    usual = _usual(model)
+    taken, dense = [], {name for name in usual if name}
+    for matrix in found:
+        layer = matrix.name if matrix.expert is None else matrix.parameter.rpartition(".")[0]
+        asked = _asked(config, matrix.name)
+        if asked and usual.get(layer) == _SHARED:
+            raise ValueError(f"layers: {matrix.name} shares its weight with another module, and stays dense")
+        if not asked and (layer in usual or not should_convert_module(matrix.name, named)):
+            dense.add(layer)
+            continue
+        try:
+            spec = spec_of(matrix.shape, matrix.config)
+        except ValueError as error:
+            raise ValueError(f"{matrix.name}: {error} (modules_to_not_convert leaves it as it is)") from None
+        if not asked and spec.packed_bits >= 16 * prod(matrix.shape):
+            dense.add(layer)
+        else:
+            taken.append(matrix)
+    if not taken:
+        raise ValueError(f"nothing to quantise: modules_to_not_convert leaves none of {len(found)} linear layers")
+    made = Plan.of(taken, dense)
+    _check_dense(model, made, [*named, *usual])
+    _tell(config, made)
+    return made
+
+
+def expected(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
+    """What a model that was saved quantised has: all but the list that it was saved with."""
+    dense = config.modules_to_not_convert or []
+    found = _found(model, config, names)
+    return Plan.of((matrix for matrix in found if should_convert_module(matrix.name, dense)), dense)
+
+
+def resolved(config: CodegemmConfig, made: Plan) -> CodegemmConfig:
+    """The configuration of a model of that plan: layers by their names, where they differ, and all that is dense."""
+    layers: dict[str, str] = {}
+    pooled: dict[str, set[str]] = {}
+    for matrix in made.matrices.values():
+        pooled.setdefault(_of_all_experts(matrix), set()).add(matrix.config)
+    for matrix in made.matrices.values():
+        together = _of_all_experts(matrix)
+        if matrix.config != config.config:
+            layers[together if len(pooled[together]) == 1 else matrix.name] = matrix.config
+    return CodegemmConfig(config.config, layers, made.dense)
+
+
+def _of_all_experts(matrix: Matrix) -> str:
+    """Its name, or the pattern of those of all experts."""
+    if matrix.expert is None:
+        return matrix.name
+    head, _, own = matrix.name.rpartition(".")
+    return f"{head.rpartition('.')[0]}.*.{own}"
+
+
+def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Iterable[Matrix]:
+    """All matrices of linear layers and of experts, with the configuration that each would have."""
+
+    def matrix(name: str, parameter: str, shape: Sequence[int], *place: Any) -> Matrix:
+        rows, columns = shape
+        text = _asked(config, name) or config.config
+        return Matrix(name, parameter, (rows, columns), str(fitted(text, columns)), *place)
+
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear:
+            yield matrix(name, f"{name}.weight", module.weight.shape)
+        elif experts.are_quantizable(module):
+            for place in experts.places(module, names):
+                whole = f"{name}.{place.expert}.{place.name}"
+                yield matrix(whole, f"{name}.{place.parameter}", place.shape, place.rows, place.expert)
+
+
+def _asked(config: CodegemmConfig, name: str) -> str | None:
+    """The configuration that `layers` has for a layer."""
+    if name in config.layers:
+        return config.layers[name]
+    return next((text for key, text in reversed(config.layers.items()) if fnmatchcase(name, key)), None)
+
+
+_SHARED, _OUTPUT = "shared", "output"
+
+
+def _usual(model: torch.nn.Module) -> dict[str, str]:
+    """Modules that stay dense unless somebody names them, and why."""
+    found: dict[str, str] = {}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    shared = {key.removesuffix(".weight") for key in (*tied, *tied.values())}
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if name in shared or (weight is not None and owners[id(weight)] > 1):
+            found[name] = _SHARED
+        elif weight is not None and weight.dim() > 1 and (module is head or spared(f"{name}.weight")):
+            found[name] = _OUTPUT
+    return {name: kind for name, kind in found.items() if model.get_submodule(name)._parameters}
+
+
+def _check_names(config: CodegemmConfig, matrices: Sequence[str], modules: Mapping[str, Any]) -> None:
+    for key in config.layers:
+        if key not in matrices and not any(fnmatchcase(name, key) for name in matrices):
+            raise ValueError(f"layers: {key!r} is the name of no linear layer; there are {_few(matrices)}")
+    for pattern in config.modules_to_not_convert or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"modules_to_not_convert: {pattern!r}: {error}") from None
+        if all(should_convert_module(name, [pattern]) for name in (*matrices, *modules)):
+            raise ValueError(f"modules_to_not_convert: {pattern!r} fits no module; there are {_few(matrices)}")
+
+
+def _check_dense(model: torch.nn.Module, made: Plan, named: Sequence[str]) -> None:
+    """ValueError where too much would stay dense unnoticed."""
+    quantized = sum(prod(matrix.shape) for matrix in made.matrices.values())
+    unnoticed = {
+        name: parameter.numel()
+        for owner, module in model.named_modules()
+        if not isinstance(module, (torch.nn.Embedding, torch.nn.modules.conv._ConvNd))
+        for name, parameter in ((f"{owner}.{own}", each) for own, each in module._parameters.items())
+        if parameter is not None
+        and parameter.dim() > 1
+        and name not in made.by_parameter
+        and should_convert_module(owner, list(named))
+        and should_convert_module(name, list(named))
+        and not spared(name)
+    }
+    total = sum(unnoticed.values())
+    if total > MOST_DENSE * (total + quantized):
+        largest = sorted(unnoticed, key=unnoticed.__getitem__, reverse=True)
+        raise ValueError(
+            f"{_few(largest)}: {100 * total / (total + quantized):.0f} % of the linear parameters are in modules that "
+            "can't be quantised and would stay dense; name them in modules_to_not_convert where that is meant"
+        )
+
+
+def _tell(config: CodegemmConfig, made: Plan) -> None:
+    """Say once which layers got another group size."""
+    others = Counter(
+        (matrix.shape[1], matrix.config)
+        for matrix in made.matrices.values()
+        if matrix.config != str(parse(_asked(config, matrix.name) or config.config))
+    )
+    for (columns, text), count in others.items():
+        _logger.warning(
+            "%d layers have %d inputs, which the group size of %s does not divide: %s",
+            count,
+            columns,
+            config.config,
+            text,
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
