@@ -11,6 +11,7 @@ from codegemm.cli.compare import compare
 from codegemm.cli.convert import convert
 from codegemm.cli.doctor import doctor
 from codegemm.cli.explore import explore
+from codegemm.cli.generate import generate
 from codegemm.cli.info import info
 from codegemm.cli.predict import predict
 from codegemm.cli.quantize import quantize
@@ -31,7 +32,7 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, reproduce, report, explore, tune, predict, quantize, convert, info, cache, doctor):
+for command in (compare, reproduce, report, explore, tune, predict, quantize, info, generate, cache, doctor):
     cli.add_command(command)
 
 

@@ -130,6 +130,14 @@ def missing_reporting() -> str | None:
     return None
 
 
+def missing_transformers() -> str | None:
+    """Why no model of Hugging Face's can be read, or None."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed: pip install 'codegemm[hf]'"
+    return None
+
+
 def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
     from codegemm.measuring import conditions
 

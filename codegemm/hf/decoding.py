@@ -42,6 +42,7 @@ class Decoder:
             self._tokens = torch.zeros((batch, 1), dtype=torch.long, device=self._device)
             drawn = model.config.get_text_config().vocab_size if temperature else 0
             self._noise = torch.ones((batch, drawn), device=self._device)
+            self._advance(self._tokens)  # makes the cache, and has kernels decided and compiled
             if self._device.type == "cuda":
                 self._capture()
 
@@ -63,8 +64,6 @@ class Decoder:
         only time counts."""
         self._make_room(positions, 0)
         with torch.inference_mode():
-            if not self._positions:
-                self._advance(self._tokens)  # has the cache made
             self._cache.reset()
             for layer in self._cache.layers:
                 if hasattr(layer, "cumulative_length"):
@@ -145,7 +144,6 @@ class Decoder:
                 self.reason = str(error).splitlines()[0]
             else:
                 self._graph = graph
-        self._positions = 1
 
     def _make_room(self, more: int, positions: int) -> None:
         """ValueError unless the cache has so many more positions: beyond its end a GPU would write where it likes."""

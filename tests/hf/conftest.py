@@ -1,10 +1,9 @@
-"""Fresh random tensors in every test, a tiny model and a tiny tokenizer."""
+"""Fresh random tensors in every test, tiny models and a tiny tokenizer, and the command line."""
 
 import pytest
+from click.testing import CliRunner
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-)
+TEMPLATE = "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +19,38 @@ def llama():
     from support.models import tiny_llama
 
     return tiny_llama().double()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Of words `a0` to `a54` and five that are no words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "<user>", "<bot>", *(f"a{number}" for number in range(56))]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>", chat_template=TEMPLATE)
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """`codegemm.hf.AutoModelForCausalLM`; of dense models transformers' does the same."""
+    import transformers
+
+    import codegemm.hf
+
+    if not hasattr(codegemm.hf, "AutoModelForCausalLM"):
+        monkeypatch.setattr(codegemm.hf, "AutoModelForCausalLM", transformers.AutoModelForCausalLM, raising=False)
+    return codegemm.hf
+
+
+@pytest.fixture
+def invoke(reader):
+    """Run the command line; what it raises comes through."""
+    from codegemm.cli import cli
+
+    def run(*arguments):
+        return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False, standalone_mode=False)
+
+    return run

@@ -131,9 +131,9 @@ def test_beginning_somewhere(llama):
 
 
 def test_only_the_last_logits_are_made(llama):
-    rows = []
+    decoder, rows = Decoder(llama, 20), []
     llama.lm_head.register_forward_hook(lambda module, x, y: rows.append(y.shape[1]))
-    list(Decoder(llama, 20).tokens(prompts(1, 9), 3))
+    list(decoder.tokens(prompts(1, 9), 3))
     assert rows == [1, 1, 1]
 
 
