@@ -6,6 +6,7 @@ smoke      one product of every kernel
 tests      products, graphs, streams, host time
 bench-8b, bench-70b, bench-405b    every kernel on the linear layers of Llama-3
 reproduce  the experiments of the CodeGEMM paper
+bench-model    whole models of Llama-3.1 that decode, 8B and 70B
 counters   shared-memory wavefronts and bytes of memory by ncu beside the emulator's counts
 cuts       many ways of cutting products into thread blocks, and the weights of their estimates
 sanitize   compute-sanitizer over small products
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -159,6 +161,27 @@ def _reproduce(file: Path, seconds: float) -> bool:
     return not found.broken
 
 
+def _bench_models(file: Path, seconds: float) -> bool:
+    """What is found in time is kept; nothing where the command line or models can't be."""
+    missing = [name for name in ("torch", "transformers", "click", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"left out: {', '.join(missing)} not installed")
+        return True
+    begin, went_well = time.monotonic(), True
+    for model in ("8b", "70b"):
+        command = ["-c", "from codegemm.cli import main; main()", "bench-model", "--llama", model, "--random"]
+        command += [
+            "--engine",
+            "cuda",
+            "--batch",
+            "1,4,8,16",
+            "--json",
+            str(file.with_name(f"model-{model}.json")),
+        ]
+        went_well &= _run(command, file, max(1.0, seconds - (time.monotonic() - begin)))
+    return went_well
+
+
 def _written(measured: Any, file: Path) -> bool:
     """What a part measured, if anything, as JSON; such a part never fails."""
     if measured:
@@ -194,6 +217,7 @@ PARTS = {
     "bench-8b": _bench_part("8b", 90),
     "bench-70b": _bench_part("70b", 150),
     "reproduce": Part(_reproduce, 300, lambda: runner.builds("cuda")),
+    "bench-model": Part(_bench_models, 560, lambda: ()),
     "counters": Part(lambda file, seconds: _written(counters.run(seconds), file), 120, counters.builds),
     "cuts": Part(lambda file, seconds: _written(cuts.run(seconds), file), 120, cuts.builds),
     "bench-405b": _bench_part("405b", 240),

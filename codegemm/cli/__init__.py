@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from codegemm.cli.bench_model import bench_model
 from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
 from codegemm.cli.convert import convert
@@ -32,7 +33,20 @@ def cli() -> None:
     """Multiply by codebook-quantised weights, and compare the kernels that do."""
 
 
-for command in (compare, reproduce, report, explore, tune, predict, quantize, info, generate, cache, doctor):
+for command in (
+    compare,
+    reproduce,
+    report,
+    explore,
+    tune,
+    predict,
+    quantize,
+    info,
+    generate,
+    bench_model,
+    cache,
+    doctor,
+):
     cli.add_command(command)
 
 

@@ -1,0 +1,190 @@
+"""Which models take turns: what each is called, how many bytes it takes, and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codegemm import registry
+from codegemm.arrays import float_dtype
+from codegemm.devices import Device
+from codegemm.formats.format import parse, random_weight, spec_of
+from codegemm.hf import generation
+from codegemm.hf.bench import llama
+from codegemm.hf.bench.layers import PlannedLinear, dense_layer
+from codegemm.hf.sizes import sizes
+from codegemm.kernel import Product
+from codegemm.measuring import memory
+from codegemm.torch import FUSED, CodebookLinear, fuse_
+
+# Of other projects: what it is called, the kernel, and the configuration.
+BASELINES = (
+    ("AQLM 2x8", "aqlm", "m2v8g-1"),
+    ("AQLM 1x16", "aqlm", "m1v8b16g-1"),
+    ("QuIP#", "quip", "e8p"),
+    ("QTIP", "qtip", "qtip"),
+    ("LUT-GEMM", "lutgemm", "q2g128"),
+)
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that takes turns. needed: bytes, at least, of its weights as they are held; dense: whether its linear
+    layers are torch's; config, kernel: of the others, by a kernel of that name, or `auto`."""
+
+    name: str
+    needed: int
+    make: Callable[[], Any]
+    dense: bool = False
+    config: str = ""
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Those that can take part, and why others can't, by name."""
+
+    candidates: list[Candidate]
+    left_out: dict[str, str]
+
+
+def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """Of dense models; the first is that of the quantised ones' activations."""
+    return (torch.float16,) if device.type == "cuda" else (torch.float32, torch.bfloat16)
+
+
+def random_models(model: Any, configs: Sequence[str], batches: Sequence[int], device: torch.device) -> Choice:
+    """Of a Llama's configuration: dense, in each of `configs` as `CodebookLinear`s, each by itself and fused, and by
+    the kernels of other projects. ValueError for a configuration that can't be or that its matrices don't fit."""
+    shapes, blocks = list(llama.linear_shapes(model).values()), model.num_hidden_layers
+    numbers, dtype, most = sum(rows * columns for rows, columns in shapes), dtypes(device)[0], max(batches)
+    rest = llama.others(model)
+    where = Device.parse(device.type)
+
+    def specs(config: str) -> list[Any]:
+        return [spec_of(shape, config) for shape in shapes]
+
+    found, left_out = [], {}
+    for kind in dtypes(device):
+        found.append(
+            Candidate(
+                f"dense {_NAMES[kind]}", (blocks * numbers + rest) * kind.itemsize, _dense(model, device, kind), True
+            )
+        )
+    for config in dict.fromkeys(str(parse(each)) for each in configs):
+        needed = blocks * sum(spec.packed_bits // 8 for spec in specs(config)) + rest * dtype.itemsize
+        for fused in (False, True):
+            make = _quantised(model, device, dtype, config, where, fused)
+            found.append(Candidate(f"{config}{', fused' * fused}", needed, make, False, config, "auto"))
+    for name, kernel, config in BASELINES:
+        products = [Product.of(spec, most, float_dtype(dtype)) for spec in specs(config)]
+        reasons = [_refusal(kernel, product, where) for product in products]
+        if any(reasons):
+            left_out[name] = next(filter(None, reasons))
+            continue
+        own = sum(memory.taken(_kernel(kernel, product, where), [product], where).own for product in products)
+        packed = sum(product.spec.packed_bits // 8 for product in products)
+        needed = blocks * (packed + own) + rest * dtype.itemsize
+        found.append(
+            Candidate(name, needed, _planned(model, device, dtype, config, where, kernel, most), False, config, kernel)
+        )
+    return Choice(found, left_out)
+
+
+def folder_models(folder: Path, device: torch.device) -> Choice:
+    """Of a quantised model's folder: its dequantised self, it as it is, and fused. ValueError for a dense one."""
+
+    def as_it_is() -> Any:
+        return generation.open_model(folder, device)
+
+    def fused() -> Any:
+        model = as_it_is()
+        fuse_(model, _groups(model))
+        return model
+
+    def dequantised(dtype: torch.dtype) -> Callable[[], Any]:
+        return lambda: _dense_twin(as_it_is(), dtype)
+
+    model = as_it_is()
+    quantised = _quantised_layers(model)
+    if not quantised:
+        raise ValueError(f"{folder}: has no quantised layer, and nothing to be compared with")
+    taken, together = sizes(model), _groups(model)
+    config = ", ".join(sorted({layer.config for layer in quantised.values()}))
+    found = [
+        Candidate(f"dequantised {_NAMES[kind]}", taken.half // 2 * kind.itemsize, dequantised(kind), True)
+        for kind in dtypes(device)
+    ]
+    found.append(Candidate("as it is", taken.held, as_it_is, False, config, "auto"))
+    if not together:
+        return Choice(found, {"fused": "no module has the layers of q, k, v or of gate and up, quantised"})
+    return Choice([*found, Candidate("fused", taken.held, fused, False, config, "auto")], {})
+
+
+def _kernel(name: str, product: Product[Any], where: Device) -> Any:
+    """What multiplies so under a kernel's name, or None."""
+    return next((each for each in registry.registered(where.engine, product.spec) if each.name == name), None)
+
+
+def _refusal(name: str, product: Product[Any], where: Device) -> str | None:
+    kernel = _kernel(name, product, where)
+    return f"no kernel {name!r} on {where}" if kernel is None else registry.refusal(kernel, product, where)
+
+
+def _dense(model: Any, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
+    return lambda: llama.random_model(model, device, dtype, lambda shape, seed: dense_layer(shape, device, dtype))
+
+
+def _quantised(
+    model: Any, device: torch.device, dtype: torch.dtype, config: str, where: Device, fused: bool
+) -> Callable[[], Any]:
+    def layer(shape: tuple[int, int], seed: int) -> CodebookLinear:
+        return CodebookLinear(random_weight(shape, config, seed).to(where))
+
+    def make() -> Any:
+        made = llama.random_model(model, device, dtype, layer)
+        if fused:
+            fuse_(made)
+        return made
+
+    return make
+
+
+def _planned(
+    model: Any, device: torch.device, dtype: torch.dtype, config: str, where: Device, kernel: str, n: int
+) -> Callable[[], Any]:
+    def layer(shape: tuple[int, int], seed: int) -> PlannedLinear:
+        return PlannedLinear(random_weight(shape, config, seed).to(where), n, dtype, kernel)
+
+    return lambda: llama.random_model(model, device, dtype, layer)
+
+
+def _quantised_layers(model: Any) -> Mapping[str, CodebookLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, CodebookLinear)}
+
+
+def _groups(model: Any) -> list[tuple[str, ...]]:
+    """Of the names of layers that are fused as a rule those that a module has, quantised."""
+    return [
+        group
+        for group in FUSED
+        if any(
+            all(isinstance(getattr(module, part, None), CodebookLinear) for part in group) for module in model.modules()
+        )
+    ]
+
+
+def _dense_twin(model: Any, dtype: torch.dtype) -> Any:
+    """The model with `torch.nn.Linear`s of the dequantised matrices, in their places."""
+    for name, layer in _quantised_layers(model).items():
+        dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        dense.weight = torch.nn.Parameter(layer.dequantize(dtype), requires_grad=False)
+        dense.bias = layer.bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, dense)
+    return model.to(dtype)
