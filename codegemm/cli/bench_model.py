@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from codegemm.cli import options
+
+if TYPE_CHECKING:
+    from codegemm.hf.bench.candidates import Choice
 
 
 @click.command("bench-model")
@@ -57,10 +62,8 @@ def bench_model(
         raise click.UsageError("--llama and --random go together: there are no other weights of it here")
     if configs and model is not None:
         raise click.UsageError(f"--config {','.join(configs)}: {model} is measured as it is; --config is for --random")
-    import transformers
-
     from codegemm.hf import generation
-    from codegemm.hf.bench import candidates, llama, report, runner
+    from codegemm.hf.bench import candidates, report, runner
     from codegemm.hf.sizes import cache_bytes
     from codegemm.measuring import conditions
     from codegemm.measuring.machine import Machine
@@ -69,16 +72,7 @@ def bench_model(
     device = generation.device_named(engine)
     batches = list(dict.fromkeys(batches))
     with conditions.threads(threads):
-        if model is not None:
-            config, title = generation.open_config(model).get_text_config(), str(model)
-            choice = candidates.folder_models(model, device)
-        else:
-            assert llama_name is not None
-            title, config = f"Llama-3.1-{llama_name.upper()}, random weights", llama.whole(llama_name)
-            if device.type == "cpu":
-                title += f": one block of {config.num_hidden_layers}, without embedding and head"
-                config = llama.one_block(llama_name)
-            choice = candidates.random_models(config, configs or ["m1v4g128", "m2v8g128"], batches, device)
+        title, config, choice = _choice(model, llama_name, configs or ["m1v4g128", "m2v8g128"], batches, device)
         settings = runner.Settings(batches, prompt_length, tokens, rounds)
         most = getattr(config, "max_position_embeddings", None)
         if most is not None and settings.positions > most:
@@ -87,16 +81,12 @@ def bench_model(
         caches = cache_bytes(config, settings.positions, sum(batches), candidates.dtypes(device)[0].itemsize)
         machine = Machine.here(engine)
 
-        def keep(found: runner.Found) -> None:
-            if json_path is not None:
-                told = {
-                    "machine": machine.as_json(), "transformers": transformers.__version__, "model": title,
-                    "settings": vars(settings), "rows": runner.as_json(found.rows), "left_out": left_out(found),
-                }  # fmt: skip
-                write_json(told, json_path)
-
         def left_out(found: runner.Found) -> dict[str, str]:
             return choice.left_out | found.too_large | found.failed
+
+        def keep(found: runner.Found) -> None:
+            if json_path is not None:
+                write_json(report.as_json(title, found.rows, left_out(found), settings, machine), json_path)
 
         found = runner.run(choice.candidates, settings, device, caches, lambda text: click.echo(text, err=True), keep)
         machine = machine.again()
@@ -106,3 +96,21 @@ def bench_model(
     report.print_rows(title, found.rows, left_out(found), settings, machine)
     if found.failed:
         sys.exit(1)
+
+
+def _choice(
+    model: Path | None, llama_name: str | None, configs: Sequence[str], batches: Sequence[int], device: Any
+) -> tuple[str, Any, Choice]:
+    """What is measured: its title, the model's configuration, and who takes part."""
+    from codegemm.hf import generation
+    from codegemm.hf.bench import candidates, llama
+
+    if model is not None:
+        config = generation.open_config(model).get_text_config()
+        return str(model), config, candidates.folder_models(model, device)
+    assert llama_name is not None
+    title, config = f"Llama-3.1-{llama_name.upper()}, random weights", llama.whole(llama_name)
+    if device.type == "cpu":
+        title += f": one block of {config.num_hidden_layers}, without embedding and head"
+        config = llama.one_block(llama_name)
+    return title, config, candidates.random_models(config, configs, batches, device)

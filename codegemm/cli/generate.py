@@ -106,8 +106,7 @@ def _tell(loaded: Any, reason: str | None, speed: Speed, taken: Sizes, json_path
     click.echo(err=True)
     for name, tokens, seconds, each in lines:
         click.echo(f"{name:8} {each:.1f} tokens/s ({counted(tokens, 'token')} in {seconds:.2f} s)", err=True)
-    smaller = f"{taken.half / 1e6:.1f} MB in float16, {taken.times_smaller:.1f} times as many"
-    click.echo(f"weights  {taken.held / 1e6:.1f} MB ({smaller})", err=True)
+    click.echo(f"weights  {taken.held / 1e6:.1f} MB, in float16 {taken.half / 1e6:.1f} MB", err=True)
     if peak is not None:
         click.echo(f"GPU      {peak / 1e6:.1f} MB allocated at most", err=True)
     if on_gpu and reason:

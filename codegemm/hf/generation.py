@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from codegemm import devices
+from codegemm.devices import Device
 from codegemm.errors import CheckpointError
 from codegemm.hf.decoding import Decoder
+from codegemm.measuring import memory
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -74,10 +76,14 @@ def open_tokenizer(folder: Path) -> Any:
 def open_model(folder: Path, device: torch.device, dtype: str = "auto", config: str | None = None) -> Any:
     """A model on a device, as `codegemm.hf.AutoModelForCausalLM` reads it; config: to quantise a dense one.
 
-    dtype: of `DTYPES`, or `auto`: the folder's own on a GPU, float32 on a processor.
+    dtype: of `DTYPES`, or `auto`: the folder's own on a GPU, float32 on a processor. MemoryError, before anything is
+    read, where not even the files have room.
     """
     from codegemm.hf import AutoModelForCausalLM
 
+    taken = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if config is None:
+        memory.ensure(str(folder), taken, Device.parse(device.type))
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "auto"
     asked = {}

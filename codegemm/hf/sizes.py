@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from codegemm.formats.format import spec_of
+from codegemm.hf.planned import PlannedLinear
+from codegemm.torch import CodebookLinear
+
 
 class Sizes(NamedTuple):
     """Bytes of all weights: as they are, and in float16."""
@@ -11,21 +15,17 @@ class Sizes(NamedTuple):
     held: int
     half: int
 
-    @property
-    def times_smaller(self) -> float:
-        """Than in float16."""
-        return self.half / self.held
-
 
 def sizes(model: Any) -> Sizes:
     """Of a model: quantised matrices by the bytes of their packed weights, everything else, once, by its tensors."""
-    layers = [module for module in model.modules() if hasattr(module, "to_weight")]
-    weights = [layer.to_weight() for layer in layers]
+    layers = [module for module in model.modules() if isinstance(module, (CodebookLinear, PlannedLinear))]
+    # Not of the weights themselves: of fused layers they would be made anew, and kept.
+    specs = [spec_of((layer.out_features, layer.in_features), layer.config) for layer in layers]
     codes = {id(tensor) for layer in layers for tensor in layer.tensors()}
     others = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in codes]
     return Sizes(
-        sum(weight.nbytes for weight in weights) + sum(tensor.nbytes for tensor in others),
-        2 * (sum(rows * columns for rows, columns in (w.shape for w in weights)) + sum(t.numel() for t in others)),
+        sum(-(-spec.packed_bits // 8) for spec in specs) + sum(tensor.nbytes for tensor in others),
+        2 * (sum(spec.out_features * spec.in_features for spec in specs) + sum(tensor.numel() for tensor in others)),
     )
 
 

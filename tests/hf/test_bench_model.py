@@ -15,10 +15,11 @@ from support.models import close, tiny_llama  # noqa: E402
 from codegemm.engines.cpu import device  # noqa: E402
 from codegemm.errors import CheckpointError  # noqa: E402
 from codegemm.hf import generation  # noqa: E402
-from codegemm.hf.bench import candidates, layers, llama, report, runner  # noqa: E402
+from codegemm.hf.bench import candidates, llama, report, runner  # noqa: E402
 from codegemm.hf.bench.candidates import Candidate  # noqa: E402
 from codegemm.hf.bench.runner import Row  # noqa: E402
 from codegemm.hf.decoding import Decoder  # noqa: E402
+from codegemm.hf.planned import PlannedLinear  # noqa: E402
 from codegemm.hf.sizes import cache_bytes, sizes  # noqa: E402
 from codegemm.measuring import conditions  # noqa: E402
 from codegemm.torch import CodebookLinear, quantize_  # noqa: E402
@@ -182,7 +183,7 @@ def test_one_that_fails_does_not_take_the_others_times(late, invoke, monkeypatch
     begin, calls = Decoder.begin, []
 
     def broken(decoder, positions):
-        if isinstance(decoder._model.model.layers[0].mlp.up_proj, layers.PlannedLinear):
+        if isinstance(decoder._model.model.layers[0].mlp.up_proj, PlannedLinear):
             calls.append(1)
             if len(calls) > 6 * late:
                 raise RuntimeError("out of order\nand more")

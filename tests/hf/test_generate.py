@@ -15,6 +15,7 @@ from support.models import tiny_llama  # noqa: E402
 from codegemm.errors import CheckpointError  # noqa: E402
 from codegemm.hf import decoding, generation  # noqa: E402
 from codegemm.hf.sizes import sizes  # noqa: E402
+from codegemm.measuring import memory  # noqa: E402
 from codegemm.torch import fuse_, quantize_  # noqa: E402
 
 PROMPT = "a3 a1 a4 a1 a5"
@@ -161,6 +162,12 @@ def test_folders_that_hold_no_model(folder, invoke, tmp_path):
     refused(folder, "model: its tokenizer can't be read: .*copy tokenizer.json")
     (folder / "tokenizer.json").unlink()
     refused(folder, "model: no tokenizer: copy tokenizer.json")
+
+
+def test_models_that_have_no_room(folder, invoke, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"model: needs at least 0\.0 GB"):
+        invoke("generate", folder, "--prompt", PROMPT, "--max-new-tokens", 3)
 
 
 def test_missing_libraries(folder, invoke, monkeypatch):

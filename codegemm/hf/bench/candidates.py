@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import torch
 from codegemm import registry
 from codegemm.arrays import float_dtype
 from codegemm.devices import Device
-from codegemm.formats.format import parse, random_weight, spec_of
+from codegemm.formats.format import parse, spec_of
 from codegemm.hf import generation
-from codegemm.hf.bench import llama
-from codegemm.hf.bench.layers import PlannedLinear, dense_layer
+from codegemm.hf.bench import layers, llama
 from codegemm.hf.sizes import sizes
 from codegemm.kernel import Product
 from codegemm.measuring import memory
@@ -69,30 +69,34 @@ def random_models(model: Any, configs: Sequence[str], batches: Sequence[int], de
     def specs(config: str) -> list[Any]:
         return [spec_of(shape, config) for shape in shapes]
 
+    def maker(layer: llama.Made, kind: torch.dtype = dtype, finish: Callable[[Any], None] = lambda block: None) -> Any:
+        return lambda: llama.random_model(model, device, kind, layer, finish)
+
     found, left_out = [], {}
     for kind in dtypes(device):
-        found.append(
-            Candidate(
-                f"dense {_NAMES[kind]}", (blocks * numbers + rest) * kind.itemsize, _dense(model, device, kind), True
-            )
-        )
+        make = maker(partial(layers.dense, device=device, dtype=kind), kind)
+        found.append(Candidate(f"dense {_NAMES[kind]}", (blocks * numbers + rest) * kind.itemsize, make, True))
     for config in dict.fromkeys(str(parse(each)) for each in configs):
         needed = blocks * sum(spec.packed_bits // 8 for spec in specs(config)) + rest * dtype.itemsize
-        for fused in (False, True):
-            make = _quantised(model, device, dtype, config, where, fused)
-            found.append(Candidate(f"{config}{', fused' * fused}", needed, make, False, config, "auto"))
+        layer = partial(layers.quantised, config=config, device=where)
+        found.append(
+            Candidate(config, needed, maker(layer, finish=partial(_settle, dtype=dtype)), False, config, "auto")
+        )
+        found.append(
+            Candidate(
+                f"{config}, fused", needed, maker(layer, finish=partial(_fuse, dtype=dtype)), False, config, "auto"
+            )
+        )
     for name, kernel, config in BASELINES:
         products = [Product.of(spec, most, float_dtype(dtype)) for spec in specs(config)]
-        reasons = [_refusal(kernel, product, where) for product in products]
-        if any(reasons):
-            left_out[name] = next(filter(None, reasons))
+        reason = next(filter(None, (_refusal(kernel, product, where) for product in products)), None)
+        if reason is not None:
+            left_out[name] = reason
             continue
         own = sum(memory.taken(_kernel(kernel, product, where), [product], where).own for product in products)
-        packed = sum(product.spec.packed_bits // 8 for product in products)
-        needed = blocks * (packed + own) + rest * dtype.itemsize
-        found.append(
-            Candidate(name, needed, _planned(model, device, dtype, config, where, kernel, most), False, config, kernel)
-        )
+        needed = blocks * (own + sum(product.spec.packed_bits // 8 for product in products)) + rest * dtype.itemsize
+        layer = partial(layers.planned, config=config, device=where, n=most, dtype=dtype, kernel=kernel)
+        found.append(Candidate(name, needed, maker(layer), False, config, kernel))
     return Choice(found, left_out)
 
 
@@ -136,36 +140,19 @@ def _refusal(name: str, product: Product[Any], where: Device) -> str | None:
     return f"no kernel {name!r} on {where}" if kernel is None else registry.refusal(kernel, product, where)
 
 
-def _dense(model: Any, device: torch.device, dtype: torch.dtype) -> Callable[[], Any]:
-    return lambda: llama.random_model(model, device, dtype, lambda shape, seed: dense_layer(shape, device, dtype))
-
-
-def _quantised(
-    model: Any, device: torch.device, dtype: torch.dtype, config: str, where: Device, fused: bool
-) -> Callable[[], Any]:
-    def layer(shape: tuple[int, int], seed: int) -> CodebookLinear:
-        return CodebookLinear(random_weight(shape, config, seed).to(where))
-
-    def make() -> Any:
-        made = llama.random_model(model, device, dtype, layer)
-        if fused:
-            fuse_(made)
-        return made
-
-    return make
-
-
-def _planned(
-    model: Any, device: torch.device, dtype: torch.dtype, config: str, where: Device, kernel: str, n: int
-) -> Callable[[], Any]:
-    def layer(shape: tuple[int, int], seed: int) -> PlannedLinear:
-        return PlannedLinear(random_weight(shape, config, seed).to(where), n, dtype, kernel)
-
-    return lambda: llama.random_model(model, device, dtype, layer)
-
-
 def _quantised_layers(model: Any) -> Mapping[str, CodebookLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, CodebookLinear)}
+
+
+def _settle(block: Any, dtype: torch.dtype) -> None:
+    """Have codes held once before the next block is made: what torch lets go of on a GPU it keeps from CuPy."""
+    for layer in _quantised_layers(block).values():
+        layer.prepare(1, dtype)
+
+
+def _fuse(block: Any, dtype: torch.dtype) -> None:
+    fuse_(block)
+    _settle(block, dtype)
 
 
 def _groups(model: Any) -> list[tuple[str, ...]]:

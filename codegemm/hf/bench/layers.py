@@ -1,39 +1,31 @@
-"""Linear layers that take part beside the package's own."""
+"""Linear layers that take part, of a shape and a seed."""
 
 from __future__ import annotations
 
 import torch
 
-import codegemm
-from codegemm.formats.weight import Weight
+from codegemm.devices import Device
+from codegemm.formats.format import random_weight
+from codegemm.hf.planned import PlannedLinear
+from codegemm.torch import CodebookLinear
 
 
-class PlannedLinear(torch.nn.Module):  # type: ignore[misc]
-    """y = x @ W^T by one kernel, named: x [..., in_features] of at most `n` rows, y in its dtype."""
-
-    def __init__(self, weight: Weight, n: int, dtype: torch.dtype, kernel: str) -> None:
-        """weight: on its device; codes are held once, in the kernel's order."""
-        super().__init__()
-        codegemm.compact(weight, n, dtype, kernel=kernel)
-        self.plan = codegemm.plan(weight, n, dtype, kernel=kernel)
-        self.out_features = weight.shape[0]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product; nothing else is allocated than y."""
-        return self.plan(x, out=x.new_empty((*x.shape[:-1], self.out_features)))
-
-    def to_weight(self) -> Weight:
-        """What it multiplies by."""
-        return self.plan.weight
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Parameters that are the weight's: none."""
-        return []
-
-
-def dense_layer(shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> torch.nn.Linear:
+def dense(shape: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype) -> torch.nn.Linear:
     """Of torch, with random numbers."""
     layer = torch.nn.Linear(shape[1], shape[0], bias=False, device="meta", dtype=dtype)
-    weight = torch.empty(shape, device=device, dtype=dtype).normal_()
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     return layer
+
+
+def quantised(shape: tuple[int, int], seed: int, config: str, device: Device) -> CodebookLinear:
+    """As users have them, with random codes."""
+    return CodebookLinear(random_weight(shape, config, seed).to(device))
+
+
+def planned(
+    shape: tuple[int, int], seed: int, config: str, device: Device, n: int, dtype: torch.dtype, kernel: str
+) -> PlannedLinear:
+    """By a kernel of that name, with random codes."""
+    return PlannedLinear(random_weight(shape, config, seed).to(device), n, dtype, kernel)

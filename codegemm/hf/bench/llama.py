@@ -61,8 +61,15 @@ def others(config: Any) -> int:
     return int((matrices * config.vocab_size + norms) * config.hidden_size)
 
 
-def random_model(config: Any, device: torch.device, dtype: torch.dtype, made: Made) -> Any:
-    """A model whose blocks have the linear layers that `made` gives for a shape and a number, another for each.
+def random_model(
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    made: Made,
+    finish: Callable[[Any], None] = lambda block: None,
+) -> Any:
+    """A model whose blocks have the linear layers that `made` gives for a shape and a number, another for each; then
+    `finish` is told each block.
 
     Such layers are to have numbers of variance 1; norms make their inputs as small as halves need it.
     """
@@ -76,6 +83,7 @@ def random_model(config: Any, device: torch.device, dtype: torch.dtype, made: Ma
         for place, (name, shape) in enumerate(shapes.items()):
             parent, _, own = name.rpartition(".")
             setattr(block.get_submodule(parent), own, made(shape, number * len(shapes) + place))
+        finish(block)
     generator = torch.Generator(device).manual_seed(0)
     for module in model.modules():
         for name, tensor in module._parameters.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
 
 from codegemm.hf.bench.runner import Row, Settings, times_dense
 from codegemm.measuring.machine import Machine
@@ -42,6 +44,23 @@ def print_rows(
         console.print(text)
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}")
+
+
+def as_json(
+    title: str, rows: Sequence[Row], left_out: Mapping[str, str], settings: Settings, machine: Machine
+) -> dict[str, Any]:
+    """Plain data: all rounds, and what is computed of them."""
+    told = [
+        vars(row) | {
+            "median": row.median, "quartiles": row.quartiles, "tokens_per_second": row.tokens_per_second,
+            "times_dense": times_dense(row, rows),
+        }
+        for row in rows
+    ]  # fmt: skip
+    return {
+        "machine": machine.as_json(), "transformers": version("transformers"), "model": title,
+        "settings": vars(settings), "rows": told, "left_out": dict(left_out),
+    }  # fmt: skip
 
 
 def _line(row: Row, rows: Sequence[Row]) -> list[str]:

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -124,14 +123,18 @@ def run(
     grouped, too_large = groups(candidates, free_bytes(device), caches + _SLACK[device.type])
     found = Found([], too_large, {})
     for group in grouped:
-        found.rows.extend(_measure(group, settings, found.failed, say))
+        found.rows.extend(_measure(group, settings, device, found.failed, say))
         _let_go(device)
         keep(found)
     return found
 
 
 def _measure(
-    group: Sequence[Candidate], settings: Settings, failed: dict[str, str], say: Callable[[str], None]
+    group: Sequence[Candidate],
+    settings: Settings,
+    device: torch.device,
+    failed: dict[str, str],
+    say: Callable[[str], None],
 ) -> list[Row]:
     """The rows of models that are there together; one that fails, told to `failed`, must not take the others' times."""
     there: list[_Turns] = []
@@ -141,6 +144,7 @@ def _measure(
             there.append(_begun(candidate, settings))
         except Exception as error:
             failed[candidate.name] = _said(error)
+        _let_go(device)
     for number in range(settings.rounds):
         for each in there[::-1] if number % 2 else list(there):
             try:
@@ -207,14 +211,3 @@ def times_dense(row: Row, rows: Sequence[Row]) -> float | None:
     """How many times as fast as the faster of the dense models a row is; None without one."""
     dense = [each.median for each in rows if each.dense and each.batch == row.batch]
     return min(dense) / row.median if dense else None
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Plain data: all rounds, and what is computed of them."""
-    return [
-        vars(row) | {
-            "median": row.median, "quartiles": row.quartiles, "tokens_per_second": row.tokens_per_second,
-            "times_dense": times_dense(row, rows),
-        }
-        for row in rows
-    ]  # fmt: skip
