@@ -29,8 +29,8 @@ from codegemm.warmup import warmup
 
 if TYPE_CHECKING:
     from codegemm import checkpoints, testing
-    from codegemm.hf import AutoModelForCausalLM
     from codegemm.comparison.compare import compare
+    from codegemm.hf import AutoModelForCausalLM
     from codegemm.quantize.file import quantize_file
 
 logs.set_up()
@@ -93,7 +93,11 @@ __all__ = [
 ]
 
 
-_LATER = {"compare": "codegemm.comparison.compare", "quantize_file": "codegemm.quantize.file", "AutoModelForCausalLM": "codegemm.hf"}
+_LATER = {
+    "compare": "codegemm.comparison.compare",
+    "quantize_file": "codegemm.quantize.file",
+    "AutoModelForCausalLM": "codegemm.hf",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,8 @@ class Expert(torch.nn.Module):  # type: ignore[misc]
 
 
 class CodebookExperts(torch.nn.Module):  # type: ignore[misc]
-    """Experts, modules `0`, `1` and so on, in place of a module that `are_quantizable` says yes to: its gate and activation, quantised matrices."""
+    """Experts, modules `0`, `1` and so on, in place of a module that `are_quantizable` says yes to: quantised matrices
+    with its gate and activation."""
 
     is_capturable = False  # in a CUDA graph: which experts a token goes to is decided on the host
 

