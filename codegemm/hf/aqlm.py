@@ -46,7 +46,7 @@ class AqlmLinear(torch.nn.Module):  # type: ignore[misc]
 
 
 def replace(model: Any) -> None:
-    """Put CodebookLinears in the places of AqlmLinears, one by one; CheckpointError names a layer that can't be read."""
+    """Put CodebookLinears in the places of AqlmLinears, one by one; CheckpointError names one that can't be."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AqlmLinear):
             tensors = [each.detach().cpu() for each in (module.codes, module.codebooks, module.scales)]

@@ -50,12 +50,12 @@ def set_to(name, make):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
+    [  # of 48 x 32
         (lambda held: held.pop(f"{KEY}.scales"), rf"1 missing: {KEY}\.scales"),
-        (lambda held: [held.pop(name) for name in list(held) if name.startswith("model.layers.0")], r"21 missing: .*, \.\.\."),
+        (lambda held: [held.pop(name) for name in list(held) if "layers.0" in name], r"21 missing: .*, \.\.\."),
         (set_to(f"{KEY}.codes", lambda t: t[1:].clone()), rf"{KEY}\.codes: shape \(47, 4\), must be \(48, 4\)"),
         (set_to(f"{KEY}.codes", lambda t: t.half()), rf"{KEY}\.codes: dtype F16, must be torch\.uint8"),
-        (set_to(f"{KEY}.codebooks", lambda t: t[:, :, :2].clone()), r"codebooks: shape \(1, 16, 2\), must be \(1, 16, 4\)"),
+        (set_to(f"{KEY}.codebooks", lambda t: t[:, :, :2].clone()), r"shape \(1, 16, 2\), must be \(1, 16, 4\)"),
         (set_to(f"{KEY}.scales", lambda t: t.to(torch.int16)), r"scales: dtype I16, must be torch\.float16"),
     ],
 )  # fmt: skip
@@ -115,24 +115,32 @@ def test_an_incomplete_state_dict(saved):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("config", "options", "message"),
     [
-        ({"config": "m1v4b4g32", "layers": {"model.layers.7.mlp.up_proj": "m1v4b4g16"}}, "'model.layers.7.mlp.up_proj' is the name of no"),
-        ({"config": "m1v4b4g32", "modules_to_not_convert": ["model.layers.9"]}, "'model.layers.9' fits no module"),
-        ({"config": "m1v4b4g32", "modules_to_not_convert": ["model.layers.(0"]}, "modules_to_not_convert: .*unterminated|missing"),
-        ({"config": "m1v4b4g32", "modules_to_not_convert": ["proj"]}, "nothing to quantise"),
-        ({"config": "m1v5b4g-1"}, r"model\.layers\.0\.self_attn\.q_proj: in_features=32: must be a multiple of the vector length v=5"),
-        ({"config": "m1v4b4g32", "layers": {"lm_head": "m1v4b4g16"}}, "lm_head shares its weight"),
+        (
+            "m1v4b4g32",
+            {"layers": {"model.layers.7.mlp.up_proj": "e8p"}},
+            r"'model\.layers\.7\.mlp\.up_proj' is the name of no",
+        ),
+        ("m1v4b4g32", {"modules_to_not_convert": ["model.layers.9"]}, "'model.layers.9' fits no module"),
+        (
+            "m1v4b4g32",
+            {"modules_to_not_convert": ["model.layers.(0"]},
+            r"modules_to_not_convert: 'model\.layers\.\(0': ",
+        ),
+        ("m1v4b4g32", {"modules_to_not_convert": ["proj"]}, "nothing to quantise"),
+        ("m1v5b4g-1", {}, r"_proj: in_features=32: must be a multiple of the vector length v=5"),
+        ("m1v4b4g32", {"layers": {"lm_head": "m1v4b4g16"}}, "lm_head shares its weight"),
     ],
-)  # fmt: skip
-def test_plans(tmp_path, arguments, message):
+)
+def test_plans(tmp_path, config, options, message):
     tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
-        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=CodegemmConfig(**arguments))
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=CodegemmConfig(config, **options))
 
 
 def test_a_matrix_that_is_not_finite(tmp_path, monkeypatch, caplog):
-    """It is the last that is looked at."""
+    """What comes after it is not quantised."""
     model = tiny_llama()
     model.model.layers[0].self_attn.q_proj.weight.data[3, 4] = torch.inf
     model.save_pretrained(tmp_path)
@@ -143,7 +151,7 @@ def test_a_matrix_that_is_not_finite(tmp_path, monkeypatch, caplog):
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=CodegemmConfig("m1v4b4g32"))
     assert "model.layers.0.self_attn.q_proj: W: inf at [3, 4], must be finite" in caplog.text
-    assert len(tried) == 7  # those of the layer before it
+    assert len(tried) < 14
 
 
 def test_no_quantiser():
