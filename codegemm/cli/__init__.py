@@ -41,6 +41,7 @@ for command in (
     tune,
     predict,
     quantize,
+    convert,
     info,
     generate,
     bench_model,
