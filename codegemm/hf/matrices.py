@@ -37,6 +37,11 @@ class Matrix:
     expert: int | None = None
 
     @property
+    def module(self) -> str:
+        """Of the dense model, that has it."""
+        return self.parameter.rpartition(".")[0]
+
+    @property
     def nbytes(self) -> float:
         """Of the packed weight."""
         return spec_of(self.shape, self.config).packed_bits / 8
@@ -72,19 +77,18 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     usual = _usual(model)
     taken, dense = [], {name for name in usual if name}
     for matrix in found:
-        layer = matrix.name if matrix.expert is None else matrix.parameter.rpartition(".")[0]
         asked = _asked(config, matrix.name)
-        if asked and usual.get(layer) == _SHARED:
+        if asked and usual.get(matrix.module) == _SHARED:
             raise ValueError(f"layers: {matrix.name} shares its weight with another module, and stays dense")
-        if not asked and (layer in usual or not should_convert_module(matrix.name, named)):
-            dense.add(layer)
+        if not asked and (matrix.module in usual or _is_named(matrix, named)):
+            dense.add(matrix.module)
             continue
         try:
             spec = spec_of(matrix.shape, matrix.config)
         except ValueError as error:
             raise ValueError(f"{matrix.name}: {error} (modules_to_not_convert leaves it as it is)") from None
         if not asked and spec.packed_bits >= 16 * prod(matrix.shape):
-            dense.add(layer)
+            dense.add(matrix.module)
         else:
             taken.append(matrix)
     if not taken:
@@ -99,7 +103,7 @@ def expected(model: torch.nn.Module, config: CodegemmConfig, names: experts.Name
     """What a model that was saved quantised has: all but the list that it was saved with."""
     dense = config.modules_to_not_convert or []
     found = _found(model, config, names)
-    return Plan.of((matrix for matrix in found if should_convert_module(matrix.name, dense)), dense)
+    return Plan.of((matrix for matrix in found if not _is_named(matrix, dense)), dense)
 
 
 def resolved(config: CodegemmConfig, made: Plan) -> CodegemmConfig:
@@ -138,6 +142,11 @@ def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names)
             for place in experts.places(module, names):
                 whole = f"{name}.{place.expert}.{place.name}"
                 yield matrix(whole, f"{name}.{place.parameter}", place.shape, place.rows, place.expert)
+
+
+def _is_named(matrix: Matrix, patterns: Sequence[str]) -> bool:
+    """Whether patterns of modules_to_not_convert name a matrix, or all experts that it is one of."""
+    return not all(should_convert_module(name, list(patterns)) for name in (matrix.name, matrix.module))
 
 
 def _asked(config: CodegemmConfig, name: str) -> str | None:
