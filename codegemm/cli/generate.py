@@ -68,7 +68,7 @@ def generate(
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if config is not None:
-        config = str(parse(config))
+        parse(config)
     where, known = generation.device_named(device), generation.open_config(model)
     if config is not None and getattr(known, "quantization_config", None):
         raise click.UsageError(f"--config {config}: {model} is quantised already")

@@ -126,7 +126,7 @@ class Decoder:
 
     def _capture(self) -> None:
         """Capture a step, unless the model looks at numbers on the host: then keep the reason."""
-        self.reason = _reads_back(self._model.config, self._cache.layers)
+        self.reason = _reads_back(self._model, self._cache.layers)
         if self.reason is not None:
             return
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
@@ -173,15 +173,17 @@ def _arguments(model: Any, cache: Any) -> dict[str, Any]:
     return {name: cache, "use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in known else {})}
 
 
-def _reads_back(config: Any, layers: Sequence[Any]) -> str | None:
-    """Why a step of such a model can't be captured, as far as that is known before, or None."""
+def _reads_back(model: Any, layers: Sequence[Any]) -> str | None:
+    """Why a step of the model can't be captured, as far as that is known before, or None."""
     from transformers.cache_utils import StaticLayer
 
     others = {type(layer).__name__ for layer in layers if type(layer) is not StaticLayer}
     if others:
         return f"the model has other caches than of keys and values: {', '.join(sorted(others))}"
-    text = config.get_text_config()
-    rotary = getattr(text, "rope_parameters", None) or {}
+    on_host = next((module for module in model.modules() if not getattr(module, "is_capturable", True)), None)
+    if on_host is not None:
+        return f"{type(on_host).__name__} decides on the host what is multiplied"
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = {each.get("rope_type") for each in (rotary, *rotary.values()) if isinstance(each, dict)}
     waiting = next((kind for kind in _READ_BACK if kind in kinds), None)
     return f"its {waiting} rotary embedding looks at positions on the host" if waiting else None

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from support.models import tiny_llama  # noqa: E402
 from support.recorded import Recorded  # noqa: E402
 
-from codegemm.hf.decoding import Decoder  # noqa: E402
+from codegemm.hf.decoding import Decoder, _reads_back, static_cache  # noqa: E402
 from codegemm.torch import fuse_, quantize_  # noqa: E402
 
 SIZES = {
@@ -139,14 +139,29 @@ def test_only_the_last_logits_are_made(llama):
 
 def test_models_that_no_graph_holds():
     """They say so, for want of a GPU by what is asked before anything is captured."""
-    from codegemm.hf.decoding import _reads_back, static_cache
-
     dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    for change, reason in (({}, None), ({"rope_parameters": dynamic}, "its dynamic rotary embedding")):
-        config = tiny_llama(1, **change).config
-        found = _reads_back(config, static_cache(config, 8).layers)
-        assert found is None if reason is None else found.startswith(reason)
-    assert "LinearAttentionLayer" in _reads_back(config, [transformers.cache_utils.LinearAttentionLayer()])
+    usual, waiting = tiny_llama(1), tiny_llama(1, rope_parameters=dynamic)
+    layers = static_cache(usual.config, 8).layers
+    assert _reads_back(usual, layers) is None
+    assert _reads_back(waiting, layers).startswith("its dynamic rotary embedding")
+    assert "LinearAttentionLayer" in _reads_back(usual, [transformers.cache_utils.LinearAttentionLayer()])
+    usual.model.layers[0].mlp.is_capturable = False
+    assert _reads_back(usual, layers).startswith("LlamaMLP decides on the host")
+
+
+def test_experts_with_quantised_matrices(tmp_path):
+    """Are decoded all the same, and no graph can hold them."""
+    from codegemm.hf import AutoModelForCausalLM, CodegemmConfig
+
+    config = transformers.MixtralConfig(**{**SIZES, "num_local_experts": 4, "pad_token_id": 0})
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=CodegemmConfig("m1v4b4g16")
+    )
+    prompt = prompts(2, 5)
+    decoder = Decoder(model, 12, 2)
+    assert list(decoder.tokens(prompt, 8)) == generated(model, prompt, 8)
+    assert _reads_back(model, decoder._cache.layers).startswith("CodebookExperts decides")
 
 
 @pytest.mark.parametrize(

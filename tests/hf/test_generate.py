@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from support.folders import save_quantised  # noqa: E402
 from support.models import tiny_llama  # noqa: E402
 
 from codegemm.errors import CheckpointError  # noqa: E402
@@ -184,14 +185,21 @@ def test_no_gpu(folder, invoke, monkeypatch):
 
 
 def test_quantised_while_it_is_read(folder, invoke, tmp_path):
-    """And not twice."""
     path = tmp_path / "told.json"
-    run = ["--prompt", PROMPT, "--max-new-tokens", 3, "--config", "m1v4b4g16", "--json", path]
-    assert invoke("generate", folder, *run).exit_code == 0
+    options = ("--prompt", PROMPT, "--max-new-tokens", 3, "--config", "m1v4b4g16", "--json", path)
+    assert invoke("generate", folder, *options).exit_code == 0
     told = json.loads(path.read_text())
-    assert told["weight_bytes"] < 2 * told["float16_bytes"]
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "codegemm", "config": "m1v4b4g16"}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(click.UsageError, match="is quantised already"):
-        invoke("generate", folder, *run)
+    assert told["weight_bytes"] < told["float16_bytes"]
+
+
+def test_quantised_before(tokenizer, invoke, tmp_path):
+    """The text of its own model; and it is not quantised twice."""
+    folder = tmp_path / "model"
+    model = save_quantised(folder)
+    tokenizer.save_pretrained(folder)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)
+    done = invoke("generate", folder, "--prompt", PROMPT, "--raw", "--max-new-tokens", 9)
+    assert done.stdout.split() == tokenizer.decode(text[0, ids.shape[1] :], skip_special_tokens=True).split()
+    with pytest.raises(click.UsageError, match=r"--config m1v4: .*model is quantised already"):
+        invoke("generate", folder, "--prompt", PROMPT, "--max-new-tokens", 9, "--config", "m1v4")

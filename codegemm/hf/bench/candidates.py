@@ -69,7 +69,7 @@ def random_models(model: Any, configs: Sequence[str], batches: Sequence[int], de
     def specs(config: str) -> list[Any]:
         return [spec_of(shape, config) for shape in shapes]
 
-    def maker(layer: llama.Made, kind: torch.dtype = dtype, finish: Callable[[Any], None] = lambda block: None) -> Any:
+    def maker(layer: llama.Made, kind: torch.dtype = dtype, finish: llama.Finish = llama.leave) -> Callable[[], Any]:
         return lambda: llama.random_model(model, device, kind, layer, finish)
 
     found, left_out = [], {}
@@ -79,14 +79,9 @@ def random_models(model: Any, configs: Sequence[str], batches: Sequence[int], de
     for config in dict.fromkeys(str(parse(each)) for each in configs):
         needed = blocks * sum(spec.packed_bits // 8 for spec in specs(config)) + rest * dtype.itemsize
         layer = partial(layers.quantised, config=config, device=where)
-        found.append(
-            Candidate(config, needed, maker(layer, finish=partial(_settle, dtype=dtype)), False, config, "auto")
-        )
-        found.append(
-            Candidate(
-                f"{config}, fused", needed, maker(layer, finish=partial(_fuse, dtype=dtype)), False, config, "auto"
-            )
-        )
+        for name, finish in ((config, _settle), (f"{config}, fused", _fuse)):
+            make = maker(layer, finish=partial(finish, dtype=dtype))
+            found.append(Candidate(name, needed, make, False, config, "auto"))
     for name, kernel, config in BASELINES:
         products = [Product.of(spec, most, float_dtype(dtype)) for spec in specs(config)]
         reason = next(filter(None, (_refusal(kernel, product, where) for product in products)), None)

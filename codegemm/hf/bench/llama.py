@@ -22,6 +22,11 @@ _SIZES = {
 NAMES = tuple(_SIZES)
 _WORDS = 256  # of a block by itself, so that its time is not the head's
 Made = Callable[[tuple[int, int], int], torch.nn.Module]
+Finish = Callable[[torch.nn.Module], None]
+
+
+def leave(block: torch.nn.Module) -> None:
+    """A block as it is."""
 
 
 def whole(name: str) -> Any:
@@ -61,13 +66,7 @@ def others(config: Any) -> int:
     return int((matrices * config.vocab_size + norms) * config.hidden_size)
 
 
-def random_model(
-    config: Any,
-    device: torch.device,
-    dtype: torch.dtype,
-    made: Made,
-    finish: Callable[[Any], None] = lambda block: None,
-) -> Any:
+def random_model(config: Any, device: torch.device, dtype: torch.dtype, made: Made, finish: Finish = leave) -> Any:
     """A model whose blocks have the linear layers that `made` gives for a shape and a number, another for each; then
     `finish` is told each block.
 
