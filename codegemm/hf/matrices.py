@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -78,7 +78,7 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     taken, dense = [], {name for name in usual if name}
     for matrix in found:
         asked = _asked(config, matrix.name)
-        if asked and usual.get(matrix.module) == _SHARED:
+        if asked and usual.get(matrix.module):
             raise ValueError(f"layers: {matrix.name} shares its weight with another module, and stays dense")
         if not asked and (matrix.module in usual or _is_named(matrix, named)):
             dense.add(matrix.module)
@@ -91,6 +91,7 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
             dense.add(matrix.module)
         else:
             taken.append(matrix)
+    _check_whole(taken, dense)
     if not taken:
         raise ValueError(f"nothing to quantise: modules_to_not_convert leaves none of {len(found)} linear layers")
     made = Plan.of(taken, dense)
@@ -102,8 +103,10 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
 def expected(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
     """What a model that was saved quantised has: all but the list that it was saved with."""
     dense = config.modules_to_not_convert or []
-    found = _found(model, config, names)
-    return Plan.of((matrix for matrix in found if not _is_named(matrix, dense)), dense)
+    found = tuple(_found(model, config, names))
+    taken = [matrix for matrix in found if not _is_named(matrix, dense)]
+    _check_whole(taken, {matrix.module for matrix in found if _is_named(matrix, dense)})
+    return Plan.of(taken, dense)
 
 
 def resolved(config: CodegemmConfig, made: Plan) -> CodegemmConfig:
@@ -144,6 +147,13 @@ def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names)
                 yield matrix(whole, f"{name}.{place.parameter}", place.shape, place.rows, place.expert)
 
 
+def _check_whole(taken: Iterable[Matrix], dense: Set[str]) -> None:
+    """ValueError where some experts of a layer are dense, and others not."""
+    for matrix in taken:
+        if matrix.module in dense:
+            raise ValueError(f"{matrix.module}: all experts of a layer are quantised, or none is")
+
+
 def _is_named(matrix: Matrix, patterns: Sequence[str]) -> bool:
     """Whether patterns of modules_to_not_convert name a matrix, or all experts that it is one of."""
     return not all(should_convert_module(name, list(patterns)) for name in (matrix.name, matrix.module))
@@ -156,23 +166,20 @@ def _asked(config: CodegemmConfig, name: str) -> str | None:
     return next((text for key, text in reversed(config.layers.items()) if fnmatchcase(name, key)), None)
 
 
-_SHARED, _OUTPUT = "shared", "output"
-
-
-def _usual(model: torch.nn.Module) -> dict[str, str]:
-    """Modules that stay dense unless somebody names them, and why."""
-    found: dict[str, str] = {}
+def _usual(model: torch.nn.Module) -> dict[str, bool]:
+    """Modules that stay dense unless somebody names them, and whether that is because they share their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     shared = {key.removesuffix(".weight") for key in (*tied, *tied.values())}
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    found: dict[str, bool] = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if name in shared or (weight is not None and owners[id(weight)] > 1):
-            found[name] = _SHARED
+        if weight is not None and (name in shared or owners[id(weight)] > 1):
+            found[name] = True
         elif weight is not None and weight.dim() > 1 and (module is head or spared(f"{name}.weight")):
-            found[name] = _OUTPUT
-    return {name: kind for name, kind in found.items() if model.get_submodule(name)._parameters}
+            found[name] = False
+    return found
 
 
 def _check_names(config: CodegemmConfig, matrices: Sequence[str], modules: Mapping[str, Any]) -> None:

@@ -103,9 +103,9 @@ def test_like_the_dense_model_of_the_same_matrices(dense, tmp_path, tokens, impl
     plain(tokens).logits.square().sum().backward()
     assert close(slope, plain.model.embed_tokens.weight.grad, 2e-3)
     plain.save_pretrained(tmp_path / "plain")
-    assert load_file(tmp_path / "plain" / "model.safetensors").keys() == load_file(
-        dense[0] / "model.safetensors"
-    ).keys()
+    assert (
+        load_file(tmp_path / "plain" / "model.safetensors").keys() == load_file(dense[0] / "model.safetensors").keys()
+    )
     again = load(tmp_path / "plain", experts_implementation=implementation)
     assert torch.equal(logits(again, tokens), logits(plain, tokens))
 
@@ -150,6 +150,11 @@ def test_experts_that_stay_dense(dense, tmp_path, tokens):
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved"), tokens), expected)
+
+
+def test_some_experts_alone(dense):
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts: all experts of a layer are quantised, or none is"):
+        load(dense[0], quantization_config=CodegemmConfig(CONFIG, modules_to_not_convert=["layers.1.mlp.experts.3"]))
 
 
 def test_experts_that_can_not_be_quantised_are_named(tmp_path):
