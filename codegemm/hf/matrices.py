@@ -92,6 +92,7 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
         else:
             taken.append(matrix)
     _check_whole(taken, dense)
+    dense -= {matrix.module for matrix in taken}
     if not taken:
         raise ValueError(f"nothing to quantise: modules_to_not_convert leaves none of {len(found)} linear layers")
     made = Plan.of(taken, dense)
@@ -150,7 +151,7 @@ def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names)
 def _check_whole(taken: Iterable[Matrix], dense: Set[str]) -> None:
     """ValueError where some experts of a layer are dense, and others not."""
     for matrix in taken:
-        if matrix.module in dense:
+        if matrix.expert is not None and matrix.module in dense:
             raise ValueError(f"{matrix.module}: all experts of a layer are quantised, or none is")
 
 

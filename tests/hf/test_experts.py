@@ -154,7 +154,10 @@ def test_experts_that_stay_dense(dense, tmp_path, tokens):
 
 def test_some_experts_alone(dense):
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts: all experts of a layer are quantised, or none is"):
-        load(dense[0], quantization_config=CodegemmConfig(CONFIG, modules_to_not_convert=["layers.1.mlp.experts.3"]))
+        load(
+            dense[0],
+            quantization_config=CodegemmConfig(CONFIG, modules_to_not_convert=["model.layers.1.mlp.experts.3"]),
+        )
 
 
 def test_experts_that_can_not_be_quantised_are_named(tmp_path):

@@ -167,6 +167,9 @@ def test_a_head_is_quantised_where_it_is_named(tmp_path):
     config = CodegemmConfig("m1v4b4g32", {"lm_head": "m2v4b4g32"})
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
     assert quantised(model)["lm_head"].config == "m2v4b4g-1"
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert quantised(again)["lm_head"].to_weight() == quantised(model)["lm_head"].to_weight()
 
 
 def test_registered_once():
