@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -12,19 +13,19 @@ from codegemm.checkpoints import convert_folder
 torch = pytest.importorskip("torch")
 pytest.importorskip("aqlm")
 
-from support.models import tiny_llama  # noqa: E402
+from support.models import close, quantised, tiny_llama  # noqa: E402
 
 
-def quantise(folder, rng):
-    """Put random weights in AQLM's 1x16, which its code multiplies by on a CPU, in place of a model's projections."""
-    tensors = load_file(folder / "model.safetensors")
+def quantise(folder, rng, m=1, b=16, floats=np.float16):
+    """Put random weights in AQLM's layout in place of a model's projections; 1x16 its code multiplies by on a CPU."""
+    tensors, integers = load_file(folder / "model.safetensors"), np.int8 if b <= 8 else np.int16
     for name in [name.removesuffix(".weight") for name in tensors if name.endswith("proj.weight")]:
         rows, columns = tensors.pop(f"{name}.weight").shape
-        tensors[f"{name}.codes"] = rng.integers(-(1 << 15), 1 << 15, (rows, columns // 8, 1)).astype(np.int16)
-        tensors[f"{name}.codebooks"] = (0.2 * rng.standard_normal((1, 1 << 16, 1, 8))).astype(np.float16)
-        tensors[f"{name}.scales"] = rng.uniform(0.5, 2, (rows, 1, 1, 1)).astype(np.float16)
+        tensors[f"{name}.codes"] = rng.integers(-1 << b - 1, 1 << b - 1, (rows, columns // 8, m)).astype(integers)
+        tensors[f"{name}.codebooks"] = (0.2 * rng.standard_normal((m, 1 << b, 1, 8))).astype(floats)
+        tensors[f"{name}.scales"] = rng.uniform(0.5, 2, (rows, 1, 1, 1)).astype(floats)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    said = {"in_group_size": 8, "out_group_size": 1, "num_codebooks": 1, "nbits_per_codebook": 16}
+    said = {"in_group_size": 8, "out_group_size": 1, "num_codebooks": m, "nbits_per_codebook": b}
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "aqlm", "linear_weights_not_to_quantize": ["lm_head"], **said}
     (folder / "config.json").write_text(json.dumps(config))
@@ -47,4 +48,62 @@ def test_the_same_logits(tmp_path, rng):
     tokens = torch.from_numpy(rng.integers(0, 61, (2, 20)))
     with torch.no_grad():
         expected, logits = theirs(tokens).logits, model(tokens).logits
-    assert (logits - expected).norm() <= 1e-5 * expected.norm()
+        ours = codegemm.AutoModelForCausalLM.from_pretrained(tmp_path / "aqlm", dtype=torch.float32)
+        assert (logits - expected).norm() <= 1e-5 * expected.norm()
+        assert close(ours(tokens).logits, expected)
+
+
+@pytest.mark.parametrize(("m", "b", "floats"), [(2, 8, np.float16), (1, 16, np.float16), (3, 6, ml_dtypes.bfloat16)])
+def test_loaded_as_it_is(tmp_path, rng, m, b, floats):
+    """Into the same layers as the converted folder, and saved in our own form."""
+    model = tiny_llama(attention_bias=True)
+    torch.nn.init.normal_(model.model.layers[0].self_attn.q_proj.bias)
+    model.save_pretrained(tmp_path / "aqlm")
+    quantise(tmp_path / "aqlm", rng, m, b, floats)
+    convert_folder(tmp_path / "aqlm", tmp_path / "converted")
+    tokens = torch.from_numpy(rng.integers(0, 61, (2, 20)))
+    ours, told = codegemm.AutoModelForCausalLM.from_pretrained(tmp_path / "aqlm", output_loading_info=True)
+    assert not any(told.values())
+    converted = codegemm.AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
+    ours.save_pretrained(tmp_path / "saved")
+    saved = codegemm.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    weights = codegemm.load_all(tmp_path / "converted")
+    for each in (ours, converted, saved):
+        assert {name: layer.to_weight() for name, layer in quantised(each).items()} == weights
+        with torch.no_grad():
+            assert torch.equal(each(tokens).logits, ours(tokens).logits)
+    assert codegemm.load_all(tmp_path / "saved") == weights
+    entries = [
+        json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        for name in ("saved", "converted")
+    ]
+    assert entries[0] == entries[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"out_group_size": 2}, r"config\.json: quantization_config: out_group_size 2, must be 1"),
+        ({"num_codebooks": 2}, r"_proj\.codebooks: shape \(1, 65536, 1, 8\), must be \(2, 65536, 1, 8\)"),
+        ({"linear_weights_not_to_quantize": []}, r"missing: lm_head\.codes"),
+    ],
+)
+def test_what_is_refused(tmp_path, rng, said, message):
+    tiny_llama().save_pretrained(tmp_path)
+    quantise(tmp_path, rng)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] |= said
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(codegemm.CheckpointError, match=message):
+        codegemm.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_numbers_that_will_not_do(tmp_path, rng):
+    """They are seen when the layers are made."""
+    tiny_llama().save_pretrained(tmp_path)
+    quantise(tmp_path, rng)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.scales"][3] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(codegemm.CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj: scales"):
+        codegemm.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from emulator.cases import ALL
 from support import smollm2 as source
 
 from codegemm.shards import open_model
@@ -35,4 +36,48 @@ def test_it_talks(smollm2):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     question = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**question, max_new_tokens=2, do_sample=False)
+    assert tokenizer.decode(answer[0]).startswith("The capital of France is Paris")
+
+
+def prompt(tokenizer):
+    return tokenizer("The capital of France is", return_tensors="pt")
+
+
+def test_quantised_in_part(smollm2, tmp_path):
+    """One block, of three bits: it still knows, from its files, too."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import codegemm
+    from codegemm.hf import CodegemmConfig
+
+    others = [r"model\.layers\.(?!17\.)\d+"]
+    config = CodegemmConfig("m3v8g128", modules_to_not_convert=others, time_limit=2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, quantization_config=config)
+    model.save_pretrained(tmp_path)
+    weights = codegemm.load_all(tmp_path)
+    assert {weight.spec.name for weight in weights.values()} == {"m3v8g96", "m3v8g128"}  # 576 inputs, and 1536
+    assert len(weights) == 7
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for each in (model, again):
+        answer = each.generate(**prompt(tokenizer), max_new_tokens=2, do_sample=False)
+        assert tokenizer.decode(answer[0]).startswith("The capital of France is Paris")
+
+
+@pytest.mark.skipif(not ALL, reason="takes minutes")
+def test_quantised_whole(smollm2, tmp_path):
+    """In four bits, every layer: near enough to say the same, and an eighth of float32 but for the embedding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from codegemm.hf import CodegemmConfig
+
+    config = CodegemmConfig("m4v8g32", time_limit=3)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, quantization_config=config)
+    model.save_pretrained(tmp_path, max_shard_size="20MB")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    question = prompt(tokenizer)
+    with torch.no_grad():
+        assert torch.equal(again(**question).logits, model(**question).logits)
+    answer = again.generate(**question, max_new_tokens=2, do_sample=False)
     assert tokenizer.decode(answer[0]).startswith("The capital of France is Paris")
