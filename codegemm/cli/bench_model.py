@@ -69,6 +69,7 @@ def bench_model(
     from codegemm.measuring.machine import Machine
     from codegemm.reporting import write_json
 
+    options.quiet_transformers()
     device = generation.device_named(engine)
     batches = list(dict.fromkeys(batches))
     with conditions.threads(threads):

@@ -57,7 +57,6 @@ def generate(
     if missing:
         raise click.UsageError(missing)
     from transformers import TextStreamer
-    from transformers.utils import logging
 
     from codegemm.formats.format import parse
     from codegemm.hf import generation
@@ -65,8 +64,7 @@ def generate(
     from codegemm.hf.sizes import sizes
     from codegemm.measuring import conditions
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    options.quiet_transformers()
     if config is not None:
         parse(config)
     where, known = generation.device_named(device), generation.open_config(model)

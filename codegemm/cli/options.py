@@ -138,6 +138,14 @@ def missing_transformers() -> str | None:
     return None
 
 
+def quiet_transformers() -> None:
+    """Have transformers draw no bars where nobody sees them move."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
 def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
     from codegemm.measuring import conditions
 
