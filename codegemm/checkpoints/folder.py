@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codegemm import model_config
 from codegemm.checkpoints.readers import READERS, Checkpoint, Layer
 from codegemm.destination import destination
 from codegemm.errors import CheckpointError
@@ -57,12 +57,10 @@ def convert_folder(
     if not checkpoint.layers:
         raise CheckpointError(f"{folder}: none of its tensors are of a quantised layer")
     place = destination(model, Path(target), [], force)
-    config["quantization_config"] = _entry(checkpoint, model)
-    written = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     place.write(
         place.path.parent / f".{place.path.name}.converted",
         lambda file, path: _write(file, path, checkpoint),
-        {CONFIG: written},
+        {CONFIG: model_config.content(config, _entry(checkpoint, model))},
     )
     taken = {tensor for layer in checkpoint.layers.values() for tensor in layer.tensors}
     return ConvertedFolder(
@@ -106,13 +104,7 @@ def _entry(checkpoint: Checkpoint, model: Model) -> dict[str, Any]:
     dense = list(checkpoint.dense)
     if "lm_head.weight" in model.tensors and "lm_head" not in dense:
         dense.append("lm_head")
-    return {
-        "quant_method": FORMAT,
-        "version": 1,
-        "config": usual,
-        "layers": {name: config for name, config in configs.items() if config != usual},
-        "modules_to_not_convert": dense,
-    }
+    return model_config.entry(usual, {name: each for name, each in configs.items() if each != usual}, dense)
 
 
 def _write(file: File, path: Path, checkpoint: Checkpoint) -> None:

@@ -7,12 +7,14 @@ from typing import Any, Self
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from codegemm import model_config
 from codegemm.formats.format import parse
+from codegemm.formats.native import FORMAT
+from codegemm.model_config import VERSION
 from codegemm.quantize import checked_seed, configured
 from codegemm.quantize.stopping import check
 
-METHOD, VERSION = "codegemm", 1
-AQLM = "aqlm"
+METHOD, AQLM = FORMAT, "aqlm"
 LAYOUTS = (METHOD, AQLM)
 
 
@@ -73,7 +75,7 @@ class CodegemmConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of config.json."""
-        kept = {key: value for key, value in vars(self).items() if key not in ("seed", "time_limit", "layout")}
+        kept = model_config.entry(self.config, self.layers, self.modules_to_not_convert or ())
         return kept if self.layout == METHOD else {**kept, "layout": self.layout}
 
     def check_quantizable(self) -> Self:

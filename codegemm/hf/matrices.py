@@ -102,9 +102,11 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
 
 
 def expected(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
-    """What a model that was saved quantised has: all but the list that it was saved with."""
+    """What a model that was saved quantised has: all but the list that it was saved with, and layers that share their
+    weight."""
     dense = config.modules_to_not_convert or []
-    found = tuple(_found(model, config, names))
+    shared = _tied(model)
+    found = tuple(matrix for matrix in _found(model, config, names) if matrix.module not in shared)
     taken = [matrix for matrix in found if not _is_named(matrix, dense)]
     _check_whole(taken, {matrix.module for matrix in found if _is_named(matrix, dense)})
     return Plan.of(taken, dense)
@@ -170,8 +172,7 @@ def _asked(config: CodegemmConfig, name: str) -> str | None:
 def _usual(model: torch.nn.Module) -> dict[str, bool]:
     """Modules that stay dense unless somebody names them, and whether that is because they share their weight."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    shared = {key.removesuffix(".weight") for key in (*tied, *tied.values())}
+    shared = _tied(model)
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     found: dict[str, bool] = {}
     for name, module in model.named_modules():
@@ -181,6 +182,12 @@ def _usual(model: torch.nn.Module) -> dict[str, bool]:
         elif weight is not None and weight.dim() > 1 and (module is head or spared(f"{name}.weight")):
             found[name] = False
     return found
+
+
+def _tied(model: torch.nn.Module) -> set[str]:
+    """Modules that transformers has share their weight with another."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {key.removesuffix(".weight") for key in (*tied, *tied.values())}
 
 
 def _check_names(config: CodegemmConfig, matrices: Sequence[str], modules: Mapping[str, Any]) -> None:

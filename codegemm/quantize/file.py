@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codegemm import model_config
 from codegemm.calibration import Calibration, CalibrationFile
 from codegemm.destination import Destination, destination
 from codegemm.quantize import checked_seed, configured
@@ -16,7 +17,7 @@ from codegemm.quantize.plan import Copied, Outcome, Quantized, nothing, plan
 from codegemm.quantize.selection import Selection
 from codegemm.quantize.stopping import check
 from codegemm.quantize.work import Work
-from codegemm.shards import open_model
+from codegemm.shards import CONFIG, Model, open_model, read_config
 
 StrPath = str | os.PathLike[str]
 
@@ -73,7 +74,8 @@ def quantize_file(
 
     source: a file; or a folder with `model.safetensors` or with shards and `model.safetensors.index.json`, or such an
         index. Then the target is a folder of the same form: shards of the same names, their index, and the other files
-        copied, hidden ones and weights in other forms aside.
+        copied, hidden ones and weights in other forms aside. Its config.json says how it is quantised, as `codegemm.hf`
+        reads it.
     config, rotate, seed, progress: as in `quantize`; time_limit: seconds for each matrix.
     include, exclude: regular expressions of whole tensor names: which matrices, and which of them not. include: None
         for those that end in `.weight`, but for the ones named above.
@@ -108,6 +110,7 @@ def quantize_file(
                 on_tensor(one)
         return _result(outcomes, place, sum(one.nbytes for one in outcomes), 0)
 
+    said = None if model.folder is None else read_config(model.folder)
     work = Work(model, Parts(place.path), config, calibration or {}, seed, time_limit)
     resumed = work.find(outcomes)
     try:
@@ -115,7 +118,7 @@ def quantize_file(
         if not work.finished:
             raise nothing(model, outcomes, selection)
         place = destination(model, Path(target), inputs, force)  # which may have come to be there meanwhile
-        place.write(work.parts.work, work.write)
+        place.write(work.parts.work, work.write, _with_entry(said, model, str(config), outcomes))
     except KeyboardInterrupt:
         if not work.finished:
             raise
@@ -123,6 +126,18 @@ def quantize_file(
         raise Interrupted(len(work.finished), total, work.parts.folder) from None
     work.parts.remove()
     return _result(outcomes, place, sum(path.stat().st_size for path in place.paths), resumed)
+
+
+def _with_entry(
+    said: dict[str, Any] | None, model: Model, config: str, outcomes: Sequence[Outcome]
+) -> dict[str, bytes]:
+    """A model's config.json, by which transformers finds the quantised layers (`codegemm.hf`); none where there is none
+    and where it says already how the model is quantised."""
+    if said is None or said.get("quantization_config") is not None:
+        return {}
+    matrices = [one.tensor for one in outcomes if isinstance(one, Copied) and len(model.tensors[one.tensor].shape) > 1]
+    dense = sorted({name.rpartition(".")[0] for name in matrices})
+    return {CONFIG: model_config.content(said, model_config.entry(config, {}, dense))}
 
 
 def _result(outcomes: Sequence[Outcome], place: Destination, target_bytes: int, resumed: int) -> QuantizedFile:

@@ -247,3 +247,18 @@ def test_names_that_the_caller_maps(dense, tmp_path, tokens):
         AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     second = loaded(tmp_path / "saved", key_mapping={r"\.attention\.": ".self_attn."})
     assert torch.equal(logits(second, tokens), logits(first, tokens))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_codegemm_quantize_writes(tied, tmp_path, tokens, invoke):
+    """Matrices that the configuration does not divide stay dense there."""
+    tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "dense", max_shard_size="30KB")
+    done = invoke("quantize", tmp_path / "dense", tmp_path / "made", "--config", CONFIG)
+    assert done.exit_code == 0
+    model = loaded(tmp_path / "made")
+    weights = codegemm.load_all(tmp_path / "made")
+    assert {name: layer.to_weight() for name, layer in quantised(model).items()} == weights
+    assert len(weights) == 12  # without down_proj, of 48 inputs
+    expected = logits(model, tokens)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(loaded(tmp_path / "saved"), tokens), expected)

@@ -35,6 +35,7 @@ def model(tensors, tmp_path):
     for name in (*LEFT_OUT, *COPIED, ".cache/note", ".gitattributes"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"content of {name}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     for shard, held in tensors.items():
         save_file(held, folder / shard, {"format": "pt"})
     places = {name: shard for shard, held in tensors.items() for name in held}
@@ -58,7 +59,13 @@ def test_a_sharded_model_becomes_one(named, model, target, tensors):
     done = quantize_file(model / named, target, CONFIG)
     assert contents(model) == before
     assert sorted(contents(target)) == sorted([*SHARDS, INDEX, *COPIED])
-    assert all((target / name).read_text() == f"content of {name}" for name in COPIED)
+    assert all((target / name).read_text() == f"content of {name}" for name in COPIED if name != "config.json")
+    config = json.loads((target / "config.json").read_text())
+    said = {"quant_method": "codegemm", "version": 1, "config": "m1v4b2g-1", "layers": {}}
+    assert config == {
+        "model_type": "llama",
+        "quantization_config": {**said, "modules_to_not_convert": ["model.embed_tokens"]},
+    }
     assert done.left_out == LEFT_OUT
     assert sorted(os.listdir(target.parent)) == ["model", "small"]
 
@@ -326,3 +333,18 @@ def test_a_shard_may_be_a_link(model, target, tmp_path):
     quantize_file(model, target, CONFIG)
     assert not any(path.is_symlink() for path in target.rglob("*"))
     assert len(codegemm.load_all(target)) == 3
+
+
+def test_a_config_that_is_no_json_is_refused_first(model, target):
+    (model / "config.json").write_text("{")
+    with pytest.raises(codegemm.CheckpointError, match=r"config\.json: can't be read"):
+        quantize_file(model, target, CONFIG)
+    assert not target.exists()
+
+
+def test_what_config_json_says_already_stays(model, target):
+    """Of another project's, or of layers that were quantised before."""
+    said = '{"quantization_config": {"quant_method": "other"}}'
+    (model / "config.json").write_text(said)
+    quantize_file(model, target, CONFIG)
+    assert (target / "config.json").read_text() == said
