@@ -15,6 +15,7 @@ from codegemm.destination import destination
 from codegemm.errors import CheckpointError
 from codegemm.files import File
 from codegemm.formats.native import FORMAT, Stored, read_stored, write_hf_weights, write_weights
+from codegemm.model_card import with_note
 from codegemm.shards import CONFIG, Model, open_model, quantization_config, read_config
 
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -43,7 +44,7 @@ def convert_folder(
     source: a folder with config.json, whose quantization_config is `aqlm`'s, and safetensors files, shards or not.
     target: a folder with files of the same names. Of an AQLM layer the codes' file has all tensors; its bias, all other
         tensors and files are copied, hidden ones and weights in other forms aside. In config.json the
-        quantization_config is another, the rest is as it was.
+        quantization_config is another, the rest is as it was; README.md says how the layers are loaded.
     force: replace an existing target, once all is written, if it holds no more than a model.
 
     Numbers that float16 doesn't hold are rounded as `from_aqlm` does. One layer at a time is in memory. Raises
@@ -56,11 +57,11 @@ def convert_folder(
     checkpoint = READERS[said["quant_method"]](said, model)
     if not checkpoint.layers:
         raise CheckpointError(f"{folder}: none of its tensors are of a quantised layer")
-    place = destination(model, Path(target), [], force)
+    place, entry = destination(model, Path(target), [], force), _entry(checkpoint, model)
     place.write(
         place.path.parent / f".{place.path.name}.converted",
         lambda file, path: _write(file, path, checkpoint),
-        {CONFIG: model_config.content(config, _entry(checkpoint, model))},
+        {CONFIG: model_config.content(config, entry), **with_note(folder, entry["config"])},
     )
     taken = {tensor for layer in checkpoint.layers.values() for tensor in layer.tensors}
     return ConvertedFolder(

@@ -17,6 +17,7 @@ def convert(source: Path, target: Path, force: bool) -> None:
     SOURCE holds config.json and safetensors files, as AQLM's models on the Hugging Face Hub do. Every other file is
     copied, hidden ones and weights in other forms aside.
     """
+    from codegemm import model_card
     from codegemm.checkpoints import convert_folder
     from codegemm.reporting import counted
 
@@ -27,3 +28,4 @@ def convert(source: Path, target: Path, force: bool) -> None:
     configs = ", ".join(sorted(set(done.converted.values())))
     size = f"{done.source_bytes / 1e6:.1f} MB -> {done.target_bytes / 1e6:.1f} MB"
     click.echo(f"{target}: {weights} in {configs}, {others} copied; {size}")
+    click.echo(model_card.hint(target))

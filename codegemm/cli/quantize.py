@@ -104,6 +104,9 @@ def _print_plan(planned: QuantizedFile, calibrated: bool) -> None:
 
 
 def _print_summary(target: Path, done: QuantizedFile, dry_run: bool) -> None:
+    from codegemm import model_card
+    from codegemm.shards import CONFIG
+
     named = sum(one.reason is not None for one in done.copied)
     if done.left_out:
         click.echo(f"not copied: {', '.join(done.left_out)}")
@@ -113,3 +116,5 @@ def _print_summary(target: Path, done: QuantizedFile, dry_run: bool) -> None:
     parts += [f"{len(done.copied) - named} others copied"]
     size = f"{done.source_bytes / 1e6:.1f} MB -> {'about ' * dry_run}{done.target_bytes / 1e6:.1f} MB"
     click.echo(f"{target}: {', '.join(parts)}; {size}")
+    if not dry_run and (target / CONFIG).is_file():
+        click.echo(model_card.hint(target))

@@ -11,6 +11,7 @@ from typing import Any
 from codegemm import model_config
 from codegemm.calibration import Calibration, CalibrationFile
 from codegemm.destination import Destination, destination
+from codegemm.model_card import with_note
 from codegemm.quantize import checked_seed, configured
 from codegemm.quantize.parts import Parts
 from codegemm.quantize.plan import Copied, Outcome, Quantized, nothing, plan
@@ -74,8 +75,8 @@ def quantize_file(
 
     source: a file; or a folder with `model.safetensors` or with shards and `model.safetensors.index.json`, or such an
         index. Then the target is a folder of the same form: shards of the same names, their index, and the other files
-        copied, hidden ones and weights in other forms aside. Its config.json says how it is quantised, as `codegemm.hf`
-        reads it.
+        copied, hidden ones and weights in other forms aside. Its config.json and README.md say how it is quantised and
+        loaded, by `codegemm.hf`.
     config, rotate, seed, progress: as in `quantize`; time_limit: seconds for each matrix.
     include, exclude: regular expressions of whole tensor names: which matrices, and which of them not. include: None
         for those that end in `.weight`, but for the ones named above.
@@ -118,7 +119,7 @@ def quantize_file(
         if not work.finished:
             raise nothing(model, outcomes, selection)
         place = destination(model, Path(target), inputs, force)  # which may have come to be there meanwhile
-        place.write(work.parts.work, work.write, _with_entry(said, model, str(config), outcomes))
+        place.write(work.parts.work, work.write, _told(said, model, str(config), outcomes))
     except KeyboardInterrupt:
         if not work.finished:
             raise
@@ -128,16 +129,15 @@ def quantize_file(
     return _result(outcomes, place, sum(path.stat().st_size for path in place.paths), resumed)
 
 
-def _with_entry(
-    said: dict[str, Any] | None, model: Model, config: str, outcomes: Sequence[Outcome]
-) -> dict[str, bytes]:
-    """A model's config.json, by which transformers finds the quantised layers (`codegemm.hf`); none where there is none
-    and where it says already how the model is quantised."""
-    if said is None or said.get("quantization_config") is not None:
+def _told(said: dict[str, Any] | None, model: Model, config: str, outcomes: Sequence[Outcome]) -> dict[str, bytes]:
+    """A model's config.json, by which transformers finds the quantised layers (`codegemm.hf`), and its card; neither
+    where there is no config.json and where that says already how the model is quantised."""
+    if said is None or model.folder is None or said.get("quantization_config") is not None:
         return {}
     matrices = [one.tensor for one in outcomes if isinstance(one, Copied) and len(model.tensors[one.tensor].shape) > 1]
     dense = sorted({name.rpartition(".")[0] for name in matrices})
-    return {CONFIG: model_config.content(said, model_config.entry(config, {}, dense))}
+    written = model_config.content(said, model_config.entry(config, {}, dense))
+    return {CONFIG: written, **with_note(model.folder, config)}
 
 
 def _result(outcomes: Sequence[Outcome], place: Destination, target_bytes: int, resumed: int) -> QuantizedFile:

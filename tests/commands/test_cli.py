@@ -208,11 +208,12 @@ def test_a_models_folder(tensors, tmp_path):
     (tmp_path / "model" / "pytorch_model.bin").write_text("")
     told = said("quantize", "model", "small", "--config", "m1v4b4")
     assert "not copied: pytorch_model.bin\nsmall: 2 quantised, 0 others copied;" in told
+    assert "to load it: codegemm.AutoModelForCausalLM.from_pretrained('small')" in told
     size = sum(os.path.getsize(f"small/{name}") for name in names)
     for path in ("small", "small/model.safetensors.index.json"):
         told = said("info", path)
         assert f"2 weights, 0.0 MB of {size / 1e6:.1f} MB" in told
-    assert (tmp_path / "small" / "config.json").read_text() == "{}"
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]["config"] == "m1v4b4g-1"
     done = run("info", "model/config.json")
     assert done.stderr.startswith("codegemm: model/config.json: not an index of shards")
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 import codegemm
 from codegemm import Calibration, calibration, destination, quantize_file
 from codegemm.files import File
+from codegemm.model_card import with_note
 from codegemm.quantize import work
 from codegemm.quantize.file import Interrupted
 
@@ -333,6 +334,16 @@ def test_a_shard_may_be_a_link(model, target, tmp_path):
     quantize_file(model, target, CONFIG)
     assert not any(path.is_symlink() for path in target.rglob("*"))
     assert len(codegemm.load_all(target)) == 3
+
+
+def test_the_card(model, target):
+    """What it said stays, and how the layers are loaded is said once."""
+    (model / "README.md").write_bytes(b"---\nlicense: mit\n---\n\nOf somebody, \xff\n")
+    quantize_file(model, target, CONFIG)
+    card = (target / "README.md").read_bytes()
+    assert card.startswith(b"---\nlicense: mit\n---\n\nOf somebody, \xff\n\n## Loading the quantised layers\n\n")
+    assert b"import codegemm.hf" in card
+    assert with_note(target, CONFIG) == {"README.md": card}
 
 
 def test_a_config_that_is_no_json_is_refused_first(model, target):

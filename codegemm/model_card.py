@@ -1,0 +1,41 @@
+"""What a quantised model's folder says to who reads it: that transformers alone does not know its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CARD = "README.md"
+_HEADING = "## Loading the quantised layers"
+
+
+def with_note(folder: Path, config: str) -> dict[str, bytes]:
+    """A folder's model card by its name, with how its layers are loaded; once, however often it is asked. Nothing where
+    there is none."""
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if _HEADING not in text:
+        text = f"{text.rstrip()}\n\n{_note(config)}"
+    return {CARD: text.encode("utf-8", "surrogateescape")}
+
+
+def hint(folder: Path) -> str:
+    """A line for who made the folder."""
+    ours = f"codegemm.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    return f"to load it: {ours}, or transformers' class after `import codegemm.hf`"
+
+
+def _note(config: str) -> str:
+    return f"""{_HEADING}
+
+The linear layers are quantised ({config}) and multiplied in that form by codegemm, on CPUs and NVIDIA GPUs.
+transformers loads them only after the import; without it, it warns and takes random numbers.
+
+```python
+import codegemm.hf  # pip install 'codegemm[hf]'
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("this folder")
+```
+"""
