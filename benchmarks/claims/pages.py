@@ -87,4 +87,6 @@ CLAIMS: tuple[Claim, ...] = (
         QUANTISING, "means over the {} linear layers of its encoder", lambda: [files.read(files.MINILM)["layers"]]
     ),
     Fixed("docs/torch.md", "torch 2.11", "a version"),
+    Fixed("docs/huggingface.md", "transformers (5.19 or later)", "a version"),
+    Fixed("docs/huggingface.md", "Llama-3.1-8B", "a name"),
 )

@@ -38,6 +38,14 @@ def test_torch_model(printed):
     assert 0.1 < float(error.removeprefix("error of the outputs: ")) < 0.6
 
 
+def test_transformers_model(printed):
+    pytest.importorskip("transformers")
+    *layers, same = printed("transformers_model.py")
+    assert sum("config=m1v4g128" in line for line in layers) == 2
+    assert sum("config=m2v8g64" in line for line in layers) == 1
+    assert same == "the same logits: True"
+
+
 def test_torch_linear(printed):
     pytest.importorskip("torch")
     y, gradient = (
