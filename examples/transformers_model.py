@@ -1,4 +1,4 @@
-"""A model of transformers that is quantised while it is loaded, saved, and loaded again: a tiny Llama of random weights."""
+"""A tiny Llama of random weights in transformers, quantised while it is loaded, saved, and loaded again."""
 
 import tempfile
 
