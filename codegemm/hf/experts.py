@@ -95,13 +95,15 @@ class CodebookExperts(torch.nn.Module):  # type: ignore[misc]
     is_capturable = False  # in a CUDA graph: which experts a token goes to is decided on the host
 
     def __init__(self, config: Any, dense: torch.nn.Module, names: Names) -> None:
-        """dense: the module, of which all but the parameters is taken. names: as `names_of` gives them."""
+        """dense: the module, whose attributes are taken, for a while its parameters, too. names: as of `names_of`."""
         super().__init__()
         for name, value in vars(dense).items():
             if not name.startswith("_"):
                 setattr(self, name, value)
         self.act_fn = dense.act_fn
         self.dense, self.names = type(dense), {key: names[key] for key in names if key in dense._parameters}
+        for name, parameter in dense._parameters.items():
+            self.register_parameter(name, parameter)  # until the matrices that it holds are quantised
         self.count = dense.down_proj.shape[0]
         for expert in range(self.count):
             self.add_module(str(expert), Expert().train(dense.training))
@@ -110,6 +112,10 @@ class CodebookExperts(torch.nn.Module):  # type: ignore[misc]
     def experts(self) -> list[Expert]:
         """In their order."""
         return [self.get_submodule(str(expert)) for expert in range(self.count)]
+
+    def let_go(self) -> None:
+        """Of all dense parameters."""
+        self._parameters.clear()
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

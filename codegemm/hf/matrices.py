@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
@@ -64,6 +64,11 @@ class Plan:
             together.setdefault(matrix.parameter, []).append(matrix)
         return cls({matrix.name: matrix for matrix in matrices}, sorted(dense), together)
 
+    def of_layers(self, layers: Collection[str]) -> Plan:
+        """The same where only these layers were quantised: a new head, which no file has, was not."""
+        others = [matrix.module for name, matrix in self.matrices.items() if name not in layers]
+        return Plan.of((self.matrices[name] for name in layers if name in self.matrices), {*self.dense, *others})
+
 
 def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
     """What becomes of a dense model, on whatever device.
@@ -93,10 +98,10 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
             taken.append(matrix)
     _check_whole(taken, dense)
     dense -= {matrix.module for matrix in taken}
+    made = Plan.of(taken, dense)
+    _check_dense(model, made, [*named, *dense])
     if not taken:
         raise ValueError(f"nothing to quantise: modules_to_not_convert leaves none of {len(found)} linear layers")
-    made = Plan.of(taken, dense)
-    _check_dense(model, made, [*named, *usual])
     _tell(config, made)
     return made
 
@@ -174,12 +179,17 @@ def _usual(model: torch.nn.Module) -> dict[str, bool]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     shared = _tied(model)
     owners = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    exact = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]  # what transformers says is to stay in float32
     found: dict[str, bool] = {}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None and (name in shared or owners[id(weight)] > 1):
             found[name] = True
-        elif weight is not None and weight.dim() > 1 and (module is head or spared(f"{name}.weight")):
+        elif (
+            weight is not None
+            and weight.dim() > 1
+            and (module is head or spared(f"{name}.weight") or not should_convert_module(name, exact))
+        ):
             found[name] = False
     return found
 
@@ -219,7 +229,7 @@ def _check_dense(model: torch.nn.Module, made: Plan, named: Sequence[str]) -> No
         and not spared(name)
     }
     total = sum(unnoticed.values())
-    if total > MOST_DENSE * (total + quantized):
+    if total and total > MOST_DENSE * (total + quantized):
         largest = sorted(unnoticed, key=unnoticed.__getitem__, reverse=True)
         raise ValueError(
             f"{_few(largest)}: {100 * total / (total + quantized):.0f} % of the linear parameters are in modules that "

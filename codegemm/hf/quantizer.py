@@ -55,6 +55,9 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
             raise ValueError("quantization_config: modules_to_not_convert leaves no linear layer of the model")
         for matrix in self._plan.matrices.values():
             _put(model, matrix, self._names, _FOREIGN.get(config.layout, CodebookLinear.blank))
+        for module in model.modules():
+            if isinstance(module, experts.CodebookExperts):
+                module.let_go()
         self._model, self._files = model, checkpoint_files
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
@@ -82,7 +85,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.quantization_config.layout == AQLM:
             aqlm.replace(model)
         self.quantization_config = model.config.quantization_config = matrices.resolved(
-            self.quantization_config, self._plan
+            self.quantization_config, self._plan.of_layers(quantized_layers(model))
         )
         checkpoint.check_loaded(model)
         for name, layer in quantized_layers(model).items():
@@ -150,10 +153,11 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             missing_keys.discard(full_layer_name)
         if self.failures:
             return {}
+        parts = self.plan.by_parameter[full_layer_name]
         [value] = input_dict.values()
         dense = value[0] if isinstance(value, list) else value
         made: dict[str, Any] = {}
-        for matrix in self.plan.by_parameter[full_layer_name]:
+        for matrix in parts:
             own = dense if matrix.expert is None else dense[matrix.expert, matrix.rows]
             try:
                 weight = quantize(
@@ -165,6 +169,8 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             layer = CodebookLinear(weight.to(dense.device))
             _put(model, matrix, self.names, CodebookLinear.blank)
             made |= {f"{matrix.name}.{name}": tensor for name, tensor in layer.named_parameters()}
+        if parts[0].expert is not None:
+            delattr(model.get_submodule(parts[0].module), full_layer_name.rpartition(".")[2])
         return made
 
 
@@ -173,18 +179,19 @@ _FOREIGN = {AQLM: aqlm.AqlmLinear.blank}
 
 def _put(model: Any, matrix: matrices.Matrix, names: experts.Names, blank: Any) -> None:
     """Put a layer without numbers in a matrix's place; what is there of it otherwise is taken over or removed."""
+    dense = model.get_submodule(matrix.module)
     if matrix.expert is None:
-        linear = model.get_submodule(matrix.name)
-        layer = blank(matrix.config, matrix.shape, linear.bias)
-        model.set_submodule(matrix.name, layer.train(linear.training))
-        return
-    path = matrix.parameter.rpartition(".")[0]
-    dense = model.get_submodule(path)
-    if not isinstance(dense, experts.CodebookExperts):
-        config = getattr(dense, "config", model.config.get_text_config())
-        model.set_submodule(path, experts.CodebookExperts(config, dense, names))
-    parent, _, own = matrix.name.rpartition(".")
-    setattr(model.get_submodule(parent), own, blank(matrix.config, matrix.shape))
+        layer = blank(matrix.config, matrix.shape, dense.bias).train(dense.training)
+    else:
+        layer = blank(matrix.config, matrix.shape)
+        if not isinstance(dense, experts.CodebookExperts):
+            config = getattr(dense, "config", model.config.get_text_config())
+            model.set_submodule(matrix.module, experts.CodebookExperts(config, dense, names))
+    path, _, own = matrix.name.rpartition(".")
+    parent = model.get_submodule(path)
+    setattr(parent, own, layer)
+    if not parent._parameters and not parent._buffers:
+        parent._is_hf_initialized = True  # or else some models look for the layers' `weight`, to begin with numbers
 
 
 def _prepare(name: str, layer: CodebookLinear, dtype: torch.dtype) -> None:
