@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from emulator.cases import some  # noqa: E402
 from support.folders import save_quantised  # noqa: E402
 from support.models import close, tiny_llama  # noqa: E402
 
@@ -168,7 +169,7 @@ def test_what_is_too_large_is_never_made(invoke, monkeypatch):
         invoke("bench-model", "--llama", "8b", "--random", *FAST)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", some([False, True]))
 def test_one_that_fails_does_not_take_the_others_times(late, invoke, monkeypatch):
     begin, calls = Decoder.begin, []
 

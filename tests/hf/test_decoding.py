@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from emulator.cases import some  # noqa: E402
 from support.models import tiny_llama  # noqa: E402
 from support.recorded import Recorded  # noqa: E402
 
@@ -56,7 +57,7 @@ def test_tokens_are_those_of_generate(batch, length, count, replayed, llama):
         decoder.step()
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", some([False, True]))
 def test_quantised(fused, llama):
     quantize_(llama, "m1v4b4g16")
     if fused:
@@ -69,7 +70,7 @@ def test_quantised(fused, llama):
     assert decoder.reason == "steps are captured on a GPU alone"
 
 
-@pytest.mark.parametrize("kind", ["Mistral", "Gemma3", "GPT2"])
+@pytest.mark.parametrize("kind", some(["Gemma3", "Mistral", "GPT2"], 3))
 def test_other_models(kind):
     """Some attend to a window, and further back than that the text is longer; another has its own positions."""
     sizes = {**SIZES, "sliding_window": 6}

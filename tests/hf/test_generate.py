@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from emulator.cases import some  # noqa: E402
 from support.folders import save_quantised  # noqa: E402
 from support.models import tiny_llama  # noqa: E402
 
@@ -113,7 +114,7 @@ def test_ctrl_c_keeps_what_was_said(folder, tokenizer, invoke, monkeypatch):
     assert "(2 tokens in" in done.stderr
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", some([False, True]))
 def test_sizes(fused):
     """Quantised matrices by their packed weights, before and after a product, tied matrices once."""
     model = tiny_llama(tie_word_embeddings=True)
