@@ -49,6 +49,9 @@ def replace(model: Any) -> None:
     """Put CodebookLinears in the places of AqlmLinears, one by one; CheckpointError names one that can't be."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AqlmLinear):
+            for own, parameter in module.named_parameters():
+                if not getattr(parameter, "_is_hf_initialized", False):
+                    raise CheckpointError(f"{name}.{own}: missing")
             tensors = [each.detach().cpu() for each in (module.codes, module.codebooks, module.scales)]
             try:
                 weight = from_aqlm(*tensors).to(module.codes.device)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from codegemm.errors import CheckpointError
+from codegemm.hf import experts
 from codegemm.torch.replace import quantized_layers
 
 _DTYPES = {
@@ -19,14 +20,24 @@ _DTYPES = {
 _NAMED = 5
 
 
+def names(files: Sequence[str]) -> set[str]:
+    """Of all tensors of a quantised model's files; CheckpointError for files of another kind."""
+    pickles = [file for file in files if not str(file).endswith(".safetensors")]
+    if pickles:
+        raise CheckpointError(f"{pickles[0]}: must be a safetensors file, quantised layers are in no other")
+    return {key for path in files for key in _keys(path)}
+
+
+def _keys(path: str) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: Sequence[str]) -> None:
     """CheckpointError unless the files hold all that quantised layers need, of their shapes.
 
     Floats keep the dtype that they have in the files: the layers' empty parameters take it on.
     """
-    pickles = [file for file in files if not str(file).endswith(".safetensors")]
-    if pickles:
-        raise CheckpointError(f"{pickles[0]}: must be a safetensors file, quantised layers are in no other")
     wanted = {
         f"{layer}.{name}": parameter
         for layer in layers
@@ -35,7 +46,7 @@ def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: 
     expected = model.state_dict()
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
-    missing = dict(wanted)
+    missing, dense = dict(wanted), _dense(model)
     for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
@@ -45,9 +56,26 @@ def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: 
                 if name in wanted:
                     missing.pop(name, None)
                     _take(model, name, wanted[name], f"{path}: {key}", file.get_slice(key))
+                elif name not in expected and not dense.isdisjoint(_owners(name)):
+                    raise CheckpointError(f"{path}: {key}: config.json says of its layer that it is not quantised")
     if missing:
         few = ", ".join(list(missing)[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
         raise CheckpointError(f"{files[0]}{' and others' * (len(files) > 1)}: {len(missing)} missing: {few}")
+
+
+def _dense(model: Any) -> set[str]:
+    """Modules that hold matrices as they are."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear or experts.are_quantizable(module)
+    }
+
+
+def _owners(tensor: str) -> set[str]:
+    """Names of the modules that a layer's tensor would be of, if dense: itself, or those of experts."""
+    layer = tensor.rpartition(".")[0]
+    return {layer, ".".join(layer.split(".")[:-2])}
 
 
 def check_loaded(model: Any) -> None:

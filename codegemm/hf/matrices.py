@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from codegemm.formats.format import fitted, parse, spec_of
+from codegemm.formats.format import fitted, spec_of
 from codegemm.hf import experts
 from codegemm.hf.config import CodegemmConfig
 from codegemm.quantize.selection import spared
@@ -106,15 +106,20 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     return made
 
 
-def expected(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -> Plan:
-    """What a model that was saved quantised has: all but the list that it was saved with, and layers that share their
-    weight."""
-    dense = config.modules_to_not_convert or []
-    shared = _tied(model)
+def expected(
+    model: torch.nn.Module, config: CodegemmConfig, names: experts.Names, held: Collection[str] | None = None
+) -> Plan:
+    """What a model that was saved quantised has: all but the list that it was saved with, layers that share their
+    weight, and new heads. held: the names of all tensors in its files, by which a head is known to be new."""
+    config, shared = _as_named_in(model, config), _tied(model)
+    listed = config.modules_to_not_convert or []
     found = tuple(matrix for matrix in _found(model, config, names) if matrix.module not in shared)
-    taken = [matrix for matrix in found if not _is_named(matrix, dense)]
-    _check_whole(taken, {matrix.module for matrix in found if _is_named(matrix, dense)})
-    return Plan.of(taken, dense)
+    new = set() if held is None else _new_heads(model, [matrix.name for matrix in found], held) - config.layers.keys()
+    listed = [*listed, *new]
+    dense = {matrix.name for matrix in found if any(_is_inside(matrix.name, name) for name in listed)}
+    taken = [matrix for matrix in found if matrix.name not in dense]
+    _check_whole(taken, {matrix.module for matrix in found if matrix.name in dense})
+    return Plan.of(taken, listed)
 
 
 def resolved(config: CodegemmConfig, made: Plan) -> CodegemmConfig:
@@ -155,6 +160,14 @@ def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names)
                 yield matrix(whole, f"{name}.{place.parameter}", place.shape, place.rows, place.expert)
 
 
+def _new_heads(model: torch.nn.Module, layers: Iterable[str], held: Collection[str]) -> set[str]:
+    """Layers around a base model of which no tensor is held."""
+    base, known = getattr(model, "base_model_prefix", ""), {name.rpartition(".")[0] for name in held}
+    if not base or not hasattr(model, base):
+        return set()
+    return {name for name in layers if not name.startswith(f"{base}.") and name not in known}
+
+
 def _check_whole(taken: Iterable[Matrix], dense: Set[str]) -> None:
     """ValueError where some experts of a layer are dense, and others not."""
     for matrix in taken:
@@ -165,6 +178,30 @@ def _check_whole(taken: Iterable[Matrix], dense: Set[str]) -> None:
 def _is_named(matrix: Matrix, patterns: Sequence[str]) -> bool:
     """Whether patterns of modules_to_not_convert name a matrix, or all experts that it is one of."""
     return not all(should_convert_module(name, list(patterns)) for name in (matrix.name, matrix.module))
+
+
+def _is_inside(name: str, listed: str) -> bool:
+    """Whether a layer is a module of a list that a model was saved with, or inside it; `lm_head` is one anywhere.
+
+    By whole names: a pattern that fits more would have layers begin with random numbers that the files have quantised.
+    """
+    return name == listed or name.startswith(f"{listed}.") or ("." not in listed and name.endswith(f".{listed}"))
+
+
+def _as_named_in(model: torch.nn.Module, config: CodegemmConfig) -> CodegemmConfig:
+    """With names as this model has them: one with a head has another module around those of one without."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    modules = set(dict(model.named_modules()))
+
+    def own(name: str) -> str:
+        if name.partition(".*.")[0] not in modules:
+            for other in (f"{prefix}{name}", name.removeprefix(prefix)):
+                if other.partition(".*.")[0] in modules:
+                    return other
+        return name
+
+    layers = {own(name): text for name, text in config.layers.items()}
+    return CodegemmConfig(config.config, layers, [own(name) for name in config.modules_to_not_convert or ()])
 
 
 def _asked(config: CodegemmConfig, name: str) -> str | None:
@@ -239,19 +276,11 @@ def _check_dense(model: torch.nn.Module, made: Plan, named: Sequence[str]) -> No
 
 def _tell(config: CodegemmConfig, made: Plan) -> None:
     """Say once which layers got another group size."""
-    others = Counter(
-        (matrix.shape[1], matrix.config)
-        for matrix in made.matrices.values()
-        if matrix.config != str(parse(_asked(config, matrix.name) or config.config))
-    )
-    for (columns, text), count in others.items():
-        _logger.warning(
-            "%d layers have %d inputs, which the group size of %s does not divide: %s",
-            count,
-            columns,
-            config.config,
-            text,
-        )
+    asked = ((matrix, _asked(config, matrix.name) or config.config) for matrix in made.matrices.values())
+    others = Counter((matrix.shape[1], text, matrix.config) for matrix, text in asked if matrix.config != text)
+    for (columns, text, fit), count in others.items():
+        said = "%d layers have %d inputs, which the group size of %s does not divide: %s"
+        _logger.warning(said, count, columns, text, fit)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -50,7 +50,8 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         if not self.pre_quantized:
             self._plan = matrices.plan(model, config, self._names)
             return
-        self._plan = matrices.expected(model, config, self._names)
+        held = None if checkpoint_files is None else checkpoint.names(checkpoint_files)
+        self._plan = matrices.expected(model, config, self._names, held)
         if not self._plan.matrices:
             raise ValueError("quantization_config: modules_to_not_convert leaves no linear layer of the model")
         for matrix in self._plan.matrices.values():

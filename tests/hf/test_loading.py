@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import transformers
 from emulator.cases import some
 from safetensors.torch import load_file, save_file
 from support.layers import check_state
@@ -218,6 +219,25 @@ def test_a_base_model_and_biases(tmp_path, tokens):
         assert torch.equal(base(tokens).last_hidden_state, expected)
         made = AutoModel.from_pretrained(tmp_path / "dense", quantization_config=CodegemmConfig(CONFIG, time_limit=0))
         assert torch.equal(made(tokens).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("first", ["LlamaModel", "LlamaForCausalLM"])
+def test_a_base_model_is_named_otherwise(tmp_path, tokens, first):
+    """Its layers, and those that are dense, have no `model.` before their names: saved with it and loaded without, and
+    the other way round."""
+    second = {"LlamaModel": "LlamaForCausalLM", "LlamaForCausalLM": "LlamaModel"}[first]
+    begin = "model." if first == "LlamaForCausalLM" else ""
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    config = CodegemmConfig(
+        CONFIG, {f"{begin}layers.0.mlp.up_proj": "m2v4b3g16"}, [f"{begin}layers.1.self_attn"], time_limit=0
+    )
+    one = getattr(transformers, first).from_pretrained(tmp_path / "dense", quantization_config=config)
+    one.save_pretrained(tmp_path / "saved")
+    other = getattr(transformers, second).from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        expected = one(tokens, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(other(tokens, output_hidden_states=True).hidden_states[-1], expected)
+    assert len(quantised(other)) == 10
 
 
 def test_what_codegemm_sees(dense, tmp_path, invoke):

@@ -75,13 +75,27 @@ def test_files(broken, change, message):
         ({"layers": [KEY]}, "layers: .* must be configurations"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert: 'lm_head', must be a list"),
         ({"config": "m1v8b4g32"}, r"_proj\.codebooks: shape \(1, 16, 4\), must be \(1, 16, 8\)"),
-        ({"modules_to_not_convert": [""]}, "leaves no linear layer"),
+        ({"modules_to_not_convert": ["model", "lm_head"]}, "leaves no linear layer"),
         ({"modules_to_not_convert": []}, r"3 missing: lm_head\.codes"),
     ],
 )
 def test_entries(broken, said, message):
     with pytest.raises((ValueError, TypeError), match=message):
         AutoModelForCausalLM.from_pretrained(broken(**said))
+
+
+def test_layers_that_are_quantised_but_said_to_be_dense(broken):
+    """They would begin with random numbers."""
+    with pytest.raises(codegemm.CheckpointError, match=r"up_proj\.\w+: config\.json says of its layer that it is not"):
+        AutoModelForCausalLM.from_pretrained(broken(modules_to_not_convert=["lm_head", "up_proj"]))
+
+
+def test_ends_of_names_do_not_count(broken, saved):
+    """In a list that a model was saved with."""
+    model = AutoModelForCausalLM.from_pretrained(
+        broken(modules_to_not_convert=["lm_head", "k_proj.x", "_proj", "proj"])
+    )
+    assert len(quantised(model)) == 14
 
 
 def test_other_keys_are_left_alone(broken):
