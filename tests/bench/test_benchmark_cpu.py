@@ -493,6 +493,7 @@ def aqlm_installed(monkeypatch, tmp_path):
     (tmp_path / "aqlm" / "__init__.py").write_text("import no_such_transformers")
     (folder / "numba_kernel.py").write_text(NUMBA_KERNEL)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "aqlm", raising=False)  # the real one, of another test
     counts = [7]
     numba = SimpleNamespace(
         config=SimpleNamespace(NUMBA_NUM_THREADS=2), get_num_threads=lambda: counts[-1], set_num_threads=counts.append

@@ -52,7 +52,7 @@ def test_no_path_of_the_same_ends_is_nearer(bits, tiles, pairs):
     for tile, path, cost in list(zip(tiles, states, found))[-2:]:
         assert cost == pytest.approx(least_cost(tile, grid, bits, path[0] >> 2 * bits), rel=1e-5)
     free = [least_cost(tile, grid, bits) for tile in tiles[:4]]
-    assert found[:4].sum() < 1.05 * sum(free)
+    assert found[:4].sum() < 1.08 * sum(free)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
