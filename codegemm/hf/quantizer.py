@@ -90,6 +90,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         )
         checkpoint.check_loaded(model)
         for name, layer in quantized_layers(model).items():
+            vars(layer).pop("weight", None)
             for own, parameter in layer.named_parameters():
                 if own != "bias":
                     parameter.requires_grad_(False)
@@ -188,11 +189,10 @@ def _put(model: Any, matrix: matrices.Matrix, names: experts.Names, blank: Any) 
         if not isinstance(dense, experts.CodebookExperts):
             config = getattr(dense, "config", model.config.get_text_config())
             model.set_submodule(matrix.module, experts.CodebookExperts(config, dense, names))
+    layer.weight = torch.empty(matrix.shape, device="meta")  # until all is loaded: some models begin it with numbers
+    layer.weight._is_hf_initialized = True  # which is done already
     path, _, own = matrix.name.rpartition(".")
-    parent = model.get_submodule(path)
-    setattr(parent, own, layer)
-    if not parent._parameters and not parent._buffers:
-        parent._is_hf_initialized = True  # or else some models look for the layers' `weight`, to begin with numbers
+    setattr(model.get_submodule(path), own, layer)
 
 
 def _prepare(name: str, layer: CodebookLinear, dtype: torch.dtype) -> None:

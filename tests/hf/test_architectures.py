@@ -51,6 +51,12 @@ MODELS = {
     "biases": (lambda: transformers.Qwen2Config(**SIZES), "Qwen2ForCausalLM", 14, {"lm_head"}),
     "encoder": (lambda: transformers.BertConfig(**BERT), "BertModel", 13, set()),
     "encoder and decoder": (lambda: transformers.BartConfig(**BART), "BartForConditionalGeneration", 16, {"lm_head"}),
+    "beginnings of layers inside": (
+        lambda: transformers.Mamba2Config(
+            vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=8, head_dim=8, n_groups=1
+        ),
+        "Mamba2ForCausalLM", 4, {"lm_head"},
+    ),
     "experts without a gate": (
         lambda: transformers.NemotronHConfig(vocab_size=61, hidden_size=32, intermediate_size=64),
         "NemotronHForCausalLM", 26, {"lm_head"},
