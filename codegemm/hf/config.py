@@ -27,8 +27,8 @@ class CodegemmConfig(QuantizationConfigMixin):  # type: ignore[misc]
         that fits counts). They are also how to quantise what stays dense otherwise. An expert's matrices have the names
         of the checkpoint: `model.layers.0.mlp.experts.3.down_proj`.
     modules_to_not_convert: what stays dense beside output heads, embeddings, routers of experts and layers that share
-        their weight, by names, beginnings or ends of names, or regular expressions, as in transformers. What a model
-        was saved with is the list of all that did.
+        their weight, by names, beginnings or ends of names, or regular expressions, as in transformers; of a module
+        that has such a name, all layers. What a model was saved with is the list of all that did.
     seed, time_limit: as of `codegemm.quantize`, the seconds for each matrix. A model does not keep them.
 
     TypeError or ValueError for what these can't be, and for a version of the entry that is not known.

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -78,14 +79,14 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     """
     found = tuple(_found(model, config, names))
     _check_names(config, [matrix.name for matrix in found], dict(model.named_modules()))
-    named = config.modules_to_not_convert or []
+    named = tuple(config.modules_to_not_convert or ())
     usual = _usual(model)
     taken, dense = [], {name for name in usual if name}
     for matrix in found:
         asked = _asked(config, matrix.name)
         if asked and usual.get(matrix.module):
             raise ValueError(f"layers: {matrix.name} shares its weight with another module, and stays dense")
-        if not asked and (matrix.module in usual or _is_named(matrix, named)):
+        if not asked and (matrix.module in usual or _is_named(matrix.name, named)):
             dense.add(matrix.module)
             continue
         try:
@@ -99,7 +100,7 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     _check_whole(taken, dense)
     dense -= {matrix.module for matrix in taken}
     made = Plan.of(taken, dense)
-    _check_dense(model, made, [*named, *dense])
+    _check_dense(model, made, (*named, *dense))
     if not taken:
         raise ValueError(f"nothing to quantise: modules_to_not_convert leaves none of {len(found)} linear layers")
     _tell(config, made)
@@ -175,9 +176,11 @@ def _check_whole(taken: Iterable[Matrix], dense: Set[str]) -> None:
             raise ValueError(f"{matrix.module}: all experts of a layer are quantised, or none is")
 
 
-def _is_named(matrix: Matrix, patterns: Sequence[str]) -> bool:
-    """Whether patterns of modules_to_not_convert name a matrix, or all experts that it is one of."""
-    return not all(should_convert_module(name, list(patterns)) for name in (matrix.name, matrix.module))
+@lru_cache(maxsize=1024)
+def _is_named(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether patterns of modules_to_not_convert name something or what it is in: `vision_tower` all of its layers."""
+    around = name.rpartition(".")[0]
+    return not should_convert_module(name, list(patterns)) or (around != "" and _is_named(around, patterns))
 
 
 def _is_inside(name: str, listed: str) -> bool:
@@ -250,7 +253,7 @@ def _check_names(config: CodegemmConfig, matrices: Sequence[str], modules: Mappi
             raise ValueError(f"modules_to_not_convert: {pattern!r} fits no module; there are {_few(matrices)}")
 
 
-def _check_dense(model: torch.nn.Module, made: Plan, named: Sequence[str]) -> None:
+def _check_dense(model: torch.nn.Module, made: Plan, named: tuple[str, ...]) -> None:
     """ValueError where too much would stay dense unnoticed."""
     quantized = sum(prod(matrix.shape) for matrix in made.matrices.values())
     unnoticed = {
@@ -261,8 +264,7 @@ def _check_dense(model: torch.nn.Module, made: Plan, named: Sequence[str]) -> No
         if parameter is not None
         and parameter.dim() > 1
         and name not in made.by_parameter
-        and should_convert_module(owner, list(named))
-        and should_convert_module(name, list(named))
+        and not _is_named(name, named)
         and not spared(name)
     }
     total = sum(unnoticed.values())

@@ -133,6 +133,15 @@ def test_layers_of_their_own_configurations(dense, tmp_path, caplog):
     assert {name: layer.config for name, layer in again.items()} == {name: each.config for name, each in layers.items()}
 
 
+@pytest.mark.parametrize(("name", "count"), [("mlp", 8), ("layers.1", 7), ("model.layers.1", 7), ("1.mlp", 11)])
+def test_all_that_is_in_a_module_stays_dense(dense, name, count):
+    """By any name that the module has, as its layers do by theirs."""
+    config = CodegemmConfig(CONFIG, time_limit=0, modules_to_not_convert=[name])
+    layers = quantised(loaded(dense, quantization_config=config))
+    assert len(layers) == count
+    assert not any(f".{name}." in f".{layer}" for layer in layers)
+
+
 def test_disk_and_back(dense, tmp_path, tokens):
     """Layers that accelerate offloads, quantised while they are loaded and not."""
     place = {"model.embed_tokens": "cpu", "lm_head": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
