@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from safetensors import safe_open
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from codegemm.errors import CheckpointError
+from codegemm.formats.native import ENTRY
 from codegemm.hf import experts
+from codegemm.torch.layer import CodebookLinear
 from codegemm.torch.replace import quantized_layers
+from codegemm.torch.tensors import parse
 
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
@@ -34,7 +38,7 @@ def _keys(path: str) -> list[str]:
 
 
 def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: Sequence[str]) -> None:
-    """CheckpointError unless the files hold all that quantised layers need, of their shapes.
+    """CheckpointError unless the files hold all that quantised layers need, of their shapes, and describe no others.
 
     Floats keep the dtype that they have in the files: the layers' empty parameters take it on.
     """
@@ -46,21 +50,49 @@ def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: 
     expected = model.state_dict()
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
-    missing, dense = dict(wanted), _dense(model)
+    missing, dense, quantized, others = dict(wanted), _dense(model), set(layers), []
     for path in files:
         with safe_open(path, framework="pt") as file:
+            described = _descriptions(path, file.metadata() or {})
             for key in file.keys():  # noqa: SIM118
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
                 if name not in wanted and key in wanted:
                     name = key
+                layer, _, end = name.rpartition(".")
                 if name in wanted:
                     missing.pop(name, None)
+                    _check_description(model.get_submodule(layer), described.get(key.rpartition(".")[0], {}), path, key)
                     _take(model, name, wanted[name], f"{path}: {key}", file.get_slice(key))
+                elif layer in quantized and end != "bias":
+                    others.append(f"{path}: {key}")
                 elif name not in expected and not dense.isdisjoint(_owners(name)):
                     raise CheckpointError(f"{path}: {key}: config.json says of its layer that it is not quantised")
     if missing:
         few = ", ".join(list(missing)[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
         raise CheckpointError(f"{files[0]}{' and others' * (len(files) > 1)}: {len(missing)} missing: {few}")
+    if others:
+        raise CheckpointError(f"{others[0]}: no tensor of the layer as config.json says it is quantised")
+
+
+def _descriptions(path: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of its weights, by their names there."""
+    try:
+        return dict(json.loads(metadata.get(ENTRY, "{}")).get("weights", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: metadata {ENTRY!r} is broken: {error}") from None
+
+
+def _check_description(layer: Any, said: Mapping[str, Any], path: str, key: str) -> None:
+    """CheckpointError where a file says otherwise than config.json what a weight is; tensors of the same shapes may be
+    of several, as where blocks of another size were rotated."""
+    if not isinstance(layer, CodebookLinear):
+        return
+    ours = parse(layer.layout).parts[0].description
+    unlike = [
+        f"{each} {said[each]!r}, not {ours[each]!r}" for each in ours if each in said and said[each] != ours[each]
+    ]
+    if unlike:
+        raise CheckpointError(f"{path}: {key}: {', '.join(unlike)} as of {layer.config}, which config.json says it is")
 
 
 def _dense(model: Any) -> set[str]:

@@ -90,6 +90,25 @@ def test_layers_that_are_quantised_but_said_to_be_dense(broken):
         AutoModelForCausalLM.from_pretrained(broken(modules_to_not_convert=["lm_head", "up_proj"]))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("m1v4b4g32+rotated16", r"_proj\.\w+: block 32, not 16 as of m1v4b4g-1\+rotated16, which config\.json says"),
+        ("m1v4b4g32", r"_proj\.signs: no tensor of the layer as config\.json says it is quantised"),
+    ],
+)
+def test_other_weights_of_the_same_shapes(tmp_path, config, message):
+    """They would multiply to something else."""
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    asked = CodegemmConfig("m1v4b4g32+rotated", time_limit=0)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=asked).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    said["quantization_config"] |= {"config": config, "layers": {"*.down_proj": config.replace("g32", "g24")}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(codegemm.CheckpointError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_ends_of_names_do_not_count(broken, saved):
     """In a list that a model was saved with."""
     model = AutoModelForCausalLM.from_pretrained(
