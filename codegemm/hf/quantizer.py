@@ -90,7 +90,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         )
         checkpoint.check_loaded(model)
         for name, layer in quantized_layers(model).items():
-            vars(layer).pop("weight", None)
+            layer.__dict__.pop("weight", None)
             for own, parameter in layer.named_parameters():
                 if own != "bias":
                     parameter.requires_grad_(False)

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from emulator.cases import some  # noqa: E402
+from emulator import cases  # noqa: E402
 from support.folders import save_quantised  # noqa: E402
 from support.models import close, tiny_llama  # noqa: E402
 
@@ -157,6 +157,7 @@ def test_those_that_fit_are_there_together(needed, room, beside, expected):
     assert set(too_large) == {str(i) for i, each in enumerate(needed) if each + beside > room}
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_what_is_too_large_is_never_made(invoke, monkeypatch):
     monkeypatch.setattr(runner, "free_bytes", lambda device: (1 << 28) + 1_200_000)
     done = invoke("bench-model", "--llama", "8b", "--random", "--config", "m1v4g128", *FAST)
@@ -169,7 +170,7 @@ def test_what_is_too_large_is_never_made(invoke, monkeypatch):
         invoke("bench-model", "--llama", "8b", "--random", *FAST)
 
 
-@pytest.mark.parametrize("late", some([False, True]))
+@pytest.mark.parametrize("late", cases.some([False, True]))
 def test_one_that_fails_does_not_take_the_others_times(late, invoke, monkeypatch):
     begin, calls = Decoder.begin, []
 

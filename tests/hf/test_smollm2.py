@@ -52,7 +52,7 @@ def test_quantised_in_part(smollm2, tmp_path):
     import codegemm
     from codegemm.hf import CodegemmConfig
 
-    others = [r"model\.layers\.(?!17\.)\d+"]
+    others = [r"model\.layers\.(?!17\b)\d+"]
     config = CodegemmConfig("m2v4g128", modules_to_not_convert=others, time_limit=0)
     model = AutoModelForCausalLM.from_pretrained(smollm2, quantization_config=config)
     model.save_pretrained(tmp_path)

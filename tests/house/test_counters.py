@@ -15,7 +15,7 @@ def test_the_compiler_of_the_tables_is_that_of_the_tests():
     assert f"NVRTC {pinned}" == NOTED, "constraints.txt has another compiler than the tables: run `make counters`"
 
 
-@pytest.mark.parametrize("name", table.TABLES if cases.ALL else ["loops", "kernels"])
+@pytest.mark.parametrize("name", table.TABLES if cases.ALL else ["kernels"])
 def test_counters_in_the_documentation_are_current(name):
     if table.compiler_here() != NOTED:
         pytest.skip(f"nothing was compared: {table.compiler_here()} is here, the tables are of {NOTED}")

@@ -99,6 +99,7 @@ def test_compiled_by_inductor(tokens, make_weight):
     assert graphs == [4]
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_text_with_a_cache_of_fixed_size(llama, tokens):
     """Token by token in two graphs, of the first tokens and of one more."""
     model, _ = llama

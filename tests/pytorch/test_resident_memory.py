@@ -42,7 +42,7 @@ print(packed, made - before, decoded - before, used() - before)
 """
 
 
-@pytest.mark.parametrize("config", ["m1v4g128", "e8p", *(["m2v8g-1", "m2v8g128+rotated"] if cases.ALL else [])])
+@pytest.mark.parametrize("config", cases.some(["m1v4g128", "e8p", "m2v8g-1", "m2v8g128+rotated"], 4))
 def test_codes_are_held_once(config, tmp_path):
     """As they are read, after products of one row, and after those of many."""
     done = python("-c", SCRIPT, config, str(tmp_path / "layers.safetensors"))

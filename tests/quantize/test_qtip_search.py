@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from emulator import cases
 from support.backends import BACKENDS
 
 import codegemm
@@ -100,7 +101,7 @@ def test_no_compiler_is_needed(rng):
     assert np.linalg.norm(matrix - weight.dequantize()) < 0.35 * np.linalg.norm(matrix)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", cases.some(BITS))
 def test_the_tables_are_fitted(bits, rng):
     """They beat those they began with, and one more round gains nearly nothing."""
     weights, fresh = (tables.tiles(int(rng.integers(1 << 31)), 128) for _ in range(2))

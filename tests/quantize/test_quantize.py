@@ -9,6 +9,7 @@ from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
+from emulator import cases
 from safetensors.numpy import save_file
 from support.backends import BACKENDS, needs_torch
 
@@ -337,6 +338,7 @@ def test_a_bar_that_comes_late_counts_from_the_start(terminal):
         assert drawn == [("whole", 50, 100), ("part", 23, 40)]
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 @needs_torch
 def test_torch_and_numpy_are_equally_good(gaussian):
     part = gaussian[:128]

@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from emulator import cases
 from safetensors.numpy import load_file, save_file
 from support.processes import python
 
@@ -211,6 +212,7 @@ def test_a_target_that_comes_to_be_there_meanwhile_is_not_replaced(source, targe
     assert quantize_file(source, target, CONFIG).resumed == 1
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_more_matrices_than_files_may_be_open(tmp_path):
     """What is finished waits in files of its own, which must not all be open when the target is written."""
     save_file({f"{i}.weight": np.full((4, 16), i, np.float32) for i in range(150)}, tmp_path / "in")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulator import cases
 from support.cpu import check_apart, of_any_size, product
 
 import codegemm
@@ -113,6 +114,7 @@ def test_bias_threads_and_copies_of_integers(make_weight, rng):
     assert (np.linalg.norm(y - truth, axis=1) <= MOST * np.linalg.norm(truth, axis=1)).all()
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_the_loop_that_is_compiled(tmp_path):
     """It keeps its sums in registers."""
     path = tmp_path / "dequant.s"
