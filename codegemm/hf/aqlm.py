@@ -46,9 +46,12 @@ class AqlmLinear(torch.nn.Module):  # type: ignore[misc]
 
 
 def replace(model: Any) -> None:
-    """Put CodebookLinears in the places of AqlmLinears, one by one; CheckpointError names one that can't be."""
+    """Put CodebookLinears in the places of AqlmLinears, one by one; CheckpointError names one that can't be, ValueError
+    one that is offloaded."""
     for name, module in list(model.named_modules()):
         if isinstance(module, AqlmLinear):
+            if module.codes.is_meta:
+                raise ValueError(f"{name}: is on disk; convert an AQLM model first: codegemm convert IN OUT")
             for own, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     raise CheckpointError(f"{name}.{own}: missing")

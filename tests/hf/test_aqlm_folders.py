@@ -107,3 +107,32 @@ def test_numbers_that_will_not_do(tmp_path, rng):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(codegemm.CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj: scales"):
         codegemm.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_options(tmp_path, rng):
+    """Those of the configuration among them, or a configuration that is at hand."""
+    from transformers import AutoConfig
+
+    tiny_llama().save_pretrained(tmp_path)
+    quantise(tmp_path, rng, 2, 8)
+    load = codegemm.AutoModelForCausalLM.from_pretrained
+    model = load(
+        tmp_path, dtype="auto", attn_implementation="eager", max_position_embeddings=99, output_hidden_states=True
+    )
+    said = model.config
+    assert (said.max_position_embeddings, said.output_hidden_states, said._attn_implementation) == (99, True, "eager")
+    assert model.dtype == torch.float32
+    assert load(tmp_path, dtype=torch.float16).dtype == torch.float16
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert quantised(load(tmp_path, config=config)).keys() == quantised(model).keys()
+    assert config.quantization_config["quant_method"] == "aqlm"
+
+
+def test_offloaded_layers(tmp_path, rng):
+    """Wherever transformers decides that itself."""
+    tiny_llama().save_pretrained(tmp_path)
+    quantise(tmp_path, rng, 2, 8)
+    with pytest.raises(ValueError, match=r"_proj: is on disk; convert an AQLM model first"):
+        codegemm.AutoModelForCausalLM.from_pretrained(
+            tmp_path, device_map="auto", max_memory={"cpu": 20_000}, offload_folder=tmp_path / "offloaded"
+        )
