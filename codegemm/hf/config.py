@@ -45,15 +45,14 @@ class CodegemmConfig(QuantizationConfigMixin):  # type: ignore[misc]
         version: int = VERSION,
         layout: str = METHOD,
     ) -> None:
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise ValueError(f"quantization_config: version {version!r}, this package reads {VERSION}")
         if layout not in LAYOUTS:
             raise ValueError(f"quantization_config: layout {layout!r}, must be one of {', '.join(LAYOUTS)}")
         if layers is not None and not isinstance(layers, Mapping):
             raise TypeError(f"layers: {layers!r}, must be configurations by the layers' names")
-        if isinstance(modules_to_not_convert, str) or not all(
-            isinstance(name, str) for name in modules_to_not_convert or ()
-        ):
+        listed = () if modules_to_not_convert is None else modules_to_not_convert
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
             raise TypeError(f"modules_to_not_convert: {modules_to_not_convert!r}, must be a list of names")
         self.quant_method = METHOD
         self.version = version

@@ -32,6 +32,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         self._failures: list[ValueError] = []
         self._files: Sequence[str] | None = None
         self._model: Any = None
+        self._has_experts = False
         if not self.pre_quantized:
             quantization_config.check_quantizable()
 
@@ -89,6 +90,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
             self.quantization_config, self._plan.of_layers(quantized_layers(model))
         )
         checkpoint.check_loaded(model)
+        self._has_experts = any(isinstance(module, experts.CodebookExperts) for module in model.modules())
         for name, layer in quantized_layers(model).items():
             layer.__dict__.pop("weight", None)
             for own, parameter in layer.named_parameters():
@@ -110,6 +112,9 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         return None, hf_metadata(described)
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if offloaded:
+            raise ValueError(f"{offloaded[0]}: is offloaded; load the model without that to dequantize it")
         for name, module in list(model.named_modules()):
             if isinstance(module, experts.CodebookExperts):
                 model.set_submodule(name, module.to_dense(dtype or model.dtype))
@@ -118,7 +123,7 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def is_serializable(self) -> bool:
-        """Yes."""
+        """Whatever is loaded can be saved."""
         return True
 
     @property
@@ -128,8 +133,8 @@ class CodegemmHfQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_compileable(self) -> bool:
-        """Yes."""
-        return True
+        """In one graph, but for experts, which are found on the host."""
+        return not self._has_experts
 
 
 class _Quantize(ConversionOps):  # type: ignore[misc]

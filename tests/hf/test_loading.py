@@ -163,6 +163,9 @@ def test_disk_and_back(dense, tmp_path, tokens):
     second = loaded(tmp_path / "saved", device_map=place, offload_folder=tmp_path / "again")
     for _ in range(2):
         assert torch.equal(logits(second, tokens), expected)
+    with pytest.raises(ValueError, match=r"model\.layers\.1\..*: is offloaded"):
+        second.dequantize()
+    assert second.is_quantized
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])

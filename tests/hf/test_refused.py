@@ -68,11 +68,13 @@ def test_files(broken, change, message):
     ("said", "message"),
     [
         ({"version": 2}, "version 2, this package reads 1"),
+        ({"version": "1"}, "version '1', this package reads 1"),
         ({"version": None}, "has no 'version'"),
         ({"config": None}, "has no 'config'"),
         ({"config": "m1v4q7"}, "configuration 'm1v4q7'"),
         ({"layers": {KEY: "nothing"}}, f"layers: {KEY}: configuration 'nothing'"),
         ({"layers": [KEY]}, "layers: .* must be configurations"),
+        ({"modules_to_not_convert": 7}, "modules_to_not_convert: 7, must be a list"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert: 'lm_head', must be a list"),
         ({"config": "m1v8b4g32"}, r"_proj\.codebooks: shape \(1, 16, 4\), must be \(1, 16, 8\)"),
         ({"modules_to_not_convert": ["model", "lm_head"]}, "leaves no linear layer"),
