@@ -170,7 +170,8 @@ def test_what_is_too_large_is_never_made(invoke, monkeypatch):
         invoke("bench-model", "--llama", "8b", "--random", *FAST)
 
 
-@pytest.mark.parametrize("late", cases.some([False, True]))
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
+@pytest.mark.parametrize("late", [False, True])
 def test_one_that_fails_does_not_take_the_others_times(late, invoke, monkeypatch):
     begin, calls = Decoder.begin, []
 

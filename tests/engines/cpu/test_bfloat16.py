@@ -119,6 +119,7 @@ def test_other_processors_are_refused(make_weight):
         codegemm.plan(make_weight(32, 64, "m1v4"), 16, kernel="dequant_fast")
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 @pytest.mark.parametrize("name", ["amx", "bf16"])
 def test_the_loops_that_are_compiled(name, tmp_path):
     """Products keep their sums in registers, and tiles are multiplied in all the ways that there are."""
