@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from emulator import cases
 
 from benchmarks.cpu import __main__ as command
 from benchmarks.cpu import compare, ggml, libggml, measured, peers, report, rounds, small, targets
@@ -293,6 +294,7 @@ def without_peers(monkeypatch):
     monkeypatch.setattr(ggml, "installed", lambda: None)
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_the_quick_form(small_cache, without_peers, tmp_path, capsys):
     before = [kernel.name for kernel in registered("cpu")]
     assert command.main(["--quick", "--json", str(tmp_path)]) == 0
