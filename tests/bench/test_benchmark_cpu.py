@@ -205,9 +205,9 @@ def test_others_are_told_with_the_targets():
 def test_what_is_timed():
     one, two = (rounds.cases(threads, rounds.FULL_SIZE.batches) for threads in rounds.THREADS)
     assert {case.batch for case in one} == {1}
-    for cases in (one, two):
-        assert len(set(cases)) == len(cases)
-        timed_once = {(case.kernel, case.config) for case in cases if case.batch == 1}
+    for each in (one, two):
+        assert len(set(each)) == len(each)
+        timed_once = {(case.kernel, case.config) for case in each if case.batch == 1}
         assert {(kernel, config) for kernel in (AUTO, PSUMBOOK, FAST) for config in MAIN} <= timed_once
         assert {(GGML, config) for config in ggml.CONFIGS} <= timed_once
         assert {(AUTO, AQLM_CONFIG), (AQLM, AQLM_CONFIG)} <= timed_once
