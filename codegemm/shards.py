@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,6 @@ def _check(index: Path, placed: Mapping[str, str], files: Iterable[File]) -> Non
             raise CheckpointError(f"{index}: {shard} holds {few(more)}, the index says {places}")
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str], most: int = _NAMED) -> str:
     """The first of them, for a message."""
-    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

@@ -13,6 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from codegemm.errors import CheckpointError
 from codegemm.formats.native import ENTRY
 from codegemm.hf import experts
+from codegemm.shards import few
 from codegemm.torch.layer import CodebookLinear
 from codegemm.torch.replace import quantized_layers
 from codegemm.torch.tensors import parse
@@ -68,8 +69,8 @@ def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: 
                 elif name not in expected and not dense.isdisjoint(_owners(name)):
                     raise CheckpointError(f"{path}: {key}: config.json says of its layer that it is not quantised")
     if missing:
-        few = ", ".join(list(missing)[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
-        raise CheckpointError(f"{files[0]}{' and others' * (len(files) > 1)}: {len(missing)} missing: {few}")
+        lacking = few(list(missing), _NAMED)
+        raise CheckpointError(f"{files[0]}{' and others' * (len(files) > 1)}: {len(missing)} missing: {lacking}")
     if others:
         raise CheckpointError(f"{others[0]}: no tensor of the layer as config.json says it is quantised")
 

@@ -19,6 +19,7 @@ from codegemm.formats.format import fitted, spec_of
 from codegemm.hf import experts
 from codegemm.hf.config import CodegemmConfig
 from codegemm.quantize.selection import spared
+from codegemm.shards import few
 
 MOST_DENSE = 0.05  # of the linear parameters, that may stay dense although nobody named them
 _NAMED = 8  # in a message
@@ -113,11 +114,11 @@ def expected(
     """What a model that was saved quantised has: all but the list that it was saved with, layers that share their
     weight, and new heads. held: the names of all tensors in its files, by which a head is known to be new."""
     config, shared = _as_named_in(model, config), _tied(model)
-    listed = config.modules_to_not_convert or []
+    listed = set(config.modules_to_not_convert or ())
     found = tuple(matrix for matrix in _found(model, config, names) if matrix.module not in shared)
     new = set() if held is None else _new_heads(model, [matrix.name for matrix in found], held) - config.layers.keys()
-    listed = [*listed, *new]
-    dense = {matrix.name for matrix in found if any(_is_inside(matrix.name, name) for name in listed)}
+    listed = {*listed, *new}
+    dense = {matrix.name for matrix in found if _is_inside(matrix.name, listed)}
     taken = [matrix for matrix in found if matrix.name not in dense]
     _check_whole(taken, {matrix.module for matrix in found if matrix.name in dense})
     return Plan.of(taken, listed)
@@ -183,12 +184,13 @@ def _is_named(name: str, patterns: tuple[str, ...]) -> bool:
     return not should_convert_module(name, list(patterns)) or (around != "" and _is_named(around, patterns))
 
 
-def _is_inside(name: str, listed: str) -> bool:
-    """Whether a layer is a module of a list that a model was saved with, or inside it; `lm_head` is one anywhere.
+def _is_inside(name: str, listed: Set[str]) -> bool:
+    """Whether a layer is a module of a list that a model was saved with, or inside one; `lm_head` is one anywhere.
 
     By whole names: a pattern that fits more would have layers begin with random numbers that the files have quantised.
     """
-    return name == listed or name.startswith(f"{listed}.") or ("." not in listed and name.endswith(f".{listed}"))
+    parts = name.split(".")
+    return not listed.isdisjoint({parts[-1], *(".".join(parts[:end]) for end in range(1, len(parts) + 1))})
 
 
 def _as_named_in(model: torch.nn.Module, config: CodegemmConfig) -> CodegemmConfig:
@@ -243,14 +245,14 @@ def _tied(model: torch.nn.Module) -> set[str]:
 def _check_names(config: CodegemmConfig, matrices: Sequence[str], modules: Mapping[str, Any]) -> None:
     for key in config.layers:
         if key not in matrices and not any(fnmatchcase(name, key) for name in matrices):
-            raise ValueError(f"layers: {key!r} is the name of no linear layer; there are {_few(matrices)}")
+            raise ValueError(f"layers: {key!r} is the name of no linear layer; there are {few(matrices, _NAMED)}")
     for pattern in config.modules_to_not_convert or ():
         try:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"modules_to_not_convert: {pattern!r}: {error}") from None
         if all(should_convert_module(name, [pattern]) for name in (*matrices, *modules)):
-            raise ValueError(f"modules_to_not_convert: {pattern!r} fits no module; there are {_few(matrices)}")
+            raise ValueError(f"modules_to_not_convert: {pattern!r} fits no module; there are {few(matrices, _NAMED)}")
 
 
 def _check_dense(model: torch.nn.Module, made: Plan, named: tuple[str, ...]) -> None:
@@ -270,9 +272,10 @@ def _check_dense(model: torch.nn.Module, made: Plan, named: tuple[str, ...]) -> 
     total = sum(unnoticed.values())
     if total and total > MOST_DENSE * (total + quantized):
         largest = sorted(unnoticed, key=unnoticed.__getitem__, reverse=True)
+        share = f"{100 * total / (total + quantized):.0f} % of the linear parameters"
         raise ValueError(
-            f"{_few(largest)}: {100 * total / (total + quantized):.0f} % of the linear parameters are in modules that "
-            "can't be quantised and would stay dense; name them in modules_to_not_convert where that is meant"
+            f"{few(largest, _NAMED)}: {share} are in modules that can't be quantised and would stay dense; "
+            "name them in modules_to_not_convert where that is meant"
         )
 
 
@@ -283,7 +286,3 @@ def _tell(config: CodegemmConfig, made: Plan) -> None:
     for (columns, text, fit), count in others.items():
         said = "%d layers have %d inputs, which the group size of %s does not divide: %s"
         _logger.warning(said, count, columns, text, fit)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)

@@ -26,6 +26,14 @@ def smollm2() -> Path:
 
 
 @pytest.fixture
+def tokens(rng):
+    """Two texts for tiny models."""
+    import torch
+
+    return torch.from_numpy(rng.integers(0, 61, (2, 9)))
+
+
+@pytest.fixture
 def llama():
     """In float64, so that no two tokens are as likely as each other by rounding."""
     from support.models import tiny_llama

@@ -5,7 +5,7 @@ import torch
 import transformers
 from emulator.cases import some
 from support.layers import check_state
-from support.models import close, quantised
+from support.models import close, loaded, quantised
 
 import codegemm
 from codegemm.hf import CodegemmConfig
@@ -70,22 +70,17 @@ def test_whole(kind, tmp_path, rng):
     cls, tokens = getattr(transformers, name), torch.from_numpy(rng.integers(3, 61, (1, 6)))
     cls(config()).save_pretrained(tmp_path / "dense")
 
-    def load(folder, **options):
-        model, told = cls.from_pretrained(folder, output_loading_info=True, **options)
-        assert not any(told.values()), told
-        return model
-
     def output(model):
         inputs = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
         with torch.no_grad():
             return model(input_ids=tokens, **inputs)[0]
 
-    model = load(tmp_path / "dense", quantization_config=CodegemmConfig("m1v4b4g32", time_limit=0))
+    model = loaded(tmp_path / "dense", cls, quantization_config=CodegemmConfig("m1v4b4g32", time_limit=0))
     linear = {name.rpartition(".")[2] for name, each in model.named_modules() if type(each) is torch.nn.Linear}
     assert (len(quantised(model)), linear) == (count, dense)
     expected = output(model)
     model.save_pretrained(tmp_path / "saved")
-    again = load(tmp_path / "saved")
+    again = loaded(tmp_path / "saved", cls)
     check_state(again.state_dict(), model.state_dict())
     assert torch.equal(output(again), expected)
     assert len(codegemm.load_all(tmp_path / "saved")) == count

@@ -6,7 +6,7 @@ import pytest
 import torch
 from emulator.cases import some
 from safetensors.torch import load_file
-from support.models import close, quantised
+from support.models import close, loaded, logits, quantised
 from transformers import AutoModelForCausalLM
 
 import codegemm
@@ -45,26 +45,10 @@ def dense(request, tmp_path):
     return tmp_path / "dense", *KINDS[request.param]
 
 
-@pytest.fixture
-def tokens(rng):
-    return torch.from_numpy(rng.integers(0, 61, (2, 9)))
-
-
-def logits(model, tokens):
-    with torch.no_grad():
-        return model(tokens).logits
-
-
-def load(folder, **options):
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    assert not any(told.values()), told
-    return model
-
-
 def test_each_is_quantised_as_by_itself(dense, tmp_path, tokens):
     folder, experts, names = dense
     held = load_file(folder / "model.safetensors")
-    model = load(folder, quantization_config=CodegemmConfig(CONFIG))
+    model = loaded(folder, quantization_config=CodegemmConfig(CONFIG))
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path / "saved", max_shard_size="8KB")
     weights = codegemm.load_all(tmp_path / "saved")
@@ -79,16 +63,16 @@ def test_each_is_quantised_as_by_itself(dense, tmp_path, tokens):
     entry = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert entry["layers"] == {}
     assert "model.layers.1.mlp.gate" in entry["modules_to_not_convert"]
-    again = load(tmp_path / "saved")
+    again = loaded(tmp_path / "saved")
     assert torch.equal(logits(again, tokens), expected)
     again.save_pretrained(tmp_path / "plain", save_original_format=False)
-    assert torch.equal(logits(load(tmp_path / "plain"), tokens), expected)
+    assert torch.equal(logits(loaded(tmp_path / "plain"), tokens), expected)
 
 
 @pytest.mark.parametrize("implementation", some(["grouped_mm", "eager", "batched_mm"], 3))
 def test_like_the_dense_model_of_the_same_matrices(dense, tmp_path, tokens, implementation):
     """Whatever transformers is told to multiply experts by; also of few tokens, so that some experts have none."""
-    model = load(
+    model = loaded(
         dense[0], quantization_config=CodegemmConfig(CONFIG, time_limit=0), experts_implementation=implementation
     )
     few = [logits(model, tokens[:1, :count]) for count in (1, 2)]
@@ -109,13 +93,13 @@ def test_like_the_dense_model_of_the_same_matrices(dense, tmp_path, tokens, impl
     assert (
         load_file(tmp_path / "plain" / "model.safetensors").keys() == load_file(dense[0] / "model.safetensors").keys()
     )
-    again = load(tmp_path / "plain", experts_implementation=implementation)
+    again = loaded(tmp_path / "plain", experts_implementation=implementation)
     assert torch.equal(logits(again, tokens), logits(plain, tokens))
 
 
 def test_tokens_without_an_expert(dense):
     """As where others have those: their number is that of all."""
-    model = load(dense[0], quantization_config=CodegemmConfig(CONFIG, time_limit=0))
+    model = loaded(dense[0], quantization_config=CodegemmConfig(CONFIG, time_limit=0))
     experts = model.model.layers[1].mlp.experts
     x, chosen, shares = torch.randn(3, 32), torch.tensor([[0, 3], [3, 3], [2, 1]]), torch.rand(3, 2)
     with torch.no_grad():
@@ -132,7 +116,7 @@ def test_configurations_of_experts(dense, tmp_path):
     inside = "model.layers.1.mlp.experts"
     first, last = names[0], "w2" if "w2" in names else "down_proj"
     asked = {f"*.experts.*.{last}": "m1v4b4g24", f"{inside}.2.{first}": "m2v4b4g32"}
-    model = load(folder, quantization_config=CodegemmConfig(CONFIG, asked, time_limit=0))
+    model = loaded(folder, quantization_config=CodegemmConfig(CONFIG, asked, time_limit=0))
     layers = quantised(model)
     assert layers[f"{inside}.0.{last}"].config == "m1v4b4g24"
     assert layers[f"{inside}.2.{first}"].config == "m2v4b4g-1"
@@ -141,25 +125,25 @@ def test_configurations_of_experts(dense, tmp_path):
     entry = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
     assert entry["layers"][f"{inside}.*.{last}"] == "m1v4b4g24"
     assert entry["layers"][f"{inside}.2.{first}"] == "m2v4b4g32"
-    assert {name: each.config for name, each in quantised(load(tmp_path / "saved")).items()} == {
+    assert {name: each.config for name, each in quantised(loaded(tmp_path / "saved")).items()} == {
         name: each.config for name, each in layers.items()
     }
 
 
 def test_experts_that_stay_dense(dense, tmp_path, tokens):
     """Where they are named."""
-    model = load(
+    model = loaded(
         dense[0], quantization_config=CodegemmConfig(CONFIG, time_limit=0, modules_to_not_convert=["mlp.experts"])
     )
     assert not any("experts" in name for name in quantised(model))
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(load(tmp_path / "saved"), tokens), expected)
+    assert torch.equal(logits(loaded(tmp_path / "saved"), tokens), expected)
 
 
 def test_some_experts_alone(dense):
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.experts: all experts of a layer are quantised, or none is"):
-        load(
+        loaded(
             dense[0],
             quantization_config=CodegemmConfig(
                 CONFIG, time_limit=0, modules_to_not_convert=["model.layers.1.mlp.experts.2"]

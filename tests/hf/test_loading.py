@@ -10,7 +10,7 @@ import transformers
 from emulator.cases import some
 from safetensors.torch import load_file, save_file
 from support.layers import check_state
-from support.models import close, compiled, quantised, tiny_llama
+from support.models import close, compiled, loaded, logits, quantised, tiny_llama
 from transformers import AutoModelForCausalLM
 
 import codegemm
@@ -20,28 +20,11 @@ from codegemm.hf import CodegemmConfig, quantizer
 CONFIG = "m1v4b4g32"
 
 
-def loaded(folder, **options):
-    """With nothing missing, unexpected or of another shape."""
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    assert not any(told.values()), told
-    return model
-
-
 @pytest.fixture
 def dense(tmp_path):
     """A model's folder, in bfloat16."""
     tiny_llama(tie_word_embeddings=True).bfloat16().save_pretrained(tmp_path / "dense")
     return tmp_path / "dense"
-
-
-@pytest.fixture
-def tokens(rng):
-    return torch.from_numpy(rng.integers(0, 61, (2, 9)))
-
-
-def logits(model, tokens):
-    with torch.no_grad():
-        return model(tokens).logits
 
 
 def entry(folder):

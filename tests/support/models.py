@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from codegemm.torch import CodebookLinear
+from codegemm.torch.replace import quantized_layers as quantised
+
+__all__ = ["close", "compiled", "loaded", "logits", "quantised", "tiny_llama"]
 
 
 def tiny_llama(layers: int = 2, **changes: Any) -> Any:
@@ -28,9 +30,21 @@ def tiny_llama(layers: int = 2, **changes: Any) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def quantised(model: torch.nn.Module) -> dict[str, CodebookLinear]:
-    """A model's quantised layers by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, CodebookLinear)}
+def loaded(folder: Any, kind: Any = None, **options: Any) -> Any:
+    """A model of a class, usually AutoModelForCausalLM: nothing is missing, unexpected or of another shape."""
+    import transformers
+
+    kind = kind or transformers.AutoModelForCausalLM
+    model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(told.values()), told
+    return model
+
+
+def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Of text."""
+    with torch.no_grad():
+        found: torch.Tensor = model(tokens).logits
+    return found
 
 
 def close(y: torch.Tensor, truth: torch.Tensor, tolerance: float = 4e-4) -> bool:

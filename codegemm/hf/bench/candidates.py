@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from codegemm.hf.sizes import sizes
 from codegemm.kernel import Product
 from codegemm.measuring import memory
 from codegemm.torch import FUSED, CodebookLinear, fuse_
+from codegemm.torch.replace import quantized_layers
 
 # Of other projects: what it is called, the kernel, and the configuration.
 BASELINES = (
@@ -110,7 +111,7 @@ def folder_models(folder: Path, device: torch.device) -> Choice:
         return lambda: _dense_twin(as_it_is(), dtype)
 
     model = as_it_is()
-    quantised = _quantised_layers(model)
+    quantised = quantized_layers(model)
     if not quantised:
         raise ValueError(f"{folder}: has no quantised layer, and nothing to be compared with")
     taken, together = sizes(model), _groups(model)
@@ -135,13 +136,9 @@ def _refusal(name: str, product: Product[Any], where: Device) -> str | None:
     return f"no kernel {name!r} on {where}" if kernel is None else registry.refusal(kernel, product, where)
 
 
-def _quantised_layers(model: Any) -> Mapping[str, CodebookLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, CodebookLinear)}
-
-
 def _settle(block: Any, dtype: torch.dtype) -> None:
     """Have codes held once before the next block is made: what torch lets go of on a GPU it keeps from CuPy."""
-    for layer in _quantised_layers(block).values():
+    for layer in quantized_layers(block).values():
         layer.prepare(1, dtype)
 
 
@@ -163,10 +160,6 @@ def _groups(model: Any) -> list[tuple[str, ...]]:
 
 def _dense_twin(model: Any, dtype: torch.dtype) -> Any:
     """The model with `torch.nn.Linear`s of the dequantised matrices, in their places."""
-    for name, layer in _quantised_layers(model).items():
-        dense = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        dense.weight = torch.nn.Parameter(layer.dequantize(dtype), requires_grad=False)
-        dense.bias = layer.bias
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, dense)
+    for name, layer in quantized_layers(model).items():
+        model.set_submodule(name, layer.to_linear(dtype))
     return model.to(dtype)
