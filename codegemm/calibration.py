@@ -65,7 +65,7 @@ class Calibration:
         if not np.isfinite(np.diagonal(added)).all():
             column = int(np.argmin(np.isfinite(np.diagonal(added))))
             raise ValueError(f"x: column {column} has a NaN, an infinity or a square above float32's largest number")
-        self._sum += added
+        self._sum = self._sum + added  # what was given away before stays as it is
         self.rows += len(rows)
 
     @classmethod

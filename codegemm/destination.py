@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,11 @@ class Destination:
                 work.rmdir()
 
 
-def destination(model: Model, target: Path, others: Sequence[Path], force: bool) -> Destination:
-    """Where a model goes that is made of its files and `others`, such as a calibration.
+def destination(
+    model: Model, target: Path, others: Sequence[Path], force: bool, added: Collection[str] = ()
+) -> Destination:
+    """Where a model goes that is made of its files and `others`, such as a calibration; added: names of files that are
+    written beside it.
 
     CheckpointError where that can't be made, is or holds something that is read, exists (without force), or is a folder
     with more in it than a model.
@@ -90,7 +93,7 @@ def destination(model: Model, target: Path, others: Sequence[Path], force: bool)
             raise CheckpointError(f"{target}: must be a folder, as {model.folder} is one")
         read = [each for each in (model.folder, *inputs) if same(each, path) or path in each.resolve().parents]
         found, held = Destination(model, path, *_others(model, model.folder, path)), _held(path)
-        is_there, more = bool(held), held - {each.name for each in (*model.paths, *_paths(path))} - {*found.copies}
+        is_there, more = bool(held), held - {each.name for each in (*model.paths, *_paths(path))} - {*found.copies, *added}
     if read:
         raise CheckpointError(f"{target}: would replace {read[0]}, which is read")
     if is_there and not force:

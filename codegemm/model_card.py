@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 CARD = "README.md"
 _HEADING = "## Loading the quantised layers"
+_MEASURED = "## How it was quantised"
 
 
 def with_note(folder: Path, config: str) -> dict[str, bytes]:
@@ -18,6 +20,16 @@ def with_note(folder: Path, config: str) -> dict[str, bytes]:
     if _HEADING not in text:
         text = f"{text.rstrip()}\n\n{_note(config)}"
     return {CARD: text.encode("utf-8", "surrogateescape")}
+
+
+def written(folder: Path, config: str, measured: Sequence[str]) -> dict[str, bytes]:
+    """The card of a model that was made of a folder's, with what was measured; where that has none, one of this alone."""
+    path = folder / CARD
+    text = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else f"# {folder.resolve().name}"
+    text = text.partition(_MEASURED)[0].rstrip()
+    lines = "\n".join(f"- {line}" for line in measured)
+    whole = f"{text}\n\n{_MEASURED}\n\n{lines}\n\n{_note(config)}"
+    return {CARD: whole.encode("utf-8", "surrogateescape")}
 
 
 def hint(folder: Path) -> str:

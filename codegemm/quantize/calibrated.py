@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.quantize.arithmetic import Arithmetic
-from codegemm.quantize.hessian import Hessian
+from codegemm.quantize.hessian import Hessian, factored
 from codegemm.quantize.output_fit import fit_codebooks, fit_scales
 from codegemm.quantize.progress import Progress
 from codegemm.quantize.scaling import halves
@@ -33,7 +33,7 @@ def refine(
 
     No row errs more than it did, where errors are weighed by H and its damping.
     """
-    hessian = Hessian.of(H, weight.config.v)
+    hessian = factored(H, weight.config.v)
     codes = weight.codes.copy()
     codebooks, scales = weight.codebooks.astype(np.float32), weight.scales.astype(np.float32)
     step = min(max(-(-len(matrix) // _PARTS), _FEW), _MANY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,24 @@ class Hessian:
             Tie(_single(damped), _single(np.linalg.inv(own)), _single(np.linalg.cholesky(own))),
             Tie(_single(upper), _single(np.linalg.inv(own_upper)), _single(own_upper)),
         )
+
+
+_last: tuple[weakref.ref[npt.NDArray], int, Hessian] | None = None
+
+
+def factored(H: npt.NDArray[np.float64], v: int) -> Hessian:
+    """`Hessian.of`, once for matrices with the same inputs that are quantised one after the other.
+
+    H: a calibration's, which is never written to.
+    """
+    global _last
+    held = H if H.base is None else H.base
+    last = _last
+    if last is not None and last[0]() is held and last[1] == v:
+        return last[2]
+    found = Hessian.of(H, v)
+    _last = weakref.ref(held), v, found
+    return found
 
 
 def rotated(H: npt.NDArray[np.float64], rotation: Rotation) -> npt.NDArray[np.float64]:

@@ -16,12 +16,14 @@ import numpy.typing as npt
 from codegemm import cache
 from codegemm.calibration import Calibration
 from codegemm.errors import CheckpointError
+from codegemm.files import File
 from codegemm.formats.native import Stored, read_stored, write_weights
 from codegemm.formats.weight import Weight
 from codegemm.quantize.arithmetic import usual
 from codegemm.quantize.stored import key_parts, made
+from codegemm.storage import load
 
-_NAME = "weight"
+_NAME, _NOTE = "weight", "note"
 _OURS = re.compile(r"\.?[0-9a-f]{32}\.safetensors(\.[0-9a-f]{8})?")  # a part, or one that is being written
 
 
@@ -49,13 +51,20 @@ class Parts:
         except (CheckpointError, KeyError, ValueError):
             return None
 
-    def keep(self, key: str, weight: Weight) -> Stored:
+    def note(self, key: str) -> str:
+        """What was said of one that is there; nothing where that is not so."""
+        try:
+            return File(self._path(key)).metadata.get(_NOTE, "")
+        except CheckpointError:
+            return ""
+
+    def keep(self, key: str, weight: Weight, note: str = "") -> Stored:
         """Write one, whole or not at all; as `find` gives it. CheckpointError where that fails."""
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{self.folder}: could not be made: {error.strerror}") from None
-        write_weights(self._path(key), {_NAME: weight.stored()}, {}, {})
+        write_weights(self._path(key), {_NAME: weight.stored()}, {}, {_NOTE: note} if note else {})
         kept = self.find(key)
         if kept is None:
             raise CheckpointError(f"{self._path(key)}: was changed while it was written")
@@ -69,6 +78,10 @@ class Parts:
                 path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def weight(self, key: str) -> Weight:
+        """One that is there, in memory."""
+        return load(self._path(key), _NAME)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

@@ -1,0 +1,38 @@
+"""Quantised matrices of a model that is being made, in the folder beside it: what another run goes on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from codegemm import cache
+from codegemm.formats.native import Stored
+from codegemm.formats.weight import Weight
+from codegemm.hf.blockwise.matrix import Layer
+from codegemm.quantize.parts import Parts
+
+
+class Kept:
+    """Of one model. stored: all that were found or kept, by the layers' names, to be read when they are written."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.stored: dict[str, Stored] = {}
+        self.resumed = 0
+
+    def find(self, key: str, name: str) -> tuple[Weight, Layer] | None:
+        """A weight of this name that depends on what `key` says, and what was said of it; None where there is none."""
+        own = cache.key(key, name)
+        stored, note = self.parts.find(own), self.parts.note(own)
+        if stored is None or not note:
+            return None
+        said: dict[str, Any] = json.loads(note)
+        self.stored[name] = stored
+        self.resumed += 1
+        return self.parts.weight(own), Layer(**{**said, "shape": tuple(said["shape"])})
+
+    def keep(self, key: str, weight: Weight, layer: Layer) -> None:
+        """Write one; CheckpointError where that fails."""
+        own = cache.key(key, layer.name)
+        self.stored[layer.name] = self.parts.keep(own, weight, json.dumps(asdict(layer)))

@@ -1,0 +1,89 @@
+"""One matrix of a block: what it is to become, and how well that went."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from codegemm.formats.weight import Weight
+from codegemm.hf.blockwise.moments import Moments
+from codegemm.hf.blockwise.targets import corrected, relative_error
+from codegemm.quantize import quantize
+from codegemm.quantize.quantizers import quantizer_for
+from codegemm.formats.format import parse
+
+_FEWEST = 8  # rows of the text are enough where there are at least in_features / 8
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantised matrix. weight_error: |W - W'|^2 / |W|^2; output_error: the same of its products with the text's rows,
+    as the quantised model has them, None where too few rows or no text told what they are.
+
+    rows: of the text, that were seen; capped: of them, that were so long that they count less.
+    """
+
+    name: str
+    config: str
+    shape: tuple[int, int]
+    bits_per_weight: float
+    weight_error: float
+    output_error: float | None
+    rows: int
+    capped: int
+    seconds: float
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it was quantised for the text."""
+        return self.output_error is not None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What `done` needs. moments: of its inputs, None without a text. correct: whether W is corrected for them first."""
+
+    name: str
+    matrix: npt.NDArray[np.float32]
+    config: str
+    moments: Moments | None
+    correct: bool
+    seed: int
+    time_limit: float | None
+    backend: Any
+
+    def done(self) -> tuple[Weight, Layer]:
+        """The weight of W [M, K] and how well it went; ValueError, which names it, where it can't be."""
+        begin = time.perf_counter()
+        moments = self.moments if self._is_known() else None
+        target, calibration = self.matrix, None
+        try:
+            if moments is not None:
+                if self.correct:
+                    target = corrected(self.matrix, moments.correction)
+                if quantizer_for(parse(self.config)).calibrates(parse(self.config)):
+                    calibration = moments.calibration
+            weight = quantize(
+                target, self.config, calibration=calibration, seed=self.seed, time_limit=self.time_limit,
+                progress=False, backend=self.backend,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        dense = weight.dequantize(np.float32)
+        return weight, Layer(
+            self.name, self.config, weight.shape, weight.bits_per_weight,
+            relative_error(self.matrix, dense),
+            None if moments is None else relative_error(target, dense, moments.own.numpy()),
+            0 if self.moments is None else self.moments.rows,
+            0 if self.moments is None else self.moments.capped,
+            time.perf_counter() - begin,
+        )  # fmt: skip
+
+    def _is_known(self) -> bool:
+        """Whether rows enough were seen, of anything but zeros."""
+        moments = self.moments
+        return moments is not None and _FEWEST * moments.rows >= self.matrix.shape[1] and bool(moments.own.any())

@@ -1,0 +1,47 @@
+"""What is said of a model that was quantised for a text: a report by layer, and what its card says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from codegemm.hf.blockwise.matrix import Layer
+from codegemm.version import __version__
+
+FILE = "quantization_report.json"
+
+
+def bits_per_weight(layers: Iterable[Layer]) -> float:
+    """Over all of these, everything counted."""
+    sizes = [(layer.shape[0] * layer.shape[1], layer.bits_per_weight) for layer in layers]
+    return sum(size * bits for size, bits in sizes) / sum(size for size, _ in sizes)
+
+
+def content(layers: Sequence[Layer], told: Mapping[str, Any]) -> bytes:
+    """Of the report's file. told: of the whole model."""
+    said = {"version": __version__, "bits_per_weight": bits_per_weight(layers), **told}
+    return json.dumps({**said, "layers": [asdict(layer) for layer in layers]}, indent=1).encode() + b"\n"
+
+
+def summary(layers: Sequence[Layer], tokens: int, texts: Sequence[str]) -> list[str]:
+    """Lines for the card, of what was measured."""
+    lines = [f"{len(layers)} matrices, {bits_per_weight(layers):.3f} bits per weight over them, everything counted."]
+    if tokens:
+        known = [layer for layer in layers if layer.output_error is not None]
+        names = f" of {', '.join(texts)}" if texts else ""
+        lines.append(f"Quantised block by block for {tokens} tokens{names}, each for what the blocks before it give.")
+        if known:
+            worst = max(known, key=lambda layer: layer.output_error or 0.0)
+            mean = sum(layer.output_error or 0.0 for layer in known) / len(known)
+            lines.append(
+                f"Squared error of a layer's outputs on that text, relative to the outputs: {mean:.4f} on average, at "
+                f"most {worst.output_error:.4f} ({worst.name})."
+            )
+        unknown = [layer.name for layer in layers if layer.output_error is None]
+        if unknown:
+            lines.append(f"{len(unknown)} matrices saw too little of it and were quantised without: {unknown[0]} and others.")
+    else:
+        lines.append("Quantised without a text.")
+    return lines

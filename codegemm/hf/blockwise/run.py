@@ -1,0 +1,192 @@
+"""The way through a model: block by block, and in a block stage by stage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from codegemm import cache
+from codegemm.formats.weight import Weight
+from codegemm.hf import experts
+from codegemm.hf.blockwise import stages
+from codegemm.hf.blockwise.group import Group
+from codegemm.hf.blockwise.kept import Kept
+from codegemm.hf.blockwise.matrix import Layer, Work
+from codegemm.hf.blockwise.moments import Moments
+from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.blockwise.stages import Stage
+from codegemm.hf.blockwise.streams import Streams, Way
+from codegemm.hf.matrices import Matrix, Plan
+from codegemm.quantize.stored import made as identity
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, beside the model, its plan and the text, decides what becomes of it."""
+
+    seed: int = 0
+    time_limit: float | None = None
+    device: str = "cpu"
+
+    @property
+    def backend(self) -> Any:
+        """Of the quantiser; on a CPU that which the size of a matrix suggests."""
+        return "cuda" if self.device == "cuda" else None
+
+
+@dataclass
+class Run:
+    """Quantises a model's matrices. told: hears of each layer, in their order, in every process."""
+
+    skeleton: Skeleton
+    plan: Plan
+    names: experts.Names
+    settings: Settings
+    group: Group
+    kept: Kept
+    told: Callable[[Layer], None]
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process: of several GPUs each has one."""
+        if self.settings.device != "cuda":
+            return torch.device(self.settings.device)
+        return torch.device("cuda", self.group.rank % torch.cuda.device_count())
+
+    def through(self, streams: Streams | None, way: Way | None, begin: str) -> list[Layer]:
+        """All matrices: those of the blocks, then those outside them, without inputs. The same in every process.
+
+        begin: a key of the text and of all else that the first block gets.
+        """
+        key = begin
+        for number in range(self.skeleton.count):
+            with self.skeleton.block(number) as block:
+                key = self._key(key, number)
+                self._block(number, block, streams, way, key)
+        rest = {name: matrix for name, matrix in self.plan.matrices.items() if not self._is_inside(name)}
+        if rest:
+            with self.skeleton.around() as model:
+                dense = stages.with_layers(model, self.names, model.config)
+                self._stage(Stage((tuple(rest),)), rest, dense, None, cache.key(key, "around"))
+        return self.layers
+
+    def _block(self, number: int, block: Any, streams: Streams | None, way: Way | None, key: str) -> None:
+        begin = f"{self.skeleton.name(number)}."
+        config, device = self.skeleton.model.config, self.device
+        here = {name.removeprefix(begin): each for name, each in self.plan.matrices.items() if name.startswith(begin)}
+        dense, made = (stages.with_layers(block, self.names, config).to(device) for _ in range(2))
+        if streams is None or way is None:
+            self._stage(Stage((tuple(here),)), here, made, None, key)
+            return
+        for stage in self._order(number, dense, here, streams, way) if here else ():
+            self._stage(stage, here, made, lambda: self._moments(number, stage, here, dense, made, streams, way), key)
+        streams.advance(way, number, dense, made, device)
+
+    def _order(self, number: int, dense: Any, here: Mapping[str, Matrix], streams: Streams, way: Way) -> list[Stage]:
+        """A block's stages; the first process looks, for the others may have none of the text."""
+        found = None
+        if self.group.leads:
+            first = next(part for shard in streams.parts for part in shard)
+            hidden = streams.quantised[first].to(self.device)
+            found = stages.stages(dense, here, *way.given(number, hidden))
+        order: list[Stage] = self.group.share(found, 0)
+        return order
+
+    def _moments(
+        self, number: int, stage: Stage, here: Mapping[str, Matrix], dense: Any, made: Any, streams: Streams, way: Way
+    ) -> dict[str, Moments]:
+        """Of the inputs of a stage's matrices."""
+        firsts = [group[0] for group in stage.groups]
+        same_rows = [name for name in firsts if here[name].expert is None]  # experts are sent others by either model
+        totals: dict[str, Moments] = {}
+        for shard, parts in enumerate(streams.parts):
+            if not parts:
+                continue
+            sums = None
+            if shard in streams.own:
+                sums = {name: Moments.empty(here[name].shape[1]) for name in firsts}
+                for part in parts:
+                    original: dict[str, torch.Tensor] = {}
+                    if same_rows:
+                        given = way.given(number, streams.original[part].to(self.device))
+                        stages.run_until(dense, same_rows, original.__setitem__, *given)
+                    given = way.given(number, streams.quantised[part].to(self.device))
+                    stages.run_until(made, firsts, lambda name, x: sums[name].add(x, original.get(name, x)), *given)
+            sums = self.group.share(sums, self.group.owner(shard))
+            totals = {name: totals[name].plus(sums[name]) if totals else sums[name] for name in firsts}
+        for name, total in totals.items():
+            if not total.is_finite:
+                raise ValueError(f"{self.skeleton.name(number)}.{name}: its inputs have a NaN or an infinity")
+        return {name: totals[group[0]] for group in stage.groups for name in group}
+
+    def _stage(
+        self,
+        stage: Stage,
+        here: Mapping[str, Matrix],
+        made: Any,
+        inputs: Callable[[], Mapping[str, Moments]] | None,
+        key: str,
+    ) -> None:
+        """Quantise a stage's matrices, the largest first, in turn by the processes; put them into the block."""
+        names = sorted(stage.names, key=lambda name: -here[name].shape[0] * here[name].shape[1])
+        kept = [self.kept.find(key, here[name].name) for name in names] if self.group.leads else None
+        found = dict(zip(names, self.group.share(kept, 0)))
+        new = [name for name in names if found[name] is None]
+        moments = inputs() if new and inputs is not None else {}
+        turns = {name: self.group.owner(number) for number, name in enumerate(new)}
+        for name in new:
+            if turns[name] == self.group.rank:
+                found[name] = self._quantised(here[name], made.get_submodule(name), moments.get(name), key)
+        for name in names:
+            if name in turns:
+                found[name] = self.group.share(found[name], turns[name])
+            if isinstance(found[name], ValueError):
+                raise found[name]
+            weight, layer = found[name]
+            if name in turns and turns[name] != self.group.rank and self.group.leads:
+                self.kept.keep(key, weight, layer)
+            _put(made.get_submodule(name), weight)
+            self.layers.append(layer)
+            self.told(layer)
+
+    def _quantised(self, matrix: Matrix, layer: Any, moments: Moments | None, key: str) -> Any:
+        """The weight and what is said of it, kept if this process writes; or the error, of which all are to know."""
+        settings = self.settings
+        work = Work(
+            matrix.name, layer.weight.detach().float().cpu().numpy(), matrix.config, moments, matrix.expert is None,
+            settings.seed, settings.time_limit, settings.backend,
+        )  # fmt: skip
+        try:
+            done = work.done()
+        except ValueError as error:
+            return error
+        if self.group.leads:
+            self.kept.keep(key, *done)
+        return done
+
+    def _key(self, before: str, number: int) -> str:
+        """Of all that a block's weights depend on: what is before it, its own tensors and how they are quantised."""
+        begin = f"{self.skeleton.name(number)}."
+        digests = [
+            hashlib.sha256(self.skeleton.source.tensors[key].data).hexdigest()
+            for name, keys in self.skeleton.keys.items()
+            if name.startswith(begin)
+            for key in keys
+        ]
+        here = [f"{each.name} {identity(each.config)}" for each in self.plan.matrices.values() if each.name.startswith(begin)]
+        return cache.key(before, *digests, *here)
+
+    def _is_inside(self, name: str) -> bool:
+        return name.startswith(f"{self.skeleton.blocks}.")
+
+
+def _put(layer: torch.nn.Linear, weight: Weight) -> None:
+    """Have a layer multiply by the quantised matrix, dense."""
+    dense = torch.from_numpy(weight.dequantize(np.float32)).to(layer.weight.device)
+    layer.weight = torch.nn.Parameter(dense, requires_grad=False)

@@ -1,0 +1,170 @@
+"""The text on its way through the blocks: hidden states of the original model and of the quantised one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from codegemm.hf.blockwise.group import SHARDS, Group
+from codegemm.hf.blockwise.skeleton import Skeleton
+
+_TOKENS = 4096  # that go through a block together
+
+
+class _Reached(Exception):
+    """The first block has its input."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How blocks are called beside the hidden states: other arguments of each, the same for all parts of the text."""
+
+    arguments: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+    def call(self, number: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """What a block makes of hidden states [rows, tokens, hidden]."""
+        inputs, named = self.given(number, hidden)
+        with torch.no_grad():
+            found = block(*inputs, **named)
+        out: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return out
+
+    def given(self, number: int, hidden: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """All arguments of a block, on the device of the hidden states."""
+        others, named = self.arguments[number]
+        there = hidden.device
+        return (hidden, *_moved(others, there)), {key: _moved(value, there) for key, value in named.items()}
+
+
+def chunks(rows: int, length: int) -> list[slice]:
+    """Parts of so many rows of text, each of the same number: what goes through a block at once."""
+    most = max(_TOKENS // length, 1)
+    size = next(each for each in range(min(most, rows), 0, -1) if rows % each == 0)
+    return [slice(first, first + size) for first in range(0, rows, size)]
+
+
+def shards(parts: Sequence[slice]) -> list[list[slice]]:
+    """The parts in order, in SHARDS heaps, as equal as they can be."""
+    edges = [number * len(parts) // SHARDS for number in range(SHARDS + 1)]
+    return [list(parts[first:last]) for first, last in zip(edges, edges[1:])]
+
+
+def bytes_needed(rows: int, length: int, hidden: int) -> int:
+    """Of the hidden states of both models, in float32."""
+    return 2 * 4 * rows * length * hidden
+
+
+@dataclass
+class Streams:
+    """Hidden states [rows, tokens, hidden] in float32 on the CPU; of a group each process holds its own shards' rows."""
+
+    original: torch.Tensor
+    quantised: torch.Tensor
+    parts: Sequence[Sequence[slice]]  # by shard
+    own: Sequence[int]  # shards
+
+    @classmethod
+    def begin(cls, skeleton: Skeleton, ids: torch.Tensor, group: Group, folder: Path | None) -> tuple[Streams, Way]:
+        """What the first block gets of rows of token ids. folder: where the states are kept, else they are in memory."""
+        rows, length = ids.shape
+        parts = shards(chunks(rows, length))
+        own = [number for number in range(SHARDS) if group.owner(number) == group.rank]
+        with skeleton.around() as model:
+            first = next(part for shard in parts for part in shard)
+            width = _first_inputs(skeleton, model, ids[first])[0][0].shape[-1]
+            shape = (rows, length, width)
+            original, quantised = (_room(shape, folder, f"{name}-{group.rank}") for name in ("original", "quantised"))
+            for number in own:
+                for part in parts[number]:
+                    original[part] = _first_inputs(skeleton, model, ids[part])[0][0]
+            way = _way(skeleton, model, ids[first])
+        quantised.copy_(original)
+        return cls(original, quantised, parts, own), way
+
+    def advance(self, way: Way, number: int, dense: torch.nn.Module, made: torch.nn.Module, device: Any) -> None:
+        """Let the text go through a block, as it is and as it is quantised."""
+        for shard in self.own:
+            for part in self.parts[shard]:
+                for states, block in ((self.original, dense), (self.quantised, made)):
+                    states[part] = way.call(number, block, states[part].to(device)).to(states.device)
+
+
+def _room(shape: tuple[int, ...], folder: Path | None, name: str) -> torch.Tensor:
+    if folder is None:
+        return torch.empty(shape)
+    path = folder / f"{name}.states"
+    return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=shape))
+
+
+def _first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the first block is called with."""
+    held: list[Any] = []
+
+    def keep(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not inputs:
+            inputs = (named.pop("hidden_states"),)
+        held.append((inputs, named))
+        raise _Reached
+
+    block = model.get_submodule(skeleton.name(0))
+    with block.register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad():
+        try:
+            model(input_ids=ids, **_without_cache(model))
+        except _Reached:
+            pass
+    return held[0]
+
+
+def _way(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> Way:
+    """How each block is called: the model is run with blocks that give back what they get."""
+    for wrapped in (False, True):
+        found = _recorded(skeleton, model, ids, wrapped)
+        if found is not None:
+            return Way(found)
+    raise ValueError(f"{type(model).__name__}: its blocks are not called one after the other with hidden states")
+
+
+def _recorded(skeleton: Skeleton, model: Any, ids: torch.Tensor, wrapped: bool) -> list[Any] | None:
+    """The arguments of each block; None where the model can't go on with what such blocks give."""
+    blocks = model.get_submodule(skeleton.blocks)
+    held: dict[int, Any] = {}
+    states: list[torch.Tensor] = []
+
+    def instead(number: int) -> Any:
+        def forward(*inputs: Any, **named: Any) -> Any:
+            if not inputs:
+                inputs = (named.pop("hidden_states"),)
+            held[number] = (inputs[1:], named)
+            states.append(inputs[0])
+            return (inputs[0],) if wrapped else inputs[0]
+
+        return forward
+
+    with ExitStack() as restored, torch.no_grad():
+        for number, block in enumerate(blocks):
+            block.forward = instead(number)
+            restored.callback(delattr, block, "forward")
+        try:
+            model(input_ids=ids, **_without_cache(model))
+        except (IndexError, TypeError, AttributeError, ValueError, RuntimeError):
+            return None
+    as_one = all(each.shape == states[0].shape and torch.equal(each, states[0]) for each in states)
+    return [held[number] for number in range(len(blocks))] if as_one and len(held) == len(blocks) else None
+
+
+def _without_cache(model: Any) -> dict[str, Any]:
+    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(each, device) for each in value)
+    return value
