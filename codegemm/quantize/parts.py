@@ -24,7 +24,8 @@ from codegemm.quantize.stored import key_parts, made
 from codegemm.storage import load
 
 _NAME, _NOTE = "weight", "note"
-_OURS = re.compile(r"\.?[0-9a-f]{32}\.safetensors(\.[0-9a-f]{8})?")  # a part, or one that is being written
+# A part, or how far a training was; or one that is being written.
+_OURS = re.compile(r"\.?[0-9a-f]{32}\.(safetensors|state)(\.[0-9a-f]{8})?")
 
 
 def part_key(
@@ -69,6 +70,10 @@ class Parts:
         if kept is None:
             raise CheckpointError(f"{self._path(key)}: was changed while it was written")
         return kept
+
+    def state(self, key: str) -> Path:
+        """Where it is kept how far something was that takes long."""
+        return self.folder / f"{key}.state"
 
     def remove(self) -> None:
         """All of them, of whatever arguments; the folder, unless somebody else's files are in it."""

@@ -19,6 +19,7 @@ class Kept:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.stored: dict[str, Stored] = {}
+        self._keys: dict[str, str] = {}
         self.resumed = 0
 
     def find(self, key: str, name: str) -> tuple[Weight, Layer] | None:
@@ -28,11 +29,16 @@ class Kept:
         if stored is None or not note:
             return None
         said: dict[str, Any] = json.loads(note)
-        self.stored[name] = stored
+        self.stored[name], self._keys[name] = stored, own
         self.resumed += 1
         return self.parts.weight(own), Layer(**{**said, "shape": tuple(said["shape"])})
+
+    def weight(self, name: str) -> Weight:
+        """One of `stored`, in memory."""
+        return self.parts.weight(self._keys[name])
 
     def keep(self, key: str, weight: Weight, layer: Layer) -> None:
         """Write one; CheckpointError where that fails."""
         own = cache.key(key, layer.name)
+        self._keys[layer.name] = own
         self.stored[layer.name] = self.parts.keep(own, weight, json.dumps(asdict(layer)))

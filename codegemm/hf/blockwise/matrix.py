@@ -64,7 +64,7 @@ class Work:
         try:
             if moments is not None:
                 if self.correct:
-                    target = corrected(self.matrix, moments.correction)
+                    target = corrected(self.matrix, moments.correction, moments.addition)
                 if quantizer_for(parse(self.config)).calibrates(parse(self.config)):
                     calibration = moments.calibration
             weight = quantize(

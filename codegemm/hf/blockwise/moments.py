@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from codegemm.calibration import Calibration
-from codegemm.hf.blockwise.targets import correction
+from codegemm.hf.blockwise.targets import addition, correction
 
 CAP = 10.0  # times the median of their norms: longer rows count as if they were so long
 _ROWS = 1024  # multiplied in float32; sums of these in float64
@@ -20,30 +20,36 @@ _ROWS = 1024  # multiplied in float32; sums of these in float64
 class Moments:
     """Of rows x as the quantised model has them and o as the original has them, [rows, K] each.
 
-    own: sum of x^T x; cross: sum of o^T x, both [K, K]. rows: how many; capped: how many of them were too long.
+    own: sum of x^T x; cross: sum of o^T x, both [K, K]. lost: sum of d^T x [M, K] where products are added to a stream
+    of hidden states, of which the original's rows are d above the quantised model's; else of no rows. rows: how many;
+    capped: how many of them were too long.
     """
 
     own: torch.Tensor
     cross: torch.Tensor
+    lost: torch.Tensor
     rows: int = 0
     capped: int = 0
 
     @classmethod
-    def empty(cls, in_features: int) -> Moments:
+    def empty(cls, in_features: int, stream_width: int = 0) -> Moments:
         """Of no rows."""
-        return cls(*(torch.zeros(in_features, in_features, dtype=torch.float64) for _ in range(2)))
+        heights = in_features, in_features, stream_width
+        return cls(*(torch.zeros(height, in_features, dtype=torch.float64) for height in heights))
 
-    def add(self, x: torch.Tensor, original: torch.Tensor) -> None:
-        """The rows of one part of the text, those of x and of the original in the same order.
+    def add(self, x: torch.Tensor, original: torch.Tensor, lost: torch.Tensor | None = None) -> None:
+        """The rows of one part of the text, those of x, of the original and of what is lost in the same order.
 
         A row that is many times as long as most, as those of the first tokens are in some layers, would be all that
         counts: it is weighed as one of `CAP` times the median length.
         """
-        for rows, others in zip(x.split(_ROWS), original.split(_ROWS)):
+        gaps = x[:, :0] if lost is None else lost
+        for rows, others, gap in zip(x.split(_ROWS), original.split(_ROWS), gaps.split(_ROWS)):
             factors, capped = weights(rows)
             rows, others = rows.float() * factors, others.float() * factors
             self.own += (rows.T @ rows).double().cpu()
             self.cross += (others.T @ rows).double().cpu()
+            self.lost += ((gap.float() * factors).T @ rows).double().cpu()
             self.rows += len(rows)
             self.capped += capped
 
@@ -57,16 +63,20 @@ class Moments:
         """For all of them: see `targets.correction`."""
         return correction(self.own.numpy(), self.cross.numpy())
 
+    @cached_property
+    def addition(self) -> npt.NDArray[np.float64] | None:
+        """What is lost, as far as x can make it good: see `targets.addition`."""
+        return addition(self.own.numpy(), self.lost.numpy()) if len(self.lost) else None
+
     @property
     def is_finite(self) -> bool:
         """Whether there was no NaN or infinity."""
-        return bool(torch.isfinite(self.own).all()) and bool(torch.isfinite(self.cross).all())
+        return all(bool(torch.isfinite(each).all()) for each in (self.own, self.cross, self.lost))
 
     def plus(self, other: Moments) -> Moments:
         """Of the rows of both."""
-        return Moments(
-            self.own + other.own, self.cross + other.cross, self.rows + other.rows, self.capped + other.capped
-        )
+        sums = self.own + other.own, self.cross + other.cross, self.lost + other.lost
+        return Moments(*sums, self.rows + other.rows, self.capped + other.capped)
 
 
 def weights(x: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from codegemm.hf.blockwise.matrix import Layer
+from codegemm.hf.distillation.train import Course
 from codegemm.version import __version__
 
 FILE = "quantization_report.json"
@@ -45,3 +46,11 @@ def summary(layers: Sequence[Layer], tokens: int, texts: Sequence[str]) -> list[
     else:
         lines.append("Quantised without a text.")
     return lines
+
+
+def taught(tokens: int, course: Course) -> str:
+    """A line for the card, of distillation."""
+    return (
+        f"Then distilled: codebooks, scales and norms trained on {tokens} tokens to give the original's predictions; the "
+        f"divergence from them went from {course.first:.3f} to {course.last:.3f} nats a token on that text."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from codegemm import cache
 from codegemm.formats.weight import Weight
 from codegemm.hf import experts
-from codegemm.hf.blockwise import stages
+from codegemm.hf.blockwise import residual, stages
 from codegemm.hf.blockwise.group import Group
 from codegemm.hf.blockwise.kept import Kept
 from codegemm.hf.blockwise.matrix import Layer, Work
@@ -51,6 +51,7 @@ class Run:
     kept: Kept
     told: Callable[[Layer], None]
     layers: list[Layer] = field(default_factory=list)
+    key: str = ""  # of all that was done so far
 
     @property
     def device(self) -> torch.device:
@@ -64,16 +65,17 @@ class Run:
 
         begin: a key of the text and of all else that the first block gets.
         """
-        key = begin
+        self.key = begin
         for number in range(self.skeleton.count):
             with self.skeleton.block(number) as block:
-                key = self._key(key, number)
-                self._block(number, block, streams, way, key)
+                self.key = self._key(self.key, number)
+                self._block(number, block, streams, way, self.key)
         rest = {name: matrix for name, matrix in self.plan.matrices.items() if not self._is_inside(name)}
         if rest:
+            self.key = cache.key(self.key, *(f"{name} {identity(each.config)}" for name, each in rest.items()))
             with self.skeleton.around() as model:
                 dense = stages.with_layers(model, self.names, model.config)
-                self._stage(Stage((tuple(rest),)), rest, dense, None, cache.key(key, "around"))
+                self._stage(Stage((tuple(rest),)), rest, dense, None, self.key)
         return self.layers
 
     def _block(self, number: int, block: Any, streams: Streams | None, way: Way | None, key: str) -> None:
@@ -84,46 +86,70 @@ class Run:
         if streams is None or way is None:
             self._stage(Stage((tuple(here),)), here, made, None, key)
             return
-        for stage in self._order(number, dense, here, streams, way) if here else ():
-            self._stage(stage, here, made, lambda: self._moments(number, stage, here, dense, made, streams, way), key)
+        order, beside = self._order(number, dense, here, streams, way) if here else ([], {})
+        both = dense, made
+        for stage in order:
+            self._stage(stage, here, made, lambda: self._moments(number, stage, here, beside, both, streams, way), key)
         streams.advance(way, number, dense, made, device)
 
-    def _order(self, number: int, dense: Any, here: Mapping[str, Matrix], streams: Streams, way: Way) -> list[Stage]:
-        """A block's stages; the first process looks, for the others may have none of the text."""
+    def _order(
+        self, number: int, dense: Any, here: Mapping[str, Matrix], streams: Streams, way: Way
+    ) -> tuple[list[Stage], dict[str, str]]:
+        """A block's stages, and the streams that matrices write to. The first process looks, for others may have none of
+        the text."""
         found = None
         if self.group.leads:
             first = next(part for shard in streams.parts for part in shard)
-            hidden = streams.quantised[first].to(self.device)
-            found = stages.stages(dense, here, *way.given(number, hidden))
-        order: list[Stage] = self.group.share(found, 0)
+            given = way.given(number, streams.original[first].to(self.device))
+            alone = [name for name, matrix in here.items() if matrix.expert is None]
+            found = stages.stages(dense, here, *given), residual.streams(dense, alone, *given)
+        order: tuple[list[Stage], dict[str, str]] = self.group.share(found, 0)
         return order
 
     def _moments(
-        self, number: int, stage: Stage, here: Mapping[str, Matrix], dense: Any, made: Any, streams: Streams, way: Way
+        self,
+        number: int,
+        stage: Stage,
+        here: Mapping[str, Matrix],
+        beside: Mapping[str, str],
+        blocks: tuple[Any, Any],
+        streams: Streams,
+        way: Way,
     ) -> dict[str, Moments]:
-        """Of the inputs of a stage's matrices."""
+        """Of the inputs of a stage's matrices. beside: of matrices the modules whose inputs their products are added to.
+        blocks: the original one and the quantised one."""
         firsts = [group[0] for group in stage.groups]
-        same_rows = [name for name in firsts if here[name].expert is None]  # experts are sent others by either model
+        alone = [name for name in firsts if here[name].expert is None]
+        of_both = [*alone, *(beside[name] for name in alone if name in beside)]
+        widths = {name: here[name].shape[0] if name in beside else 0 for name in firsts}
         totals: dict[str, Moments] = {}
         for shard, parts in enumerate(streams.parts):
             if not parts:
                 continue
             sums = None
             if shard in streams.own:
-                sums = {name: Moments.empty(here[name].shape[1]) for name in firsts}
+                sums = {name: Moments.empty(here[name].shape[1], widths[name]) for name in firsts}
                 for part in parts:
-                    original: dict[str, torch.Tensor] = {}
-                    if same_rows:
-                        given = way.given(number, streams.original[part].to(self.device))
-                        stages.run_until(dense, same_rows, original.__setitem__, *given)
-                    given = way.given(number, streams.quantised[part].to(self.device))
-                    stages.run_until(made, firsts, lambda name, x: sums[name].add(x, original.get(name, x)), *given)
+                    original = self._heard(number, blocks[0], streams.original[part], of_both, way) if of_both else {}
+                    quantised = self._heard(number, blocks[1], streams.quantised[part], [*firsts, *of_both], way)
+                    for name in firsts:
+                        _add(sums[name], name, beside.get(name), here[name], original, quantised)
             sums = self.group.share(sums, self.group.owner(shard))
             totals = {name: totals[name].plus(sums[name]) if totals else sums[name] for name in firsts}
         for name, total in totals.items():
             if not total.is_finite:
                 raise ValueError(f"{self.skeleton.name(number)}.{name}: its inputs have a NaN or an infinity")
         return {name: totals[group[0]] for group in stage.groups for name in group}
+
+    def _heard(
+        self, number: int, block: Any, states: torch.Tensor, names: Sequence[str], way: Way
+    ) -> dict[str, torch.Tensor]:
+        """The inputs [rows, width] of modules of a block, and its own."""
+        hidden = states.to(self.device)
+        heard = {residual.BLOCK: hidden.reshape(-1, hidden.shape[-1])}
+        wanted = [name for name in names if name != residual.BLOCK]
+        stages.run_until(block, wanted, heard.__setitem__, *way.given(number, hidden))
+        return heard
 
     def _stage(
         self,
@@ -184,6 +210,24 @@ class Run:
 
     def _is_inside(self, name: str) -> bool:
         return name.startswith(f"{self.skeleton.blocks}.")
+
+
+def _add(
+    sums: Moments,
+    name: str,
+    stream: str | None,
+    matrix: Matrix,
+    original: Mapping[str, torch.Tensor],
+    quantised: Mapping[str, torch.Tensor],
+) -> None:
+    """What a matrix had as inputs of a part of the text, where it had any."""
+    x = quantised.get(name)
+    if x is None:
+        return
+    if matrix.expert is not None:  # the two models send other rows there
+        sums.add(x, x)
+    else:
+        sums.add(x, original[name], None if stream is None else original[stream] - quantised[stream])
 
 
 def _put(layer: torch.nn.Linear, weight: Weight) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from codegemm import cache, model_card
+from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.destination import Destination, destination
+from codegemm.formats.weight import Weight
 from codegemm.hf import experts
 from codegemm.hf.blockwise import assembled, report, rows
 from codegemm.hf.blockwise.group import SHARDS, Alone, Group, Several, joined, started
@@ -23,6 +25,8 @@ from codegemm.hf.blockwise.run import Run, Settings
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.streams import Streams, bytes_needed
 from codegemm.hf.config import CodegemmConfig
+from codegemm.hf.distillation.runner import distil
+from codegemm.hf.distillation.train import Course, Lessons
 from codegemm.hf.generation import device_named, open_tokenizer
 from codegemm.hf.matrices import Plan, plan
 from codegemm.measuring import conditions, memory
@@ -37,13 +41,22 @@ _ADDED = (report.FILE, model_card.CARD)
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that a model is quantised for: rows of token ids [rows, length], and what they are of.
+    """The text that a model is quantised for: rows of token ids [rows, length].
 
-    texts: the names of its files.
+    texts: all token ids [tokens] of its files by their names; none where rows were given.
     """
 
     ids: torch.Tensor
-    texts: tuple[str, ...] = ()
+    texts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def lessons(self, lessons: Lessons) -> tuple[torch.Tensor, Lessons]:
+        """Rows to learn from, and the lessons with their length."""
+        own = self.texts
+        if not own:
+            lessons = replace(lessons, length=self.ids.shape[1])
+            own = {"calibration": self.ids.flatten()}
+        wanted = lessons.steps * lessons.rows * lessons.length
+        return rows.shuffled(own, lessons.length, wanted, lessons.seed), lessons
 
     @property
     def key(self) -> str:
@@ -79,6 +92,7 @@ def quantize_model(
     calibration: Sequence[StrPath] | torch.Tensor | None = None,
     tokens: int = TOKENS,
     length: int = LENGTH,
+    distill: int | Lessons = 0,
     layers: Mapping[str, Any] | None = None,
     modules_to_not_convert: Sequence[str] | None = None,
     workers: int | None = None,
@@ -104,17 +118,26 @@ def quantize_model(
     width = skeleton.model.config.get_text_config().hidden_size
     if text is not None and not spill:
         memory.ensure("hidden states of the calibration", bytes_needed(*text.ids.shape, width))
-    arguments = _Arguments(folder, place, asked, settings, text, spill, force)
+    taught = distill if isinstance(distill, Lessons) else Lessons(distill) if distill else None
+    if taught is not None and text is None:
+        raise ValueError("distill: there is no calibration to learn from")
+    arguments = _Arguments(folder, place, asked, settings, text, spill, force, taught)
     several = _workers(workers, where)
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         if isinstance(group, Alone) and several > 1:
             group = stack.enter_context(started(several, _follow, (arguments,)))
         kept = Kept(Parts(place.path))
-        with opener(progress if group.leads else False)("quantizing") as bar:
-            done = _through(arguments, skeleton, made, group, kept, bar, on_layer)
+        open_bar = opener(progress if group.leads else False)
+        with open_bar("quantizing") as bar:
+            run = _through(arguments, skeleton, made, group, kept, bar, on_layer)
+        done = run.layers
         if group.leads:
-            _write(arguments, skeleton, made, kept, done)
+            taught = None
+            if arguments.lessons is not None:
+                with open_bar("distilling") as bar:
+                    taught = _taught(arguments, skeleton, kept, run.key, bar)
+            _write(arguments, skeleton, made, kept, done, taught)
         group.share(None, 0)  # no process ends before the folder is there
     return QuantizedModel(
         place.path, tuple(done), tuple(made.dense), skeleton.source.nbytes,
@@ -134,6 +157,7 @@ class _Arguments:
     text: Calibration | None
     spill: bool
     force: bool
+    lessons: Lessons | None
 
 
 def _follow(arguments: _Arguments) -> None:
@@ -153,7 +177,7 @@ def _through(
     kept: Kept,
     bar: Progress,
     on_layer: Callable[[Layer], None] | None,
-) -> list[Layer]:
+) -> Run:
     """Quantise all matrices, together with the other processes."""
     bar.total(sum(rows * columns for rows, columns in (each.shape for each in made.matrices.values())))
 
@@ -168,29 +192,65 @@ def _through(
     run = Run(skeleton, made, experts.names_of(skeleton.model), settings, group, kept, told)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        if settings.device == "cpu":  # with more than one thread sums could come out otherwise
-            stack.enter_context(conditions.threads(1))
+        if settings.device == "cpu":
+            stack.enter_context(_one_at_a_time())
         streams = way = None
         if text is not None:
             states = _states(kept.parts) if arguments.spill else None
             streams, way = Streams.begin(skeleton, text.ids, group, states)
-        return run.through(streams, way, begin)
+        run.through(streams, way, begin)
+    return run
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """weights, norms: as they were learnt, by their names."""
+
+    weights: Mapping[str, Weight]
+    norms: Mapping[str, torch.Tensor]
+    course: Course
+
+
+def _taught(arguments: _Arguments, skeleton: Skeleton, kept: Kept, key: str, bar: Progress) -> _Taught:
+    """What distillation makes of the quantised weights; this process does it alone."""
+    assert arguments.text is not None and arguments.lessons is not None
+    text, lessons = arguments.text.lessons(arguments.lessons)
+    bar.total(lessons.steps)
+    seen = 0
+
+    def heard(step: int, divergence: float) -> None:
+        nonlocal seen
+        bar.name(f"KL {divergence:.4f}")
+        bar.advance(step + 1 - seen)
+        seen = step + 1
+
+    state = kept.parts.state(cache.key(key, str(lessons)))
+    weights = ((name, kept.weight(name)) for name in kept.stored)
+    with _quiet():
+        names = experts.names_of(skeleton.model)
+        return _Taught(*distil(skeleton, names, weights, text, lessons, state, arguments.settings.device, heard))
 
 
 def _write(
-    arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer]
+    arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer], taught: _Taught | None
 ) -> None:
     """The folder, with a report of the layers and a card; then what was kept is not needed any more."""
     place = destination(arguments.place.model, arguments.place.path, [], arguments.force, _ADDED)  # it may be there by now
     text = arguments.text
-    tokens, texts = (0, ()) if text is None else (text.ids.numel(), text.texts)
+    tokens, texts = (0, []) if text is None else (text.ids.numel(), [Path(name).name for name in text.texts])
     said = report.summary(done, tokens, texts)
-    told = {"config": arguments.config.config, "tokens": tokens, "texts": list(texts)}
+    told: dict[str, Any] = {"config": arguments.config.config, "tokens": tokens, "texts": texts}
+    weights, norms = kept.stored, {}
+    if taught is not None and arguments.lessons is not None:
+        weights, norms = {name: weight.stored() for name, weight in taught.weights.items()}, dict(taught.norms)
+        course = taught.course
+        said.append(report.taught(arguments.lessons.tokens, course))
+        told["distillation"] = {**asdict(arguments.lessons), **asdict(course)}
     beside = {
         report.FILE: report.content(done, told),
         **model_card.written(arguments.folder, arguments.config.config, said),
     }
-    assembled.write(place, kept.parts.work, skeleton, made, arguments.config, kept.stored, {}, beside)
+    assembled.write(place, kept.parts.work, skeleton, made, arguments.config, weights, norms, beside)
     kept.parts.remove()
 
 
@@ -232,6 +292,16 @@ def _states(parts: Parts) -> Path:
     """Where hidden states are kept on disk."""
     parts.work.mkdir(parents=True, exist_ok=True)
     return parts.work
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Sums are computed by one thread, for by several they could come out otherwise; the quantiser's rows by as many as
+    there are, for they don't depend on each other."""
+    count = get_num_threads()
+    with conditions.threads(1):
+        set_num_threads(count)
+        yield
 
 
 @contextmanager

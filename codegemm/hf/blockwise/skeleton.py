@@ -74,6 +74,12 @@ class Skeleton:
             yield self.model
 
     @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The model with all its numbers, in float32."""
+        with self._held(list(self.keys)):
+            yield self.model
+
+    @contextmanager
     def block(self, number: int) -> Iterator[torch.nn.Module]:
         """A block with its numbers, in float32."""
         begin = f"{self.name(number)}."

@@ -28,9 +28,18 @@ def correction(own: npt.NDArray[np.float64], cross: npt.NDArray[np.float64]) -> 
     return np.linalg.solve(damped(own), (cross - own).T).T
 
 
-def corrected(matrix: Matrix, change: npt.NDArray[np.float64]) -> Matrix:
-    """The matrix that takes W's place, to be quantised."""
-    return np.ascontiguousarray(matrix + matrix.astype(np.float64) @ change, np.float32)
+def addition(own: npt.NDArray[np.float64], lost: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What is added to W [M, K] so that its products also make good what a stream has lost, D: |X A^T - D|^2 is least
+    for A = (D^T X) (X^T X)^-1. lost: D^T X [M, K]."""
+    return np.linalg.solve(damped(own), lost.T).T
+
+
+def corrected(
+    matrix: Matrix, change: npt.NDArray[np.float64], added: npt.NDArray[np.float64] | None = None
+) -> Matrix:
+    """The matrix that takes W's place, to be quantised: W (1 + change) + added."""
+    whole = matrix + matrix.astype(np.float64) @ change
+    return np.ascontiguousarray(whole if added is None else whole + added, np.float32)
 
 
 def relative_error(matrix: Matrix, other: Matrix, own: npt.NDArray[np.float64] | None = None) -> float:
