@@ -11,6 +11,7 @@ from codegemm.cli.cache import cache
 from codegemm.cli.compare import compare
 from codegemm.cli.convert import convert
 from codegemm.cli.doctor import doctor
+from codegemm.cli.eval import evaluate
 from codegemm.cli.explore import explore
 from codegemm.cli.generate import generate
 from codegemm.cli.info import info
@@ -44,6 +45,7 @@ for command in (
     convert,
     info,
     generate,
+    evaluate,
     bench_model,
     cache,
     doctor,

@@ -24,15 +24,9 @@ if TYPE_CHECKING:
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token always."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what --temperature draws.")
-@click.option("--config", help="Quantise a dense model while it is read, like m1v4g64.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Of activations and what is not quantised; auto: the model's own, on a CPU float32.",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@options.QUANTISE
+@options.DTYPE
+@options.DEVICE
 @options.THREADS
 @options.JSON
 def generate(

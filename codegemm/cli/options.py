@@ -34,6 +34,31 @@ class ListOf(click.ParamType):
         return [self._kind.convert(part, param, ctx) for part in parts]
 
 
+class Several(click.Option):
+    """An option that takes all words up to the next one that begins with `-`; it may be repeated, too."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "multiple": True})
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have click's parser take them one by one, as if the option had been repeated."""
+        super().add_to_parser(parser, ctx)
+        known = {**parser._long_opt, **parser._short_opt}
+        for option in {id(known[name]): known[name] for name in self.opts}.values():
+            option.process = _taking_all(option.process)
+
+
+def _taking_all(take: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """take: what a value is given to, with the words behind it."""
+
+    def process(value: Any, state: Any) -> None:
+        take(value, state)
+        while state.rargs and (state.rargs[0] == "-" or not state.rargs[0].startswith("-")):
+            take(state.rargs.pop(0), state)
+
+    return process
+
+
 class Shape(click.ParamType):
     """(out_features, in_features) of `4096x1024`."""
 
@@ -165,6 +190,15 @@ ENGINE = click.option(
 ROUNDS = click.option(
     "--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of every product, in that time."
 )
+QUANTISE = click.option("--config", help="Quantise a dense model while it is read, like m1v4g64.")
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of activations and what is not quantised; auto: the model's own, on a CPU float32.",
+)
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Threads of the CPU kernels; all processors by default."
 )

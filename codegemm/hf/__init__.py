@@ -1,4 +1,4 @@
-"""Whole models of Hugging Face's transformers: loaded, quantised while they are loaded, saved.
+"""Whole models of Hugging Face's transformers: loaded, quantised while they are, saved, evaluated.
 
 transformers knows of this package's models once this is imported; else it loads dense layers of random numbers with no
 more than a warning.
@@ -11,10 +11,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from codegemm.hf.auto import AutoModel, AutoModelForCausalLM
 from codegemm.hf.config import METHOD, CodegemmConfig
+from codegemm.hf.evaluation.runner import evaluate
 from codegemm.hf.experts import CodebookExperts
 from codegemm.hf.quantizer import CodegemmHfQuantizer
 
-__all__ = ["AutoModel", "AutoModelForCausalLM", "CodebookExperts", "CodegemmConfig", "CodegemmHfQuantizer"]
+__all__ = [
+    "AutoModel", "AutoModelForCausalLM", "CodebookExperts", "CodegemmConfig", "CodegemmHfQuantizer", "evaluate",
+]  # fmt: skip
 
 
 if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:

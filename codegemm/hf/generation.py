@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ import torch
 from codegemm import devices
 from codegemm.devices import Device
 from codegemm.errors import CheckpointError
+from codegemm.hf.auto import AutoModelForCausalLM
+from codegemm.hf.config import CodegemmConfig
 from codegemm.hf.decoding import Decoder
 from codegemm.measuring import memory
+from codegemm.shards import few
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_NAMED = 3
 
 
 @dataclass
@@ -73,28 +77,37 @@ def open_tokenizer(folder: Path) -> Any:
     raise CheckpointError(f"{folder}: {reason}: copy tokenizer.json and tokenizer_config.json of the original there")
 
 
-def open_model(folder: Path, device: torch.device, dtype: str = "auto", config: str | None = None) -> Any:
-    """A model on a device, as `codegemm.hf.AutoModelForCausalLM` reads it; config: to quantise a dense one.
+def open_model(
+    folder: Path,
+    device: torch.device,
+    dtype: str = "auto",
+    config: str | None = None,
+    kind: type = AutoModelForCausalLM,
+) -> Any:
+    """A model on a device, as a class of `codegemm.hf.auto` reads it; config: to quantise a dense one.
 
     dtype: of `DTYPES`, or `auto`: the folder's own on a GPU, float32 on a processor. MemoryError, before anything is
-    read, where not even the files have room.
+    read, where not even the files have room; CheckpointError where they lack some of the model.
     """
-    from codegemm.hf import AutoModelForCausalLM
-
     taken = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if config is None:
         memory.ensure(str(folder), taken, Device.parse(device.type))
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "auto"
-    asked = {}
-    if config is not None:
-        from codegemm.hf import CodegemmConfig
-
-        asked = {"quantization_config": CodegemmConfig(config)}
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=DTYPES.get(dtype, "auto"), local_files_only=True, **asked
+    asked = {} if config is None else {"quantization_config": CodegemmConfig(config)}
+    model, told = kind.from_pretrained(  # type: ignore[attr-defined]
+        str(folder), dtype=DTYPES.get(dtype, "auto"), local_files_only=True, output_loading_info=True, **asked
     )
+    _check_complete(folder, told["missing_keys"])
     return model.eval().to(device)
+
+
+def _check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """CheckpointError for parameters that the files lack, which transformers makes up with a warning. A pooler, which
+    makes one vector of a text, is of other models than those that talk, and nothing here reads it."""
+    lacking = sorted(name for name in missing if "pooler" not in name.split("."))
+    if lacking:
+        raise CheckpointError(f"{folder}: its files lack {len(lacking)} tensors: {few(lacking, _NAMED)}")
 
 
 def encode(tokenizer: Any, prompt: str, raw: bool = False) -> torch.Tensor:
