@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from codegemm.version import __version__
 
 _FEW = 10  # windows, of which intervals are too narrow
 _MOST_WINDOWS = 4096  # of a text, that files list one by one
-_DIGITS = 4  # of what is told
 
 Cell = tuple[str, str]  # a value, and its interval below
 
@@ -49,7 +48,7 @@ def notes(found: Evaluation) -> list[str]:
     beside = f", {counted(specials, 'special token')} around each" if specials else ""
     said = [f"windows of {counted(cut.window, 'token')}, stride {cut.stride}{beside}"]
     if found.limit is not None:
-        said.append(f"of each text the first {found.limit} tokens at most")
+        said.append(f"of each text at most the first {found.limit:,} tokens are used")
     if isinstance(found.texts[0], Likelihood):
         said.append(
             "tokens: those that were predicted; a window's first one is not, unless a special token is before it"
@@ -86,37 +85,56 @@ def as_json(found: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def number(value: float) -> str:
-    """With so many digits, and no more than three decimals; large ones by powers of ten."""
+def number(value: float, digits: int = 4) -> str:
+    """With so many digits, or all before the point; from a million on with powers of ten."""
     if not math.isfinite(value) or abs(value) >= 10**6:
         return f"{value:.3g}"
-    decimals = _DIGITS - 1 - (math.floor(math.log10(abs(value))) if value else 0)
-    return f"{value:,.{min(max(decimals, 0), 5)}f}"
+    return f"{value:,.{max(digits - 1 - _magnitude(value), 0)}f}"
+
+
+def _magnitude(value: float) -> int:
+    """Of the first digit, at least that of thousandths: of what is smaller, digits say nothing."""
+    return max(math.floor(math.log10(abs(value))), -3) if value else 0
+
+
+def share(value: float) -> str:
+    """In percent, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def cosine(value: float) -> str:
+    """Near 1, where the last digits tell."""
+    return f"{value:.4f}"
 
 
 def _likelihoods(names: Sequence[str], found: Evaluation) -> tuple[list[str], list[list[Cell]]]:
     headings = ["text", ">tokens", ">perplexity"]
     if found.base is not None:
-        headings += [">base's", ">x base's", ">KL", ">top-1"]
+        headings += [">base's", ">x base's", ">KL", ">top-1 %"]
     rows = []
     for name, each in zip(names, found.texts):
         assert isinstance(each, Likelihood)
         row = [(name, ""), (f"{each.predictions:,}", ""), _cell(each.perplexity)]
         if each.base_perplexity is not None:
             row.append((number(each.base_perplexity.value), ""))
-        row += [_cell(value) for value in (each.ratio, each.kl, each.agreement) if value is not None]
+        for value, told in ((each.ratio, number), (each.kl, _nats), (each.agreement, share)):
+            row += [] if value is None else [_cell(value, told)]
         rows.append(row)
     return headings, rows
 
 
 def _similarity(name: str, each: Similarity) -> list[Cell]:
-    return [(name, ""), (f"{len(each.windows):,}", ""), _cell(each.cosine), (number(each.least), "")]
+    return [(name, ""), (f"{len(each.windows):,}", ""), _cell(each.cosine, cosine), (cosine(each.least), "")]
 
 
-def _cell(value: Estimate) -> Cell:
+def _nats(value: float) -> str:
+    return number(value, 3)
+
+
+def _cell(value: Estimate, told: Callable[[float], str] = number) -> Cell:
     if value.low is None or value.high is None:
-        return number(value.value), ""
-    return number(value.value), f"{number(value.low)}-{number(value.high)}"
+        return told(value.value), ""
+    return told(value.value), f"{told(value.low)}-{told(value.high)}"
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
