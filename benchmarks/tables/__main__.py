@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.tables import cpu, files, gpu, layers, markdown, quantisers
+from benchmarks.tables import cpu, files, gpu, layers, markdown, models, quantisers
 from benchmarks.tables.crossovers import crossovers
 from benchmarks.tables.page import page
 from codegemm import tables
 
 PAGE = files.ROOT / "docs" / "results.md"
-DOCUMENTS = tuple(files.ROOT / name for name in ("README.md", "docs/quantising.md", "docs/torch.md"))
+DOCUMENTS = tuple(files.ROOT / name for name in ("README.md", "docs/quantising.md", "docs/torch.md", "docs/models.md"))
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def written() -> dict[str, str]:
         "torch": layers.tables(),
         "gaussian": quantisers.gaussian(),
         "minilm": quantisers.minilm(),
+        "models": models.tables(),
     }
 
 

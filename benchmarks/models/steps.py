@@ -1,0 +1,148 @@
+"""What the benchmark asks of the package for a case: a quantised model, and what it makes of texts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models.cases import CALIBRATED, DISTILLED, FED_BACK, INTEGERS, Case
+from benchmarks.models.integers import Integers
+from benchmarks.models.texts import CALIBRATION, HELD_OUT
+
+CALIBRATION_TOKENS, SEQUENCE = 1 << 16, 512  # for what integers are fitted by
+HELD_OUT_TEXTS = ("technical", "jargon", "other")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: the dense one's folder. texts: what `benchmarks.models.texts` assembled. work: where quantised models are
+    left. distilled: tokens of the calibration's text that predictions are learned on. evaluated: tokens of each
+    held-out text that count, None: all. device: `auto`, `cpu` or `cuda`."""
+
+    model: Path
+    texts: Path
+    work: Path
+    distilled: int
+    evaluated: int | None
+    device: str
+
+    def mix(self) -> list[Path]:
+        """The texts to calibrate by; FileNotFoundError where there are none."""
+        return self._files(CALIBRATION, ("*",))
+
+    def held_out(self) -> list[Path]:
+        """Those to evaluate on; FileNotFoundError for one that is not there."""
+        return self._files(HELD_OUT, HELD_OUT_TEXTS)
+
+    def _files(self, side: str, names: Sequence[str]) -> list[Path]:
+        found = []
+        for name in names:
+            files = sorted((self.texts / side).glob(f"{name}.txt"))
+            if not files:
+                where = self.texts / side / f"{name}.txt"
+                raise FileNotFoundError(f"{where}: no such file: python -m benchmarks.models.texts {self.texts}")
+            found += files
+        return found
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model of transformers in evaluation mode, the bits of a weight of its quantised layers in the mean, scales and
+    codebooks included, and the seconds that it took."""
+
+    model: Any
+    bits: float
+    seconds: float
+
+
+def made(case: Case, settings: Settings) -> Made:
+    """The case's model."""
+    begin = time.perf_counter()
+    model, bits = (_rounded if case.way in INTEGERS else _quantised)(case, settings)
+    return Made(model, bits, time.perf_counter() - begin)
+
+
+def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
+    """By codegemm itself, into a folder that is gone on with if it was begun."""
+    from codegemm.formats.format import spec_of
+    from codegemm.hf import generation, quantize_model
+    from codegemm.torch.replace import quantized_layers
+
+    target = settings.work / case.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    quantize_model(
+        settings.model,
+        target,
+        case.config,
+        calibration=settings.mix() if case.way in (CALIBRATED, DISTILLED) else None,
+        distill=settings.distilled if case.way == DISTILLED else None,
+    )
+    model = generation.open_model(target, generation.device_named(settings.device))
+    specs = [
+        spec_of((layer.out_features, layer.in_features), layer.config) for layer in quantized_layers(model).values()
+    ]
+    weights = sum(prod((spec.out_features, spec.in_features)) for spec in specs)
+    return model, sum(spec.packed_bits for spec in specs) / weights
+
+
+def _rounded(case: Case, settings: Settings) -> tuple[Any, float]:
+    """As integers, in memory."""
+    from benchmarks.models import rounding
+    from codegemm.hf import generation
+
+    integers = Integers.parse(case.config)
+    model = generation.open_model(settings.model, generation.device_named(settings.device), "float32")
+    if case.way != FED_BACK:
+        return model, rounding.round_nearest(model, integers)
+    tokenizer = generation.open_tokenizer(settings.model)
+    texts = [path.read_text(encoding="utf-8") for path in settings.mix()]
+    ids = rounding.windows(texts, tokenizer, CALIBRATION_TOKENS, SEQUENCE)
+    return model, rounding.round_fed_back(model, integers, ids, _tell)
+
+
+def _tell(done: int, blocks: int) -> None:
+    print(f"  block {done} of {blocks}", file=sys.stderr, flush=True)
+
+
+def evaluated(model: Any, settings: Settings) -> dict[str, dict[str, Any]]:
+    """By the name of each held-out text: perplexity, base_perplexity and ratio, theirs; kl, of the dense model to this
+    one in nats a token; top1, the share of tokens for which both have the same likeliest one; intervals of 95 % of the
+    last three; predictions, their number; sha256, of the text's file."""
+    from codegemm.hf import evaluate, generation
+
+    found = evaluate(
+        model,
+        settings.held_out(),
+        base=settings.model,
+        tokenizer=generation.open_tokenizer(settings.model),
+        tokens=settings.evaluated,
+    )
+    return {Path(each.source.name).stem: _plain(each) for each in found.texts}
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    told: Mapping[str, Any] = {"ratio": found.ratio, "kl": found.kl, "top1": found.agreement}
+    return {
+        "perplexity": found.perplexity.value,
+        "base_perplexity": found.base_perplexity.value,
+        **{name: estimate.value for name, estimate in told.items()},
+        **{f"{name}_interval": [estimate.low, estimate.high] for name, estimate in told.items()},
+        "predictions": found.predictions,
+        "sha256": found.source.sha256,
+    }
+
+
+def device_name(device: str) -> str:
+    """Of the GPU, or of the processor, that the cases run on."""
+    import torch
+
+    from codegemm.engines.cpu import device as processor
+    from codegemm.hf import generation
+
+    where = generation.device_named(device)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else processor.name()
