@@ -30,7 +30,7 @@ from codegemm.warmup import warmup
 if TYPE_CHECKING:
     from codegemm import checkpoints, testing
     from codegemm.comparison.compare import compare
-    from codegemm.hf import AutoModelForCausalLM
+    from codegemm.hf import AutoModelForCausalLM, quantize_model
     from codegemm.quantize.file import quantize_file
 
 logs.set_up()
@@ -81,6 +81,7 @@ __all__ = [
     "quantize",
     "register_format",
     "quantize_file",
+    "quantize_model",
     "register_kernel",
     "register_quantizer",
     "save_all",
@@ -96,6 +97,7 @@ __all__ = [
 _LATER = {
     "compare": "codegemm.comparison.compare",
     "quantize_file": "codegemm.quantize.file",
+    "quantize_model": "codegemm.hf",
     "AutoModelForCausalLM": "codegemm.hf",
 }
 

@@ -23,9 +23,11 @@ def with_note(folder: Path, config: str) -> dict[str, bytes]:
 
 
 def written(folder: Path, config: str, measured: Sequence[str]) -> dict[str, bytes]:
-    """The card of a model that was made of a folder's, with what was measured; where that has none, one of this alone."""
+    """The card of a model that was made of a folder's, with what was measured; where that has none, of this alone."""
     path = folder / CARD
-    text = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else f"# {folder.resolve().name}"
+    text = (
+        path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else f"# {folder.resolve().name}"
+    )
     text = text.partition(_MEASURED)[0].rstrip()
     lines = "\n".join(f"- {line}" for line in measured)
     whole = f"{text}\n\n{_MEASURED}\n\n{lines}\n\n{_note(config)}"

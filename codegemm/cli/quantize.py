@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from codegemm.cli import options, quantize_by_text
 
 if TYPE_CHECKING:
     from codegemm.quantize.file import QuantizedFile
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
 @click.option("--exclude", metavar="REGEX", help="Of the whole names of those to be left as they are.")
 @click.option(
     "--calibration",
-    "calibration_file",
+    cls=options.Several,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Sums of the layers' inputs by the weights' names, as codegemm.calibration.save writes them.",
+    metavar="FILE...",
+    help="Texts in UTF-8: a model is quantised for them block by block. Or one .safetensors file with sums of the "
+    "layers' inputs by the weights' names, as codegemm.calibration.save writes it.",
 )
+@quantize_by_text.OPTIONS
 @click.option("--rotate", is_flag=True, help="Rotate the inputs: for weights with heavy tails.")
 @click.option(
     "--time-limit",
@@ -45,12 +50,13 @@ def quantize(
     config: str,
     include: str | None,
     exclude: str | None,
-    calibration_file: Path | None,
+    calibration: tuple[Path, ...],
     rotate: bool,
     time_limit: float | None,
     seed: int,
     force: bool,
     dry_run: bool,
+    **by_text: Any,
 ) -> None:
     """Quantise the matrices of SOURCE, copy everything else, write TARGET.
 
@@ -58,8 +64,26 @@ def quantize(
     TARGET is a folder of the same form, to which the other files are copied, hidden ones and weights in other forms
     aside. A matrix `name.weight` becomes the weight `name`. One that would take more bits than it has stays as it is.
 
+    With texts as --calibration, SOURCE is a folder of Hugging Face's with a tokenizer, and all linear layers of the
+    model are quantised, in turn, for the inputs that the quantised layers before them give. SOURCE and TARGET stand
+    before --calibration, or behind `--`.
+
     What is finished is kept beside TARGET until that is whole: after Ctrl-C the same command goes on from there.
     """
+    if any(each.suffix != ".safetensors" for each in calibration):
+        if include or exclude:
+            raise click.UsageError(
+                "--include, --exclude: with texts as --calibration, --layer and --dense say what is meant"
+            )
+        quantize_by_text.run(
+            source, target, config, calibration, rotate=rotate, time_limit=time_limit, seed=seed, force=force,
+            dry_run=dry_run, **by_text,
+        )  # fmt: skip
+        return
+    quantize_by_text.check_unused(by_text)
+    if len(calibration) > 1:
+        raise click.UsageError(f"--calibration {calibration[1]}: of sums there can be one file")
+    calibration_file = calibration[0] if calibration else None
     from codegemm.quantize.file import Interrupted, quantize_file
     from codegemm.quantize.plan import Quantized
 

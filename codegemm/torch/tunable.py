@@ -15,7 +15,6 @@ import torch
 
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.formats.incoherent import IncoherentWeight
-from codegemm.formats.rotation import Rotation
 from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
 
@@ -88,9 +87,7 @@ class TunableCodebooks(Tunable):
         weight = self.weight
         books = np.moveaxis(_half(self.codebooks).reshape(weight.config.m, -1, *weight.codebooks.shape[-2:]), 0, 1)
         rows = weight.spec.part_rows if weight.codebooks.ndim == 4 else None
-        return CodebookWeight(
-            weight.codes, books.reshape(weight.codebooks.shape), _half(self.scales), rows
-        )
+        return CodebookWeight(weight.codes, books.reshape(weight.codebooks.shape), _half(self.scales), rows)
 
 
 class TunableSides(Tunable):
@@ -202,4 +199,4 @@ def _half(parameter: torch.Tensor) -> npt.NDArray[np.float16]:
 
 def _with(weight: Weight, **arrays: npt.NDArray) -> Weight:
     """A weight of the same kind with other arrays."""
-    return type(weight)(**{**weight.arrays, **weight.options, **arrays})  # type: ignore[arg-type]
+    return type(weight)(**{**weight.arrays, **weight.options, **arrays})

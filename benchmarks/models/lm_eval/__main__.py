@@ -58,9 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def ask(folder: Path, limit: int | None, device: str) -> dict[str, Any]:
     """The shares of right choices of a model, by likelihood and by that for each character, with standard errors."""
-    import codegemm.hf  # noqa: F401  # transformers then knows quantised layers
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
+
+    import codegemm.hf  # noqa: F401  # transformers then knows quantised layers
 
     tasks = TaskManager(include_path=str(Path(__file__).parent), include_defaults=False)
     found = simple_evaluate(

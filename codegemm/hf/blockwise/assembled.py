@@ -28,10 +28,10 @@ def write(
     tensors: Mapping[str, torch.Tensor],
     beside: Mapping[str, bytes],
 ) -> None:
-    """Write the folder, in `work` first. weights: of all layers; tensors: parameters that changed, by their names in the
-    model; beside: contents of other files."""
+    """Write the folder, in `work` first. weights: of all layers; tensors: parameters that changed, by their names in
+    the model; beside: contents of other files."""
     homes: dict[str, dict[str, Stored]] = {}  # of each file's first tensor, the weights that stand in for its matrices
-    replaced = set()
+    replaced: set[str] = set()
     for parameter, parts in plan.by_parameter.items():
         keys = skeleton.keys[parameter]
         replaced.update(keys)

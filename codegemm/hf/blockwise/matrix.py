@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.formats.format import parse
 from codegemm.formats.weight import Weight
 from codegemm.hf.blockwise.moments import Moments
 from codegemm.hf.blockwise.targets import corrected, relative_error
 from codegemm.quantize import quantize
 from codegemm.quantize.quantizers import quantizer_for
-from codegemm.formats.format import parse
 
 _FEWEST = 8  # rows of the text are enough where there are at least in_features / 8
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantised matrix. weight_error: |W - W'|^2 / |W|^2; output_error: the same of its products with the text's rows,
-    as the quantised model has them, None where too few rows or no text told what they are.
+    """A quantised matrix. weight_error: |W - W'|^2 / |W|^2. output_error: |X (V - W')^T|^2 / |X V^T|^2, of the text's
+    rows X as the quantised model has them and V, W corrected for them; None where no rows or too few were seen.
 
     rows: of the text, that were seen; capped: of them, that were so long that they count less.
     """
@@ -45,7 +45,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Work:
-    """What `done` needs. moments: of its inputs, None without a text. correct: whether W is corrected for them first."""
+    """What `done` needs. moments: of its inputs, None without a text. correct: whether W is corrected for them."""
 
     name: str
     matrix: npt.NDArray[np.float32]

@@ -42,7 +42,8 @@ def summary(layers: Sequence[Layer], tokens: int, texts: Sequence[str]) -> list[
             )
         unknown = [layer.name for layer in layers if layer.output_error is None]
         if unknown:
-            lines.append(f"{len(unknown)} matrices saw too little of it and were quantised without: {unknown[0]} and others.")
+            count = f"{len(unknown)} matrices" if len(unknown) > 1 else "1 matrix"
+            lines.append(f"{count} saw too little of it and got no calibration, the first of them {unknown[0]}.")
     else:
         lines.append("Quantised without a text.")
     return lines
@@ -51,6 +52,6 @@ def summary(layers: Sequence[Layer], tokens: int, texts: Sequence[str]) -> list[
 def taught(tokens: int, course: Course) -> str:
     """A line for the card, of distillation."""
     return (
-        f"Then distilled: codebooks, scales and norms trained on {tokens} tokens to give the original's predictions; the "
-        f"divergence from them went from {course.first:.3f} to {course.last:.3f} nats a token on that text."
+        f"Then distilled: codebooks, scales and norms trained on {tokens} tokens to give the original's predictions; "
+        f"the divergence from them went from {course.first:.3f} to {course.last:.3f} nats a token on that text."
     )

@@ -33,15 +33,11 @@ def streams(
         for name, module in block.named_modules():
             if name:
                 hooks.enter_context(
-                    module.register_forward_pre_hook(
-                        lambda _, x, name=name: note(given, name, x[0] if x else None)  # type: ignore[misc]
-                    )
+                    module.register_forward_pre_hook(lambda _, x, name=name: note(given, name, x[0] if x else None))
                 )
         for name in matrices:
             layer = block.get_submodule(name)
-            hooks.enter_context(
-                layer.register_forward_hook(lambda _, x, y, name=name: note(products, name, y))  # type: ignore[misc]
-            )
+            hooks.enter_context(layer.register_forward_hook(lambda _, x, y, name=name: note(products, name, y)))
         found = block(*inputs, **kwargs)
     sums = [x for _, x in given[1:]] + [found[0] if isinstance(found, tuple) else found]
     stream, names = given[:1], {}

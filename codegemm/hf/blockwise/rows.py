@@ -8,40 +8,24 @@ from typing import Any
 
 import torch
 
-from codegemm.errors import CheckpointError
+from codegemm.hf.evaluation import texts
 
 
-def read(path: Path) -> str:
-    """A text in UTF-8; CheckpointError for what is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: {'is a folder, must be a text' if path.is_dir() else error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: byte {error.start} is not UTF-8; must be a text") from None
-    if not text.strip():
-        raise CheckpointError(f"{path}: is empty")
-    return text
+def encoded(tokenizer: Any, files: Sequence[str | Path], vocabulary: int, model: str) -> dict[str, torch.Tensor]:
+    """Token ids [tokens] of files of text by their names, without special ones.
+
+    CheckpointError or ValueError for a file that is none, or empty, and where the model has no such ids.
+    """
+    tokens = [texts.tokenize(each, tokenizer) for each in texts.read(files)]
+    texts.check_vocabulary(tokens, texts.Around(), vocabulary, model)
+    return {each.text.name: torch.tensor(each.ids, dtype=torch.long) for each in tokens}
 
 
-def encoded(tokenizer: Any, texts: Mapping[str, str], vocabulary: int) -> dict[str, torch.Tensor]:
-    """Token ids [tokens] of each text, without special ones; ValueError where the model has no such ids."""
-    found = {}
-    for name, text in texts.items():
-        ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
-        if len(ids) and int(ids.max()) >= vocabulary:
-            raise ValueError(
-                f"{name}: the tokenizer gives token {int(ids.max())}, the model has {vocabulary}: not its tokenizer"
-            )
-        found[name] = ids
-    return found
-
-
-def spread(texts: Mapping[str, torch.Tensor], length: int, tokens: int) -> torch.Tensor:
-    """Rows [rows, length] of texts, about `tokens` in all: as much of each as of the others while it lasts, and from all
-    over it. ValueError for a text that is shorter than a row."""
+def spread(ids_of: Mapping[str, torch.Tensor], length: int, tokens: int) -> torch.Tensor:
+    """Rows [rows, length] of texts, about `tokens` in all: as much of each as of the others while it lasts, and from
+    all over it. ValueError for a text that is shorter than a row."""
     rows = []
-    for name, ids in texts.items():
+    for name, ids in ids_of.items():
         if len(ids) < length:
             raise ValueError(f"{name}: has {len(ids)} tokens, a row of the calibration has {length} (--length)")
         rows.append(ids[: len(ids) // length * length].view(-1, length))
@@ -50,13 +34,13 @@ def spread(texts: Mapping[str, torch.Tensor], length: int, tokens: int) -> torch
     return torch.cat(taken)
 
 
-def shuffled(texts: Mapping[str, torch.Tensor], length: int, tokens: int, seed: int) -> torch.Tensor:
+def shuffled(ids_of: Mapping[str, torch.Tensor], length: int, tokens: int, seed: int) -> torch.Tensor:
     """Rows as of `spread`, in an order of their own; where there are not so many tokens, from the beginning again."""
     rows = []
     generator = torch.Generator().manual_seed(seed)
     left = -(-tokens // length)
     while left > 0:
-        part = spread(texts, length, left * length)
+        part = spread(ids_of, length, left * length)
         rows.append(part[torch.randperm(len(part), generator=generator)])
         left -= len(part)
     return torch.cat(rows)

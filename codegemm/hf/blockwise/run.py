@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.stages import Stage
 from codegemm.hf.blockwise.streams import Streams, Way
 from codegemm.hf.matrices import Matrix, Plan
+from codegemm.quantize.stored import digest
 from codegemm.quantize.stored import made as identity
 
 
@@ -89,14 +90,15 @@ class Run:
         order, beside = self._order(number, dense, here, streams, way) if here else ([], {})
         both = dense, made
         for stage in order:
-            self._stage(stage, here, made, lambda: self._moments(number, stage, here, beside, both, streams, way), key)
+            inputs = partial(self._moments, number, stage, here, beside, both, streams, way)
+            self._stage(stage, here, made, inputs, key)
         streams.advance(way, number, dense, made, device)
 
     def _order(
         self, number: int, dense: Any, here: Mapping[str, Matrix], streams: Streams, way: Way
     ) -> tuple[list[Stage], dict[str, str]]:
-        """A block's stages, and the streams that matrices write to. The first process looks, for others may have none of
-        the text."""
+        """A block's stages, and the streams that matrices write to. The first process looks, for others may have none
+        of the text."""
         found = None
         if self.group.leads:
             first = next(part for shard in streams.parts for part in shard)
@@ -116,8 +118,8 @@ class Run:
         streams: Streams,
         way: Way,
     ) -> dict[str, Moments]:
-        """Of the inputs of a stage's matrices. beside: of matrices the modules whose inputs their products are added to.
-        blocks: the original one and the quantised one."""
+        """Of the inputs of a stage's matrices. beside: of matrices the modules whose inputs their products are added
+        to. blocks: the original one and the quantised one."""
         firsts = [group[0] for group in stage.groups]
         alone = [name for name in firsts if here[name].expert is None]
         of_both = [*alone, *(beside[name] for name in alone if name in beside)]
@@ -200,12 +202,16 @@ class Run:
         """Of all that a block's weights depend on: what is before it, its own tensors and how they are quantised."""
         begin = f"{self.skeleton.name(number)}."
         digests = [
-            hashlib.sha256(self.skeleton.source.tensors[key].data).hexdigest()
+            digest(self.skeleton.source.tensors[key].data)
             for name, keys in self.skeleton.keys.items()
             if name.startswith(begin)
             for key in keys
         ]
-        here = [f"{each.name} {identity(each.config)}" for each in self.plan.matrices.values() if each.name.startswith(begin)]
+        here = [
+            f"{each.name} {identity(each.config)}"
+            for each in self.plan.matrices.values()
+            if each.name.startswith(begin)
+        ]
         return cache.key(before, *digests, *here)
 
     def _is_inside(self, name: str) -> bool:

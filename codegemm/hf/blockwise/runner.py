@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from codegemm import cache, model_card
-from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.destination import Destination, destination
+from codegemm.engines.cpu.library import get_num_threads, set_num_threads
+from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Weight
 from codegemm.hf import experts
 from codegemm.hf.blockwise import assembled, report, rows
@@ -67,7 +69,9 @@ class Calibration:
 @dataclass(frozen=True)
 class QuantizedModel:
     """What became of a model. layers: in the order in which they were quantised. bits_per_weight: over all of them,
-    everything counted. resumed: how many of them an earlier run had finished. left_out: files that were not copied."""
+    everything counted. resumed: how many of them an earlier run had finished. left_out: files that were not copied.
+    state_bytes, block_bytes: what hidden states and the largest block take, the latter in each process.
+    """
 
     path: Path
     layers: tuple[Layer, ...]
@@ -77,6 +81,8 @@ class QuantizedModel:
     tokens: int
     resumed: int = 0
     left_out: tuple[str, ...] = ()
+    state_bytes: int = 0
+    block_bytes: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -103,10 +109,38 @@ def quantize_model(
     progress: bool | None = None,
     on_layer: Callable[[Layer], None] | None = None,
     force: bool = False,
+    dry_run: bool = False,
 ) -> QuantizedModel:
-    """Quantise a model of Hugging Face's for a text, block by block, each for the inputs that the quantised blocks
-    before it give it.
+    """Quantise a model of Hugging Face's for a text, block by block: each matrix for the inputs that the quantised ones
+    before it give it, and so that its outputs are near those of the original with the original's inputs.
 
+    source: a folder with config.json, safetensors files (shards or not), of which one block at a time is in memory, and
+        a tokenizer where the calibration is of text. Causal models and encoders. target: a folder of the same form,
+        which `codegemm.hf` and `codegemm.load_all` read, with a report by layer, `quantization_report.json`, and a
+        card, README.md, that says what was measured.
+    config, layers, modules_to_not_convert, seed, time_limit: as of `codegemm.hf.CodegemmConfig`.
+    calibration: files of UTF-8, or rows of token ids, int64 [rows, length]. None: everything is quantised without.
+    tokens: about how many of the texts, as many of each; in rows of `length`.
+    distill: tokens of the calibration on which codebooks, scales and norms are trained afterwards to give the
+        original's predictions (codes stay), or Lessons. That is done by one process.
+    workers: processes on this machine, by default one for each GPU, or for each core up to 8. Started by `torchrun`,
+        all its processes work together, on several machines, too; the first reads and writes what is kept. The result
+        is bit for bit the same for any number of them.
+    spill: keep hidden states, 8 bytes for each number, in files beside the target instead of in memory.
+    device: `cpu`, `cuda` or `auto`. progress: as of `codegemm.quantize`. on_layer: hears of each layer when it is done.
+    force: replace an existing target, once all is written. dry_run: say what would be done; nothing is computed.
+
+    An expert of a mixture is quantised for the tokens that are routed to it; of fewer than an eighth of its inputs, and
+    outside the list of blocks, matrices are quantised without a calibration, which their `Layer` says. Rows of inputs
+    longer than ten times the median weigh no more than such.
+
+    What is finished is kept in the folder `.<target>.parts` until the target is whole; the same call goes on from
+    there, whenever and however it was stopped.
+
+    ValueError, before anything is computed, for an architecture that is not understood, a text shorter than a row, a
+    tokenizer or configuration that doesn't fit; later, with the layer's name, for activations that are no numbers.
+    CheckpointError (one, too) for files that can't be read or written, MemoryError where states have no room,
+    ChildProcessError where a worker is lost.
     """
     asked = CodegemmConfig(config, layers, modules_to_not_convert, seed=seed, time_limit=time_limit).check_quantizable()
     folder, where = Path(source), device_named(device).type
@@ -115,14 +149,15 @@ def quantize_model(
     text = None if calibration is None else _calibration(skeleton, folder, calibration, tokens, length)
     place = destination(skeleton.source, Path(target), _files(calibration), force, _ADDED)
     settings = Settings(asked.seed, time_limit, where)
-    width = skeleton.model.config.get_text_config().hidden_size
     if text is not None and not spill:
-        memory.ensure("hidden states of the calibration", bytes_needed(*text.ids.shape, width))
+        memory.ensure("the calibration's hidden states (--spill keeps them on disk)", _bytes(skeleton, text)[0])
     taught = distill if isinstance(distill, Lessons) else Lessons(distill) if distill else None
     if taught is not None and text is None:
         raise ValueError("distill: there is no calibration to learn from")
     arguments = _Arguments(folder, place, asked, settings, text, spill, force, taught)
     several = _workers(workers, where)
+    if dry_run:
+        return _planned(skeleton, made, place, text)
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         if isinstance(group, Alone) and several > 1:
@@ -133,16 +168,16 @@ def quantize_model(
             run = _through(arguments, skeleton, made, group, kept, bar, on_layer)
         done = run.layers
         if group.leads:
-            taught = None
+            learnt = None
             if arguments.lessons is not None:
                 with open_bar("distilling") as bar:
-                    taught = _taught(arguments, skeleton, kept, run.key, bar)
-            _write(arguments, skeleton, made, kept, done, taught)
+                    learnt = _taught(arguments, skeleton, kept, run.key, bar)
+            _write(arguments, skeleton, made, kept, done, learnt)
         group.share(None, 0)  # no process ends before the folder is there
     return QuantizedModel(
         place.path, tuple(done), tuple(made.dense), skeleton.source.nbytes,
         sum(path.stat().st_size for path in place.paths) if group.leads else 0,
-        0 if text is None else text.ids.numel(), kept.resumed, place.left_out,
+        0 if text is None else text.ids.numel(), kept.resumed, place.left_out, *_bytes(skeleton, text),
     )  # fmt: skip
 
 
@@ -213,7 +248,8 @@ class _Taught:
 
 def _taught(arguments: _Arguments, skeleton: Skeleton, kept: Kept, key: str, bar: Progress) -> _Taught:
     """What distillation makes of the quantised weights; this process does it alone."""
-    assert arguments.text is not None and arguments.lessons is not None
+    assert arguments.text is not None
+    assert arguments.lessons is not None
     text, lessons = arguments.text.lessons(arguments.lessons)
     bar.total(lessons.steps)
     seen = 0
@@ -231,11 +267,36 @@ def _taught(arguments: _Arguments, skeleton: Skeleton, kept: Kept, key: str, bar
         return _Taught(*distil(skeleton, names, weights, text, lessons, state, arguments.settings.device, heard))
 
 
+def _planned(skeleton: Skeleton, made: Plan, place: Destination, text: Calibration | None) -> QuantizedModel:
+    """What would be done."""
+    layers = [
+        Layer(
+            each.name, each.config, each.shape, spec_of(each.shape, each.config).bits_per_weight, 0.0, None, 0, 0, 0.0
+        )
+        for each in made.matrices.values()
+    ]
+    before = sum(skeleton.source.tensors[key].nbytes for name in made.by_parameter for key in skeleton.keys[name])
+    after = sum(round(each.bits_per_weight * prod(each.shape) / 8) for each in layers)
+    return QuantizedModel(
+        place.path, tuple(layers), tuple(made.dense), skeleton.source.nbytes, skeleton.source.nbytes - before + after,
+        0 if text is None else text.ids.numel(), 0, place.left_out, *_bytes(skeleton, text),
+    )  # fmt: skip
+
+
+def _bytes(skeleton: Skeleton, text: Calibration | None) -> tuple[int, int]:
+    """What hidden states and a block take."""
+    width = skeleton.model.config.get_text_config().hidden_size
+    states = 0 if text is None else bytes_needed(text.ids.numel(), width)
+    return states, skeleton.block_bytes()
+
+
 def _write(
     arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer], taught: _Taught | None
 ) -> None:
     """The folder, with a report of the layers and a card; then what was kept is not needed any more."""
-    place = destination(arguments.place.model, arguments.place.path, [], arguments.force, _ADDED)  # it may be there by now
+    place = destination(
+        arguments.place.model, arguments.place.path, [], arguments.force, _ADDED
+    )  # it may be there by now
     text = arguments.text
     tokens, texts = (0, []) if text is None else (text.ids.numel(), [Path(name).name for name in text.texts])
     said = report.summary(done, tokens, texts)
@@ -262,17 +323,18 @@ def _calibration(
     vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]
     if isinstance(given, torch.Tensor):
         if given.dim() != 2 or given.dtype != torch.long or not given.numel():
-            raise ValueError(f"calibration: {given.dtype} {tuple(given.shape)}, must be token ids, int64 [rows, length]")
+            raise ValueError(
+                f"calibration: {given.dtype} {tuple(given.shape)}, must be token ids, int64 [rows, length]"
+            )
         if int(given.max()) >= vocabulary or int(given.min()) < 0:
-            raise ValueError(f"calibration: token ids from {int(given.min())} to {int(given.max())}, must be below {vocabulary}")
+            raise ValueError(
+                f"calibration: token ids from {int(given.min())} to {int(given.max())}, must be below {vocabulary}"
+            )
         return Calibration(given)
     if positions is not None and length > positions:
         raise ValueError(f"length={length}: the model has {positions} positions")
-    texts = {str(path): rows.read(Path(path)) for path in given}
-    if not texts:
-        raise ValueError("calibration: names no text")
-    ids = rows.encoded(open_tokenizer(folder), texts, vocabulary)
-    return Calibration(rows.spread(ids, length, tokens), tuple(texts))
+    ids = rows.encoded(open_tokenizer(folder), _files(given), vocabulary, str(folder))
+    return Calibration(rows.spread(ids, length, tokens), ids)
 
 
 def _files(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:

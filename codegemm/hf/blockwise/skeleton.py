@@ -86,13 +86,18 @@ class Skeleton:
         with self._held([name for name in self.keys if name.startswith(begin)]):
             yield self.model.get_submodule(self.name(number))
 
+    def block_bytes(self) -> int:
+        """Of the largest block twice, as it is and as it is quantised, in float32."""
+        sizes = (sum(each.numel() for each in block.parameters()) for block in self.model.get_submodule(self.blocks))
+        return 8 * max(sizes)
+
     @contextmanager
     def _held(self, names: Sequence[str]) -> Iterator[None]:
         """Parameters and buffers in place, and on the meta device again afterwards."""
         wanted = {key for name in names for key in self.keys[name]}
         load = LoadStateDictConfig(dtype=torch.float32, device_map={"": "cpu"}, weight_mapping=list(self.conversions))
         with ExitStack() as files:
-            state = {}
+            state: dict[str, Any] = {}
             for file in self.source.files:
                 here = wanted & file.tensors.keys()
                 if here:
@@ -123,7 +128,9 @@ def _empty(folder: Path, config: Any) -> Any:
         said = f"architectures {named}" if named else "no architectures"
         raise ValueError(f"{folder}: config.json names {said}: none that transformers knows")
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{folder}: {named[0]} is an encoder with a decoder; models of one list of blocks are understood")
+        raise ValueError(
+            f"{folder}: {named[0]} is an encoder with a decoder; models of one list of blocks are understood"
+        )
     with torch.device("meta"):
         model = kind._from_config(config, dtype=torch.float32).eval()
     for name, buffer in model.named_non_persistent_buffers():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,8 @@ def with_layers(block: torch.nn.Module, names: experts.Names, config: Any) -> to
 def stages(block: torch.nn.Module, matrices: Mapping[str, Matrix], inputs: tuple[Any, ...], kwargs: Any) -> list[Stage]:
     """Of a block's matrices, by their names in it, in the order in which one call of it uses them.
 
-    Experts' matrices are in one stage for those that see the token, and in one for those behind the activation, whichever
-    of them this call reaches. A matrix that no call reaches comes last, in a stage of its own.
+    Experts' matrices are in one stage for those that see the token, and in one for those behind the activation,
+    whichever of them this call reaches. A matrix that no call reaches comes last, in a stage of its own.
     """
     order: dict[Any, dict[int, list[str]]] = {}
     seen: list[torch.Tensor] = []  # so that no tensor has the number of another
@@ -69,9 +69,7 @@ def stages(block: torch.nn.Module, matrices: Mapping[str, Matrix], inputs: tuple
     with ExitStack() as hooks, torch.no_grad():
         for name in matrices:
             layer = block.get_submodule(name)
-            hooks.enter_context(
-                layer.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))  # type: ignore[misc]
-            )
+            hooks.enter_context(layer.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0])))
         block(*inputs, **kwargs)
     _add_unreached(order, matrices)
     return [Stage(tuple(tuple(group) for group in groups.values())) for groups in order.values()]
@@ -79,7 +77,7 @@ def stages(block: torch.nn.Module, matrices: Mapping[str, Matrix], inputs: tuple
 
 def _add_unreached(order: dict[Any, dict[int, list[str]]], matrices: Mapping[str, Matrix]) -> None:
     reached = {name for groups in order.values() for group in groups.values() for name in group}
-    for number, (name, matrix) in enumerate(matrices.items()):
+    for name, matrix in matrices.items():
         if name in reached:
             continue
         if matrix.expert is None:
@@ -105,10 +103,6 @@ def run_until(
 
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in expected.items():
-            hooks.enter_context(
-                layer.register_forward_pre_hook(lambda _, given, name=name: hear(name, given[0]))  # type: ignore[misc]
-            )
-        try:
-            block(*inputs, **kwargs)
-        except _Reached:
-            pass
+            hooks.enter_context(layer.register_forward_pre_hook(lambda _, given, name=name: hear(name, given[0])))
+        hooks.enter_context(suppress(_Reached))
+        block(*inputs, **kwargs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,17 @@ def chunks(rows: int, length: int) -> list[slice]:
 def shards(parts: Sequence[slice]) -> list[list[slice]]:
     """The parts in order, in SHARDS heaps, as equal as they can be."""
     edges = [number * len(parts) // SHARDS for number in range(SHARDS + 1)]
-    return [list(parts[first:last]) for first, last in zip(edges, edges[1:])]
+    return [list(parts[first:last]) for first, last in pairwise(edges)]
 
 
-def bytes_needed(rows: int, length: int, hidden: int) -> int:
+def bytes_needed(tokens: int, hidden: int) -> int:
     """Of the hidden states of both models, in float32."""
-    return 2 * 4 * rows * length * hidden
+    return 2 * 4 * tokens * hidden
 
 
 @dataclass
 class Streams:
-    """Hidden states [rows, tokens, hidden] in float32 on the CPU; of a group each process holds its own shards' rows."""
+    """Hidden states [rows, tokens, hidden] in float32 on the CPU; each process fills in the rows of its own shards."""
 
     original: torch.Tensor
     quantised: torch.Tensor
@@ -71,7 +72,7 @@ class Streams:
 
     @classmethod
     def begin(cls, skeleton: Skeleton, ids: torch.Tensor, group: Group, folder: Path | None) -> tuple[Streams, Way]:
-        """What the first block gets of rows of token ids. folder: where the states are kept, else they are in memory."""
+        """What the first block gets of rows of token ids. folder: where the states are kept; None: in memory."""
         rows, length = ids.shape
         parts = shards(chunks(rows, length))
         own = [number for number in range(SHARDS) if group.owner(number) == group.rank]
@@ -113,11 +114,8 @@ def _first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> tuple[tu
         raise _Reached
 
     block = model.get_submodule(skeleton.name(0))
-    with block.register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad():
-        try:
-            model(input_ids=ids, **_without_cache(model))
-        except _Reached:
-            pass
+    with block.register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad(), suppress(_Reached):
+        model(input_ids=ids, **_without_cache(model))
     return held[0]
 
 

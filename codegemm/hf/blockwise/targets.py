@@ -12,8 +12,8 @@ Matrix = npt.NDArray[np.float32]
 
 def damped(own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """X^T X [K, K] with a little of its mean diagonal added, so that it can be solved for."""
-    found = own.copy()
-    found[np.diag_indices(len(found))] += DAMPING * max(float(np.diagonal(own).mean()), np.finfo(np.float32).tiny)
+    found, mean = own.copy(), float(np.diagonal(own).mean())
+    found[np.diag_indices(len(found))] += DAMPING * (mean or 1.0)
     return found
 
 
@@ -25,21 +25,24 @@ def correction(own: npt.NDArray[np.float64], cross: npt.NDArray[np.float64]) -> 
 
     |X W'^T - O W^T|^2 is least for W' = W (O^T X) (X^T X)^-1; the damping keeps what the rows don't tell as it is.
     """
-    return np.linalg.solve(damped(own), (cross - own).T).T
+    return _divided(cross - own, own)
 
 
 def addition(own: npt.NDArray[np.float64], lost: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """What is added to W [M, K] so that its products also make good what a stream has lost, D: |X A^T - D|^2 is least
     for A = (D^T X) (X^T X)^-1. lost: D^T X [M, K]."""
-    return np.linalg.solve(damped(own), lost.T).T
+    return _divided(lost, own)
 
 
-def corrected(
-    matrix: Matrix, change: npt.NDArray[np.float64], added: npt.NDArray[np.float64] | None = None
-) -> Matrix:
+def corrected(matrix: Matrix, change: npt.NDArray[np.float64], added: npt.NDArray[np.float64] | None = None) -> Matrix:
     """The matrix that takes W's place, to be quantised: W (1 + change) + added."""
     whole = matrix + matrix.astype(np.float64) @ change
     return np.ascontiguousarray(whole if added is None else whole + added, np.float32)
+
+
+def _divided(numerator: npt.NDArray[np.float64], own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """numerator (X^T X)^-1."""
+    return np.asarray(np.linalg.solve(damped(own), numerator.T).T, np.float64)
 
 
 def relative_error(matrix: Matrix, other: Matrix, own: npt.NDArray[np.float64] | None = None) -> float:

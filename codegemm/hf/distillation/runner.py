@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
+from codegemm.engines.cpu.device import available_memory
 from codegemm.formats.weight import Weight
 from codegemm.hf import experts
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.stages import with_layers
 from codegemm.hf.distillation.student import Student
 from codegemm.hf.distillation.train import Course, Lessons, train
-from codegemm.measuring import memory
 
-_KEPT_NUMBERS = 3  # for each that goes into or out of a linear layer, till the way back: norms and activations hold some
+_KEPT_NUMBERS = (
+    3  # for each that goes into or out of a linear layer, till the way back: norms and activations hold some
+)
 
 
 def distil(
@@ -55,5 +57,5 @@ def _needs_recomputing(student: Student, lessons: Lessons, device: str) -> bool:
     tokens = lessons.together * lessons.length
     inner = sum(_KEPT_NUMBERS * tokens * (layer.in_features + layer.out_features) for layer in layers)
     dense = sum(2 * layer.in_features * layer.out_features for layer in layers)
-    free = memory.available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
+    free = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
     return 4 * (inner + dense) > free / 4

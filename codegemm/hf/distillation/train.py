@@ -23,8 +23,8 @@ _SECONDS = 120.0  # between states that are kept
 
 @dataclass(frozen=True)
 class Lessons:
-    """rate: of a step, in root mean squares of what changes. rows: of text a step; together: of them that go through the
-    models at once. length: tokens of a row."""
+    """How to learn, from so many tokens of text. length: of a row, in tokens. rows: of text a step; together: of them
+    that go through the models at once. rate: of a step, in root mean squares of what changes."""
 
     tokens: int
     length: int = 512
@@ -95,7 +95,9 @@ def train(
             (loss * share).backward()
             total += float(loss.detach()) * share
         if not math.isfinite(total):
-            raise ValueError(f"distillation: step {step}: the divergence is {total}; a lower rate than {lessons.rate} helps")
+            raise ValueError(
+                f"distillation: step {step}: the divergence is {total}; a lower rate than {lessons.rate} helps"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         course.divergences.append(total)
