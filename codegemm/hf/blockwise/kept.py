@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +37,10 @@ class Kept:
     def weight(self, name: str) -> Weight:
         """One of `stored`, in memory."""
         return self.parts.weight(self._keys[name])
+
+    def weights(self, names: Iterable[str]) -> dict[str, Weight]:
+        """Of these, in memory."""
+        return {name: self.weight(name) for name in names}
 
     def keep(self, key: str, weight: Weight, layer: Layer) -> None:
         """Write one; CheckpointError where that fails."""

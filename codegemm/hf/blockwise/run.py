@@ -21,6 +21,7 @@ from codegemm.hf.blockwise.moments import Moments
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.stages import Stage
 from codegemm.hf.blockwise.streams import Streams, Way
+from codegemm.hf.blockwise.tuning import tune
 from codegemm.hf.matrices import Matrix, Plan
 from codegemm.quantize.stored import digest
 from codegemm.quantize.stored import made as identity
@@ -33,6 +34,7 @@ class Settings:
     seed: int = 0
     time_limit: float | None = None
     device: str = "cpu"
+    tune: int = 0  # steps for each block
 
     @property
     def backend(self) -> Any:
@@ -92,6 +94,8 @@ class Run:
         for stage in order:
             inputs = partial(self._moments, number, stage, here, beside, both, streams, way)
             self._stage(stage, here, made, inputs, key)
+        if self.settings.tune and here:
+            self._tune(number, here, both, streams, way, cache.key(key, "tuned", str(self.settings.tune)))
         streams.advance(way, number, dense, made, device)
 
     def _order(
@@ -182,6 +186,30 @@ class Run:
             _put(made.get_submodule(name), weight)
             self.layers.append(layer)
             self.told(layer)
+
+    def _tune(
+        self,
+        number: int,
+        here: Mapping[str, Matrix],
+        blocks: tuple[Any, Any],
+        streams: Streams,
+        way: Way,
+        key: str,
+    ) -> None:
+        """Train the weights of a block's layers to give the original's outputs, and have the block multiply by those."""
+        said = {layer.name: layer for layer in self.layers[-len(here) :]}
+        kept = [self.kept.find(key, matrix.name) for matrix in here.values()] if self.group.leads else None
+        found = dict(zip(here, self.group.share(kept, 0)))
+        if any(each is None for each in found.values()):
+            before = self.group.share(self.kept.weights(said) if self.group.leads else None, 0)
+            own = {name: before[matrix.name] for name, matrix in here.items()}
+            made = stages.with_layers(blocks[1], self.names, self.skeleton.model.config)
+            tuned = tune(number, blocks[0], made, own, streams, way, self.settings.tune, self.group)
+            found = {name: (weight, said[here[name].name]) for name, weight in tuned.weights.items()}
+            for name in here if self.group.leads else ():
+                self.kept.keep(key, *found[name])
+        for name, (weight, _) in found.items():
+            _put(blocks[1].get_submodule(name), weight)
 
     def _quantised(self, matrix: Matrix, layer: Any, moments: Moments | None, key: str) -> Any:
         """The weight and what is said of it, kept if this process writes; or the error, of which all are to know."""

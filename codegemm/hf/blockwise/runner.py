@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def quantize_model(
     calibration: Sequence[StrPath] | torch.Tensor | None = None,
     tokens: int = TOKENS,
     length: int = LENGTH,
+    tune: int = 0,
     distill: int | Lessons = 0,
     layers: Mapping[str, Any] | None = None,
     modules_to_not_convert: Sequence[str] | None = None,
@@ -121,6 +123,8 @@ def quantize_model(
     config, layers, modules_to_not_convert, seed, time_limit: as of `codegemm.hf.CodegemmConfig`.
     calibration: files of UTF-8, or rows of token ids, int64 [rows, length]. None: everything is quantised without.
     tokens: about how many of the texts, as many of each; in rows of `length`.
+    tune: steps for each block, before the next one's turn, in which its codebooks and scales are trained to give the
+        original block's outputs.
     distill: tokens of the calibration on which codebooks, scales and norms are trained afterwards to give the
         original's predictions (codes stay), or Lessons. That is done by one process.
     workers: processes on this machine, by default one for each GPU, or for each core up to 8. Started by `torchrun`,
@@ -148,12 +152,12 @@ def quantize_model(
     made = plan(skeleton.model, asked, experts.names_of(skeleton.model))
     text = None if calibration is None else _calibration(skeleton, folder, calibration, tokens, length)
     place = destination(skeleton.source, Path(target), _files(calibration), force, _ADDED)
-    settings = Settings(asked.seed, time_limit, where)
+    settings = Settings(asked.seed, time_limit, where, _count("tune", tune, 0))
     if text is not None and not spill:
         memory.ensure("the calibration's hidden states (--spill keeps them on disk)", _bytes(skeleton, text)[0])
     taught = distill if isinstance(distill, Lessons) else Lessons(distill) if distill else None
-    if taught is not None and text is None:
-        raise ValueError("distill: there is no calibration to learn from")
+    if (taught is not None or tune) and text is None:
+        raise ValueError(f"{'distill' if taught else 'tune'}: there is no calibration to learn from")
     arguments = _Arguments(folder, place, asked, settings, text, spill, force, taught)
     several = _workers(workers, where)
     if dry_run:
@@ -344,10 +348,15 @@ def _files(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:
 def _workers(wanted: int | None, device: str) -> int:
     """How many processes there are to be on this machine."""
     if wanted is not None:
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise ValueError(f"workers={wanted!r}: must be an integer of at least 1")
-        return wanted
+        return _count("workers", wanted, 1)
     return torch.cuda.device_count() if device == "cuda" else min(len(os.sched_getaffinity(0)), SHARDS)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    """A number as a plain int; ValueError for one that can't be."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+    return int(value)
 
 
 def _states(parts: Parts) -> Path:
