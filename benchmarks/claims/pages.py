@@ -89,6 +89,9 @@ CLAIMS: tuple[Claim, ...] = (
     Fixed("docs/torch.md", "torch 2.11", "a version"),
     Fixed("docs/huggingface.md", "transformers (5.19 or later)", "a version"),
     Fixed("docs/huggingface.md", "Llama-3.1-8B", "a name"),
+    Fixed(
+        "docs/models.md", "half of a 95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"
+    ),
     Fixed("docs/evaluating.md", "95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"),
     Fixed("docs/evaluating.md", "drawn 2,000 times", "what is computed: RESAMPLES in the same file"),
 )

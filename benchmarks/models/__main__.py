@@ -25,7 +25,7 @@ from codegemm.reporting import write_json
 from codegemm.version import __version__
 
 DOCUMENT = files.ROOT / "docs" / "models.md"
-DISTILLED = 1 << 20  # tokens
+CALIBRATED, DISTILLED = 1 << 17, 1 << 20  # tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, metavar="FOLDER", default=Path("models"), help="for quantised models; default: models"
     )
+    parser.add_argument("--calibrate", type=int, default=CALIBRATED, metavar="TOKENS", help=f"default: {CALIBRATED:,}")
     parser.add_argument("--distill", type=int, default=DISTILLED, metavar="TOKENS", help=f"default: {DISTILLED:,}")
     parser.add_argument("--tokens", type=int, help="of each held-out text; default: all")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cases = chosen(asked.part)
         model = asked.model or _smollm2()
-        settings = Settings(model, asked.texts, asked.work, asked.distill, asked.tokens, asked.device)
+        tokens = (asked.calibrate, asked.distill, asked.tokens)
+        settings = Settings(model, asked.texts, asked.work, *tokens, asked.device)
         measure(cases, settings, files.RESULTS / models.FOLDER)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
@@ -81,7 +83,9 @@ def measure(cases: Sequence[Case], settings: Settings, folder: Path) -> None:
             "case": {"name": case.name, **asdict(case)}, "bits": made.bits, "texts": texts,
             "seconds": {"quantising": made.seconds, "evaluating": time.perf_counter() - begin},
             "device": steps.device_name(settings.device), "version": __version__,
-            "calibration": mix, "distilled_tokens": settings.distilled, "evaluated_tokens": settings.evaluated,
+            "calibration": mix, "tokens": {
+                "calibrated": settings.calibrated, "distilled": settings.distilled, "evaluated": settings.evaluated,
+            },
         }  # fmt: skip
         write_json(told, folder / f"{case.name}.json")
         print(_line(case, made.bits, texts), flush=True)

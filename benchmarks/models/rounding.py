@@ -3,7 +3,7 @@ for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -119,17 +119,3 @@ def _hidden(output: Any) -> torch.Tensor:
     """Of a block: its vectors, which some blocks have first in a tuple."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-def windows(texts: Iterator[str] | list[str], tokenizer: Any, tokens: int, length: int) -> torch.Tensor:
-    """Token ids [sequences, length] of about so many tokens, as many from the beginning of each text as of the others;
-    ValueError for a text that has fewer."""
-    texts = list(texts)
-    each = max(tokens // length // len(texts), 1)
-    rows = []
-    for number, text in enumerate(texts, 1):
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: each * length]
-        if len(ids) < each * length:
-            raise ValueError(f"text {number} of {len(texts)}: has {len(ids)} tokens, {each * length} are asked for")
-        rows.append(torch.tensor(ids).reshape(each, length))
-    return torch.cat(rows)

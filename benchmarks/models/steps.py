@@ -6,27 +6,27 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models.cases import CALIBRATED, DISTILLED, FED_BACK, INTEGERS, Case
+from benchmarks.models.cases import DISTILLED, INTEGERS, NEAREST, PLAIN, Case
 from benchmarks.models.integers import Integers
 from benchmarks.models.texts import CALIBRATION, HELD_OUT
 
-CALIBRATION_TOKENS, SEQUENCE = 1 << 16, 512  # for what integers are fitted by
+SEQUENCE = 512  # tokens
 HELD_OUT_TEXTS = ("technical", "jargon", "other")
 
 
 @dataclass(frozen=True)
 class Settings:
     """model: the dense one's folder. texts: what `benchmarks.models.texts` assembled. work: where quantised models are
-    left. distilled: tokens of the calibration's text that predictions are learned on. evaluated: tokens of each
-    held-out text that count, None: all. device: `auto`, `cpu` or `cuda`."""
+    left. Of the mix, calibrated: tokens by which codebooks and integers are fitted; distilled: tokens whose predictions
+    are learned. evaluated: tokens of each held-out text that count, None: all. device: `auto`, `cpu` or `cuda`."""
 
     model: Path
     texts: Path
     work: Path
+    calibrated: int
     distilled: int
     evaluated: int | None
     device: str
@@ -68,41 +68,45 @@ def made(case: Case, settings: Settings) -> Made:
 
 
 def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
-    """By codegemm itself, into a folder that is gone on with if it was begun."""
+    """By codegemm itself, into a folder that is gone on with where it was begun, and taken where it is whole."""
     from codegemm.formats.format import spec_of
     from codegemm.hf import generation, quantize_model
     from codegemm.torch.replace import quantized_layers
 
     target = settings.work / case.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    quantize_model(
-        settings.model,
-        target,
-        case.config,
-        calibration=settings.mix() if case.way in (CALIBRATED, DISTILLED) else None,
-        distill=settings.distilled if case.way == DISTILLED else None,
-    )
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        quantize_model(
+            settings.model,
+            target,
+            case.config,
+            calibration=None if case.way == PLAIN else settings.mix(),
+            tokens=settings.calibrated,
+            length=SEQUENCE,
+            distill=settings.distilled if case.way == DISTILLED else 0,
+            device=settings.device,
+        )
     model = generation.open_model(target, generation.device_named(settings.device))
-    specs = [
-        spec_of((layer.out_features, layer.in_features), layer.config) for layer in quantized_layers(model).values()
-    ]
-    weights = sum(prod((spec.out_features, spec.in_features)) for spec in specs)
+    layers = quantized_layers(model).values()
+    specs = [spec_of((layer.out_features, layer.in_features), layer.config) for layer in layers]
+    weights = sum(spec.out_features * spec.in_features for spec in specs)
     return model, sum(spec.packed_bits for spec in specs) / weights
 
 
 def _rounded(case: Case, settings: Settings) -> tuple[Any, float]:
-    """As integers, in memory."""
+    """As integers, in memory; fitted by the same rows of text as codebooks are."""
     from benchmarks.models import rounding
     from codegemm.hf import generation
+    from codegemm.hf.blockwise import rows
 
     integers = Integers.parse(case.config)
     model = generation.open_model(settings.model, generation.device_named(settings.device), "float32")
-    if case.way != FED_BACK:
+    if case.way == NEAREST:
         return model, rounding.round_nearest(model, integers)
     tokenizer = generation.open_tokenizer(settings.model)
-    texts = [path.read_text(encoding="utf-8") for path in settings.mix()]
-    ids = rounding.windows(texts, tokenizer, CALIBRATION_TOKENS, SEQUENCE)
-    return model, rounding.round_fed_back(model, integers, ids, _tell)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = rows.encoded(tokenizer, settings.mix(), vocabulary, str(settings.model))
+    return model, rounding.round_fed_back(model, integers, rows.spread(ids, SEQUENCE, settings.calibrated), _tell)
 
 
 def _tell(done: int, blocks: int) -> None:

@@ -36,9 +36,11 @@ CALIBRATION, HELD_OUT = "calibration", "held-out"
 
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from. licence: in a line. read: makes documents for each text, like `calibration/handbook`, of
-    the folder in which the package is unpacked; an empty one where there is no package, but Python's own topics."""
+    """Where texts come from. texts: the names of those, like `calibration/handbook`. licence: in a line. read: makes
+    the documents of each, of the folder in which the package is unpacked; an empty one where there is no package, but
+    Python's own topics."""
 
+    texts: tuple[str, ...]
     title: str
     licence: str
     package: Package | None
@@ -88,44 +90,53 @@ def _pages(name: str, folder: str, pattern: str = "*.html") -> Callable[[Path], 
 
 
 SOURCES = (
-    Source("topics of Python's help (pydoc_data)", "PSF-2.0", None, _topics),
     Source(
+        ("calibration/python", "held-out/technical"), "topics of Python's help (pydoc_data)", "PSF-2.0", None, _topics
+    ),
+    Source(
+        ("calibration/jargon", "held-out/jargon"),
         "the Jargon File 4.4.7",
         "public domain",
         Package("jargon-text", "4.4.7-4.1", "17d05997e30eb3d5d6713929b8e2f81b63a5f50073858ad2a06701c71f54dcdb"),
         _jargon,
     ),
     Source(
+        ("calibration/handbook",),
         "The Debian Administrator's Handbook",
         "GPL-2.0-or-later or CC-BY-SA-3.0",
         Package("debian-handbook", "11.20220922", "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa"),
         _pages("calibration/handbook", "usr/share/doc/debian-handbook/html/en-US"),
     ),
     Source(
+        ("calibration/reference",),
         "Debian Reference",
         "GPL-2.0-or-later",
         Package("debian-reference-en", "2.100", "9f31d3a17df505de09689ca255512ea58c1fc47c59bb1b0c7bf1c23362e9743f"),
         _pages("calibration/reference", "usr/share/debian-reference", "ch*.en.html"),
     ),
     Source(
+        ("calibration/statistics",),
         "the manuals of R 4.2.2",
         "free to copy and to modify under the same terms, which they state (R Core Team)",
         Package("r-doc-html", "4.2.2.20221110-2", "2c615dd386993a440b80fd4e9060318386e31fbe47f5be65f295f5fb34002c5c"),
         _pages("calibration/statistics", "usr/share/R/doc/manual", "R-*.html"),
     ),
     Source(
+        ("calibration/hackers",),
         "Copyright Does Not Exist, by Linus Walleij",
         "public domain",
         Package("cfi-en", "3.0-10.2", "a080fc8f3b1a36c645b22f769fec4acc2f0cded42bcc5d5865c846845c897da2"),
         _pages("calibration/hackers", "usr/share/doc/cfi-en/html", "[cop]*.htm"),
     ),
     Source(
+        ("calibration/novels",),
         "the novels of Jane Austen",
         "public domain, in an R package under MIT",
         Package("r-cran-janeaustenr", "1.0.0-1", "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"),
         _novels,
     ),
     Source(
+        ("held-out/other",),
         "An Anarchist FAQ 15.3",
         "GPL-2.0-or-later",
         Package("anarchism", "15.3-3", "cf21c10948b00e923c62eb31c39a3390413fa26c5ee0e3b925feb0ec7fe42948"),

@@ -6,6 +6,7 @@ from benchmarks.models import results
 from benchmarks.models.cases import INTEGERS
 from benchmarks.models.results import Found
 from benchmarks.models.targets import TARGETS, is_for, met
+from benchmarks.models.texts import SOURCES
 from benchmarks.tables import files, markdown
 from codegemm.reporting import counted
 
@@ -79,6 +80,15 @@ def distances(found: list[Found]) -> str:
         same = [f"{100 * each.of('top1')[name]:.1f}" for name in names]
         lines.append([each.case.config, each.case.way, f"{each.bits:.2f}", *far, *same])
     return markdown.table(lines, "---")
+
+
+def texts() -> str:
+    """Which there are, of what, and by which licence."""
+    lines = [["text", "source", "package", "licence"]]
+    for source in SOURCES:
+        package = "" if source.package is None else f"{source.package.name} {source.package.version}"
+        lines.append([" and ".join(source.texts), source.title, package, source.licence])
+    return "\n" + markdown.table(lines, "---")
 
 
 def _spread(numbers: dict[str, float], measure: str, digits: int) -> str:

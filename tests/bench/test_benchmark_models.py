@@ -162,7 +162,7 @@ def settings(tmp_path):
         path = tmp_path / "texts" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a1 a2 a3 " * 400)
-    return steps.Settings(tmp_path / "dense", tmp_path / "texts", tmp_path / "work", 100, None, "cpu")
+    return steps.Settings(tmp_path / "dense", tmp_path / "texts", tmp_path / "work", 64, 64, None, "cpu")
 
 
 def test_texts_that_are_not_there_are_named(settings):
@@ -220,13 +220,6 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
             made.main(arguments)
         assert raised.value.code == 1
         assert re.search(said, capsys.readouterr().err)
-
-
-class Words:
-    """A tokenizer of one token for each word."""
-
-    def __call__(self, text, **options):
-        return {"input_ids": [int(word[1:]) for word in text.split()]}
 
 
 @pytest.fixture
@@ -295,11 +288,40 @@ def test_fed_back_models_are_nearer(llama):
     assert errors[1] < errors[0]
 
 
-def test_windows_are_of_all_texts():
-    torch = pytest.importorskip("torch")
-    from benchmarks.models import rounding
+@pytest.fixture
+def dense(llama, settings, monkeypatch):
+    """Its folder, with a tokenizer of words `a0` to `a59`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
 
-    found = rounding.windows(["a1 a2 a3 a4 a5", "a6 a7 a8 a9"], Words(), 8, 2)
-    assert torch.equal(found, torch.tensor([[1, 2], [3, 4], [6, 7], [8, 9]]))
-    with pytest.raises(ValueError, match="text 2 of 2: has 1 tokens, 4 are asked for"):
-        rounding.windows(["a1 a2 a3 a4 a5", "a6"], Words(), 8, 2)
+    words = {"<unk>": 0, **{f"a{number}": number + 1 for number in range(60)}}
+    tokenizer = Tokenizer(WordLevel(words, "<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    llama.save_pretrained(settings.model)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(settings.model)
+    monkeypatch.setattr(steps, "SEQUENCE", 32)
+    return settings.model
+
+
+@pytest.mark.parametrize(
+    ("case", "bits"),
+    [
+        (Case("int4g16", "GPTQ"), 6.0),
+        (Case("int4g16", "nearest"), 6.0),
+        (Case("m1v2b3g16", "distilled"), None),
+    ],
+    ids=lambda each: getattr(each, "name", ""),
+)
+def test_a_case_from_texts_to_its_file(case, bits, dense, settings, folder):
+    made.measure([case], settings, folder)
+    [found] = results.read(folder)
+    assert found.case == case
+    assert found.bits == bits or (bits is None and found.bits > 2)
+    assert list(found.texts) == list(steps.HELD_OUT_TEXTS)
+    for text in found.texts.values():
+        assert text["ratio"] == pytest.approx(text["perplexity"] / text["base_perplexity"])
+        assert text["kl"] > 0
+        assert text["predictions"] > 1000
+    assert models.tables() != models.NOTHING

@@ -202,7 +202,7 @@ PACKAGE = Package("a-doc", "1:2-3", "0" * 64)
 
 def source(package=None):
     found = {"calibration/x": {"p": f"{SENTENCE}\n\nown"}, "held-out/y": {"q": SENTENCE, "r": "more"}}
-    return Source("A title", "a licence", package, lambda folder: found)
+    return Source(tuple(found), "A title", "a licence", package, lambda folder: found)
 
 
 def test_texts_are_assembled(tmp_path):
@@ -238,6 +238,7 @@ def test_every_text_has_a_hash_and_every_side_its_texts():
     assert {name for name in names if name.startswith("held-out")} == {
         f"held-out/{name}" for name in ("technical", "jargon", "other")
     }
+    assert sorted(name for each in texts.SOURCES for name in each.texts) == sorted(names)
     assert all(len(each.package.sha256) == 64 for each in texts.SOURCES if each.package)
     assert all(name.partition("/")[0] in (texts.CALIBRATION, texts.HELD_OUT) for name in names)
 
