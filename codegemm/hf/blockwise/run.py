@@ -101,15 +101,16 @@ class Run:
     def _order(
         self, number: int, dense: Any, here: Mapping[str, Matrix], streams: Streams, way: Way
     ) -> tuple[list[Stage], dict[str, str]]:
-        """A block's stages, and the streams that matrices write to. The first process looks, for others may have none
-        of the text."""
+        """A block's stages, and the streams that matrices write to. The process that has the beginning of the text
+        looks: of a short one the first may have nothing."""
         found = None
-        if self.group.leads:
-            first = next(part for shard in streams.parts for part in shard)
+        shard, first = next((number, parts[0]) for number, parts in enumerate(streams.parts) if parts)
+        owner = self.group.owner(shard)
+        if self.group.rank == owner:
             given = way.given(number, streams.original[first].to(self.device))
             alone = [name for name, matrix in here.items() if matrix.expert is None]
             found = stages.stages(dense, here, *given), residual.streams(dense, alone, *given)
-        order: tuple[list[Stage], dict[str, str]] = self.group.share(found, 0)
+        order: tuple[list[Stage], dict[str, str]] = self.group.share(found, owner)
         return order
 
     def _moments(
