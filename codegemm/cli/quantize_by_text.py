@@ -18,7 +18,9 @@ _TOKENS, _LENGTH = 1 << 15, 512
 _SETTINGS = (
     click.option("--tokens", type=click.IntRange(1), help=f"Of the texts, to quantise for.  [default: {_TOKENS}]"),
     click.option("--length", type=click.IntRange(2), help=f"Of the rows that they are cut into.  [default: {_LENGTH}]"),
-    click.option("--tune", type=click.IntRange(1), metavar="STEPS", help="Train each block to give what it did before."),
+    click.option(
+        "--tune", type=click.IntRange(1), metavar="STEPS", help="Train each block to give what it did before."
+    ),
     click.option(
         "--distill", type=click.IntRange(1), metavar="TOKENS", help="Then train on so many tokens of the texts."
     ),
@@ -92,7 +94,7 @@ def run(
     try:
         done = quantize_model(
             source, target, configured(config, rotate), calibration=list(texts), tokens=tokens or _TOKENS,
-            length=length or _LENGTH, tune=tune or 0, distill=distill or 0, layers=dict(_named(each) for each in layers),
+            length=length or _LENGTH, tune=tune or 0, distill=distill or 0, layers=dict(map(_named, layers)),
             modules_to_not_convert=list(dense) or None, workers=workers, spill=spill, seed=seed, time_limit=time_limit,
             device=device, progress=shown, on_layer=tell, force=force, dry_run=dry_run,
         )  # fmt: skip

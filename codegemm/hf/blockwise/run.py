@@ -197,7 +197,7 @@ class Run:
         way: Way,
         key: str,
     ) -> None:
-        """Train the weights of a block's layers to give the original's outputs, and have the block multiply by those."""
+        """Train the weights of a block's layers to give the original's outputs; the block multiplies by those then."""
         said = {layer.name: layer for layer in self.layers[-len(here) :]}
         kept = [self.kept.find(key, matrix.name) for matrix in here.values()] if self.group.leads else None
         found = dict(zip(here, self.group.share(kept, 0)))
