@@ -35,6 +35,7 @@ _SETTINGS = (
     click.option(
         "--workers", type=click.IntRange(1), help="Processes.  [default: one for each core, at most 8; or GPU]"
     ),
+    click.option("--keep", is_flag=True, help="Keep what another run, with --distill for instance, can go on from."),
     click.option("--spill", is_flag=True, help="Keep the hidden states on disk, beside TARGET."),
     options.DEVICE,
 )
@@ -73,6 +74,7 @@ def run(
     layers: tuple[str, ...],
     dense: tuple[str, ...],
     workers: int | None,
+    keep: bool,
     spill: bool,
     device: str,
 ) -> None:
@@ -95,8 +97,8 @@ def run(
         done = quantize_model(
             source, target, configured(config, rotate), calibration=list(texts), tokens=tokens or _TOKENS,
             length=length or _LENGTH, tune=tune or 0, distill=distill or 0, layers=dict(map(_named, layers)),
-            modules_to_not_convert=list(dense) or None, workers=workers, spill=spill, seed=seed, time_limit=time_limit,
-            device=device, progress=shown, on_layer=tell, force=force, dry_run=dry_run,
+            modules_to_not_convert=list(dense) or None, workers=workers, keep=keep, spill=spill, seed=seed,
+            time_limit=time_limit, device=device, progress=shown, on_layer=tell, force=force, dry_run=dry_run,
         )  # fmt: skip
     except KeyboardInterrupt:
         click.echo("stopped: the same command goes on from what is finished", err=True)

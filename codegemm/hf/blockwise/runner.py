@@ -110,6 +110,7 @@ def quantize_model(
     device: str = "auto",
     progress: bool | None = None,
     on_layer: Callable[[Layer], None] | None = None,
+    keep: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> QuantizedModel:
@@ -132,7 +133,8 @@ def quantize_model(
         is bit for bit the same for any number of them.
     spill: keep hidden states, 8 bytes for each number, in files beside the target instead of in memory.
     device: `cpu`, `cuda` or `auto`. progress: as of `codegemm.quantize`. on_layer: hears of each layer when it is done.
-    force: replace an existing target, once all is written. dry_run: say what would be done; nothing is computed.
+    keep: leave what is kept beside the target when that is whole: another call, to distil it for instance, goes on from
+        there. force: replace an existing target, once all is written. dry_run: say what would be done; compute nothing.
 
     An expert of a mixture is quantised for the tokens that are routed to it; of fewer than an eighth of its inputs, and
     outside the list of blocks, matrices are quantised without a calibration, which their `Layer` says. Rows of inputs
@@ -158,7 +160,7 @@ def quantize_model(
     taught = distill if isinstance(distill, Lessons) else Lessons(distill) if distill else None
     if (taught is not None or tune) and text is None:
         raise ValueError(f"{'distill' if taught else 'tune'}: there is no calibration to learn from")
-    arguments = _Arguments(folder, place, asked, settings, text, spill, force, taught)
+    arguments = _Arguments(folder, place, asked, settings, text, spill, keep, force, taught)
     several = _workers(workers, where)
     if dry_run:
         return _planned(skeleton, made, place, text)
@@ -195,6 +197,7 @@ class _Arguments:
     settings: Settings
     text: Calibration | None
     spill: bool
+    keep: bool
     force: bool
     lessons: Lessons | None
 
@@ -316,7 +319,8 @@ def _write(
         **model_card.written(arguments.folder, arguments.config.config, said),
     }
     assembled.write(place, kept.parts.work, skeleton, made, arguments.config, weights, norms, beside)
-    kept.parts.remove()
+    if not arguments.keep:
+        kept.parts.remove()
 
 
 def _calibration(
