@@ -36,8 +36,9 @@ def _all(ways: Sequence[str], *configs: str) -> list[Case]:
 
 
 CASES = (
-    *_all((PLAIN, CALIBRATED, DISTILLED), "m1v4g-1", "m2v8g-1", "m1v4g32", "q3g-1", "m1v2g-1"),
-    *_all((PLAIN, CALIBRATED, DISTILLED), "e8p", "qtip", "qtip3", "qtip4"),
+    *_all((PLAIN, CALIBRATED, DISTILLED), "m1v4g192"),
+    *_all((CALIBRATED, DISTILLED), "m1v4g32", "m2v4b6g192", "m2v4g288", "qtip", "qtip3", "qtip4"),
+    *_all((PLAIN, CALIBRATED), "e8p"),
     *_all(INTEGERS, "int2g64", "int3g-1", "int3g64", "int4g-1", "int4g64"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models.cases import DISTILLED, INTEGERS, NEAREST, PLAIN, Case
+from benchmarks.models.cases import CALIBRATED, DISTILLED, INTEGERS, NEAREST, PLAIN, Case
 from benchmarks.models.integers import Integers
 from benchmarks.models.texts import CALIBRATION, HELD_OUT
 
@@ -68,7 +69,8 @@ def made(case: Case, settings: Settings) -> Made:
 
 
 def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
-    """By codegemm itself, into a folder that is gone on with where it was begun, and taken where it is whole."""
+    """By codegemm itself, into a folder that is gone on with where it was begun, and taken where it is whole. What is
+    distilled goes on from the calibrated model's matrices, where these are kept."""
     from codegemm.formats.format import spec_of
     from codegemm.hf import generation, quantize_model
     from codegemm.torch.replace import quantized_layers
@@ -76,6 +78,9 @@ def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
     target = settings.work / case.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
+        kept, own = (settings.work / f".{Case(case.config, way).name}.parts" for way in (CALIBRATED, case.way))
+        if case.way == DISTILLED and kept.is_dir() and not own.exists():
+            shutil.copytree(kept, own)
         quantize_model(
             settings.model,
             target,
@@ -85,6 +90,7 @@ def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
             length=SEQUENCE,
             distill=settings.distilled if case.way == DISTILLED else 0,
             device=settings.device,
+            keep=case.way == CALIBRATED,
         )
     model = generation.open_model(target, generation.device_named(settings.device))
     layers = quantized_layers(model).values()

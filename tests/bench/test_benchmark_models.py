@@ -66,7 +66,7 @@ def test_cases_are_of_what_there_is():
 
 
 def test_parts():
-    assert [case.way for case in cases.chosen("m1v4g-1")] == ["plain", "calibrated", "distilled"]
+    assert [case.way for case in cases.chosen("m1v4g192")] == ["plain", "calibrated", "distilled"]
     assert {case.way for case in cases.chosen("gptq")} == {"GPTQ"}
     assert cases.chosen("int4g64-gptq") == [Case("int4g64", "GPTQ")]
     assert cases.chosen(None) == list(CASES)

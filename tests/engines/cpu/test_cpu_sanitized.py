@@ -82,8 +82,9 @@ BASELINES = {"aqlm", "quip", "qtip", "lutgemm"}
 def test_no_kernel_errs_beyond_its_arrays_or_between_threads():
     """The paths differ in how they look up, not in how their threads work together; and the baselines share these."""
     paths = [each.name for each in isa.available()]
-    wanted = [(path, "address,undefined", ("asan", "ubsan")) for path in (paths if cases.ALL else paths[:1])]
-    wanted.append((paths[0], "thread", ("tsan",), *(() if cases.ALL else ("few",))))
+    few = () if cases.ALL else ("few",)
+    wanted = [(path, "address,undefined", ("asan", "ubsan"), *few) for path in (paths if cases.ALL else paths[:1])]
+    wanted.append((paths[0], "thread", ("tsan",), *few))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for how, done in zip(wanted, pool.map(lambda how: run(*how), wanted), strict=True):
             assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
