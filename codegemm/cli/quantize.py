@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--config", required=True, help="Like m2v8g128, e8p or qtip.")
+@click.option("--config", help="Like m2v8g128, e8p or qtip. With --bits, those to choose from: m1v4g-1,m2v8g128.")
 @click.option(
     "--include",
     metavar="REGEX",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def quantize(
     source: Path,
     target: Path,
-    config: str,
+    config: str | None,
     include: str | None,
     exclude: str | None,
     calibration: tuple[Path, ...],
@@ -65,8 +65,8 @@ def quantize(
     aside. A matrix `name.weight` becomes the weight `name`. One that would take more bits than it has stays as it is.
 
     With texts as --calibration, SOURCE is a folder of Hugging Face's with a tokenizer, and all linear layers of the
-    model are quantised, in turn, for the inputs that the quantised layers before them give. SOURCE and TARGET stand
-    before --calibration, or behind `--`.
+    model are quantised, in turn, for the inputs that the quantised layers before them give. With --bits, layers that
+    the model's predictions depend on more get more bits. SOURCE and TARGET stand before --calibration, or behind `--`.
 
     What is finished is kept beside TARGET until that is whole: after Ctrl-C the same command goes on from there.
     """
@@ -81,6 +81,8 @@ def quantize(
         )  # fmt: skip
         return
     quantize_by_text.check_unused(by_text)
+    if config is None:
+        raise click.UsageError("--config: is missing")
     if len(calibration) > 1:
         raise click.UsageError(f"--calibration {calibration[1]}: of sums there can be one file")
     calibration_file = calibration[0] if calibration else None

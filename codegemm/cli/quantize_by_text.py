@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 _TOKENS, _LENGTH = 1 << 15, 512
 _SETTINGS = (
+    click.option(
+        "--bits",
+        type=click.FloatRange(0, min_open=True),
+        help="Of a weight in the mean: which layer gets which configuration is found by measuring.",
+    ),
     click.option("--tokens", type=click.IntRange(1), help=f"Of the texts, to quantise for.  [default: {_TOKENS}]"),
     click.option("--length", type=click.IntRange(2), help=f"Of the rows that they are cut into.  [default: {_LENGTH}]"),
     click.option(
@@ -59,7 +65,7 @@ def check_unused(given: Mapping[str, Any]) -> None:
 def run(
     source: Path,
     target: Path,
-    config: str,
+    config: str | None,
     texts: tuple[Path, ...],
     *,
     rotate: bool,
@@ -67,6 +73,7 @@ def run(
     seed: int,
     force: bool,
     dry_run: bool,
+    bits: float | None,
     tokens: int | None,
     length: int | None,
     tune: int | None,
@@ -79,11 +86,12 @@ def run(
     device: str,
 ) -> None:
     """Quantise the model, and say what became of it."""
+    if config is None and bits is None:
+        raise click.UsageError("--config: is missing; without it, --bits has configurations chosen by layer")
     missing = options.missing_transformers()
     if missing:
         raise click.UsageError(missing)
     from codegemm.hf.blockwise.runner import quantize_model
-    from codegemm.quantize import configured
 
     options.quiet_transformers()
     shown = sys.stderr.isatty()
@@ -95,7 +103,7 @@ def run(
 
     try:
         done = quantize_model(
-            source, target, configured(config, rotate), calibration=list(texts), tokens=tokens or _TOKENS,
+            source, target, _config(config, bits, rotate), bits=bits, calibration=list(texts), tokens=tokens or _TOKENS,
             length=length or _LENGTH, tune=tune or 0, distill=distill or 0, layers=dict(map(_named, layers)),
             modules_to_not_convert=list(dense) or None, workers=workers, keep=keep, spill=spill, seed=seed,
             time_limit=time_limit, device=device, progress=shown, on_layer=tell, force=force, dry_run=dry_run,
@@ -103,7 +111,17 @@ def run(
     except KeyboardInterrupt:
         click.echo("stopped: the same command goes on from what is finished", err=True)
         sys.exit(130)
-    _print_summary(target, done, dry_run)
+    _print_summary(target, done, dry_run, bits is not None)
+
+
+def _config(text: str | None, bits: float | None, rotate: bool) -> Any:
+    """The configuration of --config, or with --bits those to choose from."""
+    from codegemm.hf.allocation.candidates import USUAL
+    from codegemm.quantize import configured
+
+    if bits is None:
+        return configured(text, rotate)
+    return [configured(each, rotate) for each in (USUAL if text is None else text.split(","))]
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -114,11 +132,14 @@ def _named(text: str) -> tuple[str, str]:
     return name, config
 
 
-def _print_summary(target: Path, done: QuantizedModel, dry_run: bool) -> None:
+def _print_summary(target: Path, done: QuantizedModel, dry_run: bool, by_layer: bool) -> None:
     from codegemm import model_card
 
     if done.left_out:
         click.echo(f"not copied: {', '.join(done.left_out)}")
+    if by_layer:
+        counts = Counter(layer.config for layer in done.layers).most_common()
+        click.echo(f"by layer: {', '.join(f'{config} ({count})' for config, count in counts)}")
     before = f", {done.resumed} of them before" if done.resumed else ""
     quantised = (
         f"{len(done.layers)} matrices {'to be ' * dry_run}quantised{before}, {done.bits_per_weight:.3f} bits/weight"

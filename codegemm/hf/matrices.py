@@ -84,7 +84,7 @@ def plan(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names) -
     usual = _usual(model)
     taken, dense = [], {name for name in usual if name}
     for matrix in found:
-        asked = _asked(config, matrix.name)
+        asked = named_config(config, matrix.name)
         if asked and usual.get(matrix.module):
             raise ValueError(f"layers: {matrix.name} shares its weight with another module, and stays dense")
         if not asked and (matrix.module in usual or _is_named(matrix.name, named)):
@@ -129,15 +129,15 @@ def resolved(config: CodegemmConfig, made: Plan) -> CodegemmConfig:
     layers: dict[str, str] = {}
     pooled: dict[str, set[str]] = {}
     for matrix in made.matrices.values():
-        pooled.setdefault(_of_all_experts(matrix), set()).add(matrix.config)
+        pooled.setdefault(pool_of(matrix), set()).add(matrix.config)
     for matrix in made.matrices.values():
-        together = _of_all_experts(matrix)
+        together = pool_of(matrix)
         if matrix.config != config.config:
             layers[together if len(pooled[together]) == 1 else matrix.name] = matrix.config
     return CodegemmConfig(config.config, layers, made.dense)
 
 
-def _of_all_experts(matrix: Matrix) -> str:
+def pool_of(matrix: Matrix) -> str:
     """Its name, or the pattern of those of all experts."""
     if matrix.expert is None:
         return matrix.name
@@ -150,7 +150,7 @@ def _found(model: torch.nn.Module, config: CodegemmConfig, names: experts.Names)
 
     def matrix(name: str, parameter: str, shape: Sequence[int], *place: Any) -> Matrix:
         rows, columns = shape
-        text = _asked(config, name) or config.config
+        text = named_config(config, name) or config.config
         return Matrix(name, parameter, (rows, columns), str(fitted(text, columns)), *place)
 
     for name, module in model.named_modules():
@@ -209,7 +209,7 @@ def _as_named_in(model: torch.nn.Module, config: CodegemmConfig) -> CodegemmConf
     return CodegemmConfig(config.config, layers, [own(name) for name in config.modules_to_not_convert or ()])
 
 
-def _asked(config: CodegemmConfig, name: str) -> str | None:
+def named_config(config: CodegemmConfig, name: str) -> str | None:
     """The configuration that `layers` has for a layer."""
     if name in config.layers:
         return config.layers[name]
@@ -281,7 +281,7 @@ def _check_dense(model: torch.nn.Module, made: Plan, named: tuple[str, ...]) -> 
 
 def _tell(config: CodegemmConfig, made: Plan) -> None:
     """Say once which layers got another group size."""
-    asked = ((matrix, _asked(config, matrix.name) or config.config) for matrix in made.matrices.values())
+    asked = ((matrix, named_config(config, matrix.name) or config.config) for matrix in made.matrices.values())
     others = Counter((matrix.shape[1], text, matrix.config) for matrix, text in asked if matrix.config != text)
     for (columns, text, fit), count in others.items():
         said = "%d layers have %d inputs, which the group size of %s does not divide: %s"

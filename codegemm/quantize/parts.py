@@ -16,7 +16,7 @@ import numpy.typing as npt
 from codegemm import cache
 from codegemm.calibration import Calibration
 from codegemm.errors import CheckpointError
-from codegemm.files import File
+from codegemm.files import File, replace_file
 from codegemm.formats.native import Stored, read_stored, write_weights
 from codegemm.formats.weight import Weight
 from codegemm.quantize.arithmetic import usual
@@ -24,7 +24,7 @@ from codegemm.quantize.stored import key_parts, made
 from codegemm.storage import load
 
 _NAME, _NOTE = "weight", "note"
-# A part, or how far a training was; or one that is being written.
+# A part, or how far something was that takes long; or one that is being written.
 _OURS = re.compile(r"\.?[0-9a-f]{32}\.(safetensors|state)(\.[0-9a-f]{8})?")
 
 
@@ -61,10 +61,7 @@ class Parts:
 
     def keep(self, key: str, weight: Weight, note: str = "") -> Stored:
         """Write one, whole or not at all; as `find` gives it. CheckpointError where that fails."""
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: could not be made: {error.strerror}") from None
+        self._make()
         write_weights(self._path(key), {_NAME: weight.stored()}, {}, {_NOTE: note} if note else {})
         kept = self.find(key)
         if kept is None:
@@ -74,6 +71,11 @@ class Parts:
     def state(self, key: str) -> Path:
         """Where it is kept how far something was that takes long."""
         return self.folder / f"{key}.state"
+
+    def keep_state(self, key: str, content: bytes) -> None:
+        """Write such a file, whole or not at all; CheckpointError where that fails."""
+        self._make()
+        replace_file(self.state(key), [content])
 
     def remove(self) -> None:
         """All of them, of whatever arguments; the folder, unless somebody else's files are in it."""
@@ -87,6 +89,12 @@ class Parts:
     def weight(self, key: str) -> Weight:
         """One that is there, in memory."""
         return load(self._path(key), _NAME)
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: could not be made: {error.strerror}") from None
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

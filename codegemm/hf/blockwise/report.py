@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from codegemm.hf.allocation.runner import Allocation
 from codegemm.hf.blockwise.matrix import Layer
 from codegemm.hf.distillation.train import Course
 from codegemm.version import __version__
@@ -54,4 +56,14 @@ def taught(tokens: int, course: Course) -> str:
     return (
         f"Then distilled: codebooks, scales and norms trained on {tokens} tokens to give the original's predictions; "
         f"the divergence from them went from {course.first:.3f} to {course.last:.3f} nats a token on that text."
+    )
+
+
+def allocated(allocation: Allocation) -> str:
+    """A line for the card, of bits by layer."""
+    counts = Counter(allocation.layers.values()).most_common()
+    return (
+        f"Bits by layer, {allocation.bits:g} in the mean at most: by how far errors in a matrix take the model's "
+        f"predictions from what they were, measured on {allocation.measured.tokens} tokens. "
+        f"{', '.join(f'{config}: {count}' for config, count in counts)}."
     )

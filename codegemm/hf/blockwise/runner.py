@@ -20,6 +20,8 @@ from codegemm.engines.cpu.library import get_num_threads, set_num_threads
 from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Weight
 from codegemm.hf import experts
+from codegemm.hf.allocation.candidates import configurations
+from codegemm.hf.allocation.runner import Allocation, Budget, checked_bits, measure
 from codegemm.hf.blockwise import assembled, report, rows
 from codegemm.hf.blockwise.group import SHARDS, Alone, Group, Several, joined, started
 from codegemm.hf.blockwise.kept import Kept
@@ -94,8 +96,9 @@ class QuantizedModel:
 def quantize_model(
     source: StrPath,
     target: StrPath,
-    config: Any,
+    config: Any = None,
     *,
+    bits: float | None = None,
     calibration: Sequence[StrPath] | torch.Tensor | None = None,
     tokens: int = TOKENS,
     length: int = LENGTH,
@@ -122,6 +125,11 @@ def quantize_model(
         which `codegemm.hf` and `codegemm.load_all` read, with a report by layer, `quantization_report.json`, and a
         card, README.md, that says what was measured.
     config, layers, modules_to_not_convert, seed, time_limit: as of `codegemm.hf.CodegemmConfig`.
+    bits: of a weight in the mean over all matrices, codebooks and scales counted. Then `config` is a list of
+        configurations to choose from (None: a usual list), and each matrix gets the one with which the model's
+        predictions should suffer least in all: how much they suffer from errors in one matrix is measured before, on a
+        few rows of the calibration. What `layers` names stays as it is named, and counts. All experts of a layer get
+        the same.
     calibration: files of UTF-8, or rows of token ids, int64 [rows, length]. None: everything is quantised without.
     tokens: about how many of the texts, as many of each; in rows of `length`.
     tune: steps for each block, before the next one's turn, in which its codebooks and scales are trained to give the
@@ -134,7 +142,8 @@ def quantize_model(
     spill: keep hidden states, 8 bytes for each number, in files beside the target instead of in memory.
     device: `cpu`, `cuda` or `auto`. progress: as of `codegemm.quantize`. on_layer: hears of each layer when it is done.
     keep: leave what is kept beside the target when that is whole: another call, to distil it for instance, goes on from
-        there. force: replace an existing target, once all is written. dry_run: say what would be done; compute nothing.
+        there. force: replace an existing target, once all is written. dry_run: say what would be done; nothing is
+        computed but, for `bits`, which layer gets which configuration, and nothing is written.
 
     An expert of a mixture is quantised for the tokens that are routed to it; of fewer than an eighth of its inputs, and
     outside the list of blocks, matrices are quantised without a calibration, which their `Layer` says. Rows of inputs
@@ -144,14 +153,18 @@ def quantize_model(
     there, whenever and however it was stopped.
 
     ValueError, before anything is computed, for an architecture that is not understood, a text shorter than a row, a
-    tokenizer or configuration that doesn't fit; later, with the layer's name, for activations that are no numbers.
-    CheckpointError (one, too) for files that can't be read or written, MemoryError where states have no room,
-    ChildProcessError where a worker is lost.
+    tokenizer or configuration that doesn't fit, `bits` that can't be met or have no calibration; later, with the
+    layer's name, for activations that are no numbers. CheckpointError (one, too) for files that can't be read or
+    written, MemoryError where states have no room, ChildProcessError where a worker is lost.
     """
-    asked = CodegemmConfig(config, layers, modules_to_not_convert, seed=seed, time_limit=time_limit).check_quantizable()
+    configs = _configurations(config, bits, calibration)
+    asked = CodegemmConfig(configs[0], layers, modules_to_not_convert, seed=seed, time_limit=time_limit)
+    asked.check_quantizable()
     folder, where = Path(source), device_named(device).type
     skeleton = Skeleton.open(folder)
-    made = plan(skeleton.model, asked, experts.names_of(skeleton.model))
+    names = experts.names_of(skeleton.model)
+    budget = None if bits is None else Budget.of(checked_bits(bits), configs, skeleton.model, asked, names)
+    made = plan(skeleton.model, asked, names) if budget is None else budget.made
     text = None if calibration is None else _calibration(skeleton, folder, calibration, tokens, length)
     place = destination(skeleton.source, Path(target), _files(calibration), force, _ADDED)
     settings = Settings(asked.seed, time_limit, where, _count("tune", tune, 0))
@@ -162,14 +175,18 @@ def quantize_model(
         raise ValueError(f"{'distill' if taught else 'tune'}: there is no calibration to learn from")
     arguments = _Arguments(folder, place, asked, settings, text, spill, keep, force, taught)
     several = _workers(workers, where)
-    if dry_run:
-        return _planned(skeleton, made, place, text)
     with ExitStack() as stack:
         group = stack.enter_context(joined())
+        open_bar = opener(progress if group.leads else False)
+        if budget is not None:
+            allocation = _allocation(arguments, skeleton, budget, group, open_bar, keep=not dry_run)
+            arguments = replace(arguments, config=allocation.applied(), allocation=allocation)
+            made = plan(skeleton.model, arguments.config, names)
+        if dry_run:
+            return _planned(skeleton, made, place, text)
         if isinstance(group, Alone) and several > 1:
             group = stack.enter_context(started(several, _follow, (arguments,)))
         kept = Kept(Parts(place.path))
-        open_bar = opener(progress if group.leads else False)
         with open_bar("quantizing") as bar:
             run = _through(arguments, skeleton, made, group, kept, bar, on_layer)
         done = run.layers
@@ -200,6 +217,7 @@ class _Arguments:
     keep: bool
     force: bool
     lessons: Lessons | None
+    allocation: Allocation | None = None
 
 
 def _follow(arguments: _Arguments) -> None:
@@ -209,6 +227,26 @@ def _follow(arguments: _Arguments) -> None:
     group = Several()
     _through(arguments, skeleton, made, group, Kept(Parts(arguments.place.path)), Progress("", False), None)
     group.share(None, 0)
+
+
+def _allocation(
+    arguments: _Arguments,
+    skeleton: Skeleton,
+    budget: Budget,
+    group: Group,
+    open_bar: Callable[[str], Progress],
+    *,
+    keep: bool,
+) -> Allocation:
+    """Which matrix gets what; one process measures, and on this machine no other has begun to work."""
+    found = None
+    if group.leads:
+        assert arguments.text is not None
+        parts, device = Parts(arguments.place.path), arguments.settings.device
+        with open_bar("measuring layers") as bar, _quiet():
+            found = budget.spent(measure(skeleton, budget, arguments.text.ids, parts, device, bar, keep=keep))
+    shared: Allocation = group.share(found, 0)
+    return shared
 
 
 def _through(
@@ -308,6 +346,9 @@ def _write(
     tokens, texts = (0, []) if text is None else (text.ids.numel(), [Path(name).name for name in text.texts])
     said = report.summary(done, tokens, texts)
     told: dict[str, Any] = {"config": arguments.config.config, "tokens": tokens, "texts": texts}
+    if arguments.allocation is not None:
+        said.append(report.allocated(arguments.allocation))
+        told["allocation"] = arguments.allocation.told()
     weights, norms = kept.stored, {}
     if taught is not None and arguments.lessons is not None:
         weights, norms = {name: weight.stored() for name, weight in taught.weights.items()}, dict(taught.norms)
@@ -343,6 +384,19 @@ def _calibration(
         raise ValueError(f"length={length}: the model has {positions} positions")
     ids = rows.encoded(open_tokenizer(folder), _files(given), vocabulary, str(folder))
     return Calibration(rows.spread(ids, length, tokens), ids)
+
+
+def _configurations(
+    config: Any, bits: float | None, calibration: Sequence[StrPath] | torch.Tensor | None
+) -> Sequence[Any]:
+    """The configuration, or those to choose from for `bits`; ValueError where something is missing for either."""
+    if bits is None:
+        if config is None:
+            raise ValueError("config: None, must name a configuration where there are no `bits` to choose by")
+        return (config,)
+    if calibration is None:
+        raise ValueError(f"bits={bits!r}: there is no calibration to measure layers on")
+    return configurations(config)
 
 
 def _files(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:

@@ -27,6 +27,7 @@ class Way:
     """How blocks are called beside the hidden states: other arguments of each, the same for all parts of the text."""
 
     arguments: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+    wrapped: bool = False  # whether the model expects tuples of them
 
     def call(self, number: int, block: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         """What a block makes of hidden states [rows, tokens, hidden]."""
@@ -78,13 +79,13 @@ class Streams:
         own = [number for number in range(SHARDS) if group.owner(number) == group.rank]
         with skeleton.around() as model:
             first = next(part for shard in parts for part in shard)
-            width = _first_inputs(skeleton, model, ids[first])[0][0].shape[-1]
+            width = first_inputs(skeleton, model, ids[first]).shape[-1]
             shape = (rows, length, width)
             original, quantised = (_room(shape, folder, f"{name}-{group.rank}") for name in ("original", "quantised"))
             for number in own:
                 for part in parts[number]:
-                    original[part] = _first_inputs(skeleton, model, ids[part])[0][0]
-            way = _way(skeleton, model, ids[first])
+                    original[part] = first_inputs(skeleton, model, ids[part])
+            way = way_of(skeleton, model, ids[first])
         quantised.copy_(original)
         return cls(original, quantised, parts, own), way
 
@@ -103,14 +104,12 @@ def _room(shape: tuple[int, ...], folder: Path | None, name: str) -> torch.Tenso
     return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=shape))
 
 
-def _first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the first block is called with."""
-    held: list[Any] = []
+def first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The hidden states [rows, tokens, hidden] that the first block gets of token ids [rows, tokens]."""
+    held: list[torch.Tensor] = []
 
     def keep(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not inputs:
-            inputs = (named.pop("hidden_states"),)
-        held.append((inputs, named))
+        held.append(inputs[0] if inputs else named["hidden_states"])
         raise _Reached
 
     block = model.get_submodule(skeleton.name(0))
@@ -119,13 +118,30 @@ def _first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> tuple[tu
     return held[0]
 
 
-def _way(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> Way:
-    """How each block is called: the model is run with blocks that give back what they get."""
+def way_of(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> Way:
+    """How each block is called: the model is run with blocks that give back what they get.
+
+    ValueError for a model that can't go on with that.
+    """
     for wrapped in (False, True):
         found = _recorded(skeleton, model, ids, wrapped)
         if found is not None:
-            return Way(found)
+            return Way(found, wrapped)
     raise ValueError(f"{type(model).__name__}: its blocks are not called one after the other with hidden states")
+
+
+def logits(skeleton: Skeleton, model: Any, way: Way, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """What the model says of token ids [rows, tokens] where its blocks have made `hidden` [rows, tokens, hidden]."""
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        return (hidden,) if way.wrapped else hidden
+
+    with ExitStack() as restored, torch.no_grad():
+        for block in model.get_submodule(skeleton.blocks):
+            block.forward = forward
+            restored.callback(delattr, block, "forward")
+        found: torch.Tensor = model(input_ids=ids, **_without_cache(model)).logits
+    return found
 
 
 def _recorded(skeleton: Skeleton, model: Any, ids: torch.Tensor, wrapped: bool) -> list[Any] | None:
