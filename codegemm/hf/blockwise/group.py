@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import torch.distributed as dist
 
 SHARDS = 8  # of the text's rows, whoever computes with them: sums over rows are added up shard by shard
 _PATIENCE = datetime.timedelta(days=7)  # for the others: a large matrix takes its time
+_SECONDS = 5.0  # till a process whose connection is closed has ended
 
 
 class Group(ABC):
@@ -51,6 +55,10 @@ class Alone(Group):
         return value
 
 
+class Disconnected(RuntimeError):
+    """Another process has ended, so that nothing can be shared."""
+
+
 class Several(Group):
     """Processes that torch.distributed connects, by gloo: what is shared lies in memory, not on GPUs."""
 
@@ -60,7 +68,10 @@ class Several(Group):
 
     def share(self, value: Any, source: int) -> Any:
         held = [value if self.rank == source else None]
-        dist.broadcast_object_list(held, src=source, group=self._group)
+        try:
+            dist.broadcast_object_list(held, src=source, group=self._group)
+        except RuntimeError as error:
+            raise Disconnected(f"process {self.rank} of {self.size}: another has ended ({error})") from error
         return held[0]
 
 
@@ -83,29 +94,32 @@ def joined() -> Iterator[Group]:
 def started(workers: int, program: Callable[..., Any], arguments: Sequence[Any]) -> Iterator[Group]:
     """This process as the first of `workers` on this machine; program(*arguments) is what the others run.
 
-    ChildProcessError, in place of what is raised in the body, where one of them has ended before its time.
+    ChildProcessError, in place of what is raised in the body, where one of them has ended before its time. Of what all
+    of them raise, a ValueError, and of what follows from it only this process tells.
     """
     with tempfile.TemporaryDirectory(prefix="codegemm-") as folder:
         place = Path(folder) / "store"
         spawn = torch.multiprocessing.get_context("spawn")
+        ready = spawn.Semaphore(0)
         others: list[BaseProcess] = [
-            spawn.Process(target=_run, args=(place, rank, workers, program, arguments), daemon=True)
+            spawn.Process(target=_run, args=(ready, place, rank, workers, program, arguments), daemon=True)
             for rank in range(1, workers)
         ]
         try:
             for other in others:
                 other.start()
+            _await(ready, others)
             _connect(place, 0, workers)
             try:
                 yield Several()
             finally:
                 dist.destroy_process_group()
-        except RuntimeError as error:  # of torch.distributed, whose connection is closed
-            failed = [rank for rank, other in enumerate(others, 1) if other.exitcode]
-            if not failed:
+        except Disconnected as error:
+            wait([other.sentinel for other in others], _SECONDS)
+            lost = _lost(others)
+            if lost is None:
                 raise
-            code = others[failed[0] - 1].exitcode
-            raise ChildProcessError(f"worker {failed[0]} of {workers} ended (exit status {code})") from error
+            raise lost from error
         finally:
             for other in others:
                 other.join(0.1)
@@ -113,10 +127,34 @@ def started(workers: int, program: Callable[..., Any], arguments: Sequence[Any])
                     other.terminate()
 
 
-def _run(place: Path, rank: int, size: int, program: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _await(ready: Any, others: Sequence[BaseProcess]) -> None:
+    """Till all the others are about to connect, for who connects waits for all; ChildProcessError where one ends."""
+    for _ in others:
+        while not ready.acquire(timeout=0.1):
+            lost = _lost(others)
+            if lost is not None:
+                raise ChildProcessError(
+                    f"{lost} before it began; a script that starts workers must do so under "
+                    "`if __name__ == '__main__':`, or have workers=1"
+                )
+
+
+def _lost(others: Sequence[BaseProcess]) -> ChildProcessError | None:
+    """That one of the others has ended, if so."""
+    for rank, other in enumerate(others, 1):
+        if other.exitcode is not None:
+            return ChildProcessError(f"worker {rank} of {len(others) + 1} ended (exit status {other.exitcode})")
+    return None
+
+
+def _run(ready: Any, place: Path, rank: int, size: int, program: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is heard by the first process alone, which says so
+    ready.release()
     _connect(place, rank, size)
     try:
         program(*arguments)
+    except (ValueError, Disconnected):
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
