@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from codegemm.formats.codebook import CodebookWeight
+from codegemm.formats.format import format_of, parse
 from codegemm.formats.incoherent import IncoherentWeight
 from codegemm.formats.transformed import TransformedWeight
 from codegemm.formats.weight import Weight
@@ -23,15 +24,17 @@ _MOST = float(np.finfo(np.float16).max)
 
 def tunable(weight: Weight) -> Tunable:
     """Its trainable form; ValueError for a weight of a format that has none."""
-    kind = _kind(weight)
+    kind = _kind(type(weight), type(getattr(weight, "core", weight)))
     if kind is None:
         raise ValueError(f"{weight.spec.name}: weights of this format are not trained")
     return kind(weight)
 
 
-def is_tunable(weight: Weight) -> bool:
-    """Whether there is a trainable form of it."""
-    return _kind(weight) is not None
+def check_tunable(config: Any) -> None:
+    """ValueError for a configuration whose weights have no trainable form."""
+    config = parse(config)
+    if _kind(format_of(config).weight, format_of(getattr(config, "core", config)).weight) is None:
+        raise ValueError(f"config '{config}': weights of this format are not trained")
 
 
 class Tunable(torch.nn.Module):  # type: ignore[misc]
@@ -168,12 +171,13 @@ class _Gathered(torch.autograd.Function):  # type: ignore[misc]
         return torch.from_numpy(np.array(sums, np.float32)).transpose(1, 2), None
 
 
-def _kind(weight: Weight) -> Any:
-    if isinstance(weight, CodebookWeight):
+def _kind(weight: type, core: type) -> Any:
+    """Of a weight's class, and of the class of what it is around."""
+    if issubclass(weight, CodebookWeight):
         return TunableCodebooks
-    if isinstance(weight, IncoherentWeight):
+    if issubclass(weight, IncoherentWeight):
         return TunableSides
-    if isinstance(weight, TransformedWeight) and isinstance(weight.core, CodebookWeight):
+    if issubclass(weight, TransformedWeight) and issubclass(core, CodebookWeight):
         return TunableTransformed
     return None
 

@@ -89,7 +89,8 @@ def divergences(
     )
     with skeleton.around() as model, _on(device, model):
         states = torch.cat([first_inputs(skeleton, model, probe.ids[part].to(device)).cpu() for part in probe.parts])
-        way = way_of(skeleton, model, probe.compared.to(device))
+        compared = probe.compared.to(device)
+        way = way_of(skeleton, model, compared, compared)
         changed = {
             name: first_inputs(skeleton, there, probe.compared.to(device)).cpu()
             for name, there in _each_changed(skeleton, model, outside, seed)

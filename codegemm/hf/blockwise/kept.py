@@ -21,18 +21,31 @@ class Kept:
         self.parts = parts
         self.stored: dict[str, Stored] = {}
         self._keys: dict[str, str] = {}
-        self.resumed = 0
+        self._found: set[str] = set()
+
+    @property
+    def resumed(self) -> int:
+        """How many layers were found."""
+        return len(self._found)
 
     def find(self, key: str, name: str) -> tuple[Weight, Layer] | None:
         """A weight of this name that depends on what `key` says, and what was said of it; None where there is none."""
         own = cache.key(key, name)
-        stored, note = self.parts.find(own), self.parts.note(own)
-        if stored is None or not note:
+        stored, note = self._read(own)
+        if stored is None:
             return None
         said: dict[str, Any] = json.loads(note)
         self.stored[name], self._keys[name] = stored, own
-        self.resumed += 1
+        self._found.add(name)
         return self.parts.weight(own), Layer(**{**said, "shape": tuple(said["shape"])})
+
+    def find_all(self, key: str, names: Iterable[str]) -> list[tuple[Weight, Layer]] | None:
+        """The same of several names; None, and none of them is taken, where one is lacking."""
+        names = list(names)
+        if any(self._read(cache.key(key, name))[0] is None for name in names):
+            return None
+        found = [self.find(key, name) for name in names]
+        return [each for each in found if each is not None]
 
     def weight(self, name: str) -> Weight:
         """One of `stored`, in memory."""
@@ -41,6 +54,11 @@ class Kept:
     def weights(self, names: Iterable[str]) -> dict[str, Weight]:
         """Of these, in memory."""
         return {name: self.weight(name) for name in names}
+
+    def _read(self, own: str) -> tuple[Stored | None, str]:
+        """One that has a note, and that."""
+        stored, note = self.parts.find(own), self.parts.note(own)
+        return (stored, note) if note else (None, "")
 
     def keep(self, key: str, weight: Weight, layer: Layer) -> None:
         """Write one; CheckpointError where that fails."""

@@ -68,7 +68,7 @@ class Run:
 
         begin: a key of the text and of all else that the first block gets.
         """
-        self.key = begin
+        self.key = cache.key(begin, self.skeleton.described, *self._digests(lambda name: not self._is_inside(name)))
         for number in range(self.skeleton.count):
             with self.skeleton.block(number) as block:
                 self.key = self._key(self.key, number)
@@ -199,9 +199,10 @@ class Run:
     ) -> None:
         """Train the weights of a block's layers to give the original's outputs; the block multiplies by those then."""
         said = {layer.name: layer for layer in self.layers[-len(here) :]}
-        kept = [self.kept.find(key, matrix.name) for matrix in here.values()] if self.group.leads else None
-        found = dict(zip(here, self.group.share(kept, 0)))
-        if any(each is None for each in found.values()):
+        names = [matrix.name for matrix in here.values()]
+        kept = self.group.share(self.kept.find_all(key, names) if self.group.leads else None, 0)
+        found = dict(zip(here, kept or ()))
+        if kept is None:
             before = self.group.share(self.kept.weights(said) if self.group.leads else None, 0)
             own = {name: before[matrix.name] for name, matrix in here.items()}
             made = stages.with_layers(blocks[1], self.names, self.skeleton.model.config)
@@ -230,18 +231,18 @@ class Run:
     def _key(self, before: str, number: int) -> str:
         """Of all that a block's weights depend on: what is before it, its own tensors and how they are quantised."""
         begin = f"{self.skeleton.name(number)}."
-        digests = [
-            digest(self.skeleton.source.tensors[key].data)
-            for name, keys in self.skeleton.keys.items()
-            if name.startswith(begin)
-            for key in keys
-        ]
+        digests = self._digests(lambda name: name.startswith(begin))
         here = [
             f"{each.name} {identity(each.config)}"
             for each in self.plan.matrices.values()
             if each.name.startswith(begin)
         ]
         return cache.key(before, *digests, *here)
+
+    def _digests(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Of what the files have of parameters with such names."""
+        own = [key for name, keys in self.skeleton.keys.items() if wanted(name) for key in keys]
+        return [digest(self.skeleton.source.tensors[key].data) for key in own]
 
     def _is_inside(self, name: str) -> bool:
         return name.startswith(f"{self.skeleton.blocks}.")

@@ -30,13 +30,15 @@ from codegemm.hf.blockwise.run import Run, Settings
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.streams import Streams, bytes_needed
 from codegemm.hf.config import CodegemmConfig
-from codegemm.hf.distillation.runner import distil
+from codegemm.hf.distillation.runner import check_logits, distil
 from codegemm.hf.distillation.train import Course, Lessons
 from codegemm.hf.generation import device_named, open_tokenizer
 from codegemm.hf.matrices import Plan, plan
 from codegemm.measuring import conditions, memory
 from codegemm.quantize.parts import Parts
 from codegemm.quantize.progress import Progress, opener
+from codegemm.quantize.stored import digest
+from codegemm.torch.tunable import check_tunable
 from codegemm.version import __version__
 
 StrPath = str | os.PathLike[str]
@@ -170,10 +172,10 @@ def quantize_model(
     settings = Settings(asked.seed, time_limit, where, _count("tune", tune, 0))
     if text is not None and not spill:
         memory.ensure("the calibration's hidden states (--spill keeps them on disk)", _bytes(skeleton, text)[0])
-    taught = distill if isinstance(distill, Lessons) else Lessons(distill) if distill else None
-    if (taught is not None or tune) and text is None:
-        raise ValueError(f"{'distill' if taught else 'tune'}: there is no calibration to learn from")
-    arguments = _Arguments(folder, place, asked, settings, text, spill, keep, force, taught)
+    taught = distill if isinstance(distill, Lessons) else Lessons(distill, length) if distill else None
+    if taught is not None or tune:
+        _check_training(skeleton, made, text, taught)
+    arguments = _Arguments(folder, place.path, asked, settings, text, spill, keep, force, taught)
     several = _workers(workers, where)
     with ExitStack() as stack:
         group = stack.enter_context(joined())
@@ -209,7 +211,7 @@ class _Arguments:
     """What each process is told."""
 
     folder: Path
-    place: Destination
+    target: Path
     config: CodegemmConfig
     settings: Settings
     text: Calibration | None
@@ -225,7 +227,7 @@ def _follow(arguments: _Arguments) -> None:
     skeleton = Skeleton.open(arguments.folder)
     made = plan(skeleton.model, arguments.config, experts.names_of(skeleton.model))
     group = Several()
-    _through(arguments, skeleton, made, group, Kept(Parts(arguments.place.path)), Progress("", False), None)
+    _through(arguments, skeleton, made, group, Kept(Parts(arguments.target)), Progress("", False), None)
     group.share(None, 0)
 
 
@@ -242,7 +244,7 @@ def _allocation(
     found = None
     if group.leads:
         assert arguments.text is not None
-        parts, device = Parts(arguments.place.path), arguments.settings.device
+        parts, device = Parts(arguments.target), arguments.settings.device
         with open_bar("measuring layers") as bar, _quiet():
             found = budget.spent(measure(skeleton, budget, arguments.text.ids, parts, device, bar, keep=keep))
     shared: Allocation = group.share(found, 0)
@@ -305,7 +307,7 @@ def _taught(arguments: _Arguments, skeleton: Skeleton, kept: Kept, key: str, bar
         bar.advance(step + 1 - seen)
         seen = step + 1
 
-    state = kept.parts.state(cache.key(key, str(lessons)))
+    state = kept.parts.state(cache.key(key, str(lessons), digest(text.numpy())))
     weights = ((name, kept.weight(name)) for name in kept.stored)
     with _quiet():
         names = experts.names_of(skeleton.model)
@@ -339,9 +341,8 @@ def _write(
     arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer], taught: _Taught | None
 ) -> None:
     """The folder, with a report of the layers and a card; then what was kept is not needed any more."""
-    place = destination(
-        arguments.place.model, arguments.place.path, [], arguments.force, _ADDED
-    )  # it may be there by now
+    # It may be there by now.
+    place = destination(skeleton.source, arguments.target, [], arguments.force, _ADDED)
     text = arguments.text
     tokens, texts = (0, []) if text is None else (text.ids.numel(), [Path(name).name for name in text.texts])
     said = report.summary(done, tokens, texts)
@@ -368,7 +369,6 @@ def _calibration(
     skeleton: Skeleton, folder: Path, given: Sequence[StrPath] | torch.Tensor, tokens: int, length: int
 ) -> Calibration:
     """Rows of the texts; ValueError or CheckpointError for what can't be."""
-    positions = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
     vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]
     if isinstance(given, torch.Tensor):
         if given.dim() != 2 or given.dtype != torch.long or not given.numel():
@@ -379,9 +379,12 @@ def _calibration(
             raise ValueError(
                 f"calibration: token ids from {int(given.min())} to {int(given.max())}, must be below {vocabulary}"
             )
-        return Calibration(given)
-    if positions is not None and length > positions:
-        raise ValueError(f"length={length}: the model has {positions} positions")
+        _check_length(skeleton, given.shape[1])
+        return Calibration(given.cpu())
+    if isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"calibration {str(given)!r}: must be a list of files, or rows of token ids")
+    _count("tokens", tokens, 1)
+    _check_length(skeleton, _count("length", length, 1))
     ids = rows.encoded(open_tokenizer(folder), _files(given), vocabulary, str(folder))
     return Calibration(rows.spread(ids, length, tokens), ids)
 
@@ -399,8 +402,31 @@ def _configurations(
     return configurations(config)
 
 
+def _check_length(skeleton: Skeleton, length: int) -> None:
+    positions = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(f"length={length}: the model has {positions} positions")
+
+
+def _check_training(skeleton: Skeleton, made: Plan, text: Calibration | None, lessons: Lessons | None) -> None:
+    """ValueError where weights can't be trained so: of such formats, of such a model, on such a text."""
+    if text is None:
+        raise ValueError(f"{'tune' if lessons is None else 'distill'}: there is no calibration to learn from")
+    for matrix in made.matrices.values():
+        try:
+            check_tunable(matrix.config)
+        except ValueError as error:
+            raise ValueError(f"{matrix.name}: {error}") from None
+    if lessons is not None:
+        check_logits(skeleton.model)
+        _, found = text.lessons(lessons)
+        _check_length(skeleton, found.length)
+
+
 def _files(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:
-    return [] if calibration is None or isinstance(calibration, torch.Tensor) else [Path(path) for path in calibration]
+    if calibration is None or isinstance(calibration, (torch.Tensor, str, os.PathLike)):
+        return []
+    return [Path(path) for path in calibration]
 
 
 def _workers(wanted: int | None, device: str) -> int:

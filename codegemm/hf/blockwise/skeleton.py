@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from codegemm.errors import CheckpointError
 from codegemm.hf.generation import open_config
-from codegemm.shards import Model, few, open_model
+from codegemm.shards import Model, few, open_model, read_config
 
 _NAMED = 5
 
@@ -56,6 +57,11 @@ class Skeleton:
         conversions = get_model_conversion_mapping(model)
         keys = _keys(model, source, conversions)
         return cls(model, source, keys, conversions, _blocks(folder, model))
+
+    @property
+    def described(self) -> str:
+        """What the files say of the model beside its numbers."""
+        return json.dumps(read_config(self.source.folder or Path()), sort_keys=True)
 
     @property
     def count(self) -> int:

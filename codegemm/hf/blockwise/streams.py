@@ -85,8 +85,11 @@ class Streams:
             for number in own:
                 for part in parts[number]:
                     original[part] = first_inputs(skeleton, model, ids[part])
-            way = way_of(skeleton, model, ids[first])
-        quantised.copy_(original)
+            last = [part for shard in parts for part in shard][-1]
+            way = way_of(skeleton, model, ids[first], ids[last])
+        for number in own:  # the others' rows take no memory
+            for part in parts[number]:
+                quantised[part] = original[part]
         return cls(original, quantised, parts, own), way
 
     def advance(self, way: Way, number: int, dense: torch.nn.Module, made: torch.nn.Module, device: Any) -> None:
@@ -118,14 +121,17 @@ def first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> torch.Ten
     return held[0]
 
 
-def way_of(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> Way:
+def way_of(skeleton: Skeleton, model: Any, ids: torch.Tensor, others: torch.Tensor) -> Way:
     """How each block is called: the model is run with blocks that give back what they get.
 
-    ValueError for a model that can't go on with that.
+    ValueError where blocks are called otherwise than once each in their order, and where they get more of the text than
+    hidden states: something else for one part of it, ids, than for others.
     """
     for wrapped in (False, True):
         found = _recorded(skeleton, model, ids, wrapped)
         if found is not None:
+            if not _same(found, _recorded(skeleton, model, others, wrapped)):
+                raise ValueError(f"{type(model).__name__}: its blocks get more of the text than hidden states")
             return Way(found, wrapped)
     raise ValueError(f"{type(model).__name__}: its blocks are not called one after the other with hidden states")
 
@@ -147,14 +153,14 @@ def logits(skeleton: Skeleton, model: Any, way: Way, ids: torch.Tensor, hidden: 
 def _recorded(skeleton: Skeleton, model: Any, ids: torch.Tensor, wrapped: bool) -> list[Any] | None:
     """The arguments of each block; None where the model can't go on with what such blocks give."""
     blocks = model.get_submodule(skeleton.blocks)
-    held: dict[int, Any] = {}
+    held: list[tuple[int, Any]] = []
     states: list[torch.Tensor] = []
 
     def instead(number: int) -> Any:
         def forward(*inputs: Any, **named: Any) -> Any:
             if not inputs:
                 inputs = (named.pop("hidden_states"),)
-            held[number] = (inputs[1:], named)
+            held.append((number, (inputs[1:], named)))
             states.append(inputs[0])
             return (inputs[0],) if wrapped else inputs[0]
 
@@ -169,16 +175,32 @@ def _recorded(skeleton: Skeleton, model: Any, ids: torch.Tensor, wrapped: bool) 
         except (IndexError, TypeError, AttributeError, ValueError, RuntimeError):
             return None
     as_one = all(each.shape == states[0].shape and torch.equal(each, states[0]) for each in states)
-    return [held[number] for number in range(len(blocks))] if as_one and len(held) == len(blocks) else None
+    in_turn = [number for number, _ in held] == list(range(len(blocks)))
+    return [arguments for _, arguments in held] if as_one and in_turn else None
 
 
 def _without_cache(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether arguments of blocks are the same, tensors number by number; of other objects their kind."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return not isinstance(one, (int, float, str)) or bool(one == other)
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(each, device) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(_moved(each, device) for each in value)
     return value

@@ -16,9 +16,8 @@ from codegemm.hf.blockwise.stages import with_layers
 from codegemm.hf.distillation.student import Student
 from codegemm.hf.distillation.train import Course, Lessons, train
 
-_KEPT_NUMBERS = (
-    3  # for each that goes into or out of a linear layer, till the way back: norms and activations hold some
-)
+# For each that goes into or out of a linear layer, till the way back: norms and activations hold some.
+_KEPT_NUMBERS = 3
 
 
 def distil(
@@ -35,8 +34,7 @@ def distil(
 
     ValueError for a model that gives no logits.
     """
-    if skeleton.model.get_output_embeddings() is None:
-        raise ValueError(f"{type(skeleton.model).__name__}: gives no logits, by which it could be distilled")
+    check_logits(skeleton.model)
     with skeleton.whole() as model:
         model.to(device)
         student = Student.of(with_layers(model, names, model.config), iter(weights))
@@ -49,6 +47,12 @@ def distil(
         course = train(student, base, text, lessons, kept, heard)
         norms = {name: parameter.detach() for name, parameter in student.norms.items()}
         return student.weights(), norms, course
+
+
+def check_logits(model: Any) -> None:
+    """ValueError for a model that gives no predictions of words."""
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{type(model).__name__}: gives no logits, by which it could be distilled")
 
 
 def _needs_recomputing(student: Student, lessons: Lessons, device: str) -> bool:

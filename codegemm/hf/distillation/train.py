@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ _SECONDS = 120.0  # between states that are kept
 @dataclass(frozen=True)
 class Lessons:
     """How to learn, from so many tokens of text. length: of a row, in tokens. rows: of text a step; together: of them
-    that go through the models at once. rate: of a step, in root mean squares of what changes."""
+    that go through the models at once. rate: of a step, in root mean squares of what changes. ValueError for what these
+    can't be."""
 
     tokens: int
     length: int = 512
@@ -32,6 +35,14 @@ class Lessons:
     together: int = 2
     rate: float = 4e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("length", 2), ("rows", 1), ("together", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise ValueError(f"lessons: {name}={value!r}, must be an integer of at least {least}")
+        if not (isinstance(self.rate, Real) and 0 < self.rate < math.inf):
+            raise ValueError(f"lessons: rate={self.rate!r}, must be a number above 0")
 
     @property
     def steps(self) -> int:
@@ -78,9 +89,10 @@ def train(
     number any more.
     """
     optimizer = torch.optim.Adam(student.groups(lessons.rate), betas=_BETAS)
-    course, begin, device = Course(), 0, next(iter(student.norms.values())).device
-    if kept.exists():
-        begin = _restore(kept, student, optimizer, course)
+    course, begin, device = Course(), 0, student.trained[0].device
+    state = _read(kept)
+    if state is not None:
+        begin = _restore(state, student, optimizer, course)
     before, saved = course.seconds, time.monotonic()
     start = saved
     for step in range(begin, lessons.steps):
@@ -119,9 +131,17 @@ def _keep(path: Path, step: int, student: Student, optimizer: torch.optim.Adam, 
     replace_file(path, [content.getbuffer()])
 
 
-def _restore(path: Path, student: Student, optimizer: torch.optim.Adam, course: Course) -> int:
+def _read(path: Path) -> dict[str, Any] | None:
+    """A state that was kept; None where there is none, or not a whole one."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        return None
+    return state
+
+
+def _restore(state: dict[str, Any], student: Student, optimizer: torch.optim.Adam, course: Course) -> int:
     """The step that comes next."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with torch.no_grad():
         for parameter, value in zip(trained, state["trained"], strict=True):
