@@ -80,8 +80,9 @@ class Moments:
 
 
 def weights(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """By what the rows [R, K] are multiplied, [R, 1], and how many of them are made shorter."""
+    """By what the rows [R, K] are multiplied, [R, 1], and how many of them are made shorter. Rows of zeros, as there
+    are behind some activations, say nothing of how long others usually are."""
     norms = x.float().norm(dim=1, keepdim=True)
-    most = CAP * norms.median()
+    most = CAP * (norms[norms != 0] if norms.any() else norms).median()  # a NaN is one of those
     long = norms > most
     return torch.where(long, most / norms, torch.ones_like(norms)), int(long.sum())

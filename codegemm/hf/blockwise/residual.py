@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 BLOCK = ""  # as a module: what the block itself gets
-_SAME = 1e-5
+_SAME, _OF_PRODUCT = 1e-5, 1e-2  # of their norms
 
 
 def streams(
@@ -43,14 +43,17 @@ def streams(
     stream, names = given[:1], {}
     for name, y in products:
         for module, before in stream:
-            total = before + y
-            reached = next((x for x in sums if _equal(x, total)), None)
-            if reached is not None:
+            if any(_is_sum(x, before, y) for x in sums):
                 names[name] = module
-                stream += [(other, x) for other, x in given if _equal(x, total)][:1]
+                stream += [(other, x) for other, x in given if _is_sum(x, before, y)][:1]
                 break
     return names
 
 
 def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
     return bool((x - y).norm() <= _SAME * y.norm())
+
+
+def _is_sum(x: torch.Tensor, before: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether x is before + y: nearer to it than y is long, however little that is beside the rest."""
+    return bool((x - (before + y)).norm() <= _OF_PRODUCT * y.norm()) and _equal(x, before + y) and bool(y.any())
