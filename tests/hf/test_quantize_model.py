@@ -13,7 +13,6 @@ from support.whole import CONFIG, REPORT, contents, left_behind, rows, saved
 
 import codegemm
 from codegemm.hf import CodegemmConfig
-from codegemm.hf.blockwise import matrix, moments
 from codegemm.hf.matrices import plan
 
 TEXT = {
@@ -209,17 +208,3 @@ def test_tuned_experts(tmp_path):
     done = made(saved(model, tmp_path / "dense"), tmp_path / "out", tune=2, time_limit=0)
     assert any(layer.rows == 0 for layer in done.layers)
     loaded(tmp_path / "out")
-
-
-def test_rows_of_zeros_count_for_nothing():
-    """More than half of them, as behind an activation, are no reason to leave the others out."""
-    x = torch.zeros(8, 4)
-    x[0], x[1], x[2] = torch.full((4,), 2.0), torch.full((4,), -2.0), torch.full((4,), 1000.0)
-    factors, capped = moments.weights(x)
-    assert capped == 1
-    assert torch.allclose(factors.flatten(), torch.tensor([1, 1, 0.02, 1, 1, 1, 1, 1]))
-    assert moments.weights(torch.zeros(3, 4)) == (pytest.approx(torch.ones(3, 1)), 0)
-    assert (
-        matrix.Work("w", np.ones((2, 4), np.float32), CONFIG, moments.Moments.empty(4), True, 0, None, None)._is_known()
-        is False
-    )
