@@ -13,7 +13,7 @@ import click
 from codegemm.cli import options
 
 if TYPE_CHECKING:
-    from codegemm.hf.blockwise.runner import QuantizedModel
+    from codegemm.hf.blockwise.result import QuantizedModel
 
 _TOKENS, _LENGTH = 1 << 15, 512
 _SETTINGS = (

@@ -10,7 +10,8 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from codegemm.hf.auto import AutoModel, AutoModelForCausalLM
-from codegemm.hf.blockwise.runner import QuantizedModel, quantize_model
+from codegemm.hf.blockwise.result import QuantizedModel
+from codegemm.hf.blockwise.runner import quantize_model
 from codegemm.hf.config import METHOD, CodegemmConfig
 from codegemm.hf.distillation.train import Lessons
 from codegemm.hf.evaluation.runner import evaluate

@@ -3,96 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from math import prod
-from numbers import Integral
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import logging as transformers_logging
-
 from codegemm import cache, model_card
-from codegemm.destination import Destination, destination
-from codegemm.engines.cpu.library import get_num_threads, set_num_threads
-from codegemm.formats.format import spec_of
-from codegemm.formats.weight import Weight
+from codegemm.destination import destination
 from codegemm.hf import experts
-from codegemm.hf.allocation.candidates import configurations
 from codegemm.hf.allocation.runner import Allocation, Budget, checked_bits, measure
-from codegemm.hf.blockwise import assembled, report, rows
-from codegemm.hf.blockwise.group import SHARDS, Alone, Group, Several, joined, started
+from codegemm.hf.blockwise import assembled, report
+from codegemm.hf.blockwise.checks import check_trainable, configurations_of, count, workers_for
+from codegemm.hf.blockwise.group import Alone, Group, Several, joined, started
 from codegemm.hf.blockwise.kept import Kept
+from codegemm.hf.blockwise.learnt import Learnt, learn
 from codegemm.hf.blockwise.matrix import Layer
+from codegemm.hf.blockwise.result import QuantizedModel, bytes_taken, planned
 from codegemm.hf.blockwise.run import Run, Settings
 from codegemm.hf.blockwise.skeleton import Skeleton
-from codegemm.hf.blockwise.streams import Streams, bytes_needed
+from codegemm.hf.blockwise.streams import Streams
+from codegemm.hf.blockwise.surroundings import one_at_a_time, quiet
+from codegemm.hf.blockwise.text import Given, Text, check_length, files_of, text_of
 from codegemm.hf.config import CodegemmConfig
-from codegemm.hf.distillation.runner import check_logits, distil
-from codegemm.hf.distillation.train import Course, Lessons
-from codegemm.hf.generation import device_named, open_tokenizer
+from codegemm.hf.distillation.runner import check_logits
+from codegemm.hf.distillation.train import Lessons
+from codegemm.hf.generation import device_named
 from codegemm.hf.matrices import Plan, plan
-from codegemm.measuring import conditions, memory
+from codegemm.measuring import memory
 from codegemm.quantize.parts import Parts
 from codegemm.quantize.progress import Progress, opener
-from codegemm.quantize.stored import digest
-from codegemm.torch.tunable import check_tunable
 from codegemm.version import __version__
 
 StrPath = str | os.PathLike[str]
 LENGTH, TOKENS = 512, 1 << 15
 _ADDED = (report.FILE, model_card.CARD)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The text that a model is quantised for: rows of token ids [rows, length].
-
-    texts: all token ids [tokens] of its files by their names; none where rows were given.
-    """
-
-    ids: torch.Tensor
-    texts: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    def lessons(self, lessons: Lessons) -> tuple[torch.Tensor, Lessons]:
-        """Rows to learn from, and the lessons with their length."""
-        own = self.texts
-        if not own:
-            lessons = replace(lessons, length=self.ids.shape[1])
-            own = {"calibration": self.ids.flatten()}
-        wanted = lessons.steps * lessons.rows * lessons.length
-        return rows.shuffled(own, lessons.length, wanted, lessons.seed), lessons
-
-    @property
-    def key(self) -> str:
-        """Of the tokens."""
-        return cache.key(str(tuple(self.ids.shape)), self.ids.numpy().tobytes().hex())
-
-
-@dataclass(frozen=True)
-class QuantizedModel:
-    """What became of a model. layers: in the order in which they were quantised. bits_per_weight: over all of them,
-    everything counted. resumed: how many of them an earlier run had finished. left_out: files that were not copied.
-    state_bytes, block_bytes: what hidden states and the largest block take, the latter in each process.
-    """
-
-    path: Path
-    layers: tuple[Layer, ...]
-    dense: tuple[str, ...]
-    source_bytes: int
-    target_bytes: int
-    tokens: int
-    resumed: int = 0
-    left_out: tuple[str, ...] = ()
-    state_bytes: int = 0
-    block_bytes: int = 0
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Over all quantised matrices."""
-        return report.bits_per_weight(self.layers)
 
 
 def quantize_model(
@@ -101,7 +46,7 @@ def quantize_model(
     config: Any = None,
     *,
     bits: float | None = None,
-    calibration: Sequence[StrPath] | torch.Tensor | None = None,
+    calibration: Given | None = None,
     tokens: int = TOKENS,
     length: int = LENGTH,
     tune: int = 0,
@@ -159,7 +104,7 @@ def quantize_model(
     layer's name, for activations that are no numbers. CheckpointError (one, too) for files that can't be read or
     written, MemoryError where states have no room, ChildProcessError where a worker is lost.
     """
-    configs = _configurations(config, bits, calibration)
+    configs = configurations_of(config, bits, calibration)
     asked = CodegemmConfig(configs[0], layers, modules_to_not_convert, seed=seed, time_limit=time_limit)
     asked.check_quantizable()
     folder, where = Path(source), device_named(device).type
@@ -167,16 +112,16 @@ def quantize_model(
     names = experts.names_of(skeleton.model)
     budget = None if bits is None else Budget.of(checked_bits(bits), configs, skeleton.model, asked, names)
     made = plan(skeleton.model, asked, names) if budget is None else budget.made
-    text = None if calibration is None else _calibration(skeleton, folder, calibration, tokens, length)
-    place = destination(skeleton.source, Path(target), _files(calibration), force, _ADDED)
-    settings = Settings(asked.seed, time_limit, where, _count("tune", tune, 0))
+    text = None if calibration is None else text_of(skeleton, folder, calibration, tokens, length)
+    place = destination(skeleton.source, Path(target), files_of(calibration), force, _ADDED)
+    settings = Settings(asked.seed, time_limit, where, count("tune", tune, 0))
     if text is not None and not spill:
-        memory.ensure("the calibration's hidden states (--spill keeps them on disk)", _bytes(skeleton, text)[0])
+        memory.ensure("the calibration's hidden states (--spill keeps them on disk)", bytes_taken(skeleton, text)[0])
     taught = distill if isinstance(distill, Lessons) else Lessons(distill, length) if distill else None
     if taught is not None or tune:
         _check_training(skeleton, made, text, taught)
     arguments = _Arguments(folder, place.path, asked, settings, text, spill, keep, force, taught)
-    several = _workers(workers, where)
+    several = workers_for(workers, where)
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         open_bar = opener(progress if group.leads else False)
@@ -185,7 +130,7 @@ def quantize_model(
             arguments = replace(arguments, config=allocation.applied(), allocation=allocation)
             made = plan(skeleton.model, arguments.config, names)
         if dry_run:
-            return _planned(skeleton, made, place, text)
+            return planned(skeleton, made, place, text)
         if isinstance(group, Alone) and several > 1:
             group = stack.enter_context(started(several, _follow, (arguments,)))
         kept = Kept(Parts(place.path))
@@ -195,14 +140,15 @@ def quantize_model(
         if group.leads:
             learnt = None
             if arguments.lessons is not None:
+                assert text is not None
                 with open_bar("distilling") as bar:
-                    learnt = _taught(arguments, skeleton, kept, run.key, bar)
+                    learnt = learn(skeleton, kept, text, arguments.lessons, where, run.key, bar)
             _write(arguments, skeleton, made, kept, done, learnt)
         group.share(None, 0)  # no process ends before the folder is there
     return QuantizedModel(
         place.path, tuple(done), tuple(made.dense), skeleton.source.nbytes,
         sum(path.stat().st_size for path in place.paths) if group.leads else 0,
-        0 if text is None else text.ids.numel(), kept.resumed, place.left_out, *_bytes(skeleton, text),
+        0 if text is None else text.ids.numel(), kept.resumed, place.left_out, *bytes_taken(skeleton, text),
     )  # fmt: skip
 
 
@@ -214,7 +160,7 @@ class _Arguments:
     target: Path
     config: CodegemmConfig
     settings: Settings
-    text: Calibration | None
+    text: Text | None
     spill: bool
     keep: bool
     force: bool
@@ -245,7 +191,7 @@ def _allocation(
     if group.leads:
         assert arguments.text is not None
         parts, device = Parts(arguments.target), arguments.settings.device
-        with open_bar("measuring layers") as bar, _quiet():
+        with open_bar("measuring layers") as bar, quiet():
             found = budget.spent(measure(skeleton, budget, arguments.text.ids, parts, device, bar, keep=keep))
     shared: Allocation = group.share(found, 0)
     return shared
@@ -273,9 +219,9 @@ def _through(
     begin = cache.key(__version__, str(settings), "" if text is None else text.key)
     run = Run(skeleton, made, experts.names_of(skeleton.model), settings, group, kept, told)
     with ExitStack() as stack:
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet())
         if settings.device == "cpu":
-            stack.enter_context(_one_at_a_time())
+            stack.enter_context(one_at_a_time())
         streams = way = None
         if text is not None:
             states = _states(kept.parts) if arguments.spill else None
@@ -284,67 +230,14 @@ def _through(
     return run
 
 
-@dataclass(frozen=True)
-class _Taught:
-    """weights, norms: as they were learnt, by their names."""
-
-    weights: Mapping[str, Weight]
-    norms: Mapping[str, torch.Tensor]
-    course: Course
-
-
-def _taught(arguments: _Arguments, skeleton: Skeleton, kept: Kept, key: str, bar: Progress) -> _Taught:
-    """What distillation makes of the quantised weights; this process does it alone."""
-    assert arguments.text is not None
-    assert arguments.lessons is not None
-    text, lessons = arguments.text.lessons(arguments.lessons)
-    bar.total(lessons.steps)
-    seen = 0
-
-    def heard(step: int, divergence: float) -> None:
-        nonlocal seen
-        bar.name(f"KL {divergence:.4f}")
-        bar.advance(step + 1 - seen)
-        seen = step + 1
-
-    state = kept.parts.state(cache.key(key, str(lessons), digest(text.numpy())))
-    weights = ((name, kept.weight(name)) for name in kept.stored)
-    with _quiet():
-        names = experts.names_of(skeleton.model)
-        return _Taught(*distil(skeleton, names, weights, text, lessons, state, arguments.settings.device, heard))
-
-
-def _planned(skeleton: Skeleton, made: Plan, place: Destination, text: Calibration | None) -> QuantizedModel:
-    """What would be done."""
-    layers = [
-        Layer(
-            each.name, each.config, each.shape, spec_of(each.shape, each.config).bits_per_weight, 0.0, None, 0, 0, 0.0
-        )
-        for each in made.matrices.values()
-    ]
-    before = sum(skeleton.source.tensors[key].nbytes for name in made.by_parameter for key in skeleton.keys[name])
-    after = sum(round(each.bits_per_weight * prod(each.shape) / 8) for each in layers)
-    return QuantizedModel(
-        place.path, tuple(layers), tuple(made.dense), skeleton.source.nbytes, skeleton.source.nbytes - before + after,
-        0 if text is None else text.ids.numel(), 0, place.left_out, *_bytes(skeleton, text),
-    )  # fmt: skip
-
-
-def _bytes(skeleton: Skeleton, text: Calibration | None) -> tuple[int, int]:
-    """What hidden states and a block take."""
-    width = skeleton.model.config.get_text_config().hidden_size
-    states = 0 if text is None else bytes_needed(text.ids.numel(), width)
-    return states, skeleton.block_bytes()
-
-
 def _write(
-    arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer], taught: _Taught | None
+    arguments: _Arguments, skeleton: Skeleton, made: Plan, kept: Kept, done: Sequence[Layer], taught: Learnt | None
 ) -> None:
     """The folder, with a report of the layers and a card; then what was kept is not needed any more."""
     # It may be there by now.
     place = destination(skeleton.source, arguments.target, [], arguments.force, _ADDED)
     text = arguments.text
-    tokens, texts = (0, []) if text is None else (text.ids.numel(), [Path(name).name for name in text.texts])
+    tokens, texts = (0, []) if text is None else (text.ids.numel(), text.names)
     said = report.summary(done, tokens, texts)
     told: dict[str, Any] = {"config": arguments.config.config, "tokens": tokens, "texts": texts}
     if arguments.allocation is not None:
@@ -365,107 +258,18 @@ def _write(
         kept.parts.remove()
 
 
-def _calibration(
-    skeleton: Skeleton, folder: Path, given: Sequence[StrPath] | torch.Tensor, tokens: int, length: int
-) -> Calibration:
-    """Rows of the texts; ValueError or CheckpointError for what can't be."""
-    vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]
-    if isinstance(given, torch.Tensor):
-        if given.dim() != 2 or given.dtype != torch.long or not given.numel():
-            raise ValueError(
-                f"calibration: {given.dtype} {tuple(given.shape)}, must be token ids, int64 [rows, length]"
-            )
-        if int(given.max()) >= vocabulary or int(given.min()) < 0:
-            raise ValueError(
-                f"calibration: token ids from {int(given.min())} to {int(given.max())}, must be below {vocabulary}"
-            )
-        _check_length(skeleton, given.shape[1])
-        return Calibration(given.cpu())
-    if isinstance(given, (str, os.PathLike)):
-        raise TypeError(f"calibration {str(given)!r}: must be a list of files, or rows of token ids")
-    _count("tokens", tokens, 1)
-    _check_length(skeleton, _count("length", length, 1))
-    ids = rows.encoded(open_tokenizer(folder), _files(given), vocabulary, str(folder))
-    return Calibration(rows.spread(ids, length, tokens), ids)
-
-
-def _configurations(
-    config: Any, bits: float | None, calibration: Sequence[StrPath] | torch.Tensor | None
-) -> Sequence[Any]:
-    """The configuration, or those to choose from for `bits`; ValueError where something is missing for either."""
-    if bits is None:
-        if config is None:
-            raise ValueError("config: None, must name a configuration where there are no `bits` to choose by")
-        return (config,)
-    if calibration is None:
-        raise ValueError(f"bits={bits!r}: there is no calibration to measure layers on")
-    return configurations(config)
-
-
-def _check_length(skeleton: Skeleton, length: int) -> None:
-    positions = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and length > positions:
-        raise ValueError(f"length={length}: the model has {positions} positions")
-
-
-def _check_training(skeleton: Skeleton, made: Plan, text: Calibration | None, lessons: Lessons | None) -> None:
-    """ValueError where weights can't be trained so: of such formats, of such a model, on such a text."""
-    if text is None:
-        raise ValueError(f"{'tune' if lessons is None else 'distill'}: there is no calibration to learn from")
-    for matrix in made.matrices.values():
-        try:
-            check_tunable(matrix.config)
-        except ValueError as error:
-            raise ValueError(f"{matrix.name}: {error}") from None
-    if lessons is not None:
-        check_logits(skeleton.model)
-        _, found = text.lessons(lessons)
-        _check_length(skeleton, found.length)
-
-
-def _files(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:
-    if calibration is None or isinstance(calibration, (torch.Tensor, str, os.PathLike)):
-        return []
-    return [Path(path) for path in calibration]
-
-
-def _workers(wanted: int | None, device: str) -> int:
-    """How many processes there are to be on this machine."""
-    if wanted is not None:
-        return _count("workers", wanted, 1)
-    return torch.cuda.device_count() if device == "cuda" else min(len(os.sched_getaffinity(0)), SHARDS)
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    """A number as a plain int; ValueError for one that can't be."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
-    return int(value)
-
-
 def _states(parts: Parts) -> Path:
     """Where hidden states are kept on disk."""
     parts.work.mkdir(parents=True, exist_ok=True)
     return parts.work
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Sums are computed by one thread, for by several they could come out otherwise; the quantiser's rows by as many as
-    there are, for they don't depend on each other."""
-    count = get_num_threads()
-    with conditions.threads(1):
-        set_num_threads(count)
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws no bar for each block that is read."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+def _check_training(skeleton: Skeleton, made: Plan, text: Text | None, lessons: Lessons | None) -> None:
+    """ValueError where weights can't be trained so: of such formats, of such a model, on such a text."""
+    if text is None:
+        raise ValueError(f"{'tune' if lessons is None else 'distill'}: there is no calibration to learn from")
+    check_trainable((matrix.name, matrix.config) for matrix in made.matrices.values())
+    if lessons is not None:
+        check_logits(skeleton.model)
+        _, found = text.lessons(lessons)
+        check_length(skeleton, found.length)

@@ -1,0 +1,86 @@
+"""The text that a model is quantised for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from codegemm.hf.blockwise import rows
+from codegemm.hf.blockwise.checks import count
+from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.distillation.train import Lessons
+from codegemm.hf.generation import open_tokenizer
+from codegemm.quantize.stored import digest
+
+Given: TypeAlias = "Sequence[str | os.PathLike[str]] | torch.Tensor"  # of a calibration: files, or rows of token ids
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a model is quantised for: rows of token ids [rows, length].
+
+    files: all token ids [tokens] of files by their names; none where rows were given.
+    """
+
+    ids: torch.Tensor
+    files: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the files, without folders."""
+        return [Path(name).name for name in self.files]
+
+    def lessons(self, lessons: Lessons) -> tuple[torch.Tensor, Lessons]:
+        """Rows to learn from, and the lessons with their length."""
+        own = self.files
+        if not own:
+            lessons = replace(lessons, length=self.ids.shape[1])
+            own = {"calibration": self.ids.flatten()}
+        wanted = lessons.steps * lessons.rows * lessons.length
+        return rows.shuffled(own, lessons.length, wanted, lessons.seed), lessons
+
+    @property
+    def key(self) -> str:
+        """A hash of the rows."""
+        return digest(self.ids.numpy())
+
+
+def text_of(skeleton: Skeleton, folder: Path, given: Given, tokens: int, length: int) -> Text:
+    """About so many tokens of a calibration, in rows of `length`; ValueError or CheckpointError for what can't be."""
+    vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]
+    if isinstance(given, torch.Tensor):
+        if given.dim() != 2 or given.dtype != torch.long or not given.numel():
+            raise ValueError(
+                f"calibration: {given.dtype} {tuple(given.shape)}, must be token ids, int64 [rows, length]"
+            )
+        if int(given.max()) >= vocabulary or int(given.min()) < 0:
+            raise ValueError(
+                f"calibration: token ids from {int(given.min())} to {int(given.max())}, must be below {vocabulary}"
+            )
+        check_length(skeleton, given.shape[1])
+        return Text(given.cpu())
+    if isinstance(given, (str, os.PathLike)):
+        raise TypeError(f"calibration {str(given)!r}: must be a list of files, or rows of token ids")
+    count("tokens", tokens, 1)
+    check_length(skeleton, count("length", length, 1))
+    ids = rows.encoded(open_tokenizer(folder), files_of(given), vocabulary, str(folder))
+    return Text(rows.spread(ids, length, tokens), ids)
+
+
+def files_of(calibration: Given | None) -> list[Path]:
+    """Of a calibration; none of rows."""
+    if calibration is None or isinstance(calibration, (torch.Tensor, str, os.PathLike)):
+        return []
+    return [Path(path) for path in calibration]
+
+
+def check_length(skeleton: Skeleton, length: int) -> None:
+    """ValueError for rows that are longer than the model has positions."""
+    positions = getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(f"length={length}: the model has {positions} positions")
