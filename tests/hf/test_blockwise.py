@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from support.models import loaded, tiny_llama
+from support.models import loaded, logits, tiny_llama
 from support.whole import CONFIG, rows, saved
 
 import codegemm
@@ -159,8 +159,9 @@ def test_streams_and_stages(name, tmp_path):
     with skeleton.whole() as model:
         last = model.get_submodule(skeleton.name(1))
         last.register_forward_hook(lambda _, x, y: heard.append(y[0] if isinstance(y, tuple) else y))
-        model(input_ids=rows(8))
+        found = logits(model, rows(8))
     assert torch.equal(streams.original, heard[0])
+    assert torch.equal(found, logits(loaded(tmp_path), rows(8)))
     assert torch.equal(streams.original, streams.quantised)
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from support.models import tiny_llama
 from support.whole import BEGIN, CONFIG, contents, left_behind, rows, saved
 
 import codegemm
-from codegemm.hf.blockwise import group
+from codegemm.hf.blockwise import group, runner
 
 ARGUMENTS = {"config": CONFIG, "time_limit": 0, "tune": 2}
 
@@ -54,6 +55,18 @@ def test_a_worker_that_is_killed(dense, tmp_path):
     assert done.resumed > 0
     assert left_behind(tmp_path / "out") == []
     assert contents(tmp_path / "out") == by_one(dense, rows())
+
+
+def test_what_others_are_told_is_not_the_model(dense, tmp_path, monkeypatch):
+    """They read its files themselves."""
+
+    def told(workers, program, arguments):
+        assert len(pickle.dumps(arguments)) < 10_000 < (dense / "model.safetensors").stat().st_size
+        raise InterruptedError
+
+    monkeypatch.setattr(runner, "started", told)
+    with pytest.raises(InterruptedError):
+        codegemm.quantize_model(dense, tmp_path / "out", **ARGUMENTS, calibration=rows(), workers=2)
 
 
 class Lethal:

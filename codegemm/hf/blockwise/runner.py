@@ -82,7 +82,7 @@ def quantize_model(
     tune: steps for each block, before the next one's turn, in which its codebooks and scales are trained to give the
         original block's outputs.
     distill: tokens of the calibration on which codebooks, scales and norms are trained afterwards to give the
-        original's predictions (codes stay), or Lessons. That is done by one process.
+        original's predictions (codes stay), in rows of `length`; or Lessons. That is done by one process.
     workers: processes on this machine, by default one for each GPU, or for each core up to 8. Started by `torchrun`,
         all its processes work together, on several machines, too; the first reads and writes what is kept. The result
         is bit for bit the same for any number of them.
