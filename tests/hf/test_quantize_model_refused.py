@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaModel
 
 import codegemm
-from codegemm.hf.blockwise import matrix, runner
+from codegemm.hf.blockwise import checks, matrix
 from codegemm.hf.distillation.train import Lessons
 from codegemm.measuring import memory
 
@@ -126,7 +126,7 @@ def test_what_can_not_be_trained(refused, dense, monkeypatch):
         if config == "m2v4b3g16":
             raise ValueError("not trained")
 
-    monkeypatch.setattr(runner, "check_tunable", untrained)
+    monkeypatch.setattr(checks, "check_tunable", untrained)
     for way in ({"tune": 1}, {"distill": 100}):
         refused(r"layers\.0\.self_attn\.v_proj: not trained", **way, layers={"*.v_proj": "m2v4b3g16"})
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
