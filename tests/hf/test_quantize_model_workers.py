@@ -82,6 +82,7 @@ def test_a_worker_that_does_not_begin():
         raise AssertionError
 
 
+@pytest.mark.skipif(not ALL, reason="starts another process")
 def test_an_error_of_all_is_told_once(dense, tmp_path, capfd):
     """By the first process; the others say nothing."""
 
