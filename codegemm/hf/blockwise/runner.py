@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from codegemm import cache, model_card
 from codegemm.destination import destination
@@ -24,7 +25,7 @@ from codegemm.hf.blockwise.run import Run, Settings
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.streams import Streams
 from codegemm.hf.blockwise.surroundings import one_at_a_time, quiet
-from codegemm.hf.blockwise.text import Given, Text, check_length, files_of, text_of
+from codegemm.hf.blockwise.text import StrPath, Text, check_length, files_of, text_of
 from codegemm.hf.config import CodegemmConfig
 from codegemm.hf.distillation.runner import check_logits
 from codegemm.hf.distillation.train import Lessons
@@ -35,7 +36,6 @@ from codegemm.quantize.parts import Parts
 from codegemm.quantize.progress import Progress, opener
 from codegemm.version import __version__
 
-StrPath = str | os.PathLike[str]
 LENGTH, TOKENS = 512, 1 << 15
 _ADDED = (report.FILE, model_card.CARD)
 
@@ -46,7 +46,7 @@ def quantize_model(
     config: Any = None,
     *,
     bits: float | None = None,
-    calibration: Given | None = None,
+    calibration: Sequence[StrPath] | torch.Tensor | None = None,
     tokens: int = TOKENS,
     length: int = LENGTH,
     tune: int = 0,

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
@@ -17,7 +16,7 @@ from codegemm.hf.distillation.train import Lessons
 from codegemm.hf.generation import open_tokenizer
 from codegemm.quantize.stored import digest
 
-Given: TypeAlias = "Sequence[str | os.PathLike[str]] | torch.Tensor"  # of a calibration: files, or rows of token ids
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ class Text:
         return digest(self.ids.numpy())
 
 
-def text_of(skeleton: Skeleton, folder: Path, given: Given, tokens: int, length: int) -> Text:
+def text_of(
+    skeleton: Skeleton, folder: Path, given: Sequence[StrPath] | torch.Tensor, tokens: int, length: int
+) -> Text:
     """About so many tokens of a calibration, in rows of `length`; ValueError or CheckpointError for what can't be."""
     vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]
     if isinstance(given, torch.Tensor):
@@ -72,7 +73,7 @@ def text_of(skeleton: Skeleton, folder: Path, given: Given, tokens: int, length:
     return Text(rows.spread(ids, length, tokens), ids)
 
 
-def files_of(calibration: Given | None) -> list[Path]:
+def files_of(calibration: Sequence[StrPath] | torch.Tensor | None) -> list[Path]:
     """Of a calibration; none of rows."""
     if calibration is None or isinstance(calibration, (torch.Tensor, str, os.PathLike)):
         return []
