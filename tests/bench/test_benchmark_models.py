@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from emulator.cases import ALL
 
 from benchmarks.models import __main__ as made
 from benchmarks.models import cases, results, steps, targets, texts
@@ -310,7 +311,7 @@ def dense(llama, settings, monkeypatch):
     [
         (Case("int4g16", "GPTQ"), 6.0),
         (Case("int4g16", "nearest"), 6.0),
-        (Case("m1v2b3g16", "distilled"), None),
+        *([(Case("m1v2b3g16", "distilled"), None)] if ALL else []),
     ],
     ids=lambda each: getattr(each, "name", ""),
 )

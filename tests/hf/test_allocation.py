@@ -5,6 +5,7 @@ import json
 
 import click
 import pytest
+from emulator.cases import ALL
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -280,6 +281,7 @@ def test_a_dry_run_leaves_nothing(folder, tmp_path, ids):
     assert planned.bits_per_weight == done.bits_per_weight
 
 
+@pytest.mark.skipif(not ALL, reason="for make test-all")
 def test_experts_of_a_layer_get_the_same(tmp_path, ids):
     config = transformers.Qwen3MoeConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, moe_intermediate_size=32, num_hidden_layers=2,

@@ -38,7 +38,7 @@ def test_the_divergence_and_its_gradient(words, monkeypatch):
 
 def test_rates():
     """A rise in the first twentieth, then a fall to a twentieth."""
-    lessons = Lessons(100 * 4 * 512)
+    lessons = Lessons(100 * 2 * 512)
     assert lessons.steps == 100
     rates = [lessons.rate_at(step) for step in range(100)]
     assert max(rates) <= 1

@@ -112,7 +112,7 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(list(KINDS)))
 def test_models_of_other_kinds(kind, tmp_path):
     cls, config, sizes, first = KINDS[kind]
     dense = saved(cls(config(**sizes, pad_token_id=0)), tmp_path / "dense")
@@ -130,7 +130,7 @@ def test_models_of_other_kinds(kind, tmp_path):
             assert torch.equal(model.get_parameter(name), parameter), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", some([torch.bfloat16, torch.float16]))
 def test_shards_and_halves(dtype, tmp_path):
     dense = saved(tiny_llama(1).to(dtype), tmp_path / "dense", max_shard_size="8KB")
     assert len(list(dense.glob("*.safetensors"))) > 3
@@ -163,7 +163,7 @@ def test_groups_that_do_not_divide(dense, tmp_path):
     }
 
 
-@pytest.mark.parametrize("original", some([True, False], 1))
+@pytest.mark.parametrize("original", some([True, False]))
 def test_experts(original, tmp_path, tokens):
     """As checkpoints have them, and several in one tensor. One that no token goes to gets no calibration."""
     config = transformers.MixtralConfig(**EXPERTS, num_local_experts=4)

@@ -3,14 +3,13 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import loaded, tiny_llama
+from support.processes import python, with_tests
 from support.whole import BEGIN, CONFIG, contents, left_behind, rows, saved
 
 import codegemm
@@ -234,7 +233,8 @@ def test_killed_again_and_again(tmp_path, made):
     saved(tiny_llama(1), tmp_path / "out")
     (tmp_path / "out" / "mine").write_text("old")
     script = BEGIN + textwrap.dedent(KILLED)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script, dense, tmp_path / "out"], check=True, timeout=120)
+    done = python("-W", "ignore", "-c", script, dense, tmp_path / "out", env=with_tests(), timeout=120)
+    assert not done.returncode, done.stderr
     assert list((tmp_path / ".out.parts").glob("*.state"))
     arguments = {"tune": 2, "distill": Lessons(256, 16, rows=2)}
     assert quantised(dense, tmp_path / "out", **arguments, force=True).resumed == 7

@@ -10,6 +10,7 @@ import textwrap
 import pytest
 from emulator.cases import ALL
 from support.models import tiny_llama
+from support.processes import with_tests
 from support.whole import BEGIN, CONFIG, contents, left_behind, rows, saved
 
 import codegemm
@@ -39,6 +40,7 @@ def test_the_same_for_any_number(workers, count, length, dense, tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(not ALL, reason="for make test-all")
 def test_a_worker_that_is_killed(dense, tmp_path):
     """The same call goes on, with another number of them, too."""
 
@@ -76,6 +78,7 @@ class Lethal:
         return os._exit, (3,)
 
 
+@pytest.mark.skipif(not ALL, reason="for make test-all")
 def test_a_worker_that_does_not_begin():
     ended = pytest.raises(ChildProcessError, match=r"worker 1 of 2 ended \(exit status 3\) before it began")
     with ended, group.started(2, print, (Lethal(),)):
@@ -110,7 +113,7 @@ def test_under_torchrun(dense, tmp_path):
     run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
     subprocess.run(
         [sys.executable, *run, "--rdzv-endpoint", "localhost:0", script, dense, tmp_path / "out"],
-        check=True, timeout=120, capture_output=True,
+        check=True, timeout=120, capture_output=True, env=with_tests(),
     )  # fmt: skip
     assert left_behind(tmp_path / "out") == []
     assert contents(tmp_path / "out") == by_one(dense, rows())

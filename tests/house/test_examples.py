@@ -4,6 +4,7 @@ import re
 import runpy
 
 import pytest
+from emulator import cases
 from support import ROOT
 
 FOLDER = ROOT / "examples"
@@ -29,6 +30,7 @@ def test_numpy_product(printed):
     assert 0.2 < float(quantising) < 0.4
 
 
+@pytest.mark.skipif(not cases.ALL, reason="for make test-all")
 def test_torch_model(printed):
     pytest.importorskip("torch")
     *layers, size, error = printed("torch_model.py")

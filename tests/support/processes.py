@@ -54,6 +54,11 @@ def python(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **options)
 
 
+def with_tests():
+    """An environment for processes that use what is here."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
 COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli import main; main()"
 
 

@@ -31,7 +31,7 @@ class Lessons:
 
     tokens: int
     length: int = 512
-    rows: int = 4
+    rows: int = 2
     together: int = 2
     rate: float = 4e-3
     seed: int = 0

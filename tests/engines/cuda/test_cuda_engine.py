@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from emulator import emulate
+from emulator import cases, emulate
 from emulator.gpu import Array, Tensor, emulated, host
 
 import codegemm
@@ -71,7 +71,7 @@ def shifted(array):
     return Array(view)
 
 
-@pytest.mark.parametrize("lay", [transposed, shifted])
+@pytest.mark.parametrize("lay", cases.some([transposed, shifted]))
 def test_arrays_on_a_gpu_may_lie_anyhow(lay, emulated_gpu, make_weight, rng):
     weight = make_weight(64, 256, "m1v8g-1")
     there = codegemm.CodebookWeight(*map(lay, (weight.codes, weight.codebooks, weight.scales)))
