@@ -114,7 +114,7 @@ def test_rotated_planes(rng):
     plain, rotated = codegemm.quantize(matrix, "q2g-1"), codegemm.quantize(matrix, "q2g-1", rotate=True)
     assert "+rotated" in rotated.spec.name
     assert codegemm.quantize(matrix, "q2g-1+rotated") == rotated
-    assert relative_error(matrix, rotated) < 0.6 * relative_error(matrix, plain)
+    assert relative_error(matrix, rotated) < 0.7 * relative_error(matrix, plain)
 
 
 @pytest.mark.parametrize("config", ["q1g64", "q2g128", "q2g-1+rotated", "q3v4g32"])
