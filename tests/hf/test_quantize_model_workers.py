@@ -8,13 +8,14 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from emulator.cases import ALL
 from support.models import tiny_llama
 from support.processes import with_tests
 from support.whole import BEGIN, CONFIG, contents, left_behind, rows, saved
 
 import codegemm
-from codegemm.hf.blockwise import group, runner
+from codegemm.hf.blockwise import checks, group, runner
 
 ARGUMENTS = {"config": CONFIG, "time_limit": 0, "tune": 2}
 
@@ -38,6 +39,12 @@ def test_the_same_for_any_number(workers, count, length, dense, tmp_path):
     codegemm.quantize_model(dense, tmp_path / "out", **ARGUMENTS, calibration=text, workers=workers)
     assert contents(tmp_path / "out") == by_one(dense, text)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "count"), [(None, 3, 3), (2, 3, 2), (None, 1, 1)])
+def test_one_for_each_gpu(wanted, gpus, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert checks.workers_for(wanted, "cuda") == count
 
 
 @pytest.mark.skipif(not ALL, reason="for make test-all")

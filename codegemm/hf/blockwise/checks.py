@@ -25,7 +25,7 @@ def workers_for(wanted: int | None, device: str) -> int:
     """How many processes there are to be on this machine."""
     if wanted is not None:
         return count("workers", wanted, 1)
-    return torch.cuda.devicecount() if device == "cuda" else min(len(os.sched_getaffinity(0)), SHARDS)
+    return torch.cuda.device_count() if device == "cuda" else min(len(os.sched_getaffinity(0)), SHARDS)
 
 
 def configurations_of(config: Any, bits: float | None, calibration: Any) -> Sequence[Any]:
