@@ -108,13 +108,13 @@ def test_the_same_again(rng):
 
 
 def test_rotated_planes(rng):
-    """A few large columns cost much less behind a rotation."""
-    matrix = rng.standard_normal((64, 512)).astype(np.float32)
+    """A few large columns cost much less behind a rotation. Of 64 rows the gain varies by 6 %, of these by 2 %."""
+    matrix = rng.standard_normal((512, 512)).astype(np.float32)
     matrix[:, ::64] *= 30
     plain, rotated = codegemm.quantize(matrix, "q2g-1"), codegemm.quantize(matrix, "q2g-1", rotate=True)
     assert "+rotated" in rotated.spec.name
     assert codegemm.quantize(matrix, "q2g-1+rotated") == rotated
-    assert relative_error(matrix, rotated) < 0.7 * relative_error(matrix, plain)
+    assert relative_error(matrix, rotated) < 0.6 * relative_error(matrix, plain)
 
 
 @pytest.mark.parametrize("config", ["q1g64", "q2g128", "q2g-1+rotated", "q3v4g32"])
