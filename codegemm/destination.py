@@ -93,10 +93,8 @@ def destination(
             raise CheckpointError(f"{target}: must be a folder, as {model.folder} is one")
         read = [each for each in (model.folder, *inputs) if same(each, path) or path in each.resolve().parents]
         found, held = Destination(model, path, *_others(model, model.folder, path)), _held(path)
-        is_there, more = (
-            bool(held),
-            held - {each.name for each in (*model.paths, *_paths(path))} - {*found.copies, *added},
-        )
+        ours = {each.name for each in (*model.paths, *_paths(path))} | {*found.copies, *added}
+        is_there, more = bool(held), held - ours
     if read:
         raise CheckpointError(f"{target}: would replace {read[0]}, which is read")
     if is_there and not force:

@@ -15,6 +15,7 @@ from codegemm.hf import experts
 from codegemm.hf.allocation import noise
 from codegemm.hf.allocation.candidates import Pool
 from codegemm.hf.blockwise import stages
+from codegemm.hf.blockwise.moments import are_enough
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.streams import Way, first_inputs, logits, way_of
 from codegemm.quantize.progress import Progress
@@ -23,9 +24,6 @@ LENGTH, TOGETHER = 256, 2  # tokens of a row; rows that predictions are compared
 _ROWS = 64  # of logits at a time
 _TOKENS = 4096  # beside those, that the matrices' inputs are known by, at least
 _FOR_EACH = 2  # input, such tokens
-_FEWEST = (
-    8  # as in `blockwise.matrix`: with fewer rows than in_features / 8 a matrix is quantised without a calibration
-)
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _layers_changed(
 
 def _upper(name: str, columns: int, total: torch.Tensor | None, rows: int) -> torch.Tensor | None:
     """What shapes the errors; None where too little is known of the inputs."""
-    if total is None or _FEWEST * rows < columns or not bool(total.any()):
+    if total is None or not are_enough(rows, columns) or not bool(total.any()):
         return None
     if not bool(torch.isfinite(total).all()):
         raise ValueError(f"{name}: its inputs have a NaN or an infinity")

@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from codegemm.formats.format import parse
 from codegemm.formats.weight import Weight
-from codegemm.hf.blockwise.moments import Moments
+from codegemm.hf.blockwise.moments import Moments, are_enough
 from codegemm.hf.blockwise.targets import corrected, relative_error
 from codegemm.quantize import quantize
 from codegemm.quantize.quantizers import quantizer_for
-
-_FEWEST = 8  # rows of the text are enough where there are at least in_features / 8
 
 
 @dataclass(frozen=True)
@@ -86,4 +84,4 @@ class Work:
     def _is_known(self) -> bool:
         """Whether rows enough were seen, of anything but zeros."""
         moments = self.moments
-        return moments is not None and _FEWEST * moments.rows >= self.matrix.shape[1] and bool(moments.own.any())
+        return moments is not None and are_enough(moments.rows, self.matrix.shape[1]) and bool(moments.own.any())

@@ -13,6 +13,7 @@ from codegemm.calibration import Calibration
 from codegemm.hf.blockwise.targets import addition, correction
 
 CAP = 10.0  # times the median of their norms: longer rows count as if they were so long
+_FEWEST = 8  # rows are enough where there are at least in_features / 8
 _ROWS = 1024  # multiplied in float32; sums of these in float64
 
 
@@ -86,3 +87,8 @@ def weights(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     most = CAP * (norms[norms != 0] if norms.any() else norms).median()  # a NaN is one of those
     long = norms > most
     return torch.where(long, most / norms, torch.ones_like(norms)), int(long.sum())
+
+
+def are_enough(rows: int, in_features: int) -> bool:
+    """Whether so many rows say enough of a matrix's inputs for it to be quantised for them."""
+    return _FEWEST * rows >= in_features

@@ -61,7 +61,7 @@ def stages(block: torch.nn.Module, matrices: Mapping[str, Matrix], inputs: tuple
     def note(name: str, x: torch.Tensor) -> None:
         seen.append(x)
         matrix = matrices[name]
-        stage = id(x) if matrix.expert is None else (matrix.module, "down" in matrix.parameter.rpartition(".")[2])
+        stage = id(x) if matrix.expert is None else _side(matrix)
         together = order.setdefault(stage, {}).setdefault(id(x), [])
         if name not in together:
             together.append(name)
@@ -83,9 +83,13 @@ def _add_unreached(order: dict[Any, dict[int, list[str]]], matrices: Mapping[str
         if matrix.expert is None:
             order[name] = {0: [name]}
         else:
-            place = (matrix.module, "down" in matrix.parameter.rpartition(".")[2])
             # -1 - expert: the others of the same expert have the same input.
-            order.setdefault(place, {}).setdefault(-1 - matrix.expert, []).append(name)
+            order.setdefault(_side(matrix), {}).setdefault(-1 - matrix.expert, []).append(name)
+
+
+def _side(matrix: Matrix) -> tuple[str, bool]:
+    """Of an expert's matrix the experts that it is of, and whether it is behind their activation."""
+    return matrix.module, "down" in matrix.parameter.rpartition(".")[2]
 
 
 def run_until(
