@@ -8,6 +8,7 @@ assembled.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from codegemm.reporting import write_json
 from codegemm.version import __version__
 
 DOCUMENT = files.ROOT / "docs" / "models.md"
-CALIBRATED, DISTILLED = 1 << 17, 1 << 18  # tokens
+CALIBRATED, DISTILLED, EVALUATED = 1 << 15, 1 << 17, 1 << 14  # tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--calibrate", type=int, default=CALIBRATED, metavar="TOKENS", help=f"default: {CALIBRATED:,}")
     parser.add_argument("--distill", type=int, default=DISTILLED, metavar="TOKENS", help=f"default: {DISTILLED:,}")
-    parser.add_argument("--tokens", type=int, help="of each held-out text; default: all")
+    parser.add_argument("--tokens", type=int, default=EVALUATED, help=f"of each held-out text; default: {EVALUATED:,}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     asked = parser.parse_args(arguments)
     try:
@@ -81,8 +82,8 @@ def measure(cases: Sequence[Case], settings: Settings, folder: Path) -> None:
         texts = steps.evaluated(made.model, settings)
         told = {
             "case": {"name": case.name, **asdict(case)}, "bits": made.bits, "texts": texts,
-            "seconds": {"quantising": made.seconds, "evaluating": time.perf_counter() - begin},
-            "device": steps.device_name(settings.device), "version": __version__,
+            "seconds": {**made.seconds, "evaluating": time.perf_counter() - begin},
+            "device": steps.device_name(settings.device), "cores": len(os.sched_getaffinity(0)), "version": __version__,
             "calibration": mix, "tokens": {
                 "calibrated": settings.calibrated, "distilled": settings.distilled, "evaluated": settings.evaluated,
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from benchmarks.models.cases import WAYS, Case
 
 @dataclass(frozen=True)
 class Found:
-    """bits: of a quantised weight. texts: by name, what `steps.evaluated` tells of each. device: where."""
+    """bits: of a quantised weight. texts: by name, what `steps.evaluated` tells of each. seconds: see `steps.Made`.
+    tokens: calibrated, distilled and evaluated. device, cores: where, and how many of its cores could be used."""
 
     case: Case
     bits: float
     texts: Mapping[str, Mapping[str, Any]]
+    seconds: Mapping[str, float]
+    tokens: Mapping[str, int]
     device: str
+    cores: int
     version: str
 
     def of(self, measure: str) -> dict[str, float]:
@@ -35,7 +39,7 @@ def read(folder: Path) -> list[Found]:
         case = Case(told["case"]["config"], told["case"]["way"])
         if case.way not in WAYS or path.stem != case.name:
             raise ValueError(f"{path}: is of {case.name!r}, must be of {path.stem!r} and a way of {', '.join(WAYS)}")
-        found[path] = Found(case, told["bits"], told["texts"], told["device"], told["version"])
+        found[path] = Found(case, **{each.name: told[each.name] for each in fields(Found)[1:]})
     for path, each in found.items():
         first, other = next(iter(found.items()))
         if _texts(each) != _texts(other):

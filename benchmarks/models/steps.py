@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -54,21 +55,20 @@ class Settings:
 @dataclass(frozen=True)
 class Made:
     """A model of transformers in evaluation mode, the bits of a weight of its quantised layers in the mean, scales and
-    codebooks included, and the seconds that it took."""
+    codebooks included, and the seconds that it took: all of the last run, or, of codebooks, in whichever runs:
+    matrices, summed over processes that work side by side, and distilling."""
 
     model: Any
     bits: float
-    seconds: float
+    seconds: dict[str, float]
 
 
 def made(case: Case, settings: Settings) -> Made:
     """The case's model."""
-    begin = time.perf_counter()
-    model, bits = (_rounded if case.way in INTEGERS else _quantised)(case, settings)
-    return Made(model, bits, time.perf_counter() - begin)
+    return (_rounded if case.way in INTEGERS else _quantised)(case, settings)
 
 
-def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
+def _quantised(case: Case, settings: Settings) -> Made:
     """By codegemm itself, into a folder that is gone on with where it was begun, and taken where it is whole. What is
     distilled goes on from the calibrated model's matrices, where these are kept."""
     from codegemm.formats.format import spec_of
@@ -96,23 +96,34 @@ def _quantised(case: Case, settings: Settings) -> tuple[Any, float]:
     layers = quantized_layers(model).values()
     specs = [spec_of((layer.out_features, layer.in_features), layer.config) for layer in layers]
     weights = sum(spec.out_features * spec.in_features for spec in specs)
-    return model, sum(spec.packed_bits for spec in specs) / weights
+    return Made(model, sum(spec.packed_bits for spec in specs) / weights, _seconds(target))
 
 
-def _rounded(case: Case, settings: Settings) -> tuple[Any, float]:
+def _seconds(target: Path) -> dict[str, float]:
+    """By the report that is in the folder."""
+    from codegemm.hf.blockwise import report
+
+    said = json.loads((target / report.FILE).read_text())
+    spent = {"matrices": sum(layer["seconds"] for layer in said["layers"])}
+    return spent | ({"distilling": said["distillation"]["seconds"]} if "distillation" in said else {})
+
+
+def _rounded(case: Case, settings: Settings) -> Made:
     """As integers, in memory; fitted by the same rows of text as codebooks are."""
     from benchmarks.models import rounding
     from codegemm.hf import generation
     from codegemm.hf.blockwise import rows
 
-    integers = Integers.parse(case.config)
+    begin, integers = time.perf_counter(), Integers.parse(case.config)
     model = generation.open_model(settings.model, generation.device_named(settings.device), "float32")
     if case.way == NEAREST:
-        return model, rounding.round_nearest(model, integers)
+        bits = rounding.round_nearest(model, integers)
+        return Made(model, bits, {"rounding": time.perf_counter() - begin})
     tokenizer = generation.open_tokenizer(settings.model)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = rows.encoded(tokenizer, settings.mix(), vocabulary, str(settings.model))
-    return model, rounding.round_fed_back(model, integers, rows.spread(ids, SEQUENCE, settings.calibrated), _tell)
+    bits = rounding.round_fed_back(model, integers, rows.spread(ids, SEQUENCE, settings.calibrated), _tell)
+    return Made(model, bits, {"rounding": time.perf_counter() - begin})
 
 
 def _tell(done: int, blocks: int) -> None:

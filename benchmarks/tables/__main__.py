@@ -33,6 +33,7 @@ def written() -> dict[str, str]:
         "gaussian": quantisers.gaussian(),
         "minilm": quantisers.minilm(),
         "models": models.tables(),
+        "effort": models.effort(),
         "texts": models.texts(),
     }
 

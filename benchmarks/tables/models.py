@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from benchmarks.models import results
 from benchmarks.models.cases import INTEGERS
+from benchmarks.models.effort import LLAMAS, SMOLLM2, hours
 from benchmarks.models.results import Found
 from benchmarks.models.targets import TARGETS, is_for, met
 from benchmarks.models.texts import SOURCES
@@ -80,6 +83,23 @@ def distances(found: list[Found]) -> str:
         same = [f"{100 * each.of('top1')[name]:.1f}" for name in names]
         lines.append([each.case.config, each.case.way, f"{each.bits:.2f}", *far, *same])
     return markdown.table(lines, "---")
+
+
+def effort() -> str:
+    """Hours of larger models on a core of the processor that codebooks of fewest bits were distilled on, of those that
+    had one core to themselves."""
+    found = results.read(files.RESULTS / FOLDER)
+    done = [each for each in found if each.cores == 1 and "distilling" in each.seconds]
+    if not done:
+        return NOTHING
+    first = done[0]
+    tokens = f"{first.tokens['calibrated']:,} tokens read, {first.tokens['distilled']:,} learned from"
+    lines = [["model", "weights, 10^9", "matrices", "products", "reading", "learning"]]
+    for model in (SMOLLM2, *LLAMAS):
+        spent = asdict(hours(model, first.seconds, first.tokens)).values()
+        cells = (f"{each:.2f}" if each < 1 else f"{each:.0f}" for each in spent)
+        lines.append([model.name, f"{model.weights / 1e9:.2f}", *cells])
+    return f"\n{first.case.config}, {tokens}, hours of one core, {first.device}:\n\n" + markdown.table(lines, "---")
 
 
 def texts() -> str:

@@ -9,7 +9,7 @@ import pytest
 from emulator.cases import ALL
 
 from benchmarks.models import __main__ as made
-from benchmarks.models import cases, results, steps, targets, texts
+from benchmarks.models import cases, effort, results, steps, targets, texts
 from benchmarks.models.cases import CASES, WAYS, Case
 from benchmarks.models.integers import Integers
 from benchmarks.tables import files, models
@@ -37,7 +37,9 @@ def told(case, bits, **changes):
     found = {text: numbers(case.way, bits, text, **changes) for text in steps.HELD_OUT_TEXTS}
     return {
         "case": {"name": case.name, "config": case.config, "way": case.way}, "bits": bits, "texts": found,
-        "seconds": {"quantising": 1.0, "evaluating": 2.0}, "device": "a GPU", "version": "1.2",
+        "seconds": {"matrices": 3600.0, "distilling": 1800.0, "evaluating": 2.0},
+        "device": "a GPU", "cores": 1, "version": "1.2",
+        "tokens": {"calibrated": 1 << 15, "distilled": 1 << 17, "evaluated": 1 << 14},
     }  # fmt: skip
 
 
@@ -133,6 +135,30 @@ def test_tables(folder):
     assert "| 2.55 | jargon | 1.60 |  |  |  | not measured |" in models.tables()
 
 
+def test_effort_is_counted():
+    small = effort.Decoder("small", hidden=2, inner=3, keys=1, blocks=1, words=5)
+    assert [m * k for k, m, _ in small.stages] == [8, 4, 12, 6]
+    assert small.weights == 30
+    # Up to each stage, 0 + 8 + 12 + 24, and through all, in both models; sums of products of inputs, and with streams.
+    assert small.reading == 2 * (44 + 30) + 2 * (4 + 4 + 4 + 9) + 4 + 6
+    assert small.learning == 4 * 30 + 3 * 10
+    assert effort.SMOLLM2.weights == 30 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576)
+
+
+def test_hours_of_other_models(folder):
+    seconds, tokens = {"matrices": 3600, "distilling": 1800}, {"calibrated": 1 << 15, "distilled": 1 << 17}
+    own, larger = (effort.hours(model, seconds, tokens) for model in (effort.SMOLLM2, effort.LLAMAS[0]))
+    assert (own.matrices, own.learning) == (1, pytest.approx(0.5))
+    assert larger.matrices == effort.LLAMAS[0].weights / effort.SMOLLM2.weights
+    assert effort.hours(effort.SMOLLM2, seconds, {**tokens, "calibrated": 1 << 16}).reading == 2 * own.reading
+    assert models.effort() == models.NOTHING
+    case = Case("m1v4g-1", "distilled")
+    (folder / f"{case.name}.json").write_text(json.dumps({**told(case, 2.06), "cores": 2}))
+    assert models.effort() == models.NOTHING
+    write(folder, case)
+    assert re.search(r"SmolLM2-135M +\| 0.11 +\| 1 +\| .* 0.50 +\|", models.effort())
+
+
 def test_large_ratios_and_single_windows():
     assert models._spread({"ratio": 12345.6, "ratio_interval": [1.0, 9.0]}, "ratio", 2) == "1.2e+04"
     assert models._spread({"ratio": 1.5, "ratio_interval": [None, None]}, "ratio", 2) == "1.50"
@@ -179,7 +205,7 @@ def test_cases_that_have_a_file_are_not_measured_again(folder, settings, monkeyp
 
     def quantised(case, settings):
         asked.append(case)
-        return steps.Made("model", BITS[case.config], 1.5)
+        return steps.Made("model", BITS[case.config], {"matrices": 1.5})
 
     monkeypatch.setattr(steps, "made", quantised)
     monkeypatch.setattr(steps, "evaluated", lambda model, settings: told(MADE_UP[0], 2.06)["texts"])
@@ -193,7 +219,7 @@ def test_cases_that_have_a_file_are_not_measured_again(folder, settings, monkeyp
     assert kept["case"] == {"name": "m1v4g-1-calibrated", "config": "m1v4g-1", "way": "calibrated"}
     assert kept["calibration"].keys() == {"a", "b"}
     assert kept["calibration"]["a"] == texts.digest((settings.texts / "calibration/a.txt").read_bytes())
-    assert kept["seconds"]["quantising"] == 1.5
+    assert kept["seconds"]["matrices"] == 1.5
     assert kept["device"] == "a processor"
     made.measure(MADE_UP[:2], settings, folder)
     assert len(asked) == 1
