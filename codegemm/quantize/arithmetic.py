@@ -28,13 +28,20 @@ class Arithmetic:
 
     Its arrays, and those of the other libraries, are float32 or indices (intp, int64); every function is a pure one.
 
-    block: scores that a block of work holds at a time, what the caches (a GPU's memory) take well.
-    add: the library's `add(a, b, out=...)`.
+    block, vectors: how many scores, and of how many vectors at most, a block of work holds at a time: what caches take
+    well, or what keeps a GPU at work for longer than it takes to start it. parts, rows: into how many parts the rows of
+    a matrix are cut where all go through its columns one after the other, and how many a part has at most.
+    add, where, stack, concatenate, zeros_like: the library's own.
     """
 
     name = "numpy"
-    block = 1 << 17
+    block, vectors = 1 << 17, 1 << 12
+    parts, rows = 8, 1 << 10
     add: Callable[..., Any] = staticmethod(np.add)
+    where: Callable[..., Any] = staticmethod(np.where)
+    stack: Callable[..., Any] = staticmethod(np.stack)
+    concatenate: Callable[..., Any] = staticmethod(np.concatenate)
+    zeros_like: Callable[..., Any] = staticmethod(np.zeros_like)
 
     def put(self, array: npt.NDArray) -> Any:
         """A NumPy array as this library's."""
@@ -64,6 +71,10 @@ class Arithmetic:
         """Where it is, [n]."""
         return scores.argmin(1)
 
+    def squares(self, vectors: Any) -> Any:
+        """The sum [n] of the squares of each of vectors [n, v]."""
+        return np.einsum("nv,nv->n", vectors, vectors)
+
     def smallest(self, scores: Any, count: int) -> Any:
         """Indices [n, count] of the smallest values of each row; in any order."""
         return smallest(scores, count)
@@ -80,13 +91,13 @@ class Torch(Arithmetic):
     """torch on the CPU, a thread for each of its cores; minima are looked for by NumPy, ten times as fast there."""
 
     name = "torch"
-    block = 1 << 17
 
     def __init__(self) -> None:
         import torch
 
         self._torch = torch
-        self.add = torch.add
+        self.add, self.where, self.zeros_like = torch.add, torch.where, torch.zeros_like
+        self.stack, self.concatenate = torch.stack, torch.cat
 
     def put(self, array: npt.NDArray) -> Any:
         return self._torch.from_numpy(np.ascontiguousarray(array))
@@ -108,6 +119,9 @@ class Torch(Arithmetic):
 
     def argmin(self, scores: Any) -> Any:
         return self._torch.from_numpy(scores.numpy().argmin(1))
+
+    def squares(self, vectors: Any) -> Any:
+        return (vectors * vectors).sum(1)
 
     def smallest(self, scores: Any, count: int) -> Any:
         return self._torch.from_numpy(smallest(scores.numpy(), count))
@@ -131,7 +145,8 @@ class Cuda(Torch):
     """torch on the current GPU, large blocks one after the other."""
 
     name = "cuda"
-    block = 1 << 26
+    block, vectors = 1 << 24, 1 << 16
+    parts, rows = 1, 1 << 14
 
     def __init__(self) -> None:
         super().__init__()

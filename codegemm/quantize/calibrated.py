@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats.codebook import CodebookWeight
 from codegemm.quantize.arithmetic import Arithmetic
-from codegemm.quantize.hessian import Hessian, factored
+from codegemm.quantize.hessian import Tie, factored
 from codegemm.quantize.output_fit import fit_codebooks, fit_scales
 from codegemm.quantize.progress import Progress
 from codegemm.quantize.scaling import halves
@@ -17,7 +19,7 @@ from codegemm.quantize.sweep import Rows, choose, improve
 
 _ROUNDS = 2  # of codes, codebooks and scales; codes once more follow
 _BEAM = 8
-_PARTS, _FEW, _MANY = 8, 64, 1024  # of the rows that are coded together, and how many they may be
+_FEW = 64  # rows that are coded together, at least
 _NORMAL = 1 << 24  # numbers of the equations of scales that are held at a time
 
 
@@ -36,7 +38,8 @@ def refine(
     hessian = factored(H, weight.config.v)
     codes = weight.codes.copy()
     codebooks, scales = weight.codebooks.astype(np.float32), weight.scales.astype(np.float32)
-    step = min(max(-(-len(matrix) // _PARTS), _FEW), _MANY)
+    before, tied = hessian.before.on(arithmetic), hessian.all.on(arithmetic)
+    step = min(max(-(-len(matrix) // arithmetic.parts), _FEW), arithmetic.rows)
     blocks = _blocks(len(matrix), step)
     few = _blocks(len(matrix), min(step, max(1, _NORMAL // scales.shape[1] ** 2)))
     progress.total((_ROUNDS + 1) * len(blocks))
@@ -47,12 +50,14 @@ def refine(
         def work(number: int) -> None:
             if not stop.is_due():
                 part = blocks[number]
-                rows = Rows.of(matrix[part], codes[part], scales[part], codebooks)
+                rows = Rows.of(matrix[part], codes[part], scales[part], codebooks, arithmetic)
+                books = arithmetic.put(codebooks)
                 if anew:
-                    fresh = choose(rows, codebooks, hessian.before, _BEAM, arithmetic)
-                    better = _weighed(fresh, hessian) < _weighed(rows, hessian)
+                    fresh = choose(rows, books, before, _BEAM, arithmetic)
+                    better = _weighed(fresh, before) < _weighed(rows, before)
                     rows.codes[better], rows.errors[better] = fresh.codes[better], fresh.errors[better]
-                improve(rows, codebooks, hessian.all, _BEAM, arithmetic)  # in place: its codes are a view
+                improve(rows, books, tied, _BEAM, arithmetic)
+                codes[part] = arithmetic.get(rows.codes)
             progress.advance()
 
         arithmetic.map(work, range(len(blocks)))
@@ -72,6 +77,6 @@ def _blocks(rows: int, step: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, rows, step)]
 
 
-def _weighed(rows: Rows, hessian: Hessian) -> npt.NDArray[np.float32]:
+def _weighed(rows: Rows, before: Tie) -> Any:
     """The error of each row."""
-    return ((rows.errors @ hessian.before.matrix) ** 2).sum(1)
+    return ((rows.errors @ before.matrix) ** 2).sum(1)

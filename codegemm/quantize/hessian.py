@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats.rotation import Rotation
+from codegemm.locks import ForkSafeLock
+from codegemm.quantize.arithmetic import Arithmetic
 
 # Of the mean of H's diagonal, added to it: H of few rows is singular, and what they miss counts a little too.
 DAMPING = 0.01
@@ -24,9 +27,13 @@ class Tie:
     of its blocks on the diagonal. metric: [K/v, v, v]; what remains to be made small is |e @ metric[j]|^2.
     """
 
-    matrix: Matrix
-    inverse: Matrix
-    metric: Matrix
+    matrix: Any
+    inverse: Any
+    metric: Any
+
+    def on(self, ops: Arithmetic) -> Tie:
+        """The same as arrays of the library that computes."""
+        return Tie(*map(ops.put, (self.matrix, self.inverse, self.metric)))
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,23 @@ class Hessian:
         )
 
 
+_lock = ForkSafeLock()
 _last: tuple[weakref.ref[npt.NDArray], int, Hessian] | None = None
 
 
 def factored(H: npt.NDArray[np.float64], v: int) -> Hessian:
-    """`Hessian.of`, once for matrices with the same inputs that are quantised one after the other.
+    """`Hessian.of`, once for matrices with the same inputs that are quantised together or one after the other.
 
     H: a calibration's, which is never written to.
     """
     global _last
     held = H if H.base is None else H.base
-    last = _last
-    if last is not None and last[0]() is held and last[1] == v:
-        return last[2]
-    found = Hessian.of(H, v)
-    _last = weakref.ref(held), v, found
-    return found
+    with _lock:
+        if _last is not None and _last[0]() is held and _last[1] == v:
+            return _last[2]
+        found = Hessian.of(H, v)
+        _last = weakref.ref(held), v, found
+        return found
 
 
 def rotated(H: npt.NDArray[np.float64], rotation: Rotation) -> npt.NDArray[np.float64]:

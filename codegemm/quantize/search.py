@@ -12,7 +12,7 @@ from codegemm.quantize.arithmetic import Arithmetic
 Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint16]
 
-_FEW, _MANY = 16, 4096  # vectors of a block
+_FEW = 16  # vectors of a block, at least
 
 
 def encode(vectors: Vectors, codebooks: Vectors, beam: int, ops: Arithmetic) -> Codes:
@@ -21,11 +21,12 @@ def encode(vectors: Vectors, codebooks: Vectors, beam: int, ops: Arithmetic) -> 
     With one codebook the nearest centroid. With two and a beam of 2**b the nearest sum. Else the `beam` best sums
     survive each codebook; then each code is chosen once more given the others.
     """
-    search = Search(codebooks, beam, ops)
+    search = Search(ops.put(codebooks), beam, ops)
     out = np.empty((len(vectors), len(codebooks)), np.uint16)
 
     def work(begin: int) -> None:
-        out[begin : begin + search.step] = search(vectors[begin : begin + search.step])
+        part = slice(begin, begin + search.step)
+        out[part] = ops.get(search(ops.put(vectors[part])))
 
     ops.map(work, range(0, len(vectors), search.step))
     return out
@@ -34,33 +35,34 @@ def encode(vectors: Vectors, codebooks: Vectors, beam: int, ops: Arithmetic) -> 
 class Search:
     """`encode` in the calling thread; what it needs of the codebooks is made once."""
 
-    def __init__(self, codebooks: Vectors, beam: int, ops: Arithmetic) -> None:
+    def __init__(self, codebooks: Any, beam: int, ops: Arithmetic) -> None:
+        """codebooks: [m, 2**b, v], of the library that computes."""
         m, centroids, _ = codebooks.shape
         self._ops = ops
         self._beam = min(beam, centroids) if m > 1 else 1
-        self._books = [ops.put(book) for book in codebooks]
-        self._halves = [ops.put((book**2).sum(1) / 2) for book in codebooks]
+        self._books = list(codebooks)
+        self._halves = [(book**2).sum(1) / 2 for book in codebooks]
         # <centroid i of codebook c, centroid j of codebook d>; half of the cross product's share in |x - sum|^2
         self._products = [
             [book @ other.T if c != d else None for d, other in enumerate(self._books)]
             for c, book in enumerate(self._books)
         ]
-        self.step = min(max(ops.block // centroids, _FEW), _MANY)  # vectors searched together
+        self.step = min(max(ops.block // centroids, _FEW), ops.vectors)  # vectors searched together
 
-    def __call__(self, vectors: Vectors) -> Codes:
-        """Codes [n, m] of vectors [n, v]."""
-        out = np.empty((len(vectors), len(self._books)), np.uint16)
-        for begin in range(0, len(vectors), self.step):
-            x = self._ops.put(vectors[begin : begin + self.step])
-            # (|x - centroid|^2 - |x|^2) / 2
-            alone = []
-            for book, half in zip(self._books, self._halves, strict=True):
-                scores = x @ -book.T
-                scores += half
-                alone.append(scores)
-            for c, code in enumerate(_search(self._ops, alone, self._products, self._beam)):
-                out[begin : begin + self.step, c] = self._ops.get(code)
-        return out
+    def __call__(self, vectors: Any) -> Any:
+        """Codes [n, m] of vectors [n, v], both arrays of the library that computes."""
+        steps = range(0, len(vectors), self.step)
+        parts = [self._codes(vectors[begin : begin + self.step]) for begin in steps]
+        return parts[0] if len(parts) == 1 else self._ops.concatenate(parts)
+
+    def _codes(self, vectors: Any) -> Any:
+        # (|x - centroid|^2 - |x|^2) / 2
+        alone = []
+        for book, half in zip(self._books, self._halves, strict=True):
+            scores = vectors @ -book.T
+            scores += half
+            alone.append(scores)
+        return self._ops.stack(_search(self._ops, alone, self._products, self._beam), 1)
 
 
 def _search(ops: Arithmetic, alone: list[Any], products: list[list[Any]], beam: int) -> list[Any]:

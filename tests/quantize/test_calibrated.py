@@ -121,7 +121,7 @@ def test_an_end_between_blocks_keeps_what_is_better(matrix, inputs, monkeypatch)
 def coded(matrix, inputs):
     free = codegemm.quantize(matrix, "m2v8b4g32")
     books, scales = free.codebooks.astype(np.float32), free.scales.astype(np.float32)
-    return Hessian.of(summed(inputs).H, 8), Rows.of(matrix, free.codes.copy(), scales, books), books
+    return Hessian.of(summed(inputs).H, 8), Rows.of(matrix, free.codes, scales, books, arithmetic.Arithmetic()), books
 
 
 def weighed(errors, hessian):
@@ -133,11 +133,13 @@ def weighed(errors, hessian):
 def test_no_row_gets_worse_by_choosing_codes_again(backend, coded):
     hessian, rows, books = coded
     ops, before = arithmetic.find(backend, 0), weighed(rows.errors, hessian)
-    improve(rows, books, hessian.all, 4, ops)
-    after = weighed(rows.errors, hessian)
+    there = Rows.of(rows.weights, rows.codes, rows.scales, books, ops)
+    improve(there, ops.put(books), hessian.all.on(ops), 4, ops)
+    codes, errors = ops.get(there.codes), ops.get(there.errors)
+    after = weighed(errors, hessian)
     assert (after <= before * (1 + 1e-4)).all()
     assert after.sum() < 0.9 * before.sum()
-    assert np.allclose(rows.errors, rows.weights - decode_rows(rows.codes, books, rows.scales), atol=1e-5)
+    assert np.allclose(errors, rows.weights - decode_rows(codes, books, rows.scales), atol=1e-5)
 
 
 def test_feedback_is_the_nearest_point_where_inputs_are_independent(coded):

@@ -13,8 +13,11 @@ from codegemm.formats.format import parse
 from codegemm.formats.weight import Weight
 from codegemm.hf.blockwise.moments import Moments, are_enough
 from codegemm.hf.blockwise.targets import corrected, relative_error
+from codegemm.locks import ForkSafeLock
 from codegemm.quantize import quantize
 from codegemm.quantize.quantizers import quantizer_for
+
+_SHARED = ForkSafeLock()  # of matrices with the same inputs that are in work together, the first computes for all
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,12 @@ class Work:
         target, calibration = self.matrix, None
         try:
             if moments is not None:
-                if self.correct:
-                    target = corrected(self.matrix, moments.correction, moments.addition)
-                if quantizer_for(parse(self.config)).calibrates(parse(self.config)):
-                    calibration = moments.calibration
+                with _SHARED:
+                    changes = (moments.correction, moments.addition) if self.correct else None
+                    if quantizer_for(parse(self.config)).calibrates(parse(self.config)):
+                        calibration = moments.calibration
+                if changes is not None:
+                    target = corrected(self.matrix, *changes)
             weight = quantize(
                 target, self.config, calibration=calibration, seed=self.seed, time_limit=self.time_limit,
                 progress=False, backend=self.backend,

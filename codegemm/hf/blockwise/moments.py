@@ -33,10 +33,10 @@ class Moments:
     capped: int = 0
 
     @classmethod
-    def empty(cls, in_features: int, stream_width: int = 0) -> Moments:
-        """Of no rows."""
+    def empty(cls, in_features: int, stream_width: int = 0, device: torch.device | str = "cpu") -> Moments:
+        """Of no rows, to be added up on a device."""
         heights = in_features, in_features, stream_width
-        return cls(*(torch.zeros(height, in_features, dtype=torch.float64) for height in heights))
+        return cls(*(torch.zeros(height, in_features, dtype=torch.float64, device=device) for height in heights))
 
     def add(self, x: torch.Tensor, original: torch.Tensor, lost: torch.Tensor | None = None) -> None:
         """The rows of one part of the text, those of x, of the original and of what is lost in the same order.
@@ -48,9 +48,9 @@ class Moments:
         for rows, others, gap in zip(x.split(_ROWS), original.split(_ROWS), gaps.split(_ROWS)):
             factors, capped = weights(rows)
             rows, others = rows.float() * factors, others.float() * factors
-            self.own += (rows.T @ rows).double().cpu()
-            self.cross += (others.T @ rows).double().cpu()
-            self.lost += ((gap.float() * factors).T @ rows).double().cpu()
+            self.own += (rows.T @ rows).double()
+            self.cross += (others.T @ rows).double()
+            self.lost += ((gap.float() * factors).T @ rows).double()
             self.rows += len(rows)
             self.capped += capped
 
@@ -73,6 +73,10 @@ class Moments:
     def is_finite(self) -> bool:
         """Whether there was no NaN or infinity."""
         return all(bool(torch.isfinite(each).all()) for each in (self.own, self.cross, self.lost))
+
+    def in_memory(self) -> Moments:
+        """The same on the CPU, where several processes share them and matrices are quantised by them."""
+        return Moments(self.own.cpu(), self.cross.cpu(), self.lost.cpu(), self.rows, self.capped)
 
     def plus(self, other: Moments) -> Moments:
         """Of the rows of both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from codegemm.hf.blockwise.tuning import tune
 from codegemm.hf.matrices import Matrix, Plan
 from codegemm.quantize.stored import digest
 from codegemm.quantize.stored import made as identity
+
+_TOGETHER = 8  # matrices that are in work on a GPU at a time: as many experts fill it as layers of a usual block
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,13 @@ class Run:
                 continue
             sums = None
             if shard in streams.own:
-                sums = {name: Moments.empty(here[name].shape[1], widths[name]) for name in firsts}
+                sums = {name: Moments.empty(here[name].shape[1], widths[name], self.device) for name in firsts}
                 for part in parts:
                     original = self._heard(number, blocks[0], streams.original[part], of_both, way) if of_both else {}
                     quantised = self._heard(number, blocks[1], streams.quantised[part], [*firsts, *of_both], way)
                     for name in firsts:
                         _add(sums[name], name, beside.get(name), here[name], original, quantised)
+                sums = {name: each.in_memory() for name, each in sums.items()}
             sums = self.group.share(sums, self.group.owner(shard))
             totals = {name: totals[name].plus(sums[name]) if totals else sums[name] for name in firsts}
         for name, total in totals.items():
@@ -173,9 +177,12 @@ class Run:
         new = [name for name in names if found[name] is None]
         moments = inputs() if new and inputs is not None else {}
         turns = {name: self.group.owner(number) for number, name in enumerate(new)}
-        for name in new:
-            if turns[name] == self.group.rank:
-                found[name] = self._quantised(here[name], made.get_submodule(name), moments.get(name), key)
+        own = [name for name in new if turns[name] == self.group.rank]
+
+        def quantised(name: str) -> Any:
+            return self._quantised(here[name], made.get_submodule(name), moments.get(name), key)
+
+        found.update(zip(own, together(quantised, own, self.device)))
         for name in names:
             if name in turns:
                 found[name] = self.group.share(found[name], turns[name])
@@ -264,6 +271,15 @@ def _add(
         sums.add(x, x)
     else:
         sums.add(x, original[name], None if stream is None else original[stream] - quantised[stream])
+
+
+def together(work: Callable[[str], Any], names: Sequence[str], device: torch.device) -> list[Any]:
+    """What work makes of each name. On a GPU some are in work at a time: while processors are at one matrix, it is at
+    another's. On a CPU one after the other, each by all of its cores."""
+    if device.type != "cuda":
+        return [work(name) for name in names]
+    with ThreadPoolExecutor(_TOGETHER, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        return list(pool.map(work, names))
 
 
 def _put(layer: torch.nn.Linear, weight: Weight) -> None:
