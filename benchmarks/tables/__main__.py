@@ -33,6 +33,8 @@ def written() -> dict[str, str]:
         "gaussian": quantisers.gaussian(),
         "minilm": quantisers.minilm(),
         "models": models.tables(),
+        "models-summary": models.summary(),
+        "layers-summary": quantisers.layers(),
         "effort": models.effort(),
         "texts": models.texts(),
     }

@@ -73,6 +73,25 @@ def reached(found: list[Found]) -> str:
     return markdown.table(lines, "---")
 
 
+def summary() -> str:
+    """For each target's bits the codebooks and the integers that lose least over all texts."""
+    found = results.read(files.RESULTS / FOLDER)
+    if not found:
+        return NOTHING
+    names = results.text_names(found)
+    lines = [["bits, at most", "weights", "way", "bits", *names]]
+    shown = []
+    for target in TARGETS:
+        for of_integers in (False, True):
+            those = [each for each in found if (each.case.way in INTEGERS) == of_integers and is_for(target, each.bits)]
+            best = min(those, key=lambda each: sum(each.of("ratio").values()), default=None)
+            if best is not None and best not in shown:
+                shown.append(best)
+                cells = [_spread(best.texts[name], "ratio", 2) for name in names]
+                lines.append([f"{target.bits:.2f}", best.case.config, best.case.way, f"{best.bits:.2f}", *cells])
+    return "\n" + markdown.table(lines, "---")
+
+
 def distances(found: list[Found]) -> str:
     """KL and the share of equal likeliest tokens."""
     names = results.text_names(found)
