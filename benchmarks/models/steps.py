@@ -113,16 +113,18 @@ def _rounded(case: Case, settings: Settings) -> Made:
     from benchmarks.models import rounding
     from codegemm.hf import generation
     from codegemm.hf.blockwise import rows
+    from codegemm.hf.blockwise.skeleton import Skeleton
 
-    begin, integers = time.perf_counter(), Integers.parse(case.config)
+    begin, integers, skeleton = time.perf_counter(), Integers.parse(case.config), Skeleton.open(settings.model)
     model = generation.open_model(settings.model, generation.device_named(settings.device), "float32")
     if case.way == NEAREST:
-        bits = rounding.round_nearest(model, integers)
+        bits = rounding.round_nearest(model, skeleton, integers)
         return Made(model, bits, {"rounding": time.perf_counter() - begin})
     tokenizer = generation.open_tokenizer(settings.model)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = rows.encoded(tokenizer, settings.mix(), vocabulary, str(settings.model))
-    bits = rounding.round_fed_back(model, integers, rows.spread(ids, SEQUENCE, settings.calibrated), _tell)
+    spread = rows.spread(ids, SEQUENCE, settings.calibrated)
+    bits = rounding.round_fed_back(model, skeleton, integers, spread, _tell)
     return Made(model, bits, {"rounding": time.perf_counter() - begin})
 
 

@@ -259,6 +259,14 @@ def llama():
     return tiny_llama()
 
 
+@pytest.fixture
+def skeleton(llama, tmp_path):
+    from codegemm.hf.blockwise.skeleton import Skeleton
+
+    llama.save_pretrained(tmp_path)
+    return Skeleton.open(tmp_path)
+
+
 def matrices(model):
     import torch
 
@@ -269,12 +277,12 @@ def matrices(model):
     }
 
 
-def test_models_of_integers_have_rounded_layers(llama):
+def test_models_of_integers_have_rounded_layers(llama, skeleton):
     from benchmarks.models import rounding
 
     before, integers = matrices(llama), Integers(3, 16)
     head = llama.lm_head.weight.clone()
-    assert rounding.round_nearest(llama, integers) == 3 + 32 / 16
+    assert rounding.round_nearest(llama, skeleton, integers) == 3 + 32 / 16
     after = matrices(llama)
     assert len(after) == 14
     for name, matrix in before.items():
@@ -282,7 +290,7 @@ def test_models_of_integers_have_rounded_layers(llama):
     assert (llama.lm_head.weight == head).all()
 
 
-def test_fed_back_models_are_nearer(llama):
+def test_fed_back_models_are_nearer(llama, skeleton):
     """Block by block: the second one's inputs are what the first one makes when it is rounded."""
     import copy
 
@@ -293,8 +301,9 @@ def test_fed_back_models_are_nearer(llama):
     ids, other = torch.randint(0, 61, (40, 32)), torch.randint(0, 61, (20, 32))
     integers, told = Integers(3, -1), []
     nearest, fed_back = copy.deepcopy(llama), copy.deepcopy(llama)
-    bits = rounding.round_nearest(nearest, integers)
-    assert rounding.round_fed_back(fed_back, integers, ids, lambda *done: told.append(done)) == pytest.approx(bits)
+    bits = rounding.round_nearest(nearest, skeleton, integers)
+    found = rounding.round_fed_back(fed_back, skeleton, integers, ids, lambda *done: told.append(done))
+    assert found == pytest.approx(bits)
     assert told == [(1, 2), (2, 2)]
     assert not any(module._forward_pre_hooks for module in fed_back.modules())
 
