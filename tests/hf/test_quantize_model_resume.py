@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import textwrap
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import codegemm
 from codegemm import files
 from codegemm.hf.blockwise import matrix
 from codegemm.hf.blockwise.run import Run
+from codegemm.hf.blockwise.streams import Streams
 
 
 @pytest.fixture
@@ -68,6 +70,20 @@ def test_another_run_goes_on(dense, tmp_path, made):
     assert left_behind(tmp_path / "out") == []
     quantised(dense, tmp_path / "once")
     assert contents(tmp_path / "once") == contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize("tune", [0, 2])
+def test_the_text_is_left_out_where_all_is_finished(tune, dense, tmp_path, made, monkeypatch):
+    """As before what is trained after all blocks: the same layers, and the same files."""
+    first = quantised(dense, tmp_path / "out", keep=True, tune=tune)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(Streams, "begin", Mock(side_effect=AssertionError("read again")))
+    again = quantised(dense, tmp_path / "out", keep=True, tune=tune, force=True)
+    assert again.layers == first.layers
+    assert (first.resumed, again.resumed, len(made)) == (0, 14, 14)
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(AssertionError, match="read again"):
+        quantised(dense, tmp_path / "out", tune=tune + 1, force=True)
 
 
 def changed_embedding(folder):

@@ -39,10 +39,14 @@ class Kept:
         self._found.add(name)
         return self.parts.weight(own), Layer(**{**said, "shape": tuple(said["shape"])})
 
+    def has(self, key: str, names: Iterable[str]) -> bool:
+        """Whether `find` has something for each name."""
+        return all(self._read(cache.key(key, name))[0] is not None for name in names)
+
     def find_all(self, key: str, names: Iterable[str]) -> list[tuple[Weight, Layer]] | None:
         """The same of several names; None, and none of them is taken, where one is lacking."""
         names = list(names)
-        if any(self._read(cache.key(key, name))[0] is None for name in names):
+        if not self.has(key, names):
             return None
         found = [self.find(key, name) for name in names]
         return [each for each in found if each is not None]

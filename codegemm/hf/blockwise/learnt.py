@@ -42,7 +42,7 @@ def learn(skeleton: Skeleton, kept: Kept, text: Text, lessons: Lessons, device: 
         seen = step + 1
 
     state = kept.parts.state(cache.key(key, str(lessons), digest(rows.numpy())))
-    weights = ((name, kept.weight(name)) for name in kept.stored)
+    weights = ((name, kept.weight(name)) for name in sorted(kept.stored))  # found or made, in one order
     with quiet():
         names = experts.names_of(skeleton.model)
         return Learnt(*distil(skeleton, names, weights, rows, lessons, state, device, heard))

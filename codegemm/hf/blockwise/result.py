@@ -18,7 +18,7 @@ from codegemm.hf.matrices import Plan
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """What became of a model. layers: in the order in which they were quantised. bits_per_weight: over all of them,
+    """What became of a model. layers: in the order in which the model has them. bits_per_weight: over all of them,
     everything counted. resumed: how many of them an earlier run had finished. left_out: files that were not copied.
     state_bytes, block_bytes: what hidden states and the largest block take, the latter in each process.
     """

@@ -66,16 +66,22 @@ class Run:
             return torch.device(self.settings.device)
         return torch.device("cuda", self.group.rank % torch.cuda.device_count())
 
-    def through(self, streams: Streams | None, way: Way | None, begin: str) -> list[Layer]:
+    def through(self, text: Callable[[], tuple[Streams, Way]] | None, begin: str) -> list[Layer]:
         """All matrices: those of the blocks, then those outside them, without inputs. The same in every process.
 
+        text: gives what the first block gets of it; it is not asked where nothing is left to do for the blocks.
         begin: a key of the text and of all else that the first block gets.
         """
         self.key = cache.key(begin, self.skeleton.described, *self._digests(lambda name: not self._is_inside(name)))
+        keys = []
         for number in range(self.skeleton.count):
-            with self.skeleton.block(number) as block:
-                self.key = self._key(self.key, number)
-                self._block(number, block, streams, way, self.key)
+            self.key = self._key(self.key, number)
+            keys.append(self.key)
+        if not self._are_kept(keys):
+            streams, way = (None, None) if text is None else text()
+            for number, key in enumerate(keys):
+                with self.skeleton.block(number) as block:
+                    self._block(number, block, streams, way, key)
         rest = {name: matrix for name, matrix in self.plan.matrices.items() if not self._is_inside(name)}
         if rest:
             self.key = cache.key(self.key, *(f"{name} {identity(each.config)}" for name, each in rest.items()))
@@ -84,10 +90,31 @@ class Run:
                 self._stage(Stage((tuple(rest),)), rest, dense, None, self.key)
         return self.layers
 
-    def _block(self, number: int, block: Any, streams: Streams | None, way: Way | None, key: str) -> None:
+    def _are_kept(self, keys: Sequence[str]) -> bool:
+        """Take what is kept of all blocks, where nothing is lacking."""
+        layers = None
+        if self.group.leads:
+            last = [self._tuned(key) if self.settings.tune else key for key in keys]
+            wanted = [(key, [each.name for each in self._here(number).values()]) for number, key in enumerate(last)]
+            if all(self.kept.has(key, names) for key, names in wanted):
+                layers = [layer for key, names in wanted for _, layer in self.kept.find_all(key, names) or ()]
+        layers = self.group.share(layers, 0)
+        for layer in layers or ():
+            self.layers.append(layer)
+            self.told(layer)
+        return layers is not None
+
+    def _here(self, number: int) -> dict[str, Matrix]:
+        """A block's matrices, by their names in it."""
         begin = f"{self.skeleton.name(number)}."
-        config, device = self.skeleton.model.config, self.device
-        here = {name.removeprefix(begin): each for name, each in self.plan.matrices.items() if name.startswith(begin)}
+        return {name.removeprefix(begin): each for name, each in self.plan.matrices.items() if name.startswith(begin)}
+
+    def _tuned(self, key: str) -> str:
+        """Of a block's weights when they are trained."""
+        return cache.key(key, "tuned", str(self.settings.tune))
+
+    def _block(self, number: int, block: Any, streams: Streams | None, way: Way | None, key: str) -> None:
+        config, device, here = self.skeleton.model.config, self.device, self._here(number)
         dense, made = (stages.with_layers(block, self.names, config).to(device) for _ in range(2))
         if streams is None or way is None:
             self._stage(Stage((tuple(here),)), here, made, None, key)
@@ -98,7 +125,7 @@ class Run:
             inputs = partial(self._moments, number, stage, here, beside, both, streams, way)
             self._stage(stage, here, made, inputs, key)
         if self.settings.tune and here:
-            self._tune(number, here, both, streams, way, cache.key(key, "tuned", str(self.settings.tune)))
+            self._tune(number, here, both, streams, way, self._tuned(key))
         streams.advance(way, number, dense, made, device)
 
     def _order(
@@ -239,11 +266,7 @@ class Run:
         """Of all that a block's weights depend on: what is before it, its own tensors and how they are quantised."""
         begin = f"{self.skeleton.name(number)}."
         digests = self._digests(lambda name: name.startswith(begin))
-        here = [
-            f"{each.name} {identity(each.config)}"
-            for each in self.plan.matrices.values()
-            if each.name.startswith(begin)
-        ]
+        here = [f"{each.name} {identity(each.config)}" for each in self._here(number).values()]
         return cache.key(before, *digests, *here)
 
     def _digests(self, wanted: Callable[[str], bool]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from codegemm.hf.blockwise.matrix import Layer
 from codegemm.hf.blockwise.result import QuantizedModel, bytes_taken, planned
 from codegemm.hf.blockwise.run import Run, Settings
 from codegemm.hf.blockwise.skeleton import Skeleton
-from codegemm.hf.blockwise.streams import Streams
+from codegemm.hf.blockwise.streams import Streams, Way
 from codegemm.hf.blockwise.surroundings import one_at_a_time, quiet
 from codegemm.hf.blockwise.text import StrPath, Text, check_length, files_of, text_of
 from codegemm.hf.config import CodegemmConfig
@@ -136,7 +137,8 @@ def quantize_model(
         kept = Kept(Parts(place.path))
         with open_bar("quantizing") as bar:
             run = _through(arguments, skeleton, made, group, kept, bar, on_layer)
-        done = run.layers
+        places = {name: place for place, name in enumerate(made.matrices)}
+        done = sorted(run.layers, key=lambda layer: places[layer.name])
         if group.leads:
             learnt = None
             if arguments.lessons is not None:
@@ -222,12 +224,13 @@ def _through(
         stack.enter_context(quiet())
         if settings.device == "cpu":
             stack.enter_context(one_at_a_time())
-        streams = way = None
-        if text is not None:
-            states = _states(kept.parts) if arguments.spill else None
-            streams, way = Streams.begin(skeleton, text.ids, group, states)
-        run.through(streams, way, begin)
+        run.through(None if text is None else partial(_begun, arguments, skeleton, group, kept, text), begin)
     return run
+
+
+def _begun(arguments: _Arguments, skeleton: Skeleton, group: Group, kept: Kept, text: Text) -> tuple[Streams, Way]:
+    """The text in front of the first block."""
+    return Streams.begin(skeleton, text.ids, group, _states(kept.parts) if arguments.spill else None)
 
 
 def _write(
