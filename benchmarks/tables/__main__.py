@@ -10,7 +10,10 @@ from benchmarks.tables.page import page
 from codegemm import tables
 
 PAGE = files.ROOT / "docs" / "results.md"
-DOCUMENTS = tuple(files.ROOT / name for name in ("README.md", "docs/quantising.md", "docs/torch.md", "docs/models.md"))
+DOCUMENTS = tuple(
+    files.ROOT / name
+    for name in ("README.md", "docs/quantising.md", "docs/torch.md", "docs/models.md", "docs/evaluating.md")
+)
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def written() -> dict[str, str]:
         "models-summary": models.summary(),
         "layers-summary": quantisers.layers(),
         "effort": models.effort(),
+        "lm-eval": models.lm_eval(),
         "texts": models.texts(),
     }
 

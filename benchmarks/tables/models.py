@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from benchmarks.models import results
 from benchmarks.models.cases import INTEGERS
@@ -13,7 +14,7 @@ from benchmarks.models.texts import SOURCES
 from benchmarks.tables import files, markdown
 from codegemm.reporting import counted
 
-FOLDER, PICTURE = "models", "models.png"
+FOLDER, PICTURE, LM_EVAL = "models", "models.png", "lm-eval.json"
 NOTHING = "No whole model was measured.\n"
 
 
@@ -102,6 +103,19 @@ def distances(found: list[Found]) -> str:
         same = [f"{100 * each.of('top1')[name]:.1f}" for name in names]
         lines.append([each.case.config, each.case.way, f"{each.bits:.2f}", *far, *same])
     return markdown.table(lines, "---")
+
+
+def lm_eval() -> str:
+    """What lm-eval says of some models."""
+    if not (files.RESULTS / LM_EVAL).exists():
+        return NOTHING
+    told = files.read(LM_EVAL)
+    lines = [["model", "right", "right, by length"]]
+    for row in told["models"]:
+        shares = (f"{100 * row[name]:.1f} ±{100 * row[f'{name}_stderr']:.1f} %" for name in ("acc", "acc_norm"))
+        lines.append([Path(row["model"]).name, *shares])
+    questions = counted(told["models"][0]["questions"], "question")
+    return f"\n{told['task']}, {questions}, lm-eval {told['lm_eval']}:\n\n" + markdown.table(lines, "---")
 
 
 def effort() -> str:

@@ -159,6 +159,15 @@ def test_hours_of_other_models(folder):
     assert re.search(r"SmolLM2-135M +\| 0.11 +\| 1 +\| .* 0.50 +\|", models.effort())
 
 
+def test_shares_of_lm_eval(folder):
+    assert models.lm_eval() == models.NOTHING
+    row = {"model": "models/a", "questions": 50, "acc": 0.5, "acc_stderr": 0.05, "acc_norm": 0.25, "acc_norm_stderr": 0}
+    told = {"task": "which_next", "lm_eval": "0.4", "models": [row]}
+    (files.RESULTS / models.LM_EVAL).write_text(json.dumps(told))
+    assert "which_next, 50 questions, lm-eval 0.4:" in models.lm_eval()
+    assert re.search(r"\| a +\| 50.0 ±5.0 % +\| 25.0 ±0.0 % +\|", models.lm_eval())
+
+
 def test_large_ratios_and_single_windows():
     assert models._spread({"ratio": 12345.6, "ratio_interval": [1.0, 9.0]}, "ratio", 2) == "1.2e+04"
     assert models._spread({"ratio": 1.5, "ratio_interval": [None, None]}, "ratio", 2) == "1.50"
