@@ -94,5 +94,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Fixed("docs/evaluating.md", "95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"),
     Fixed("docs/evaluating.md", "drawn 2,000 times", "what is computed: RESAMPLES in the same file"),
-    Fixed("docs/evaluating.md", "by chance a quarter is right", "one of CHOICES in benchmarks/models/lm_eval/questions.py"),
+    Fixed(
+        "docs/evaluating.md", "by chance a quarter is right", "one of CHOICES in benchmarks/models/lm_eval/questions.py"
+    ),
 )
