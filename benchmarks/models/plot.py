@@ -51,13 +51,18 @@ def _point(found: Found, text: str) -> tuple[float, float]:
 
 
 def _draw(panel: Any, found: Sequence[Found], text: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for config in {each.case.config: None for each in found}:
         line = [_point(each, text) for each in found if each.case.config == config]
         panel.plot(*zip(*line), color="#bbbbbb", linewidth=1, zorder=1)
     for each in found:
         marker, colour = _MARKS[each.case.way]
         panel.plot(*_point(each, text), marker, color=colour, markersize=5, zorder=2)
-    panel.set_yscale("log")
+    panel.set_yscale("log", subs=range(2, 10))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.tick_params(labelsize=8)
     panel.margins(x=0.14, y=0.08)
     panel.grid(True, which="major", color="#e4e4e4", linewidth=0.6, zorder=0)
