@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.models import results
-from benchmarks.models.cases import INTEGERS
+from benchmarks.models.cases import CALIBRATED, DISTILLED, FED_BACK, INTEGERS, PLAIN
 from benchmarks.models.effort import LLAMAS, SMOLLM2, hours
 from benchmarks.models.results import Found
 from benchmarks.models.targets import TARGETS, is_for, met
@@ -75,7 +75,7 @@ def reached(found: list[Found]) -> str:
 
 
 def summary() -> str:
-    """For each target's bits the codebooks and the integers that lose least over all texts."""
+    """For each target's bits the codebooks and the integers, by the same text, that lose least over all texts."""
     found = results.read(files.RESULTS / FOLDER)
     if not found:
         return NOTHING
@@ -83,8 +83,8 @@ def summary() -> str:
     lines = [["bits, at most", "weights", "way", "bits", *names]]
     shown = []
     for target in TARGETS:
-        for of_integers in (False, True):
-            those = [each for each in found if (each.case.way in INTEGERS) == of_integers and is_for(target, each.bits)]
+        for ways in ((PLAIN, CALIBRATED, DISTILLED), (FED_BACK,)):
+            those = [each for each in found if each.case.way in ways and is_for(target, each.bits)]
             best = min(those, key=lambda each: sum(each.of("ratio").values()), default=None)
             if best is not None and best not in shown:
                 shown.append(best)
