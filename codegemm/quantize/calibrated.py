@@ -46,12 +46,12 @@ def refine(
 
     def recode(anew: bool) -> None:
         """New codes for every row; where there is to be an end, the other rows stay as they are."""
+        books = arithmetic.put(codebooks)
 
         def work(number: int) -> None:
             if not stop.is_due():
                 part = blocks[number]
                 rows = Rows.of(matrix[part], codes[part], scales[part], codebooks, arithmetic)
-                books = arithmetic.put(codebooks)
                 if anew:
                     fresh = choose(rows, books, before, _BEAM, arithmetic)
                     better = _weighed(fresh, before) < _weighed(rows, before)
