@@ -44,13 +44,14 @@ def relative_errors(weight, x):
     ("rows", "columns", "config", "whole"),
     [
         ((150, 23), 624, "m1v4g-1", True), ((97,), 480, "m1v12b6g96", True), ((130,), 528, "m1v8b12g-1", True),
-        ((80,), 768, "m2v8g128", True), ((65,), 1056, "m1v16b9g96", True), ((300,), 192, "m2v8b5g96", True),
-        ((70,), 390, "m3v13b6g26", False), ((150,), 624, "m1v4g24", False), ((33,), 160, "m8v1b1g32", False),
+        ((200,), 768, "m2v8g128", True), ((65,), 1056, "m1v16b9g96", True), ((300,), 192, "m2v8b5g96", True),
+        ((70,), 390, "m3v13b6g26", False), ((150,), 624, "m1v4g24", False), ((33,), 160, "m8v1b8g32", False),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("imitated")
 def test_any_configuration_in_imitation(rows, columns, config, whole, rng):
-    """In integers where a block of columns has one scale and sums are not far from the largest that there may be."""
+    """In integers where a block of columns has one scale and sums are not far from the largest that there may be.
+    (No weight's random numbers are near the border of that: a case is of one kind whatever they are.)"""
     weight = codegemm.concat([random_weight((each, columns), config, int(rng.integers(1 << 31))) for each in rows])
     for n in (9, 33, 70, 300):
         x = rng.standard_normal((n, columns)).astype(rng.choice([np.float16, np.float32, np.float64]))
