@@ -51,6 +51,8 @@ class Destination:
             return
         new, old = work / "new", work / "old"
         try:
+            if old.exists() and not self.path.exists():  # a process was killed in the middle of `_exchange`
+                os.rename(old, self.path)
             shutil.rmtree(work, ignore_errors=True)
             new.mkdir(parents=True)
             for file in self.model.files:

@@ -19,6 +19,7 @@ import numpy as np
 
 from codegemm import arrays, choice, devices, operands
 from codegemm.buffers import Buffers, Parts
+from codegemm.counts import count
 from codegemm.devices import CPU, scope
 from codegemm.engines.cpu import backward as cpu_backward
 from codegemm.engines.cpu import library as cpu_library
@@ -297,8 +298,7 @@ def _checked(w: Any, caller: str, n: Any) -> Weight:
     """The weight of a call for n rows; TypeError or ValueError for what can't be one."""
     if not isinstance(w, Weight):
         raise TypeError(f"{caller}: w is {_named(w)}, must be a quantised weight")
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n={n!r}: must be an integer of at least 1")
+    count("n", n)
     return w
 
 

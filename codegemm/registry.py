@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from codegemm.counts import count
 from codegemm.devices import CPU, FIRST_GPU, Device
 from codegemm.formats.format import registered as registered_formats
 from codegemm.formats.format import spec_of
@@ -141,8 +142,7 @@ def kernels(w: Weight | None = None, n: int = 1) -> list[KernelInfo]:
     """Every kernel and whether it is usable: on this machine, or for n rows (of float32) times the weight `w`."""
     if w is not None and not isinstance(w, Weight):
         raise TypeError(f"kernels: w is {type(w).__name__}, must be a quantised weight")
-    if not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n={n!r}: must be an integer of at least 1")
+    count("n", n)
     infos = []
     for kernel in registered():
         reason = kernel.unavailable()

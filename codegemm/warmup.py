@@ -11,6 +11,7 @@ import numpy as np
 
 from codegemm import choice, devices
 from codegemm.arrays import float_dtype
+from codegemm.counts import count
 from codegemm.devices import Device
 from codegemm.formats.codebook_config import CodebookConfig
 from codegemm.formats.format import spec_of
@@ -43,8 +44,7 @@ def warmup(
     specs = [shape if isinstance(shape, Spec) else spec_of(shape, config) for shape in shapes]
     builds: list[Callable[[], object]] = []
     for n in batches:
-        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1:
-            raise ValueError(f"batch {n!r}: must be an integer of at least 1")
+        count("batch", n)
         for spec in specs:
             product = Product.of(spec, n, dtype)
             builds += choice.select(product, where, kernel, precision).builds(product, where)

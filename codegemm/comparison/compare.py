@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from codegemm.comparison import runner, selection
 from codegemm.comparison.result import Result
+from codegemm.counts import count
 from codegemm.formats.weight import Weight
 from codegemm.kernel import Kernel
 from codegemm.measuring import conditions, sources
@@ -76,9 +76,9 @@ def compare(
         engine,
         selection.compared_kernels(engine, names, precision),
         selection.compared_paths(engine, _listed("paths", paths)),
-        sorted({_positive("batches", n) for n in _listed("batches", batches) or ()}),
+        sorted({count("batches", n) for n in _listed("batches", batches) or ()}),
         seconds,
-        _positive("rounds", rounds),
+        count("rounds", rounds),
     )
     cases = _cases(weights, _listed("tensors", tensors or None), shapes, _listed("configs", configs))
     uses_torch = any(kernel.name in selection.TORCH for kernel in settings.kernels)
@@ -123,15 +123,4 @@ def _shape(shape: Any) -> tuple[int, int]:
         rows, columns = shape
     except (TypeError, ValueError):
         raise ValueError(f"shapes: {shape!r}, must be (out_features, in_features)") from None
-    return _positive("shapes", rows), _positive("shapes", columns)
-
-
-def _positive(name: str, number: Any) -> int:
-    """ValueError unless it is an integer of at least 1."""
-    try:
-        value = operator.index(number)
-    except TypeError:
-        value = 0
-    if value < 1:
-        raise ValueError(f"{name}: {number!r}, must be an integer of at least 1")
-    return value
+    return count("shapes", rows), count("shapes", columns)

@@ -67,7 +67,7 @@ def test_arguments(refused, text, tmp_path):
     refused("layers: lm_head.*: expected|expected", layers={"lm_head": "what"})
     refused("tune: there is no calibration to learn from", calibration=None, tune=1)
     refused("distill: there is no calibration to learn from", calibration=None, distill=100)
-    refused("lessons: tokens=-1, must be an integer of at least 1", distill=-1)
+    refused("lessons: tokens=-1: must be an integer of at least 1", distill=-1)
     refused("must be a list of files", TypeError, calibration=str(text))
     refused("must be a list of files", TypeError, calibration=text)
     refused("length=0: must be an integer of at least 1", calibration=[text], length=0)
@@ -132,7 +132,7 @@ def test_what_can_not_be_trained(refused, dense, monkeypatch):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     bert = transformers.BertConfig(vocab_size=61, **sizes)
     saved(transformers.BertModel(bert), dense)
-    refused("BertModel: gives no logits, by which it could be distilled", distill=100)
+    refused("distill: BertModel gives no logits", distill=100)
 
 
 def test_targets(refused, dense, tmp_path):

@@ -172,10 +172,19 @@ def test_a_full_disk(writes, dense, tmp_path, monkeypatch):
     loaded(tmp_path / "out")
 
 
-def test_states_on_disk(dense, tmp_path):
-    """Are gone afterwards, of a run that was stopped, too; they change nothing."""
+def test_states_on_disk(dense, tmp_path, monkeypatch):
+    """Nobody sees them; they change nothing. A disk without room for them is named."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(codegemm.CheckpointError, match="no room for the calibration's hidden states: No space"):
+            quantised(dense, tmp_path / "out", spill=True)
     with pytest.raises(KeyboardInterrupt):
         quantised(dense, tmp_path / "out", spill=True, on_layer=stop_after(3))
+    assert left_behind(tmp_path / "out") == [".out.parts"]
     assert quantised(dense, tmp_path / "out", spill=True).resumed == 3
     assert left_behind(tmp_path / "out") == []
     quantised(dense, tmp_path / "in memory")

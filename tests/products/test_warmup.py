@@ -25,7 +25,7 @@ def test_without_a_gpu_the_reason_is_told():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [(([(512, 500)], [1], "m1v4g128"), ValueError, "in_features=500: must be a multiple of the group size g=128"),
-     (([(512, 512)], [0]), ValueError, "batch 0: must be an integer of at least 1"),
+     (([(512, 512)], [0]), ValueError, "batch=0: must be an integer of at least 1"),
      (([(512, 512)], [1], "m1v4", "int8"), TypeError, "dtype int8"),
      (([(512, 512)], [1], "m1v4", HALF, "cpu", "nothing"), codegemm.KernelError, "kernel 'nothing' is unknown")],
 )  # fmt: skip

@@ -212,6 +212,25 @@ def test_what_was_there_comes_back_where_the_new_folder_can_not(model, target, m
     assert contents(target) == before
 
 
+def test_what_was_there_comes_back_where_a_process_was_killed_between_renames(model, target, monkeypatch):
+    """Before anything else is done, which may fail."""
+    quantize_file(model, target, "m1v4b3")
+    before, work = contents(target), target.parent / f".{target.name}.parts" / "whole"
+    work.mkdir(parents=True)
+    os.rename(target, work / "old")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(destination.shutil, "copyfile", full)
+        with pytest.raises(codegemm.CheckpointError, match="small: could not be written: No space left"):
+            quantize_file(model, target, CONFIG)
+    assert contents(target) == before
+    quantize_file(model, target, CONFIG, force=True)
+    assert sorted(os.listdir(target.parent)) == ["model", "small"]
+
+
 BROKEN = {
     "no such shard": (lambda folder: (folder / SHARDS[1]).unlink(), "names model-00002-of-00002.safetensors, which is"),
     "half a shard": (

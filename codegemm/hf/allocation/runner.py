@@ -17,7 +17,7 @@ from codegemm import cache
 from codegemm.hf.allocation import candidates, knapsack, noise, sensitivity
 from codegemm.hf.allocation.candidates import Pool
 from codegemm.hf.allocation.sensitivity import Probe
-from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.blockwise.skeleton import Skeleton, check_logits
 from codegemm.hf.config import CodegemmConfig
 from codegemm.hf.experts import Names
 from codegemm.hf.matrices import Plan, plan
@@ -85,8 +85,7 @@ class Budget:
 
         ValueError where the budget can't be met, where the model gives no logits, and as of `matrices.plan`.
         """
-        if model.get_output_embeddings() is None:
-            raise ValueError(f"bits: {type(model).__name__} gives no logits, by which layers could be compared")
+        check_logits("bits", model)
         made = _planned(configs, model, asked, names)
         found = cls(bits, configs, made, asked, candidates.pools(made, asked, configs))
         knapsack.check({name: pool.item(0.0, dict.fromkeys(configs, 0.0)) for name, pool in found.pools.items()}, bits)

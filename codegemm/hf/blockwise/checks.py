@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 
+from codegemm.counts import count
 from codegemm.hf.allocation.candidates import configurations
 from codegemm.hf.blockwise.group import SHARDS
 from codegemm.torch.tunable import check_tunable
 
 
-def count(name: str, value: Any, least: int) -> int:
-    """A number as a plain int; ValueError for one that can't be."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
-    return int(value)
-
-
 def workers_for(wanted: int | None, device: str) -> int:
     """How many processes there are to be on this machine."""
     if wanted is not None:
-        return count("workers", wanted, 1)
+        return count("workers", wanted)
     return torch.cuda.device_count() if device == "cuda" else min(len(os.sched_getaffinity(0)), SHARDS)
 
 

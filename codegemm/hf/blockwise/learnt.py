@@ -31,7 +31,7 @@ class Learnt:
 
 def learn(skeleton: Skeleton, kept: Kept, text: Text, lessons: Lessons, device: str, key: str, bar: Progress) -> Learnt:
     """What distillation makes of the quantised weights; this process does it alone. key: of all that they depend on."""
-    rows, lessons = text.lessons(lessons)
+    rows = text.drawn(lessons)
     bar.total(lessons.steps)
     seen = 0
 

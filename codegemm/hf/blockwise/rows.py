@@ -21,14 +21,18 @@ def encoded(tokenizer: Any, files: Sequence[str | Path], vocabulary: int, model:
     return {each.text.name: torch.tensor(each.ids, dtype=torch.long) for each in tokens}
 
 
-def spread(ids_of: Mapping[str, torch.Tensor], length: int, tokens: int) -> torch.Tensor:
-    """Rows [rows, length] of texts, about `tokens` in all: as much of each as of the others while it lasts, and from
-    all over it. ValueError for a text that is shorter than a row."""
-    rows = []
+def whole(ids_of: Mapping[str, torch.Tensor], length: int) -> list[torch.Tensor]:
+    """All rows [rows, length] of each text; ValueError for one that is shorter."""
     for name, ids in ids_of.items():
         if len(ids) < length:
             raise ValueError(f"{name}: has {len(ids)} tokens, a row of the calibration has {length} (--length)")
-        rows.append(ids[: len(ids) // length * length].view(-1, length))
+    return [ids[: len(ids) // length * length].view(-1, length) for ids in ids_of.values()]
+
+
+def spread(ids_of: Mapping[str, torch.Tensor], length: int, tokens: int) -> torch.Tensor:
+    """Rows [rows, length] of texts, about `tokens` in all: as much of each as of the others while it lasts, and from
+    all over it. ValueError for a text that is shorter than a row."""
+    rows = whole(ids_of, length)
     counts = _shares([len(each) for each in rows], max(tokens // length, 1))
     taken = [each[torch.arange(count) * len(each) // max(count, 1)] for each, count in zip(rows, counts)]
     return torch.cat(taken)

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 
 from codegemm import cache, model_card
+from codegemm.counts import count
 from codegemm.destination import destination
 from codegemm.hf import experts
 from codegemm.hf.allocation.runner import Allocation, Budget, checked_bits, measure
 from codegemm.hf.blockwise import assembled, report
-from codegemm.hf.blockwise.checks import check_trainable, configurations_of, count, workers_for
+from codegemm.hf.blockwise.checks import check_trainable, configurations_of, workers_for
 from codegemm.hf.blockwise.group import Alone, Group, Several, joined, started
 from codegemm.hf.blockwise.kept import Kept
 from codegemm.hf.blockwise.learnt import Learnt, learn
 from codegemm.hf.blockwise.matrix import Layer
 from codegemm.hf.blockwise.result import QuantizedModel, bytes_taken, planned
 from codegemm.hf.blockwise.run import Run, Settings
-from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.blockwise.skeleton import Skeleton, check_logits
 from codegemm.hf.blockwise.streams import Streams, Way
 from codegemm.hf.blockwise.surroundings import one_at_a_time, quiet
 from codegemm.hf.blockwise.text import StrPath, Text, check_length, files_of, text_of
 from codegemm.hf.config import CodegemmConfig
-from codegemm.hf.distillation.runner import check_logits
 from codegemm.hf.distillation.train import Lessons
 from codegemm.hf.generation import device_named
 from codegemm.hf.matrices import Plan, plan
@@ -120,7 +120,7 @@ def quantize_model(
         memory.ensure("the calibration's hidden states (--spill keeps them on disk)", bytes_taken(skeleton, text)[0])
     taught = distill if isinstance(distill, Lessons) else Lessons(distill, length) if distill else None
     if taught is not None or tune:
-        _check_training(skeleton, made, text, taught)
+        taught = _checked_training(skeleton, made, text, taught)
     arguments = _Arguments(folder, place.path, asked, settings, text, spill, keep, force, taught)
     several = workers_for(workers, where)
     with ExitStack() as stack:
@@ -224,13 +224,14 @@ def _through(
         stack.enter_context(quiet())
         if settings.device == "cpu":
             stack.enter_context(one_at_a_time())
-        run.through(None if text is None else partial(_begun, arguments, skeleton, group, kept, text), begin)
+        run.through(None if text is None else partial(_begun, arguments, skeleton, group, text), begin)
     return run
 
 
-def _begun(arguments: _Arguments, skeleton: Skeleton, group: Group, kept: Kept, text: Text) -> tuple[Streams, Way]:
+def _begun(arguments: _Arguments, skeleton: Skeleton, group: Group, text: Text) -> tuple[Streams, Way]:
     """The text in front of the first block."""
-    return Streams.begin(skeleton, text.ids, group, _states(kept.parts) if arguments.spill else None)
+    folder = arguments.target.parent if arguments.spill else None
+    return Streams.begin(skeleton, text.ids, group, folder)
 
 
 def _write(
@@ -261,18 +262,15 @@ def _write(
         kept.parts.remove()
 
 
-def _states(parts: Parts) -> Path:
-    """Where hidden states are kept on disk."""
-    parts.work.mkdir(parents=True, exist_ok=True)
-    return parts.work
-
-
-def _check_training(skeleton: Skeleton, made: Plan, text: Text | None, lessons: Lessons | None) -> None:
-    """ValueError where weights can't be trained so: of such formats, of such a model, on such a text."""
+def _checked_training(skeleton: Skeleton, made: Plan, text: Text | None, lessons: Lessons | None) -> Lessons | None:
+    """The lessons that fit the text; ValueError where weights can't be trained so: of such formats, of such a model, on
+    such a text."""
     if text is None:
         raise ValueError(f"{'tune' if lessons is None else 'distill'}: there is no calibration to learn from")
     check_trainable((matrix.name, matrix.config) for matrix in made.matrices.values())
-    if lessons is not None:
-        check_logits(skeleton.model)
-        _, found = text.lessons(lessons)
-        check_length(skeleton, found.length)
+    if lessons is None:
+        return None
+    check_logits("distill", skeleton.model)
+    fitted = text.fitted(lessons)
+    check_length(skeleton, fitted.length)
+    return fitted

@@ -124,6 +124,12 @@ class Skeleton:
             self.model.tie_weights()
 
 
+def check_logits(asked: str, model: Any) -> None:
+    """ValueError, for what is asked, where a model gives no predictions of words."""
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{asked}: {type(model).__name__} gives no logits, by which it could be compared")
+
+
 def _empty(folder: Path, config: Any) -> Any:
     """The model that a folder's configuration names, in float32, on the meta device."""
     import transformers

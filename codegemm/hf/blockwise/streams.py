@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from codegemm.errors import CheckpointError
 from codegemm.hf.blockwise.group import SHARDS, Group
 from codegemm.hf.blockwise.skeleton import Skeleton
 
@@ -81,7 +86,8 @@ class Streams:
             first = next(part for shard in parts for part in shard)
             width = first_inputs(skeleton, model, ids[first]).shape[-1]
             shape = (rows, length, width)
-            original, quantised = (_room(shape, folder, f"{name}-{group.rank}") for name in ("original", "quantised"))
+            filled = [part for number in own for part in parts[number]]
+            original, quantised = (_room(shape, folder, filled) for _ in range(2))
             for number in own:
                 for part in parts[number]:
                     original[part] = first_inputs(skeleton, model, ids[part])
@@ -100,11 +106,20 @@ class Streams:
                     states[part] = way.call(number, block, states[part].to(device)).to(states.device)
 
 
-def _room(shape: tuple[int, ...], folder: Path | None, name: str) -> torch.Tensor:
+def _room(shape: tuple[int, ...], folder: Path | None, filled: Sequence[slice]) -> torch.Tensor:
+    """Hidden states, in memory or in a file without a name, which no process leaves behind however it ends; of rows
+    that are not filled nothing is held. CheckpointError where the disk has no room: later nobody could be told."""
     if folder is None:
         return torch.empty(shape)
-    path = folder / f"{name}.states"
-    return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=shape))
+    row = 4 * prod(shape[1:])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for part in filled:
+                os.posix_fallocate(file.fileno(), row * part.start, row * (part.stop - part.start))
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no room for the calibration's hidden states: {error.strerror}") from None
 
 
 def first_inputs(skeleton: Skeleton, model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -170,8 +185,9 @@ def _recorded(skeleton: Skeleton, model: Any, ids: torch.Tensor, wrapped: bool) 
         for number, block in enumerate(blocks):
             block.forward = instead(number)
             restored.callback(delattr, block, "forward")
+        last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         try:
-            model(input_ids=ids, **_without_cache(model))
+            model(input_ids=ids, **_without_cache(model), **last)
         except (IndexError, TypeError, AttributeError, ValueError, RuntimeError):
             return None
     as_one = all(each.shape == states[0].shape and torch.equal(each, states[0]) for each in states)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from codegemm.counts import count
 from codegemm.hf.blockwise import rows
-from codegemm.hf.blockwise.checks import count
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.distillation.train import Lessons
 from codegemm.hf.generation import open_tokenizer
@@ -34,14 +34,17 @@ class Text:
         """Of the files, without folders."""
         return [Path(name).name for name in self.files]
 
-    def lessons(self, lessons: Lessons) -> tuple[torch.Tensor, Lessons]:
-        """Rows to learn from, and the lessons with their length."""
-        own = self.files
-        if not own:
-            lessons = replace(lessons, length=self.ids.shape[1])
-            own = {"calibration": self.ids.flatten()}
+    def fitted(self, lessons: Lessons) -> Lessons:
+        """The lessons, of the rows' length where rows were given; ValueError for a file that is shorter than a row."""
+        if not self.files:
+            return replace(lessons, length=self.ids.shape[1])
+        rows.whole(self.files, lessons.length)
+        return lessons
+
+    def drawn(self, lessons: Lessons) -> torch.Tensor:
+        """Rows to learn from, for lessons that are fitted."""
         wanted = lessons.steps * lessons.rows * lessons.length
-        return rows.shuffled(own, lessons.length, wanted, lessons.seed), lessons
+        return rows.shuffled(self.files or {"calibration": self.ids.flatten()}, lessons.length, wanted, lessons.seed)
 
     @property
     def key(self) -> str:
@@ -67,8 +70,8 @@ def text_of(
         return Text(given.cpu())
     if isinstance(given, (str, os.PathLike)):
         raise TypeError(f"calibration {str(given)!r}: must be a list of files, or rows of token ids")
-    count("tokens", tokens, 1)
-    check_length(skeleton, count("length", length, 1))
+    count("tokens", tokens)
+    check_length(skeleton, count("length", length))
     ids = rows.encoded(open_tokenizer(folder), files_of(given), vocabulary, str(folder))
     return Text(rows.spread(ids, length, tokens), ids)
 

@@ -11,7 +11,7 @@ import torch
 from codegemm.engines.cpu.device import available_memory
 from codegemm.formats.weight import Weight
 from codegemm.hf import experts
-from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.blockwise.skeleton import Skeleton, check_logits
 from codegemm.hf.blockwise.stages import with_layers
 from codegemm.hf.distillation.student import Student
 from codegemm.hf.distillation.train import Course, Lessons, train
@@ -34,7 +34,7 @@ def distil(
 
     ValueError for a model that gives no logits.
     """
-    check_logits(skeleton.model)
+    check_logits("distill", skeleton.model)
     with skeleton.whole() as model:
         model.to(device)
         student = Student.of(with_layers(model, names, model.config), iter(weights))
@@ -47,12 +47,6 @@ def distil(
         course = train(student, base, text, lessons, kept, heard)
         norms = {name: parameter.detach() for name, parameter in student.norms.items()}
         return student.weights(), norms, course
-
-
-def check_logits(model: Any) -> None:
-    """ValueError for a model that gives no predictions of words."""
-    if model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__}: gives no logits, by which it could be distilled")
 
 
 def _needs_recomputing(student: Student, lessons: Lessons, device: str) -> bool:

@@ -8,12 +8,13 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from codegemm.counts import count
 from codegemm.files import replace_file
 from codegemm.hf.distillation.divergence import mean_divergence
 from codegemm.hf.distillation.student import Student
@@ -38,11 +39,9 @@ class Lessons:
 
     def __post_init__(self) -> None:
         for name, least in (("tokens", 1), ("length", 2), ("rows", 1), ("together", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise ValueError(f"lessons: {name}={value!r}, must be an integer of at least {least}")
+            count(f"lessons: {name}", getattr(self, name), least)
         if not (isinstance(self.rate, Real) and 0 < self.rate < math.inf):
-            raise ValueError(f"lessons: rate={self.rate!r}, must be a number above 0")
+            raise ValueError(f"lessons: rate={self.rate!r}: must be a number above 0")
 
     @property
     def steps(self) -> int:
