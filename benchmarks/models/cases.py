@@ -20,10 +20,17 @@ INTEGERS = (NEAREST, FED_BACK)
 
 @dataclass(frozen=True)
 class Case:
-    """config: of the package, or like `int4g128` where the way is one of integers. way: one of WAYS."""
+    """config: of the package; or several and a mean of bits, for which each layer gets one of them (`qtip,qtip3@2.55`);
+    or like `int4g128`, where the way is one of integers. way: one of WAYS."""
 
     config: str
     way: str
+
+    @property
+    def asked(self) -> tuple[list[str], float | None]:
+        """Configurations, and the bits by which layers get them; None: there is one for all."""
+        configs, _, bits = self.config.partition("@")
+        return configs.split(","), float(bits) if bits else None
 
     @property
     def name(self) -> str:
@@ -38,6 +45,7 @@ def _all(ways: Sequence[str], *configs: str) -> list[Case]:
 CASES = (
     *_all((PLAIN, CALIBRATED, DISTILLED), "m1v4g192"),
     *_all((CALIBRATED, DISTILLED), "m1v4g32", "m2v4b6g192", "m2v4g288", "qtip", "qtip3", "qtip4"),
+    *_all((CALIBRATED,), "qtip,qtip3@2.55"),
     *_all((PLAIN, CALIBRATED), "e8p"),
     *_all(INTEGERS, "int2g64", "int3g-1", "int3g64", "int4g-1", "int4g64"),
 )

@@ -75,7 +75,7 @@ def _quantised(case: Case, settings: Settings) -> Made:
     from codegemm.hf import generation, quantize_model
     from codegemm.torch.replace import quantized_layers
 
-    target = settings.work / case.name
+    target, (configs, bits) = settings.work / case.name, case.asked
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         kept, own = (settings.work / f".{Case(case.config, way).name}.parts" for way in (CALIBRATED, case.way))
@@ -84,7 +84,8 @@ def _quantised(case: Case, settings: Settings) -> Made:
         quantize_model(
             settings.model,
             target,
-            case.config,
+            configs[0] if bits is None else configs,
+            bits=bits,
             calibration=None if case.way == PLAIN else settings.mix(),
             tokens=settings.calibrated,
             length=SEQUENCE,

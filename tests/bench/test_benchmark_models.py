@@ -65,7 +65,10 @@ MADE_UP = [
 def test_cases_are_of_what_there_is():
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:
-        assert str((Integers.parse if case.way in cases.INTEGERS else parse)(case.config)) == case.config
+        configs, bits = case.asked
+        assert [str((Integers.parse if case.way in cases.INTEGERS else parse)(each)) for each in configs] == configs
+        assert (bits is None) == (len(configs) == 1)
+    assert Case("qtip,qtip3@2.55", "calibrated").asked == (["qtip", "qtip3"], 2.55)
 
 
 def test_parts():
