@@ -1,15 +1,23 @@
-"""What QuIP#'s and QTIP's quantisers share: rows made one size, and a randomised Hadamard rotation on either side."""
+"""What QuIP#'s and QTIP's quantisers share: rows made one size, a randomised Hadamard rotation on either side, and
+errors that are fed back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats.rotation import Rotation
+from codegemm.quantize.hessian import Tie
 from codegemm.quantize.scaling import root_mean_squares
 from codegemm.quantize.search import Vectors
+
+_SPAN = 128  # columns whose errors reach those behind them together, by one product
+
+Codes = TypeVar("Codes")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,44 @@ class Sides:
     def outward(self, core: Vectors) -> Vectors:
         """The inverse of `core`."""
         return np.ascontiguousarray(Rotation(self.sv).unrotate(np.ascontiguousarray(core.T)).T)
+
+    def fitted(self, halfway: Vectors, core: Vectors, tie: Tie | None) -> tuple[npt.NDArray[np.float64], float]:
+        """The sizes of rows [M] by which a core [M, K] comes nearest to what `halfway` gives, and the error that they
+        leave."""
+        wanted, found = (x if tie is None else x @ tie.matrix for x in (halfway, self.outward(core)))
+        sizes = _dots(wanted, found) / np.maximum(_dots(found, found), np.finfo(np.float32).tiny)
+        gaps = wanted - sizes[:, None].astype(np.float32) * found
+        return sizes, float(_dots(gaps, gaps) @ self.sizes**2)
+
+
+def feed_back(core: Vectors, tie: Tie, width: int, nearest: Callable[[Vectors], tuple[Codes, Vectors]]) -> list[Codes]:
+    """The codes of each `width` columns of a core [M, K], chosen for what the errors of columns before them leave to
+    mend (as `sweep.choose`).
+
+    tie: of columns to those before them, in k-vectors of `width`. nearest: gives codes for such columns [M, width], and
+    what these stand for.
+    """
+    rows, columns = core.shape
+    codes = []
+    pull = np.zeros_like(core)
+    for first in range(0, columns, _SPAN):
+        end = min(first + _SPAN, columns)
+        errors = np.empty((rows, end - first), np.float32)
+        for begin in range(first, end, width):
+            here, j = slice(begin, begin + width), begin // width
+            found, near = nearest(core[:, here] + pull[:, here] @ tie.inverse[j])
+            codes.append(found)
+            error = core[:, here] - near
+            pull[:, here.stop : end] += error @ tie.matrix[here, here.stop : end]
+            errors[:, begin - first : here.stop - first] = error
+        pull[:, end:] += errors @ tie.matrix[first:end, end:]
+    return codes
+
+
+def _dots(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
+    """Of each row."""
+    found: npt.NDArray[np.float64] = np.einsum("ij,ij->i", a, b, dtype=np.float64)
+    return found
 
 
 def held(signs: npt.NDArray[np.float32], scales: npt.NDArray[np.float64], *dtypes: type[np.floating]) -> npt.NDArray:

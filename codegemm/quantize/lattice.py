@@ -1,5 +1,5 @@
 """E8P: rows made one size, random signs and Hadamard rotations on both sides, then the nearest lattice point, the scale
-by search."""
+by search, and for a calibration by least squares."""
 
 from __future__ import annotations
 
@@ -11,27 +11,65 @@ import numpy.typing as npt
 
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PWeight, check_shape
-from codegemm.quantize.incoherence import Sides, held
+from codegemm.quantize.hessian import Hessian, rotated
+from codegemm.quantize.incoherence import Sides, feed_back, held
 from codegemm.quantize.progress import Progress
+from codegemm.quantize.search import Vectors
 
 _BLOCK = 4096  # vectors at a time
-_SEARCH_SAMPLE = 1 << 14  # vectors on which a scale is tried
+_SEARCH_SAMPLE = 1 << 12  # vectors on which a scale is tried
 # Scales tried, as the root mean square of the rotated weights in units of the grid, coarse and then fine.
 _RMS = np.linspace(0.85, 1.15, 11)
+# By how much a core is made smaller that errors are fed back to, which must not be too large for the grid.
+_ROOM = 1.1
 
 
-def quantize(matrix: npt.NDArray[np.float32], seed: int, progress: Progress) -> E8PWeight:
-    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix."""
+def quantize(matrix: Vectors, seed: int, H: npt.NDArray[np.float64] | None, progress: Progress) -> E8PWeight:
+    """A 2-bit E8PWeight near matrix [M, K]; M a multiple of 16 and K of 64, both with a Hadamard matrix.
+
+    H: X^T X of a calibration, [K, K], or None. With it errors are fed back, from each 8 columns to all behind them, and
+    rows get the sizes that are best by H and its damping. Where that isn't better, codes are as without.
+    """
     check_shape(*matrix.shape)
     rng = np.random.default_rng(seed)
     sides = Sides.of(matrix, rng)
-    vectors = sides.core(sides.halfway(matrix)).reshape(-1, e8p_codebook.DIM)
+    halfway = sides.halfway(matrix)
+    core = sides.core(halfway)
+    vectors = core.reshape(-1, e8p_codebook.DIM)
 
-    progress.total(2 * len(_RMS) + 1 + -(-len(vectors) // _BLOCK))
+    blocks = -(-len(vectors) // _BLOCK)
+    groups = 0 if H is None else core.shape[1] // e8p_codebook.DIM * -(-len(core) // _BLOCK)
+    progress.total(2 * len(_RMS) + 1 + blocks + groups)
     scale = _search_scale(vectors, rng, progress)
-    codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress)
-    sv = held(sides.sv, sides.sizes * scale, np.float16, np.float32)
-    return E8PWeight(e8p_codebook.pack(codes.reshape(len(matrix), -1)), sides.su.astype(np.float16), sv)
+    codes = nearest((vectors / np.float32(scale or 1)).astype(np.float32), progress).reshape(len(core), -1)
+    sizes = np.full(len(core), scale)
+    if H is not None:
+        codes, sizes = _fed_back(sides, halfway, core / np.float32(scale or 1), codes, H, progress)
+    sv = held(sides.sv, sides.sizes * sizes, np.float16, np.float32)
+    return E8PWeight(e8p_codebook.pack(codes), sides.su.astype(np.float16), sv)
+
+
+def _fed_back(
+    sides: Sides,
+    halfway: Vectors,
+    core: Vectors,
+    codes: npt.NDArray[np.uint16],
+    H: npt.NDArray[np.float64],
+    progress: Progress,
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float64]]:
+    """The codes [M, K/8] of a core [M, K] in units of the grid that leave the least error by H, and the sizes of rows
+    [M] for them. codes: those of the nearest points."""
+    grid = e8p_codebook.grid().astype(np.float32)
+    tie = Hessian.of(rotated(H, sides.right), e8p_codebook.DIM).before
+
+    def closest(columns: Vectors) -> tuple[npt.NDArray[np.uint16], Vectors]:
+        found = nearest(columns, progress)
+        return found, grid[found]
+
+    sizes, error = sides.fitted(halfway, grid[codes].reshape(core.shape), tie)
+    others = np.stack(feed_back(core / np.float32(_ROOM), tie, e8p_codebook.DIM, closest), 1)
+    other_sizes, less = sides.fitted(halfway, grid[others].reshape(core.shape), tie)
+    return (others, other_sizes) if less < error else (codes, sizes)
 
 
 def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) -> npt.NDArray[np.uint16]:

@@ -13,15 +13,14 @@ from codegemm.formats import trellis
 from codegemm.formats.incoherent import BITS
 from codegemm.formats.qtip import QtipWeight, check_shape
 from codegemm.quantize.arithmetic import Arithmetic
-from codegemm.quantize.hessian import Hessian, Tie, rotated
-from codegemm.quantize.incoherence import Sides, held
+from codegemm.quantize.hessian import Hessian, rotated
+from codegemm.quantize.incoherence import Sides, feed_back, held
 from codegemm.quantize.progress import Progress
 from codegemm.quantize.search import Vectors
 from codegemm.quantize.viterbi import Search, States
 
 # float16 [3, 512, 2]: of 2, 3 and 4 bits, for weights of unit variance; made by `python -m benchmarks.quantize.tables`.
 TABLES = Path(__file__).with_name("qtip_tables.npy")
-_SPAN = 128  # columns whose errors reach those behind them together, by one product
 
 
 @cache
@@ -48,46 +47,17 @@ def quantize(
     tie = None if H is None else Hessian.of(rotated(H, sides.right), trellis.TILE).before
     progress.total((1 if tie is None else 2) * core.size // trellis.TILE**2)
 
-    def fitted(states: States) -> tuple[npt.NDArray[np.float64], float]:
-        """The sizes of rows [M] that are best for these states, and the error that they leave."""
-        found = sides.outward(trellis.untile(search.pairs[states], core.shape))
-        wanted, found = (x if tie is None else x @ tie.matrix for x in (halfway, found))
-        sizes = _dots(wanted, found) / np.maximum(_dots(found, found), np.finfo(np.float32).tiny)
-        gaps = wanted - sizes[:, None].astype(np.float32) * found
-        return sizes, float(_dots(gaps, gaps) @ sides.sizes**2)
+    def nearest(columns: Vectors) -> tuple[States, Vectors]:
+        found = search(trellis.tile(columns), progress.advance)
+        return found, trellis.untile(search.pairs[found], columns.shape)
 
-    states = search(trellis.tile(core), progress.advance)
-    sizes, error = fitted(states)
+    states, found = nearest(core)
+    sizes, error = sides.fitted(halfway, found, tie)
     if tie is not None:
-        fed_back = feed_back(core, tie, search, progress)
-        others, less = fitted(fed_back)
+        fed_back = np.stack(feed_back(core, tie, trellis.TILE, nearest), 1).reshape(-1, trellis.STEPS)
+        others, less = sides.fitted(halfway, trellis.untile(search.pairs[fed_back], core.shape), tie)
         if less < error:
             states, sizes = fed_back, others
     codes = trellis.pack(trellis.words(states, bits), core.shape)
     sv = held(sides.sv, sizes * sides.sizes, np.float32)
     return QtipWeight(codes, table(bits), sides.su.astype(np.float16), sv)
-
-
-def feed_back(core: Vectors, tie: Tie, search: Search, progress: Progress) -> States:
-    """States [tiles, 128] of a core [M, K], those of each 16 columns chosen for what the errors of columns before them
-    leave to mend (as `sweep.choose`)."""
-    rows, columns = core.shape
-    states = np.empty((rows // trellis.TILE, columns // trellis.TILE, trellis.STEPS), np.uint16)
-    pull = np.zeros_like(core)
-    for first in range(0, columns, _SPAN):
-        end = min(first + _SPAN, columns)
-        errors = np.empty((rows, end - first), np.float32)
-        for begin in range(first, end, trellis.TILE):
-            here, j = slice(begin, begin + trellis.TILE), begin // trellis.TILE
-            target = core[:, here] + pull[:, here] @ tie.inverse[j]
-            states[:, j] = search(trellis.tile(target), progress.advance)
-            error = core[:, here] - trellis.untile(search.pairs[states[:, j]], target.shape)
-            pull[:, here.stop : end] += error @ tie.matrix[here, here.stop : end]
-            errors[:, begin - first : here.stop - first] = error
-        pull[:, end:] += errors @ tie.matrix[first:end, end:]
-    return states.reshape(-1, trellis.STEPS)
-
-
-def _dots(x: Vectors, y: Vectors) -> npt.NDArray[np.float64]:
-    """Of each row of x with that of y."""
-    return np.einsum("mk,mk->m", x, y, dtype=np.float64)

@@ -128,7 +128,10 @@ class CodebookQuantizer(Quantizer):
 class E8PQuantizer(Quantizer):
     """The nearest points of the lattice, between random rotations."""
 
-    format, rotates, version = "e8p", True, "3"
+    format, rotates, version = "e8p", True, "4"
+
+    def calibrates(self, config: E8PConfig) -> bool:
+        return True
 
     def refuses(self, config: E8PConfig) -> str | None:
         return None if config.bits == 2 else "there is no quantizer for its residual; e8p, of 2 bits, has one"
@@ -137,7 +140,7 @@ class E8PQuantizer(Quantizer):
         from codegemm.quantize import lattice
 
         with job.progress(f"quantizing to {config}") as bar:
-            return lattice.quantize(matrix, job.seed, bar)
+            return lattice.quantize(matrix, job.seed, job.gram, bar)
 
 
 class QtipQuantizer(Quantizer):

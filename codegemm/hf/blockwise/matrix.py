@@ -60,14 +60,13 @@ class Work:
     def done(self) -> tuple[Weight, Layer]:
         """The weight of W [M, K] and how well it went; ValueError, which names it, where it can't be."""
         begin = time.perf_counter()
-        moments = self.moments if self._is_known() else None
         target, calibration = self.matrix, None
         try:
+            moments = self.moments if self._is_known() else None
             if moments is not None:
                 with _SHARED:
                     changes = (moments.correction, moments.addition) if self.correct else None
-                    if quantizer_for(parse(self.config)).calibrates(parse(self.config)):
-                        calibration = moments.calibration
+                    calibration = moments.calibration
                 if changes is not None:
                     target = corrected(self.matrix, *changes)
             weight = quantize(
@@ -87,6 +86,8 @@ class Work:
         )  # fmt: skip
 
     def _is_known(self) -> bool:
-        """Whether rows enough were seen, of anything but zeros."""
-        moments = self.moments
+        """Whether rows enough were seen, of anything but zeros, by a format that can be fitted to them."""
+        moments, config = self.moments, parse(self.config)
+        if not quantizer_for(config).calibrates(config):
+            return False
         return moments is not None and are_enough(moments.rows, self.matrix.shape[1]) and bool(moments.own.any())
