@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 from support import format_checks
 from support.kernels import Twice, joined
 
@@ -228,6 +229,17 @@ def test_quantisers_are_of_registered_formats():
         codegemm.register_quantizer(Rounding)
     with pytest.raises(ValueError, match="format 'ternary': must be one of codebook, e8p, qtip, transformed"):
         codegemm.register_quantizer(Rounding())
+
+
+def test_a_quantiser_takes_no_calibration_unless_it_says_so(rounding, rng, tmp_path):
+    matrix, seen = rng.standard_normal((4, 16)).astype(np.float32), codegemm.Calibration.of(np.eye(16), 16)
+    save_file({"a.weight": matrix}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="config 'ternary8': takes no calibration"):
+        codegemm.quantize(matrix, "ternary8", calibration=seen)
+    with pytest.raises(ValueError, match="config 'ternary8': takes no calibration"):
+        codegemm.quantize_file(
+            tmp_path / "m.safetensors", tmp_path / "out.safetensors", "ternary8", calibration={"a": seen}
+        )
 
 
 def test_the_cache_goes_by_the_quantiser(rounding, tmp_path, monkeypatch, rng):

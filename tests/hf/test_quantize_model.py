@@ -157,10 +157,23 @@ def test_groups_that_do_not_divide(dense, tmp_path):
     assert done.layers[-1].name == "lm_head"
     assert not done.layers[-1].calibrated
     assert done.layers[-1].rows == 0
-    assert "1 matrix saw too little" in (tmp_path / "out" / "README.md").read_text()
+    assert "1 matrix got no calibration" in (tmp_path / "out" / "README.md").read_text()
     assert {name: layer.config for name, layer in quantised(loaded(tmp_path / "out")).items()} == {
         name: str(codegemm.load(tmp_path / "out", name).config) for name in configs
     }
+
+
+def test_a_format_that_takes_no_calibration(dense, tmp_path, monkeypatch):
+    """Its matrices are those that it makes of the original ones."""
+    from codegemm.quantize.quantizers import CodebookQuantizer
+
+    monkeypatch.setattr(CodebookQuantizer, "calibrates", lambda *config: False)
+    done = made(dense, tmp_path / "out")
+    assert not any(layer.calibrated for layer in done.layers)
+    original = loaded(dense)
+    for name, layer in quantised(loaded(tmp_path / "out")).items():
+        W = original.get_submodule(name).weight.detach()
+        assert torch.equal(layer.dequantize(), torch.tensor(codegemm.quantize(W, layer.config, seed=0).dequantize()))
 
 
 @pytest.mark.parametrize("original", some([True, False]))
@@ -175,7 +188,7 @@ def test_experts(original, tmp_path, tokens):
     for name, layer in layers.items():
         assert layer.calibrated == (8 * layer.rows >= layer.shape[1]), name
     few = [name for name, layer in layers.items() if not layer.calibrated]
-    assert f"{len(few)} matrices saw too little" in (tmp_path / "out" / "README.md").read_text()
+    assert f"{len(few)} matrices got no calibration" in (tmp_path / "out" / "README.md").read_text()
     found, base = quantised(loaded(tmp_path / "out")), loaded(dense)
     assert found.keys() == layers.keys()
     for name in few:

@@ -137,7 +137,6 @@ def test_a_dry_run_says_the_same_and_writes_nothing(source, target, monkeypatch)
         ({"include": "b.*"}, "nothing to quantise: b.weight: in_features=30"),
         ({"config": "x"}, "configuration 'x': expected"),
         ({"config": "e8p", "rotate": True}, "config 'e8p+rotated': e8p rotates without being told"),
-        ({"config": "e8p", "calibration": {}}, "config 'e8p': takes no calibration"),
         ({"time_limit": -1.0}, "time_limit=-1.0: must be None or seconds, at least 0"),
         ({"time_limit": float("nan")}, "time_limit=nan: must be None or seconds, at least 0"),
         ({"seed": -1}, "seed=-1: must be at least 0"),

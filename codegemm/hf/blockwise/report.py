@@ -45,7 +45,10 @@ def summary(layers: Sequence[Layer], tokens: int, texts: Sequence[str]) -> list[
         unknown = [layer.name for layer in layers if layer.output_error is None]
         if unknown:
             count = f"{len(unknown)} matrices" if len(unknown) > 1 else "1 matrix"
-            lines.append(f"{count} saw too little of it and got no calibration, the first of them {unknown[0]}.")
+            lines.append(
+                f"{count} got no calibration, for too little of it came there or the format takes none; the first is "
+                f"{unknown[0]}."
+            )
     else:
         lines.append("Quantised without a text.")
     return lines
