@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.models.integers import Integers, Rounded
 from codegemm.calibration import Calibration
+from codegemm.hf.blockwise.moments import ROWS, weights
 from codegemm.hf.blockwise.skeleton import Skeleton
 from codegemm.hf.blockwise.streams import chunks, first_inputs, way_of
 
@@ -76,10 +77,16 @@ def _mean(taken: list[tuple[int, float]]) -> float:
 
 
 def _watched(layers: Mapping[str, Any], hooks: ExitStack) -> dict[str, Calibration]:
-    """What goes into each layer while the hooks are there."""
+    """What goes into each layer while the hooks are there; rows that would be all that counts weigh as codegemm's own
+    quantiser has them."""
     seen = {name: Calibration(layer.in_features) for name, layer in layers.items()}
     for name, layer in layers.items():
-        add = seen[name].update
-        handle = layer.register_forward_pre_hook(lambda _, inputs, add=add: add(inputs[0]))
+        handle = layer.register_forward_pre_hook(lambda _, inputs, own=seen[name]: _add(own, inputs[0]))
         hooks.callback(handle.remove)
     return seen
+
+
+def _add(seen: Calibration, x: torch.Tensor) -> None:
+    for rows in x.detach().reshape(-1, seen.in_features).split(ROWS):
+        factors, _ = weights(rows)
+        seen.update(rows * factors)

@@ -13,6 +13,7 @@ from benchmarks.models import cases, effort, results, steps, targets, texts
 from benchmarks.models.cases import CASES, WAYS, Case
 from benchmarks.models.integers import Integers
 from benchmarks.tables import files, models
+from codegemm.calibration import Calibration
 from codegemm.formats.format import parse
 from codegemm.reporting import DPI
 
@@ -300,6 +301,21 @@ def test_models_of_integers_have_rounded_layers(llama, skeleton):
     for name, matrix in before.items():
         assert np.array_equal(after[name], integers.nearest(matrix).matrix)
     assert (llama.lm_head.weight == head).all()
+
+
+def test_rows_that_would_be_all_that_counts_weigh_less(rng):
+    """As in codegemm's own quantiser, of whatever shape they come."""
+    torch = pytest.importorskip("torch")
+    from benchmarks.models import rounding
+    from codegemm.hf.blockwise.moments import Moments
+
+    x = torch.from_numpy(rng.standard_normal((2, 1500, 8)).astype(np.float32))
+    x[0, 0] *= 1e4
+    seen, moments = Calibration(8), Moments.empty(8)
+    rounding._add(seen, x)
+    moments.add(x.reshape(-1, 8), x.reshape(-1, 8))
+    assert moments.capped == 1
+    assert np.allclose(seen.H, moments.own, rtol=1e-5, atol=1e-2)
 
 
 def test_fed_back_models_are_nearer(llama, skeleton):

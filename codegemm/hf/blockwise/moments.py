@@ -14,7 +14,7 @@ from codegemm.hf.blockwise.targets import addition, correction
 
 CAP = 10.0  # times the median of their norms: longer rows count as if they were so long
 _FEWEST = 8  # rows are enough where there are at least in_features / 8
-_ROWS = 1024  # multiplied in float32; sums of these in float64
+ROWS = 1024  # multiplied in float32; sums of these in float64
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Moments:
         counts: it is weighed as one of `CAP` times the median length.
         """
         gaps = x[:, :0] if lost is None else lost
-        for rows, others, gap in zip(x.split(_ROWS), original.split(_ROWS), gaps.split(_ROWS)):
+        for rows, others, gap in zip(x.split(ROWS), original.split(ROWS), gaps.split(ROWS)):
             factors, capped = weights(rows)
             rows, others = rows.float() * factors, others.float() * factors
             self.own += (rows.T @ rows).double()
