@@ -92,6 +92,7 @@ CLAIMS: tuple[Claim, ...] = (
     Fixed(
         "docs/models.md", "half of a 95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"
     ),
+    Fixed("docs/models.md", "`qtip,qtip3@2.55`", "a name: CASES in benchmarks/models/cases.py"),
     Fixed("docs/evaluating.md", "95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"),
     Fixed("docs/evaluating.md", "drawn 2,000 times", "what is computed: RESAMPLES in the same file"),
     Fixed(

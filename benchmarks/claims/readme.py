@@ -57,6 +57,7 @@ CLAIMS: tuple[Claim, ...] = (
         lambda: [100 * sources.promised("cpu", MAIN, 1, "float32")],
     ),
     Fixed(README, "half of a 95 % interval", "what is computed: LEVEL in codegemm/hf/evaluation/bootstrap.py"),
+    Fixed(README, "`qtip,qtip3@2.55`", "a name: CASES in benchmarks/models/cases.py"),
     Fixed(README, "Python 3.11", "a version"),
     Fixed(README, "a vector of 4 weights is one code, 2 bits per weight", "8 bits by 4"),
     Computed(README, "| AQLM 2x8 | `m2v8g-1` | {:.1f} |", lambda: [sources.bits("m2v8g-1")]),
