@@ -65,7 +65,7 @@ def quantize(
         quantiser.
     calibration: the layer's inputs. Then tr((W - W') H (W - W')^T) is made small instead of |W - W'|^2; to the diagonal
         of H = X^T X 0.01 of its mean is added, so that inputs that were always zero and fewer rows than in_features do
-        no harm. Not for `e8p`.
+        no harm.
     rotate: quantise W R^T, R a randomised Hadamard rotation of the inputs by blocks, and give a TransformedWeight that
         rotates x: the matrix becomes as easy as a Gaussian one, whatever its tails. A text may say so, too
         (`m2v8g128+rotated`). `e8p` and `qtip` rotate anyhow.
