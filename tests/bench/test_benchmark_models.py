@@ -254,7 +254,7 @@ def test_estimates_become_plain_numbers():
 def test_what_is_wrong_is_said(tmp_path, capsys):
     for arguments, said in (
         (["--part", "nothing"], "part 'nothing'"),
-        (["--part", "qtip", "--model", str(tmp_path), "--texts", str(tmp_path)], r"calibration/\*\.txt: no such file"),
+        (["--part", "qtip3", "--model", str(tmp_path), "--texts", str(tmp_path)], r"calibration/\*\.txt: no such file"),
     ):
         with pytest.raises(SystemExit) as raised:
             made.main(arguments)
