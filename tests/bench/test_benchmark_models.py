@@ -251,7 +251,7 @@ def test_estimates_become_plain_numbers():
     assert (plain["ratio"], plain["ratio_interval"], plain["top1"]) == (2.0, [1.0, 3.0], 0.75)
 
 
-def test_what_is_wrong_is_said(tmp_path, capsys):
+def test_what_is_wrong_is_said(folder, tmp_path, capsys):
     for arguments, said in (
         (["--part", "nothing"], "part 'nothing'"),
         (["--part", "qtip3", "--model", str(tmp_path), "--texts", str(tmp_path)], r"calibration/\*\.txt: no such file"),
