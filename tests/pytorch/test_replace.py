@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import codegemm
+from codegemm.quantize.quantizers import E8PQuantizer
 from codegemm.testing.problems import example
 
 torch = pytest.importorskip("torch")
@@ -200,6 +201,10 @@ def test_what_cannot_be_is_said_before_anything_is_quantised(monkeypatch):
             quantize_(model, CONFIG, lambda module, name: False)
         with pytest.raises(ValueError, match=r"calibration: of layers\.5, lm_head, which no layer is"):
             quantize_(model, CONFIG, calibration={"lm_head": calibration, "layers.5": calibration})
+        with monkeypatch.context() as patched:
+            patched.setattr(E8PQuantizer, "calibrates", lambda *config: False)
+            with pytest.raises(ValueError, match=r"e8p.*takes no calibration"):
+                quantize_(model, "e8p", calibration={TAKEN[0]: calibration})
         with pytest.raises(ValueError, match="m7"):
             quantize_(model, "m7")
     for kind in (nn.modules.linear.NonDynamicallyQuantizableLinear, type("Own", (nn.Linear,), {})):
