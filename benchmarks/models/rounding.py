@@ -4,7 +4,7 @@ for."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from benchmarks.models.integers import Integers, Rounded
 from codegemm.calibration import Calibration
 from codegemm.hf.blockwise.moments import ROWS, weights
 from codegemm.hf.blockwise.skeleton import Skeleton
+from codegemm.hf.blockwise.stages import run_until, stages
 from codegemm.hf.blockwise.streams import chunks, first_inputs, way_of
+from codegemm.hf.matrices import Matrix
 
 
 def round_nearest(model: Any, skeleton: Skeleton, integers: Integers) -> float:
@@ -33,8 +35,8 @@ def round_fed_back(
     ids: torch.Tensor,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
-    """The same with errors fed back by the layers' inputs, block by block: those of a block are what the blocks before
-    make of the text when they are rounded already.
+    """The same with errors fed back by the layers' inputs: those that layers have when all before them, in the blocks
+    before and in their own, are rounded already.
 
     ids: token ids [sequences, tokens]. progress: is told of each block that is done, and of how many there are.
     """
@@ -44,13 +46,17 @@ def round_fed_back(
     taken = []
     for number, block in enumerate(model.get_submodule(skeleton.blocks)):
         layers = _linear(block)
-        with ExitStack() as hooks:
-            seen = _watched(layers, hooks)
+        matrices = {name: Matrix(name, f"{name}.weight", layer.weight.shape, "") for name, layer in layers.items()}
+        for stage in stages(block, matrices, *way.given(number, states[0])):
+            firsts = [group[0] for group in stage.groups]
+            seen = {name: Calibration(layers[name].in_features) for name in firsts}
             for hidden in states:
-                way.call(number, block, hidden)
-        for name, layer in layers.items():
-            rounded = integers.fed_back(_matrix(layer), seen[name].H)
-            taken.append((layer.weight.numel(), _put(layer, rounded)))
+                run_until(block, firsts, partial(_add, seen), *way.given(number, hidden))
+            for group in stage.groups:
+                for name in group:
+                    layer = layers[name]
+                    rounded = integers.fed_back(_matrix(layer), seen[group[0]].H)
+                    taken.append((layer.weight.numel(), _put(layer, rounded)))
         states = [way.call(number, block, hidden) for hidden in states]
         if progress is not None:
             progress(number + 1, skeleton.count)
@@ -76,17 +82,9 @@ def _mean(taken: list[tuple[int, float]]) -> float:
     return sum(count * bits for count, bits in taken) / sum(count for count, _ in taken)
 
 
-def _watched(layers: Mapping[str, Any], hooks: ExitStack) -> dict[str, Calibration]:
-    """What goes into each layer while the hooks are there; rows that would be all that counts weigh as codegemm's own
-    quantiser has them."""
-    seen = {name: Calibration(layer.in_features) for name, layer in layers.items()}
-    for name, layer in layers.items():
-        handle = layer.register_forward_pre_hook(lambda _, inputs, own=seen[name]: _add(own, inputs[0]))
-        hooks.callback(handle.remove)
-    return seen
-
-
-def _add(seen: Calibration, x: torch.Tensor) -> None:
-    for rows in x.detach().reshape(-1, seen.in_features).split(ROWS):
+def _add(seen: Mapping[str, Calibration], name: str, x: torch.Tensor) -> None:
+    """What a layer hears, x [rows, in_features]; rows that would be all that counts weigh as codegemm's own quantiser
+    has them."""
+    for rows in x.split(ROWS):
         factors, _ = weights(rows)
-        seen.update(rows * factors)
+        seen[name].update(rows * factors)

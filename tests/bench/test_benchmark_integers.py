@@ -64,9 +64,24 @@ def test_steps_and_least_values_are_halves(rng):
 
 
 def test_inputs_that_are_apart_feed_nothing_back(integers, rng):
-    """H = identity, times anything."""
+    """H = a diagonal: each weight is the nearest of its group's grid."""
     W = rng.standard_normal((8, 300), np.float32)
-    assert np.array_equal(integers.fed_back(W, 5 * np.eye(300)).matrix, integers.nearest(W).matrix)
+    rounded = integers.fed_back(W, np.diag(rng.uniform(1, 5, 300))).matrix
+    for columns in groups(integers, 300):
+        grid = integers._best(W[:, columns])
+        assert np.array_equal(rounded[:, columns], grid.nearest(W[:, columns]).astype(np.float32))
+
+
+def test_the_best_grid_leaves_out_few_that_are_far_away(rng):
+    """By itself the range is as good as any; a row with one large weight loses less if that weight is moved."""
+    even, far = np.linspace(-1, 1, 64)[None], rng.standard_normal((1, 64)) / 50
+    far[0, 7] = 0.5
+    W = np.vstack([even, far])
+    for bits in (2, 3, 4):
+        best, whole = Integers(bits, -1)._best(W), Integers(bits, -1)._grid(W)
+        assert (best.loss(W) <= whole.loss(W)).all()
+        assert best.step[1] < whole.step[1]
+    assert Integers(6, -1)._best(even).step == Integers(6, -1)._grid(even).step
 
 
 def test_feeding_back_lessens_the_outputs_error(integers, rng):
@@ -80,16 +95,16 @@ def test_feedback_is_what_is_best_for_the_columns_behind(rng):
     """After each column is rounded, those behind become what loses least given it, by normal equations."""
     W, H = matrix_and_inputs(rng, 3, 6)
     damped = H + 0.01 * np.diagonal(H).mean() * np.eye(6)
-    least = W.min(1).astype(np.float16).astype(np.float64)
-    step = ((W.max(1) - least) / 7).astype(np.float16).astype(np.float64)
-    wanted = W.astype(np.float64)
-    for k in range(6):
-        rounded = least + step * np.clip(np.rint((wanted[:, k] - least) / step), 0, 7)
-        behind = slice(k + 1, 6)
-        gain = np.linalg.solve(damped[behind, behind], damped[behind, k])
+    integers = Integers(3, 4)
+    grids = [integers._best(W[:, :4])] * 4 + [integers._best(W[:, 4:])] * 2
+    wanted, behind = W.astype(np.float64), list(range(6))
+    for k in sorted(range(6), key=lambda k: -H[k, k]):
+        behind.remove(k)
+        rounded = grids[k].nearest(wanted[:, k : k + 1])[:, 0]
+        gain = np.linalg.solve(damped[np.ix_(behind, behind)], damped[behind, k])
         wanted[:, behind] += np.outer(wanted[:, k] - rounded, gain)
         wanted[:, k] = rounded
-    assert np.allclose(Integers(3, -1).fed_back(W, H).matrix, wanted, atol=1e-6)
+    assert np.allclose(integers.fed_back(W, H).matrix, wanted, atol=1e-6)
 
 
 def test_bits_count_all_that_is_stored():

@@ -304,7 +304,7 @@ def test_models_of_integers_have_rounded_layers(llama, skeleton):
 
 
 def test_rows_that_would_be_all_that_counts_weigh_less(rng):
-    """As in codegemm's own quantiser, of whatever shape they come."""
+    """As in codegemm's own quantiser."""
     torch = pytest.importorskip("torch")
     from benchmarks.models import rounding
     from codegemm.hf.blockwise.moments import Moments
@@ -312,14 +312,14 @@ def test_rows_that_would_be_all_that_counts_weigh_less(rng):
     x = torch.from_numpy(rng.standard_normal((2, 1500, 8)).astype(np.float32))
     x[0, 0] *= 1e4
     seen, moments = Calibration(8), Moments.empty(8)
-    rounding._add(seen, x)
+    rounding._add({"q": seen}, "q", x.reshape(-1, 8))
     moments.add(x.reshape(-1, 8), x.reshape(-1, 8))
     assert moments.capped == 1
     assert np.allclose(seen.H, moments.own, rtol=1e-5, atol=1e-2)
 
 
 def test_fed_back_models_are_nearer(llama, skeleton):
-    """Block by block: the second one's inputs are what the first one makes when it is rounded."""
+    """Each matrix by the inputs that the rounded ones before it give it, in its own block, too."""
     import copy
 
     import torch
@@ -335,16 +335,16 @@ def test_fed_back_models_are_nearer(llama, skeleton):
     assert told == [(1, 2), (2, 2)]
     assert not any(module._forward_pre_hooks for module in fed_back.modules())
 
-    seen = {}
-    block = fed_back.model.layers[1].self_attn.q_proj
-    block.weight.data.copy_(llama.model.layers[1].self_attn.q_proj.weight)
-    hook = block.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
-    with torch.no_grad():
-        fed_back(ids)
-    hook.remove()
-    x = seen["x"].reshape(-1, 32).double().numpy()
-    again = integers.fed_back(block.weight.detach().numpy(), x.T @ x)
-    block.weight.data.copy_(torch.from_numpy(again.matrix))
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        seen, layer = {}, fed_back.model.layers[1].get_submodule(name)
+        kept = layer.weight.detach().clone()
+        layer.weight.data.copy_(llama.model.layers[1].get_submodule(name).weight)
+        with layer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.update(x=inputs[0])), torch.no_grad():
+            fed_back(ids)
+        x = seen["x"].flatten(0, 1).double().numpy()
+        again = integers.fed_back(layer.weight.detach().numpy(), x.T @ x)
+        assert np.mean(again.matrix == kept.numpy()) > 0.9, name
+        layer.weight.data.copy_(kept)
 
     with torch.no_grad():
         dense, *others = (model(other).logits for model in (llama, nearest, fed_back))
