@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,23 @@ DATA = Path(__file__).parent / "data"
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` as on a machine where nothing was tuned."""
     monkeypatch.setattr(tables, "tuned", lambda device: ())
+
+
+@pytest.fixture
+def psumbook_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`auto` takes psumbook where it can be had, however small a matrix is: what processors are best at differs."""
+    decide = choice.decide
+
+    def decided(product: choice.Lookup, estimates: Mapping[str, float], *recorded: Any) -> choice.Decision:
+        if "psumbook" in estimates:
+            return choice.Decision("psumbook", "asked for")
+        return decide(product, estimates, *recorded)
+
+    monkeypatch.setattr(choice, "decide", decided)
+    choice.choose_anew()
+    yield
+    monkeypatch.undo()
+    choice.choose_anew()
 
 
 @pytest.fixture

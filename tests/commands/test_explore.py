@@ -19,6 +19,7 @@ from codegemm.exploration.matrices import Matrix
 from codegemm.exploration.runner import pareto
 from codegemm.measuring import stopwatch
 from codegemm.quantize import stored
+from codegemm.quantize.quantizers import E8PQuantizer
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,7 +105,7 @@ def test_calibrated_and_rotated(folder, rng):
     assert "+rotated" in done.output
 
 
-def test_other_formats_are_tried_where_their_quantisers_can(rng):
+def test_other_formats_are_tried_where_their_quantisers_can(rng, monkeypatch):
     values = rng.standard_normal((384, 768)).astype(np.float32)
     seen = codegemm.Calibration(768)
     seen.update(values)
@@ -115,6 +116,8 @@ def test_other_formats_are_tried_where_their_quantisers_can(rng):
     plain = runner._candidates(Matrix("a", values), [2, 3], True)
     assert {"e8p", "qtip", "qtip3", "m1v4g-1", "m1v4g-1+rotated"} <= set(plain)
     assert not {"e8p3", "e8p+rotated", "qtip+rotated"} & set(plain)
+    assert {"e8p", "qtip"} <= set(runner._candidates(Matrix("a", values, seen), [2], False))
+    monkeypatch.setattr(E8PQuantizer, "calibrates", lambda *config: False)
     calibrated = runner._candidates(Matrix("a", values, seen), [2], False)
     assert "qtip" in calibrated
     assert "e8p" not in calibrated

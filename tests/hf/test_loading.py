@@ -31,6 +31,7 @@ def entry(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
 
 
+@pytest.mark.usefixtures("psumbook_chosen")
 def test_each_matrix_is_quantised_as_by_itself(dense):
     """Heads and embeddings are not."""
     model = loaded(dense, quantization_config=CodegemmConfig(CONFIG, seed=3))

@@ -124,7 +124,8 @@ def test_models_of_other_kinds(kind, tmp_path):
     assert quantised(model).keys() == names
     with torch.no_grad():
         y, truth = model(rows())[0], base(rows())[0]
-        assert 1e-4 * truth.norm() < (y - truth).norm() < truth.norm()
+        # Of less than two bits, and far off; what has nothing to do with each other would be 1.4 times the norm apart.
+        assert 1e-4 * truth.norm() < (y - truth).norm() < 1.2 * truth.norm()
     for name, parameter in base.named_parameters():
         if name.rpartition(".")[0] not in names or name.endswith(".bias"):
             assert torch.equal(model.get_parameter(name), parameter), name

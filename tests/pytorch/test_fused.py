@@ -402,6 +402,7 @@ def test_nothing_is_kept(make_attention):
     assert kept() is None
 
 
+@pytest.mark.usefixtures("psumbook_chosen")
 def test_codes_are_held_once(make_attention):
     attention, _ = make_attention()
     for layer in quantised(attention).values():

@@ -488,6 +488,7 @@ def check_block(block, compiled, n):
         assert torch.equal(compiled(x), y)
 
 
+@pytest.mark.usefixtures("psumbook_chosen")
 @pytest.mark.parametrize("settled", [False, True])
 def test_compiled(settled, make_weight):
     """Whether codes are there or not, one graph of three layers serves any number of rows."""
