@@ -45,7 +45,7 @@ def _all(ways: Sequence[str], *configs: str) -> list[Case]:
 CASES = (
     *_all((PLAIN, CALIBRATED, DISTILLED), "m1v4g192"),
     *_all((CALIBRATED, DISTILLED), "m1v4g32", "m2v4b6g192"),
-    *_all((CALIBRATED,), "e8p", "qtip,qtip3@2.55", "qtip3", "qtip4"),
+    *_all((CALIBRATED,), "e8p", "qtip", "qtip,qtip3@2.55", "qtip3", "qtip4"),
     *_all((NEAREST,), "int3g-1"),
     *_all(INTEGERS, "int3g64", "int4g64"),
 )
