@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -81,10 +82,22 @@ class Arithmetic:
 
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
         """Call work for each block, on all cores where the library does not use them itself."""
-        from threadpoolctl import threadpool_limits
+        blocks = list(begins)
+        threads = min(get_num_threads(), len(blocks))
+        with self._blas.limit(limits=1, user_api="blas"):
+            if threads <= 1:  # to start a thread takes longer than a small matrix's block
+                for begin in blocks:
+                    work(begin)
+                return
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, blocks))
 
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(get_num_threads()) as pool:
-            list(pool.map(work, begins))
+    @cached_property
+    def _blas(self) -> Any:
+        """What limits the threads of libraries that multiply matrices; to look for these takes milliseconds."""
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController()
 
 
 class Torch(Arithmetic):
@@ -127,13 +140,11 @@ class Torch(Arithmetic):
         return self._torch.from_numpy(smallest(scores.numpy(), count))
 
     def map(self, work: Callable[[int], None], begins: Iterable[int]) -> None:
-        from threadpoolctl import threadpool_limits
-
         threads = self._torch.get_num_threads()
         try:
             # Operations on blocks that fit the caches are too small to be cut among threads, NumPy's too.
             with (
-                threadpool_limits(1, "blas"),
+                self._blas.limit(limits=1, user_api="blas"),
                 ThreadPoolExecutor(threads, initializer=lambda: self._torch.set_num_threads(1)) as pool,
             ):
                 list(pool.map(work, begins))

@@ -29,6 +29,15 @@ def test_pieces_are_solved_for(rng):
     assert 1 < found["x"] < 2
 
 
+def test_of_several_rounds_the_quickest_counts():
+    rounds = iter([(3e-6, 5e-6), (4e-6, 2e-6), (9e-6, 9e-6)])
+
+    def measured():
+        return [Timed(str(i), Work("a", {}), seconds) for i, seconds in enumerate(next(rounds))]
+
+    assert [each.seconds for each in bench._quickest(measured)] == [3e-6, 2e-6]
+
+
 def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys):
     """Those of other instructions stay."""
     file = tmp_path / "costs.json"
@@ -37,7 +46,7 @@ def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(costs, "FILE", file)
     monkeypatch.setattr(bench, "SMALL", ((64, 256), (256, 128)))
     monkeypatch.setattr(bench, "_MOST_COPIES", 1)
-    monkeypatch.setattr(bench, "_ROUNDS", 2)
+    monkeypatch.setattr(bench, "_ROUNDS", 1)
     costs.table.cache_clear()
     try:
         assert bench.main(["--quick"]) == 0

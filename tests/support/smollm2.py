@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import cache as cache_of
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,9 +58,14 @@ def converted() -> Path:
 
 def convert(source: Path, target: Path) -> None:
     """What the process does."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Asked for the tokenizer, the configuration and the numbers, transformers reads the whole file each time, and makes
+    # the table of names for each module: three quarters of a minute.
+    for slow in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, slow, cache_of(getattr(gguf, slow)))
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)

@@ -107,8 +107,8 @@ def steps_of(case):
 
 
 def in_dtypes(*dtypes):
-    """All forms, x in each of these."""
-    pairs = list(itertools.product(FORMS, dtypes))
+    """All forms, x in each of these, or of each form in one of them."""
+    pairs = list(itertools.product(FORMS, dtypes)) if cases.ALL else list(zip(FORMS, itertools.cycle(dtypes)))
     return pytest.mark.parametrize("case", pairs, ids=lambda case: f"{case[0]}-{case[1]}")
 
 
