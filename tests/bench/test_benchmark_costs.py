@@ -46,6 +46,7 @@ def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(costs, "FILE", file)
     monkeypatch.setattr(bench, "SMALL", ((64, 256), (256, 128)))
     monkeypatch.setattr(bench, "_MOST_COPIES", 1)
+    monkeypatch.setattr(bench, "BATCHES", (1, 4, 16))
     monkeypatch.setattr(bench, "_ROUNDS", 1)
     costs.table.cache_clear()
     try:

@@ -35,7 +35,7 @@ PSUMBOOK = [
 ]
 
 
-@pytest.mark.parametrize(("v", "arch", "m", "g"), cases.some(PSUMBOOK))
+@pytest.mark.parametrize(("v", "arch", "m", "g"), cases.some(PSUMBOOK, 4))
 def test_psumbooks_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g):
     spec = spec_of(SHAPE, f"m{m}v{v}g{g}")
     cut = cut_for(spec, 1, H200)
@@ -200,13 +200,15 @@ def test_qtips_loop_has_the_instructions_that_the_model_takes(bits, groups, arch
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES if cases.ALL else (80, 90))
 @pytest.mark.parametrize(
     ("source", "instance"),
-    [
-        ("psumbook.cu", "psumbook<4, 1, 8, 1, 1, Half, 2>"),
-        ("dequant.cu", "DequantShape<4, 1, 8, 1, 16, Half, true>"),
-        ("dequant.cu", "DequantShape<8, 2, 8, 1, 16, Float, true>"),
-        ("dequant_plain.cu", "dequant_plain<3, u8, 16, Half>"),
-        ("lutgemm.cu", "lutgemm<8, 4, Half>"),
-    ],
+    cases.some(
+        [
+            ("psumbook.cu", "psumbook<4, 1, 8, 1, 1, Half, 2>"),
+            ("dequant.cu", "DequantShape<4, 1, 8, 1, 16, Half, true>"),
+            ("dequant_plain.cu", "dequant_plain<3, u8, 16, Half>"),
+            ("dequant.cu", "DequantShape<8, 2, 8, 1, 16, Float, true>"),
+            ("lutgemm.cu", "lutgemm<8, 4, Half>"),
+        ]
+    ),
 )
 def test_all_loads_of_a_trip_come_before_its_first_addition(source, instance, arch):
     """A fence before the count and an invalidation of L1 after it: once, whatever the number of splits."""

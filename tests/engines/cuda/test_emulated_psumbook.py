@@ -92,8 +92,10 @@ def test_emulated_products_and_their_counters(case, compiled, make_weight, rng):
         assert scales.sectors == scales.least_sectors
 
 
-@pytest.mark.parametrize(("cluster", "partials"), [(2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2)])
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("cluster", "partials", "n"),
+    cases.some([(*cut, n) for n in (1, 2, 4) for cut in ((2, 1), (7, 1), (16, 1), (5, 2), (4, 4), (8, 2), (3, 1))]),
+)
 def test_emulated_clusters(n, cluster, partials, make_weight, rng):
     """More and fewer blocks of rows than thread blocks in a cluster; parts; rows that fill no block; scales of rows."""
     for rows_of_w, config, parts in ((32 * 9, "m1v4b4g128", 1), (70, "m1v4b4g-1", 2)):

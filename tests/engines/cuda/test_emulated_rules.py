@@ -408,7 +408,7 @@ def test_barriers_are_found(needs):
     [
         pytest.param(needs, *place, id=f"{place[0]}-{place[1]}")
         for needs in NEEDS
-        for place in cases.some(needs.places())
+        for place in cases.some(needs.places(), 3)
     ],
 )
 def test_emulated_kernel_without_a_barrier_fails(needs, file, at, tmp_path, make_weight, rng):
