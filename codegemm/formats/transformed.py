@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm.arrays import array_module, as_array
+from codegemm.counts import count
 from codegemm.devices import Device, beside, to_host
 from codegemm.formats import bits
 from codegemm.formats.codebook import check_finite
@@ -68,9 +69,7 @@ class TransformedConfig:
         if self.offsets not in OFFSETS:
             raise ValueError(f"offsets {self.offsets!r}: must be one of {', '.join(map(repr, OFFSETS))}")
         for name, least in (("block", USUAL), ("terms", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r}: must be an integer from {least}")
+            object.__setattr__(self, name, count(name, getattr(self, name), least))
         if not isinstance(self.ordered, bool):
             raise ValueError(f"ordered={self.ordered!r}: must be True or False")
 

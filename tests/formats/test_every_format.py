@@ -139,8 +139,8 @@ def test_files_of_former_versions(version, tmp_path):
     [
         ({"core": "m1v4+added", "block": 4}, "core 'm1v4g-1[+]added': must be of another format"),
         ({"offsets": "odd"}, "offsets 'odd': must be one of '', 'scaled', 'added'"),
-        ({"block": True}, "block=True: must be an integer from -1"),
-        ({"terms": "2"}, "terms='2': must be an integer from 1"),
+        ({"block": True}, "block=True: must be an integer of at least -1"),
+        ({"terms": "2"}, "terms='2': must be an integer of at least 1"),
     ],
 )
 def test_configurations_of_surroundings_are_checked(arguments, message):
