@@ -6,15 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.models import results
-from benchmarks.models.cases import CALIBRATED, DISTILLED, FED_BACK, INTEGERS, PLAIN
+from benchmarks.models.cases import INTEGERS, NEAREST, Case
 from benchmarks.models.effort import LLAMAS, SMOLLM2, hours
 from benchmarks.models.results import Found
 from benchmarks.models.targets import TARGETS, is_for, met
 from benchmarks.models.texts import SOURCES
 from benchmarks.tables import files, markdown
+from codegemm.formats.codebook_config import CodebookConfig
+from codegemm.formats.format import parse
 from codegemm.reporting import counted
 
 FOLDER, PICTURE, LM_EVAL = "models", "models.png", "lm-eval.json"
+KINDS = ("sums of codebooks", "others' codes", "integers")
 NOTHING = "No whole model was measured.\n"
 
 
@@ -75,7 +78,8 @@ def reached(found: list[Found]) -> str:
 
 
 def summary() -> str:
-    """For each target's bits the codebooks and the integers, by the same text, that lose least over all texts."""
+    """For each target's bits the sums of codebooks, QuIP#'s and QTIP's codes and the integers, by the same text, that
+    lose least over all texts."""
     found = results.read(files.RESULTS / FOLDER)
     if not found:
         return NOTHING
@@ -83,14 +87,22 @@ def summary() -> str:
     lines = [["bits, at most", "weights", "way", "bits", *names]]
     shown = []
     for target in TARGETS:
-        for ways in ((PLAIN, CALIBRATED, DISTILLED), (FED_BACK,)):
-            those = [each for each in found if each.case.way in ways and is_for(target, each.bits)]
+        fitting = [each for each in found if each.case.way != NEAREST and is_for(target, each.bits)]
+        for kind in KINDS:
+            those = [each for each in fitting if _kind(each.case) == kind]
             best = min(those, key=lambda each: sum(each.of("ratio").values()), default=None)
             if best is not None and best not in shown:
                 shown.append(best)
                 cells = [_spread(best.texts[name], "ratio", 2) for name in names]
                 lines.append([f"{target.bits:.2f}", best.case.config, best.case.way, f"{best.bits:.2f}", *cells])
     return "\n" + markdown.table(lines, "---")
+
+
+def _kind(case: Case) -> str:
+    if case.way in INTEGERS:
+        return "integers"
+    sums = all(isinstance(parse(config), CodebookConfig) for config in case.asked[0])
+    return "sums of codebooks" if sums else "others' codes"
 
 
 def distances(found: list[Found]) -> str:

@@ -139,6 +139,17 @@ def test_tables(folder):
     assert "| 2.55 | jargon | 1.60 |  |  |  | not measured |" in models.tables()
 
 
+def test_the_summary_has_the_best_of_each_kind(folder):
+    """Sums of codebooks, others' codes, integers; one that is the best for more bits, too, once."""
+    assert models.summary() == models.NOTHING
+    write(folder, *MADE_UP)
+    rows = [line.split(" | ")[:3] for line in models.summary().splitlines() if "±" in line]
+    assert rows == [
+        ["| 2.15", "m1v4g-1", "distilled"], ["| 2.55", "m1v4g32", "distilled"], ["| 3.15", "qtip3", "distilled"],
+        ["| 4.15", "int3g64", "GPTQ"],
+    ]  # fmt: skip
+
+
 def test_effort_is_counted():
     small = effort.Decoder("small", hidden=2, inner=3, keys=1, blocks=1, words=5)
     assert [m * k for k, m, _ in small.stages] == [8, 4, 12, 6]
