@@ -112,10 +112,11 @@ def product(request, monkeypatch, make_weight, tmp_path):
     registry.changed()
 
 
-def ratio(call, bare, rounds=20, calls=100, repeats=5):
+def ratio(call, bare, most, rounds=20, calls=100, repeats=100):
     """Time of `call` over that of `bare`, each the least of many short rounds: other processes only ever add to it.
 
-    The least of some such ratios: a processor changes its clock between rounds.
+    The first such ratio of at most `most`, or the least of them: a processor changes its clock between rounds, and
+    others keep it busy for seconds, while all rounds of one ratio take hundredths.
     """
 
     def seconds(function):
@@ -128,7 +129,12 @@ def ratio(call, bare, rounds=20, calls=100, repeats=5):
         called, launched = zip(*((seconds(call), seconds(bare)) for _ in range(rounds)))
         return min(called) / min(launched)
 
-    return min(once() for _ in range(repeats))
+    least = once()
+    for _ in range(repeats):
+        if least <= most:
+            break
+        least = min(least, once())
+    return least
 
 
 def test_plans_and_products_cost_little_more_than_a_launch(product):
@@ -141,8 +147,8 @@ def test_plans_and_products_cost_little_more_than_a_launch(product):
         launcher(launch.grid, launch.block, arguments, shared_mem=launch.shared_bytes, stream=None)
 
     codegemm.matmul(x, weight.T, out=out, kernel="psumbook")
-    planned = ratio(lambda: plan(x, out=out), bare)
-    multiplied = ratio(lambda: codegemm.matmul(x, weight.T, out=out), bare)
+    planned = ratio(lambda: plan(x, out=out), bare, 1.5)
+    multiplied = ratio(lambda: codegemm.matmul(x, weight.T, out=out), bare, 3.0)
     print(f"plan {planned:.2f}, matmul {multiplied:.2f} times a bare launch")
     assert planned <= 1.5
     assert multiplied <= 3.0
