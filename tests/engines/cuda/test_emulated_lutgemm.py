@@ -143,7 +143,9 @@ def test_emulated_products_of_the_originals_layout(planes, rows, groups, rng):
     signs = 2.0 * (words[..., None] >> np.arange(32) & 1) - 1  # [group, plane, row, column]
     truth = np.einsum("gprk,gpr,ngk->nr", signs, alpha.astype(np.float64), x.reshape(2, groups, 32).astype(np.float64))
     y, _, _ = multiply(weight, x)
-    assert np.linalg.norm(y - truth) <= 2 * TOLERANCE * np.linalg.norm(truth)
+    # Of random signs, in the mean: the few of a single row may cancel.
+    squares = np.einsum("gpr,ngk->", alpha.astype(np.float64) ** 2, x.astype(np.float64).reshape(2, groups, 32) ** 2)
+    assert np.linalg.norm(y - truth) <= 2 * TOLERANCE * np.sqrt(squares)
     arranged = KERNEL.arrange(folded(weight)).arrays
     assert np.array_equal(arranged["codes"].reshape(groups, planes, -1)[..., :rows], words)
     assert np.array_equal(arranged["scales"][..., :rows], alpha)
