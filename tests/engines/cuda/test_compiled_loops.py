@@ -35,7 +35,7 @@ PSUMBOOK = [
 ]
 
 
-@pytest.mark.parametrize(("v", "arch", "m", "g"), cases.some(PSUMBOOK, 4))
+@pytest.mark.parametrize(("v", "arch", "m", "g"), cases.some(PSUMBOOK, 5))
 def test_psumbooks_loop_has_at_most_four_instructions_a_lookup(v, arch, m, g):
     spec = spec_of(SHAPE, f"m{m}v{v}g{g}")
     cut = cut_for(spec, 1, H200)
