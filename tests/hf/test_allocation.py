@@ -77,7 +77,7 @@ def spent(items, chosen):
 
 
 def test_the_least_is_lost_that_can_be(rng):
-    for count in (1, 2, 5, 6):
+    for count in (1, 2, 5, 6) * 20:
         items = random_items(rng, count)
         least, most = span(items)
         for share in (0.0, 0.3, 0.7, 1.0):
@@ -90,6 +90,14 @@ def test_the_least_is_lost_that_can_be(rng):
             assert list(chosen) == list(items)
             assert used <= room
             assert loss == pytest.approx(min(loss for used, loss in results if used <= room))
+
+
+def test_all_bits_that_are_asked_for_can_be_spent():
+    """Also where a number of bits, divided by the weights and multiplied again, comes out less than it was."""
+    for size in range(1, 60):
+        for most in range(2, 3 * size):
+            item = Item(size, {"few": Option(1, 1.0), "many": Option(most, 0.5)})
+            assert knapsack.choose({"layer": item}, most / size) == {"layer": "many"}, f"{most} bits of {size} weights"
 
 
 def test_many_items_lose_little_more_than_with_bits_that_can_be_divided(rng):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _STATES = 1 << 13  # that are gone on with; up to so many the result is exact
+_ROUNDING = 1e-12  # by which a whole number of bits, divided by the weights and multiplied again, may come out less
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def choose(items: Mapping[str, Item], bits: float) -> dict[str, str]:
     """
     check(items, bits)
     rest = sum(min(option.bits for option in item.options.values()) for item in items.values())
-    room = max(int(bits * sum(item.size for item in items.values())), rest)  # where rounding made less of it
+    room = int(bits * sum(item.size for item in items.values()) * (1 + _ROUNDING))
     front, steps = _Front(np.zeros(1, np.int64), np.zeros(1)), []
     for item in items.values():
         rest -= min(option.bits for option in item.options.values())
