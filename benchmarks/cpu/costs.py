@@ -12,8 +12,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, cycle
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -82,20 +82,19 @@ def measure(shapes: Sequence[Shape], budget: float) -> Iterator[Timed]:
     """Every kernel with every shape, weights and batch that it takes here."""
     known = {kernel.name: kernel for kernel in registered("cpu")}
     asked = [(known[name], shape, config) for name in KERNELS for shape in shapes for config in KERNELS[name]]
-    yield from _quickest(lambda: chain(*(_products(*each, BATCHES, budget) for each in asked)))
+    yield from _quickest(asked, BATCHES, budget)
     psumbook, shape = known["psumbook"], shapes[-1]
     around = kernel_for(psumbook, spec_of(shape, AROUND))
     for n in (4, 16):
-        pair = [(psumbook, shape, config, [n], budget) for config in (ALONE, AROUND)]
-        inner, outer = _quickest(lambda pair=pair: chain(*(_products(*each) for each in pair)))
+        inner, outer = _quickest([(psumbook, shape, config) for config in (ALONE, AROUND)], [n], budget)
         beside = around.around(Product.of(spec_of(shape, AROUND), n, DTYPE))
         yield Timed(f"around {inner.name}", beside, max(outer.seconds - inner.seconds, 1e-9))
 
 
-def _quickest(measured: Callable[[], Iterable[Timed]]) -> list[Timed]:
+def _quickest(asked: Sequence[tuple[Kernel, Shape, str]], batches: Sequence[int], budget: float) -> list[Timed]:
     """Of each product the least time of several rounds: for seconds on end all may be slower, and that must not be one
     product's alone."""
-    rounds = [list(measured()) for _ in range(_ROUNDS)]
+    rounds = [[timed for each in asked for timed in _products(*each, batches, budget)] for _ in range(_ROUNDS)]
     return [min(same, key=lambda timed: timed.seconds) for same in zip(*rounds, strict=True)]
 
 

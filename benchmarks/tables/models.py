@@ -17,7 +17,7 @@ from codegemm.formats.format import parse
 from codegemm.reporting import counted
 
 FOLDER, PICTURE, LM_EVAL = "models", "models.png", "lm-eval.json"
-KINDS = ("sums of codebooks", "others' codes", "integers")
+KINDS = SUMS, OTHERS, ROUNDED = "sums of codebooks", "others' codes", "integers"
 NOTHING = "No whole model was measured.\n"
 
 
@@ -100,9 +100,8 @@ def summary() -> str:
 
 def _kind(case: Case) -> str:
     if case.way in INTEGERS:
-        return "integers"
-    sums = all(isinstance(parse(config), CodebookConfig) for config in case.asked[0])
-    return "sums of codebooks" if sums else "others' codes"
+        return ROUNDED
+    return SUMS if all(isinstance(parse(config), CodebookConfig) for config in case.asked[0]) else OTHERS
 
 
 def distances(found: list[Found]) -> str:

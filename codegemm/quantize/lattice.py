@@ -3,20 +3,18 @@ by search, and for a calibration by least squares."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
 from codegemm.formats import e8p_codebook
 from codegemm.formats.e8p import E8PWeight, check_shape
+from codegemm.quantize.arithmetic import Arithmetic
 from codegemm.quantize.hessian import Hessian, rotated
 from codegemm.quantize.incoherence import Sides, feed_back, held
 from codegemm.quantize.progress import Progress
 from codegemm.quantize.search import Vectors
 
-_BLOCK = 4096  # vectors at a time
+_BLOCK = 1024  # vectors at a time: their scores stay in a core's caches
 _SEARCH_SAMPLE = 1 << 12  # vectors on which a scale is tried
 # Scales tried, as the root mean square of the rotated weights in units of the grid, coarse and then fine.
 _RMS = np.linspace(0.85, 1.15, 11)
@@ -81,8 +79,7 @@ def nearest(vectors: npt.NDArray[np.float32], progress: Progress | None = None) 
         if progress:
             progress.advance()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, range(0, len(vectors), _BLOCK)))
+    Arithmetic().map(work, range(0, len(vectors), _BLOCK))
     return codes
 
 
