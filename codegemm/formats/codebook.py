@@ -286,10 +286,15 @@ class CodebookFormat(Format[CodebookConfig, CodebookSpec, CodebookWeight]):
 
 def decode(codes: npt.NDArray, codebooks: npt.NDArray) -> npt.NDArray:
     """The sums [..., v] of the centroids that codes [..., m] name in codebooks [m, 2**b, v], in their dtype."""
-    total = codebooks[0][codes[..., 0]]
+    total = _chosen(codebooks[0], codes[..., 0])
     for c in range(1, len(codebooks)):
-        total += codebooks[c][codes[..., c]]
+        total += _chosen(codebooks[c], codes[..., c])
     return total
+
+
+def _chosen(table: npt.NDArray, rows: npt.NDArray) -> npt.NDArray:
+    """table[rows]: of NumPy's several times as fast by `take`, which other libraries' arrays have otherwise."""
+    return table.take(rows, axis=0) if isinstance(table, np.ndarray) else table[rows]
 
 
 def decode_rows(codes: npt.NDArray, codebooks: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:

@@ -118,10 +118,10 @@ class E8PWeight(IncoherentWeight):
     def lattice(self, dtype: npt.DTypeLike = np.float64) -> npt.NDArray:
         """What [M, K]: the decoded matrix between the rotations, in float32 or float64."""
         codes = self.codes()
-        dense = e8p_codebook.grid().astype(dtype)[codes.main]
+        dense = e8p_codebook.grid().astype(dtype).take(codes.main, axis=0)
         if codes.residual is not None:
             points = e8p_codebook.grid() if self.bits == 4 else e8p_codebook.residual_grid()
-            dense += (points.astype(dtype) / self.resid_scale)[codes.residual]
+            dense += (points.astype(dtype) / self.resid_scale).take(codes.residual, axis=0)
         return dense.reshape(self.shape)
 
     def core_blocks(self, dtype: np.dtype) -> Iterator[tuple[int, npt.NDArray]]:

@@ -16,6 +16,8 @@ ORDERS = (172, 156, 140, 124, 116, 108, 60, 52, 36, 28, 20, 12)
 
 _PALEY_TWO = (28, 36)
 
+_BLOCK = 1 << 15  # numbers that are transformed together, for they stay in a cache
+
 # First rows of the symmetric circulants A, B, C, D of a Williamson matrix of order 4 * len.
 _WILLIAMSON = {
     52: ("+-+--++++--+-", "+---++++++---", "++-+--++--+-+", "+----+--+----"),
@@ -127,10 +129,23 @@ def transform(x: npt.NDArray, *, transpose: bool = False) -> npt.NDArray:
 
 def walsh_hadamard(y: npt.NDArray) -> None:
     """Sylvester's matrix times every row of y [rows, a power of two], contiguous, in place."""
+    rows, length = y.shape
+    together, inner = max(1, _BLOCK // length), 1 << (length.bit_length() - 1) // 2
+    for first in range(0, rows, together):
+        # In two halves of the steps, so that what is added at once is never short: the first half on a turned copy.
+        halves = y[first : first + together].reshape(-1, length // inner, inner)
+        turned = halves.swapaxes(1, 2).copy()
+        _add_and_subtract(turned)
+        halves[...] = turned.swapaxes(1, 2)
+        _add_and_subtract(halves)
+
+
+def _add_and_subtract(y: npt.NDArray) -> None:
+    """Sylvester's matrix along the middle axis of y [rows, a power of two, n], contiguous, in place."""
     step = 1
     while step < y.shape[1]:
-        pairs = y.reshape(-1, 2, step)
-        low, high = pairs[:, 0].copy(), pairs[:, 1].copy()
-        np.add(low, high, out=pairs[:, 0])
-        np.subtract(low, high, out=pairs[:, 1])
+        pairs = y.reshape(-1, 2, step * y.shape[2])
+        low = pairs[:, 0].copy()
+        pairs[:, 0] += pairs[:, 1]
+        np.subtract(low, pairs[:, 1], out=pairs[:, 1])
         step *= 2

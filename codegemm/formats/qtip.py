@@ -86,7 +86,7 @@ class QtipWeight(IncoherentWeight):
         for first in range(0, self.shape[0] // trellis.TILE, step):
             states = trellis.states(words[first * per_row : (first + step) * per_row], self.bits)
             rows = len(states) // per_row * trellis.TILE
-            yield first * trellis.TILE, trellis.untile(pairs[states], (rows, columns))
+            yield first * trellis.TILE, trellis.untile(pairs.take(states, axis=0), (rows, columns))
 
 
 class QtipFormat(Format[QtipConfig, QtipSpec, QtipWeight]):

@@ -37,10 +37,10 @@ def grid(table: npt.NDArray, dtype: npt.DTypeLike) -> npt.NDArray:
 
 def states(words: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint16]:
     """States [tiles, 128] of tiles' bits, words uint16 [tiles, 16k], the first bit the most significant."""
-    stream = np.unpackbits(words.astype(">u2").view(np.uint8), axis=1)
-    cyclic = np.concatenate([stream, stream[:, :WINDOW]], 1)
-    windows = np.lib.stride_tricks.sliding_window_view(cyclic, WINDOW, axis=1)[:, : stream.shape[1] : PAIR * bits]
-    return np.packbits(windows, axis=2).view(">u2")[..., 0].astype(np.uint16)
+    place, skipped = np.divmod(np.arange(0, WINDOW * words.shape[1], PAIR * bits), WINDOW)
+    here, behind = words.take(place, axis=1), words.take(place + 1, axis=1, mode="wrap")
+    both = here.astype(np.uint32) << WINDOW | behind
+    return (both >> (WINDOW - skipped).astype(np.uint32)).astype(np.uint16)
 
 
 def words(states: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint16]:

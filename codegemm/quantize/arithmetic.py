@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class Arithmetic:
         """Call work for each block, on all cores where the library does not use them itself."""
         blocks = list(begins)
         threads = min(get_num_threads(), len(blocks))
-        with self._blas.limit(limits=1, user_api="blas"):
+        with _blas(self.name).limit(limits=1, user_api="blas"):
             if threads <= 1:  # to start a thread takes longer than a small matrix's block
                 for begin in blocks:
                     work(begin)
@@ -92,12 +92,14 @@ class Arithmetic:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(work, blocks))
 
-    @cached_property
-    def _blas(self) -> Any:
-        """What limits the threads of libraries that multiply matrices; to look for these takes milliseconds."""
-        from threadpoolctl import ThreadpoolController
 
-        return ThreadpoolController()
+@cache
+def _blas(backend: str) -> Any:
+    """What limits the threads of the libraries that multiply matrices; to look for these takes milliseconds. backend:
+    it is first asked for when that one's are loaded."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class Torch(Arithmetic):
@@ -144,7 +146,7 @@ class Torch(Arithmetic):
         try:
             # Operations on blocks that fit the caches are too small to be cut among threads, NumPy's too.
             with (
-                self._blas.limit(limits=1, user_api="blas"),
+                _blas(self.name).limit(limits=1, user_api="blas"),
                 ThreadPoolExecutor(threads, initializer=lambda: self._torch.set_num_threads(1)) as pool,
             ):
                 list(pool.map(work, begins))

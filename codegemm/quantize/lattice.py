@@ -64,7 +64,7 @@ def _fed_back(
         found = nearest(columns, progress)
         return found, grid[found]
 
-    sizes, error = sides.fitted(halfway, grid[codes].reshape(core.shape), tie)
+    sizes, error = sides.fitted(halfway, grid.take(codes, axis=0).reshape(core.shape), tie)
     others = np.stack(feed_back(core / np.float32(_ROOM), tie, e8p_codebook.DIM, closest), 1)
     other_sizes, less = sides.fitted(halfway, grid[others].reshape(core.shape), tie)
     return (others, other_sizes) if less < error else (codes, sizes)
@@ -132,8 +132,8 @@ def _nearest_even(
     score = magnitude @ size.T - (size**2).sum(1) / 2 - np.where(odd, 2 * cheapest, 0)
     index = score.argmax(1)
     rows = np.arange(len(x))
-    flips = (x < 0) != (base[index] < 0)
-    wrong = (magnitude * size[index]).argmin(1)
+    flips = (x < 0) != (base.take(index, axis=0) < 0)
+    wrong = (magnitude * size.take(index, axis=0)).argmin(1)
     flips[rows, wrong] ^= odd[rows, index]
     signs = (flips << np.array(e8p_codebook.SIGN_BIT)).sum(1)
     gap = (magnitude**2).sum(1) - 2 * score[rows, index]

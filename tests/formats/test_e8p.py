@@ -60,6 +60,17 @@ def test_transform_is_the_kronecker_product(n, rng):
     assert np.allclose(hadamard.transform(x), x @ dense.T)
 
 
+@pytest.mark.parametrize("n", [1, 2, 56, 64, 2048])
+def test_a_row_is_transformed_as_if_alone(n, rng):
+    """Bit for bit, whatever blocks many of them are cut into."""
+    _, power = hadamard.split_length(n)
+    block = max(1, hadamard._BLOCK // power) * power // n
+    x = rng.standard_normal((2 * block + 3, n)).astype(np.float32)
+    y = hadamard.transform(x)
+    for row in (0, block - 1, block, block + 1, 2 * block, 2 * block + 2):
+        assert hadamard.transform(x[row]).tobytes() == y[row].tobytes()
+
+
 def test_lengths_without_a_matrix_are_named():
     with pytest.raises(ValueError, match="length 22: must be a power of two times 1 or one of"):
         hadamard.split_length(22)

@@ -50,7 +50,7 @@ def _shared(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Which part of the entries that a row looks up another does, too: of some rows of codes [M, vectors, m]."""
     some = codes.reshape(len(codes), -1)
     some = some[:: -(-len(some) // _SEEN), :: -(-some.shape[1] // _SEEN)]
-    return np.array([(some == row).mean(1) for row in some])
+    return np.array([np.count_nonzero(some == row, axis=1) for row in some]) / some.shape[1]
 
 
 class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
