@@ -37,13 +37,15 @@ if SANITIZE:
     _FLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # An entry's arguments come as CUDA's driver takes them: an array of pointers.
 _CALLER = """
-template <class... A, size_t... I>
-void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
-    kernel(*static_cast<A*>(arguments[I])...);
-}
+struct Call {
+    template <class... A>
+    Call(void (*kernel)(A...), A... arguments) {
+        kernel(arguments...);
+    }
+};
 template <class... A>
 void call(void (*kernel)(A...), void** arguments) {
-    call(kernel, arguments, std::index_sequence_for<A...>());
+    Call{kernel, *static_cast<A*>(*arguments++)...};  // in braces from the first to the last
 }
 template <class... A>
 int arguments_of(void (*)(A...)) {
@@ -242,7 +244,7 @@ def _build(source: str, instances: list[str], folder: Path) -> None:
     name = hashlib.sha256(f"{source} {instances} {folder}".encode()).hexdigest()[:16]
     code, compiled = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
     launchers = "".join(_LAUNCHER.format(index=index, instance=instance) for index, instance in enumerate(instances))
-    code.write_text(f'#include "{folder}/{source}"\n#include <utility>\n{_CALLER}{launchers}')
+    code.write_text(f'#include "{folder}/{source}"\n{_CALLER}{launchers}')
     _compile([*_FLAGS, "-shared", str(code), str(emulator), "-o", str(compiled)])
     library = ctypes.CDLL(str(compiled))
     for index, instance in enumerate(instances):

@@ -1,10 +1,11 @@
 // One ucontext fiber a CUDA thread. A fiber runs until it has to wait for others: at a barrier of the block, or at an
-// instruction that its whole warp executes together. Between those, threads run in the order asked for, so that
-// whatever relies on another order goes wrong; and shared memory remembers who touched it since the last barrier, so
-// that a missing one is reported even where the result happens to be right.
+// instruction that its whole warp executes together; then the next one goes on. Threads run in the order asked for, so
+// that whatever relies on another order goes wrong; and shared memory remembers who touched it since the last barrier,
+// so that a missing one is reported even where the result happens to be right.
 #include "emulator.hpp"
 
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <tuple>
@@ -30,7 +32,8 @@ namespace emulator {
 namespace {
 
 constexpr int lanes = 32;
-constexpr size_t stack_bytes = 256 << 10;
+constexpr size_t stack_bytes = 128 << 10;
+constexpr size_t kept_fibers = 1 << 15;  // of which each has touched some pages of its stack
 constexpr int nobody = -1, several = -2;
 
 // Of other warps, before how many of their synchronisations what they stored is seen.
@@ -58,19 +61,28 @@ struct Wgmma {
     int columns;
 };
 
-// Where a fiber goes on: at its beginning, or where it was left.
-struct Context {
-    ucontext_t whole;
+// Stacks come from the system, and go back there: among other memory of those sizes they would leave gaps.
+struct Unmap {
+    void operator()(char* memory) const { munmap(memory, stack_bytes); }
+};
+
+// A stack, and where on it a thread goes on: at its beginning, or where it was left. It is kept for the next launch's
+// thread as soon as this one's is done.
+struct Fiber {
+    ucontext_t context;
     jmp_buf left;
-    bool has_begun = false;
+    bool has_begun = false, is_free = false;
+    std::unique_ptr<char, Unmap> memory;
+    const void* stack = nullptr;
+    size_t stack_bytes = 0;
+    void* fake_stack = nullptr;
 };
 
 struct Thread {
-    Context context;
-    std::unique_ptr<char[]> stack;
-    void* fake_stack = nullptr;
-    State state = State::ready;
+    State state = State::ready;  // first: it is what is looked at most
     int block, index;
+    Index block_index;
+    Fiber* fiber = nullptr;
     const char* operation = nullptr;  // that the warp executes together
     void* operand = nullptr;
     int syncs = 0;                              // of its warp
@@ -123,7 +135,8 @@ struct Free {
 struct Block {
     std::unique_ptr<u8, Free> shared;
     std::vector<Word> words;
-    int interval = 0;  // block barriers passed
+    int interval = 0;    // block barriers passed
+    int at_barrier = 0;  // threads that wait there
 };
 
 struct Counts {
@@ -138,10 +151,13 @@ struct Access {
     int bytes = 0;
 };
 
-// The accesses of a warp at one place in the source: the i-th of every lane together are one instruction.
+// The accesses of a warp at one place in the source: the i-th of every lane together are one instruction. It is counted
+// as soon as no lane is missing.
 struct Pending {
-    std::vector<Access> accesses;
-    int reached[lanes] = {};
+    Counts* counts = nullptr;
+    std::vector<Access> accesses;  // that are not counted, behind `counted` others
+    size_t counted = 0;
+    size_t reached[lanes] = {};
 };
 
 struct SiteKey {
@@ -164,7 +180,8 @@ struct SiteHash {
 Launch launch;
 std::vector<Thread> threads;
 std::vector<Block> blocks;
-std::vector<std::unordered_map<SiteKey, std::pair<Site, Pending>, SiteHash>> pending;  // by warp
+std::vector<int> met;                                                 // by warp: lanes that wait for the others
+std::vector<std::unordered_map<SiteKey, Pending, SiteHash>> pending;  // by warp
 std::unordered_map<const void*, std::pair<int, int>> written;  // global: thread, its warp's synchronisations then
 std::unordered_map<const void*, Known> released;               // by whoever counted there
 std::unordered_map<const u8*, Counter> counters;               // by their places in shared memory
@@ -172,53 +189,126 @@ std::map<Key, Counts> counts;
 std::unordered_map<const char*, u64> events;  // by their names, of which there may be several copies
 Kernel kernel;
 void** arguments;
-Context scheduler;
-void* scheduler_fake_stack;
+std::vector<std::unique_ptr<Fiber>> fibers;
+Fiber scheduler;
 Thread* current;
 std::string complaint, text;
 
+// All threads in the order asked for; those run that are ready. In order, or in reverse, a warp goes on until it waits
+// for other warps: what it needs stays in caches.
+struct Sweep {
+    std::vector<int> order;
+    size_t place = 0;
+    bool again = false;                            // whether a lane of this warp is ready anew
+    bool is_shuffled = false, is_stalled = false;  // stalled: none ran in the sweep before
+    bool ran = false, any_left = false, any_at_block = false, any_at_cluster = false;
+    std::mt19937 random;
+
+    void begin() {
+        if (is_shuffled) std::shuffle(order.begin(), order.end(), random);
+        place = 0;
+        again = ran = any_left = any_at_block = any_at_cluster = false;
+    }
+
+    void pass(State state) {
+        any_left = any_left || state != State::done;
+        any_at_block = any_at_block || state == State::at_block_barrier;
+        any_at_cluster = any_at_cluster || state == State::at_cluster_barrier || state == State::at_counter;
+    }
+
+    // The next one that runs; nullptr at the end.
+    Thread* next() {
+        for (;;) {
+            if (place % lanes == 0 && again) {
+                again = false;
+                place -= lanes;
+            }
+            if (place == order.size()) return nullptr;
+            Thread& thread = threads[order[place++]];
+            // Shuffled, threads also overtake each other: half of them sit out a turn.
+            if (thread.state == State::ready && (!is_shuffled || is_stalled || random() % 2)) {
+                ran = true;
+                return &thread;
+            }
+            pass(thread.state);
+        }
+    }
+} sweep;
+
 #if defined(__SANITIZE_ADDRESS__)
-void switch_to(Context& from, Context& to, void** fake, const void* bottom, size_t size) {
-    __sanitizer_start_switch_fiber(fake, bottom, size);
-    swapcontext(&from.whole, &to.whole);
-    __sanitizer_finish_switch_fiber(*fake, nullptr, nullptr);
+void switch_to(Fiber& from, Fiber& to) {
+    __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
+    swapcontext(&from.context, &to.context);
+    __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
 #else
 // By swapcontext only to begin: every call of it calls the system for the mask of signals.
-void switch_to(Context& from, Context& to, void**, const void*, size_t) {
+void switch_to(Fiber& from, Fiber& to) {
     if (_setjmp(from.left)) return;
     if (to.has_begun) _longjmp(to.left, 1);
     from.has_begun = to.has_begun = true;
-    swapcontext(&from.whole, &to.whole);
+    swapcontext(&from.context, &to.context);
 }
 #endif
 
-const void* scheduler_stack;
-size_t scheduler_stack_bytes;
+// From one fiber to the next that runs.
+void hand_over(Fiber& from) {
+    Thread* next = complaint.empty() ? sweep.next() : nullptr;
+    if (next) {
+        current = next;
+        threadIdx = {u32(next->index), 0, 0};
+        blockIdx = next->block_index;
+    }
+    Fiber& to = next ? *next->fiber : scheduler;
+    if (&from != &to) switch_to(from, to);
+}
 
 void yield() {
-    switch_to(current->context, scheduler, &current->fake_stack, scheduler_stack, scheduler_stack_bytes);
+    Thread& mine = *current;
+    sweep.pass(mine.state);
+    hand_over(*mine.fiber);
 }
 
 void body() {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+    const void* stack;
+    size_t stack_bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &stack_bytes);
+    if (!scheduler.stack) scheduler.stack = stack, scheduler.stack_bytes = stack_bytes;
 #endif
-    kernel(arguments);
-    if (launch.awaited[0][1] && !current->waited) complain("a thread ended before it waited for the kernel before");
-    if (!current->under_way.empty()) complain("a thread ended before it waited for its products");
-    for (const auto& group : current->copies)
-        if (!group.empty()) complain("a thread ended before it waited for its copies");
-    current->state = State::done;
-    yield();
+    for (;;) {
+        kernel(arguments);
+        if (launch.awaited[0][1] && !current->waited) complain("a thread ended before it waited for the kernel before");
+        if (!current->under_way.empty()) complain("a thread ended before it waited for its products");
+        for (const auto& group : current->copies)
+            if (!group.empty()) complain("a thread ended before it waited for its copies");
+        current->state = State::done;
+#if !defined(__SANITIZE_ADDRESS__)  // which has to be told anew where the scheduler's stack is
+        current->fiber->is_free = true;
+#endif
+        yield();
+    }
 }
 
-void resume(Thread& thread) {
-    current = &thread;
-    threadIdx = {u32(thread.index), 0, 0};
-    const u32 rest = u32(thread.block) / gridDim.x;
-    blockIdx = {u32(thread.block) % gridDim.x, rest % gridDim.y, rest / gridDim.y};
-    switch_to(scheduler, thread.context, &scheduler_fake_stack, thread.stack.get(), stack_bytes);
+// For a new thread; what others left unfinished begins anew.
+Fiber* fiber(size_t index) {
+    if (fibers.size() <= index) fibers.resize(index + 1);
+    std::unique_ptr<Fiber>& kept = fibers[index];
+    if (!kept || !kept->is_free) {
+        kept = std::make_unique<Fiber>();
+        void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
+        kept->memory.reset(static_cast<char*>(memory));
+        kept->stack = kept->memory.get();
+        kept->stack_bytes = stack_bytes - index % 64 * 1088;  // else all begin at the same places of caches
+        getcontext(&kept->context);
+        kept->context.uc_stack.ss_sp = kept->memory.get();
+        kept->context.uc_stack.ss_size = kept->stack_bytes;
+        kept->context.uc_link = nullptr;
+        makecontext(&kept->context, body, 0);
+    }
+    kept->is_free = false;
+    return kept.get();
 }
 
 // Different numbers in ascending order: those that lanes touch, in units of so many bytes.
@@ -230,7 +320,7 @@ struct Touched {
         for (int lane = first; lane < last; lane++)
             for (int byte = 0; access.active >> lane & 1 && byte < access.bytes; byte += unit)
                 *end++ = (u64(access.address[lane]) + byte) / unit;
-        std::sort(numbers, end);
+        if (!std::is_sorted(numbers, end)) std::sort(numbers, end);
         end = std::unique(numbers, end);
     }
 
@@ -272,15 +362,17 @@ void settle(Counts& c, Space space, const Access& access) {
     }
 }
 
+// What only some of a warp's lanes came to.
 void settle_all() {
     for (auto& warp : pending)
-        for (const auto& [key, entry] : warp) {
-            const std::string file = key.file, function = entry.first.function;
-            Counts& c =
-                counts[{file.substr(file.rfind('/') + 1), function.substr(0, function.find('<')), key.space, key.kind}];
-            for (const Access& access : entry.second.accesses) settle(c, key.space, access);
-        }
+        for (const auto& [key, place] : warp)
+            for (const Access& access : place.accesses) settle(*place.counts, key.space, access);
     pending.clear();
+}
+
+Counts& counts_of(Space space, Kind kind, const Site& site) {
+    const std::string file = site.file, function = site.function;
+    return counts[{file.substr(file.rfind('/') + 1), function.substr(0, function.find('<')), space, kind}];
 }
 
 // Whether nothing orders that access before one by the current thread.
@@ -331,6 +423,10 @@ void check_shared(Kind kind, const void* address, int bytes) {
     }
 }
 
+int warp_of(const Thread& thread) {
+    return int(&thread - threads.data()) / lanes;
+}
+
 // The lanes of a warp meet; the last to come computes for all. `all` has their operands.
 template <class Operand, class Compute>
 void together(const char* operation, Operand& operand, Compute compute) {
@@ -338,31 +434,29 @@ void together(const char* operation, Operand& operand, Compute compute) {
     current->operation = operation;
     current->operand = &operand;
     current->state = State::at_warp;
-    for (int lane = 0; lane < lanes; lane++)
-        if (warp[lane].state != State::at_warp) {
-            yield();
-            return;
-        }
+    int& came = met[warp_of(*current)];
+    if (++came < lanes) return yield();
+    came = 0;
     Operand* all[lanes];
     for (int lane = 0; lane < lanes; lane++) {
-        if (strcmp(warp[lane].operation, operation))
+        if (warp[lane].operation != operation && strcmp(warp[lane].operation, operation))
             complain("lanes of a warp meet at %s and %s", warp[lane].operation, operation);
         all[lane] = static_cast<Operand*>(warp[lane].operand);
         warp[lane].state = State::ready;
     }
     events[operation]++;
     compute(all);
+    sweep.again = !sweep.is_shuffled;
     yield();  // so that lanes go on in the order of the schedule
 }
 
 void release_blocks() {
     for (size_t b = 0; b < blocks.size(); b++) {
-        Thread* first = &threads[b * launch.threads];
-        bool all = true;
-        for (int t = 0; t < launch.threads; t++) all = all && first[t].state == State::at_block_barrier;
-        if (!all) continue;
+        if (blocks[b].at_barrier < launch.threads) continue;
+        blocks[b].at_barrier = 0;
         blocks[b].interval++;
         events["block barrier"]++;
+        Thread* first = &threads[b * launch.threads];
         for (int t = 0; t < launch.threads; t++) first[t].state = State::ready;
     }
 }
@@ -430,6 +524,7 @@ struct AtEnd {
         decltype(blocks)().swap(blocks);
         decltype(pending)().swap(pending);
         decltype(written)().swap(written);
+        if (fibers.size() > kept_fibers) fibers.resize(kept_fibers);
     }
 };
 
@@ -454,48 +549,38 @@ const char* run(const Launch& asked, Kernel asked_kernel, void** asked_arguments
         memset(block.shared.get(), 0xff, launch.shared_bytes);
         block.words.assign((launch.shared_bytes + 3) / 4, {});
     }
+    met.assign(block_count * launch.threads / lanes, 0);
     pending.clear();
-    pending.resize(block_count * launch.threads / lanes);
+    pending.resize(met.size());
     threads.clear();
     threads.resize(block_count * launch.threads);
-    std::vector<int> order(threads.size());
+    sweep.order.resize(threads.size());
     for (size_t i = 0; i < threads.size(); i++) {
         Thread& thread = threads[i];
         thread.block = int(i) / launch.threads;
         thread.index = int(i) % launch.threads;
-        thread.stack.reset(new char[stack_bytes]);
-        ucontext_t& context = thread.context.whole;
-        getcontext(&context);
-        context.uc_stack.ss_sp = thread.stack.get();
-        context.uc_stack.ss_size = stack_bytes;
-        context.uc_link = nullptr;
-        makecontext(&context, body, 0);
-        order[i] = Order(launch.order) == Order::reversed ? int(threads.size() - 1 - i) : int(i);
+        const u32 block = u32(thread.block), rest = block / gridDim.x;
+        thread.block_index = {block % gridDim.x, rest % gridDim.y, rest / gridDim.y};
+        thread.fiber = fiber(i);
+        sweep.order[i] = Order(launch.order) == Order::reversed ? int(threads.size() - 1 - i) : int(i);
     }
-    std::mt19937 random(launch.seed);
-    bool stalled = false;
+    sweep.random.seed(launch.seed);
+    sweep.is_shuffled = Order(launch.order) == Order::shuffled;
+    sweep.is_stalled = false;
+    scheduler.stack = nullptr;  // of whichever thread calls
     for (;;) {
-        const bool shuffled = Order(launch.order) == Order::shuffled;
-        if (shuffled) std::shuffle(order.begin(), order.end(), random);
-        bool ran = false, done = true;
-        for (int index : order) {
-            // Shuffled, threads also overtake each other: half of them sit out a turn.
-            if (threads[index].state == State::ready && (!shuffled || stalled || random() % 2)) {
-                resume(threads[index]);
-                ran = true;
-                if (!complaint.empty()) return complaint.c_str();
-            }
-            done = done && threads[index].state == State::done;
-        }
-        if (done) break;
-        release_blocks();
-        release_clusters();
-        if (!ran && stalled) {
+        sweep.begin();
+        hand_over(scheduler);
+        if (!complaint.empty()) return complaint.c_str();
+        if (!sweep.any_left) break;
+        if (sweep.any_at_block) release_blocks();
+        if (sweep.any_at_cluster) release_clusters();
+        if (!sweep.ran && sweep.is_stalled) {
             bool any = false;
             for (const Thread& thread : threads) any = any || thread.state == State::ready;
             if (!any) return (complaint = stuck()).c_str();
         }
-        stalled = !ran;
+        sweep.is_stalled = !sweep.ran;
     }
     settle_all();
     return nullptr;
@@ -534,19 +619,19 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
                 written[static_cast<const u8*>(address) + byte] = {int(current - threads.data()), current->syncs};
     }
     const int lane = current->index % lanes;
-    auto& entry = pending[(current - threads.data()) / lanes][{site.file, site.line, space, kind}];
-    entry.first = site;
-    Pending& place = entry.second;
-    const int instance = place.reached[lane]++;
-    if (int(place.accesses.size()) <= instance) place.accesses.resize(instance + 1);
+    Pending& place = pending[warp_of(*current)][{site.file, site.line, space, kind}];
+    if (!place.counts) place.counts = &counts_of(space, kind, site);
+    const size_t instance = place.reached[lane]++ - place.counted;
+    if (place.accesses.size() <= instance) place.accesses.resize(instance + 1);
     Access& access = place.accesses[instance];
     access.address[lane] = static_cast<const u8*>(address);
     access.active |= 1u << lane;
     access.bytes = bytes;
-}
-
-int warp_of(const Thread& thread) {
-    return int(&thread - threads.data()) / lanes;
+    // The last one that lanes came to: they came to those before it, too.
+    if (access.active != ~0u || instance + 1 != place.accesses.size()) return;
+    for (const Access& each : place.accesses) settle(*place.counts, space, each);
+    place.counted += place.accesses.size();
+    place.accesses.clear();
 }
 
 void foreign(const void* address) {
@@ -737,6 +822,7 @@ void wait_for_previous() {
 }
 
 void sync_block() {
+    blocks[current->block].at_barrier++;
     current->state = State::at_block_barrier;
     yield();
 }
@@ -746,6 +832,7 @@ void sync_warp() {
     current->syncs++;
     Thread* mine = current;
     together("sync_warp", *mine, [](Thread** all) {
+        if (std::all_of(all, all + lanes, [](Thread* thread) { return thread->known.empty(); })) return;
         Known known;
         for (int lane = 0; lane < lanes; lane++) learn(known, all[lane]->known);
         for (int lane = 0; lane < lanes; lane++) all[lane]->known = known;
@@ -787,13 +874,14 @@ u32 permute_bytes(u32 low, u32 high, u32 selector) {
 // Adds a b to the 16 x 8 numbers that a warp's lanes hold in d, each summed in Sum and then narrowed.
 template <class Sum, class Operand, class Number, int depth, class Narrow>
 static void add_products(Operand** all, const Number (&a)[16][depth], const Number (&b)[depth][8], Narrow narrow) {
-    for (int lane = 0; lane < lanes; lane++)
-        for (int i = 0; i < 4; i++) {
-            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-            Sum sum = all[lane]->d[i];
-            for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
-            all[lane]->d[i] = narrow(sum);
-        }
+    for (int row = 0; row < 16; row++) {
+        const auto d = [&](int column) -> auto& { return all[row % 8 * 4 + column / 2]->d[row / 8 * 2 + column % 2]; };
+        Sum sums[8];
+        for (int column = 0; column < 8; column++) sums[column] = d(column);
+        for (int k = 0; k < depth; k++)
+            for (int column = 0; column < 8; column++) sums[column] += a[row][k] * b[k][column];
+        for (int column = 0; column < 8; column++) d(column) = narrow(sums[column]);
+    }
 }
 
 void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -861,7 +949,7 @@ void finish(Wgmma** all) {
         for (int i = 0; i < 8; i++)
             a[lane / 4 + i / 2 % 2 * 8][2 * (lane % 4) + i % 2 + i / 4 * 8] = half(all[lane]->a[i / 2], i % 2);
     }
-    std::vector<double> x(16 * columns);  // [column][k]
+    std::vector<double> x(16 * columns);  // [k][column]
     for (int column = 0; column < columns; column++)
         for (int k = 0; k < 16; k += 2) {
             const u8* from = b + column / 8 * 256 + k / 8 * 128 + column % 8 * 16 + k % 8 * 2;
@@ -869,15 +957,18 @@ void finish(Wgmma** all) {
             if (!block.words[(from - block.shared.get()) / 4].is_bulk) complain("wgmma reads what a thread stored");
             u32 pair;
             memcpy(&pair, from, 4);
-            for (int i = 0; i < 2; i++) x[column * 16 + k + i] = half(pair, i);
+            for (int i = 0; i < 2; i++) x[(k + i) * columns + column] = half(pair, i);
         }
-    for (int lane = 0; lane < lanes; lane++)
-        for (int i = 0; i < columns / 2; i++) {
-            const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-            double sum = all[lane]->d[i];
-            for (int k = 0; k < 16; k++) sum += a[row][k] * x[column * 16 + k];
-            all[lane]->d[i] = float(sum);
-        }
+    std::vector<double> sums(columns);
+    for (int row = 0; row < 16; row++) {
+        const auto d = [&](int column) -> float& {
+            return all[row % 8 * 4 + column % 8 / 2]->d[column / 8 * 4 + row / 8 * 2 + column % 2];
+        };
+        for (int column = 0; column < columns; column++) sums[column] = d(column);
+        for (int k = 0; k < 16; k++)
+            for (int column = 0; column < columns; column++) sums[column] += a[row][k] * x[k * columns + column];
+        for (int column = 0; column < columns; column++) d(column) = float(sums[column]);
+    }
 }
 
 void await_wgmma(int count) {
@@ -888,10 +979,12 @@ void await_wgmma(int count) {
     }
 }
 
+// By hand: what the compiler calls for it takes several times as long.
 float half_to_float(u16 value) {
-    _Float16 half;
-    memcpy(&half, &value, 2);
-    return float(half);
+    const u32 sign = u32(value & 0x8000) << 16, rest = u32(value & 0x7fff) << 13;
+    constexpr u32 infinity = 0x7c00 << 13, quiet = 0x200 << 13;
+    if (rest >= infinity) return bits_to_float(sign | 0x7f800000 | rest | (rest > infinity ? quiet : 0));
+    return bits_to_float(sign | float_to_bits(bits_to_float(rest) * 0x1p112f));
 }
 
 u16 float_to_half(float value) {

@@ -116,15 +116,12 @@ def in_dtypes(*dtypes):
 def test_emulated_results_do_not_depend_on_the_order(case, compiled, make_weight, rng):
     form, dtype = case
     weight, x = form.operands(dtype, make_weight, rng)
-    _, [*_, report] = emulate.multiply(form.kernel, weight, x, gpu=form.gpu)
+    expected, [*_, report] = emulate.multiply(form.kernel, weight, x, gpu=form.gpu)
     joins = isinstance(form.kernel, Psumbook | Dequant) or form.kernel.name == "lutgemm"  # several splits of K
     assert ("atomic" in report.events) == joins
-    results = [
-        form.multiply(weight, x, order=order, seed=seed)
-        for seed in range(2 if cases.ALL else 1)
-        for order in emulate.ORDERS
-    ]
-    assert all(np.array_equal(result, results[0]) for result in results)
+    for seed in range(2 if cases.ALL else 1):
+        for order in emulate.ORDERS[1:]:
+            assert np.array_equal(form.multiply(weight, x, order=order, seed=seed), expected), order
 
 
 @in_dtypes("float16", "float32")
