@@ -44,10 +44,16 @@ SMALL = ("--shape", "64x128", "--batch", "1", "--config", "m1v4")
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch, tmp_path):
     """Small caches and buffers: the tests look at what is measured, not at how long it takes."""
-    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 12)  # else hundreds of copies of so small weights
     monkeypatch.setattr(device, "measure_bandwidth", lambda: 1e10)
     monkeypatch.setattr(device, "measure_multiply_adds", lambda: 1e11)
     monkeypatch.setattr(conditions, "settle", lambda: None)
+
+
+@pytest.fixture
+def a_mebibyte_of_cache(monkeypatch):
+    """What copies of a weight are counted by."""
+    monkeypatch.setattr(device, "last_level_cache", lambda: 1 << 20)
 
 
 def compare(*arguments):
@@ -768,6 +774,7 @@ def test_wrong_products_are_not_drawn(tmp_path, monkeypatch):
     assert [text.get_text() for text in figures[0].axes[0].get_yticklabels()] == ["one m1v4"]
 
 
+@pytest.mark.usefixtures("a_mebibyte_of_cache")
 def test_weights_are_rotated_through_more_than_the_cache(make_weight):
     weight = make_weight(256, 512, "m1v4g128")
     [kernel] = compared_kernels("cpu", ["psumbook"])
@@ -778,6 +785,7 @@ def test_weights_are_rotated_through_more_than_the_cache(make_weight):
     assert all(np.array_equal(codes, copies[0]) for codes in copies)
 
 
+@pytest.mark.usefixtures("a_mebibyte_of_cache")
 def test_copies_are_no_more_than_calls_need(make_weight):
     """Whatever a kernel says of its bytes."""
     light = Twice(cost=lambda product, device: codegemm.Cost(1, 1))
@@ -785,6 +793,7 @@ def test_copies_are_no_more_than_calls_need(make_weight):
     assert len(candidate._copies) == 10_000
 
 
+@pytest.mark.usefixtures("a_mebibyte_of_cache")
 def test_the_copies_take_turns(make_weight):
     weight = make_weight(64, 128, "m1v4g128")
     seen = []

@@ -34,11 +34,11 @@ def costs(search, tiles, states):
 
 def least_cost(tile, grid, bits, group=None):
     """Over the whole of a tile [128, 2], of a path that begins and ends with a group, or of any path."""
-    shift, states = 2 * bits, np.arange(1 << 16)
-    groups = 1 << 16 - shift
+    shift = 2 * bits
+    groups, (first, second) = 1 << 16 - shift, grid.T.copy()
     best = np.zeros(groups) if group is None else np.where(np.arange(groups) == group, 0, np.inf)
     for pair in tile.astype(np.float64):
-        cost = best[states >> shift] + ((grid - pair) ** 2).sum(1)
+        cost = best.repeat(1 << shift) + ((first - pair[0]) ** 2 + (second - pair[1]) ** 2)
         best = cost.reshape(-1, groups).min(0)  # of all states with the same last bits
     return best.min() if group is None else best[group]
 

@@ -1,5 +1,6 @@
 """The quantisers: error, determinism, unusual matrices, mistakes."""
 
+import functools
 import importlib.util
 import io
 import signal
@@ -26,9 +27,20 @@ def relative_mse(matrix, weight):
     return ((matrix - weight.dequantize(np.float64)) ** 2).sum() / (matrix.astype(np.float64) ** 2).sum()
 
 
+@functools.cache
+def normal():
+    return np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+
+
 @pytest.fixture
 def gaussian():
-    return np.random.default_rng(0).standard_normal((256, 1024)).astype(np.float32)
+    return normal().copy()
+
+
+@functools.cache
+def of_normal(config, rows=256, columns=1024):
+    """A part of that matrix quantised: what others are held against."""
+    return codegemm.quantize(normal()[:rows, :columns], config)
 
 
 # Small matrices are easier than large ones: their codebooks fit them more closely. The benchmark measures a large one.
@@ -149,7 +161,7 @@ def test_small_and_large_weights(size, gaussian):
     part = gaussian[:32, :128]
     matrix = (size * part).astype(np.float32)
     for config in ("m2v8b4g64", "e8p", "qtip"):
-        reference = relative_mse(part, codegemm.quantize(part, config))
+        reference = relative_mse(part, of_normal(config, 32, 128))
         assert relative_mse(matrix, codegemm.quantize(matrix, config)) <= 1.1 * reference
 
 
@@ -173,7 +185,7 @@ def test_weights_far_from_one(config, size, gaussian):
         with pytest.raises(ValueError, match=r"W: the largest weight is \S+e[+-]\d\d, .* do not fit float16 scales"):
             codegemm.quantize(matrix, config)
         return
-    reference = row_errors(part, codegemm.quantize(part, config))
+    reference = row_errors(part, of_normal(config, 32, 128))
     errors = row_errors(matrix, codegemm.quantize(matrix, config))
     assert errors.mean() <= 1.1 * reference.mean()
     assert errors.max() <= 1.25 * reference.max()
@@ -190,7 +202,7 @@ def test_rows_of_very_different_sizes(config, ratio, gaussian):
         with pytest.raises(ValueError, match=r"W: .* rows are from \S+e-1[23] to \S+: these do not fit float16 scales"):
             codegemm.quantize(matrix, config)
         return
-    reference = row_errors(part, codegemm.quantize(part, config))
+    reference = row_errors(part, of_normal(config, 32, 128))
     errors = row_errors(matrix, codegemm.quantize(matrix, config))
     assert errors.max() <= (1.5 if ratio < 1 else 2) * reference.max()  # codebooks go where the squared error is
     assert errors[2] == 0
@@ -201,7 +213,7 @@ def test_groups_of_very_different_sizes(ratio, gaussian):
     """A small group has an error of its own size while scales reach; beside that a row does not notice it."""
     part = gaussian[:32, :128]
     matrix = (part * np.where(np.arange(128) // 64 == 1, ratio, 1)).astype(np.float32)
-    reference = row_errors(part, codegemm.quantize(part, "m1v4b4g64"))
+    reference = row_errors(part, of_normal("m1v4b4g64", 32, 128))
     weight = codegemm.quantize(matrix, "m1v4b4g64")
     assert row_errors(matrix, weight).max() <= 1.25 * reference.max()
     small = matrix[:, 64:].astype(np.float64)
@@ -413,7 +425,7 @@ def interrupt_at(monkeypatch, name, *numbers):
 @pytest.mark.parametrize(("name", "call"), [("solve", 2), ("_encode_rows", 1)])
 def test_an_interrupt_keeps_the_best_so_far_where_asked(name, call, gaussian, monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
-    full = relative_mse(gaussian, codegemm.quantize(gaussian, "m2v8b6"))
+    full = relative_mse(gaussian, of_normal("m2v8b6"))
     calls = interrupt_at(monkeypatch, name, call)
     weight = codegemm.quantize(gaussian, "m2v8b6", on_interrupt="return")
     assert full < relative_mse(gaussian, weight) < 1.25 * full
@@ -479,7 +491,7 @@ def test_the_matrix_is_left_alone(gaussian):
 
 def test_a_search_for_scales_gains(gaussian, monkeypatch):
     """Where few weights share one."""
-    fitted = relative_mse(gaussian, codegemm.quantize(gaussian, "m1v4g16"))
+    fitted = relative_mse(gaussian, of_normal("m1v4g16"))
     encode_rows = additive._encode_rows
     monkeypatch.setattr(
         additive, "_encode_rows", lambda *a: encode_rows(*(Pass(x.beam) if isinstance(x, Pass) else x for x in a))

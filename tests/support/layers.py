@@ -16,9 +16,14 @@ CONFIGS = ("m1v4g32", "q2g32", "e8p", "m2v4b5g16+ordered+rotated16+terms2", "qti
 LIMITS = {torch.float64: 2e-4, torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
+_latest = [None, None]  # a weight and what it is dense
+
+
 def dense_of(weight):
-    """float64 [M, K]."""
-    return torch.from_numpy(weight.dequantize(np.float64))
+    """float64 [M, K], computed once for the same weight asked for again."""
+    if _latest[0] is not weight:
+        _latest[:] = weight, torch.from_numpy(weight.dequantize(np.float64))
+    return _latest[1]
 
 
 def let_go(layer):

@@ -33,44 +33,49 @@ from codegemm.formats.codebook_config import CodebookConfig
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the CPU engine is for Linux and macOS")
 
 
-SMALL = compiler.SOURCES / "threads.cpp"
+@pytest.fixture
+def small(tmp_path):
+    """A source that is compiled in no time."""
+    path = tmp_path / "one.cpp"
+    path.write_text('extern "C" int one() { return 1; }\n')
+    return path
 
 
-def test_the_cache_is_the_users_alone(own_cache):
+def test_the_cache_is_the_users_alone(own_cache, small):
     (own_cache / "cpu").mkdir(mode=0o755, parents=True)
-    library_file = compiler.build(SMALL)
+    library_file = compiler.build(small)
     assert stat.S_IMODE(library_file.parent.stat().st_mode) == 0o700
     assert library_file.parent == own_cache / "cpu"
     assert [path.name for path in library_file.parent.iterdir()] == [library_file.name]
 
 
-def test_a_library_is_compiled_once(own_cache, monkeypatch):
-    first = compiler.build(SMALL)
+def test_a_library_is_compiled_once(own_cache, small, monkeypatch):
+    first = compiler.build(small)
     monkeypatch.setattr(compiler.store, "store", None)
-    assert compiler.build(SMALL) == first
+    assert compiler.build(small) == first
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_entry_is_a_miss(own_cache, damage):
-    first = compiler.build(SMALL)
+def test_a_damaged_entry_is_a_miss(own_cache, small, damage):
+    first = compiler.build(small)
     whole = first.read_bytes()
     first.write_bytes(whole[:-100] if damage is None else damage)
-    again = compiler.build(SMALL)
+    again = compiler.build(small)
     assert again.stat().st_size == len(whole)
     assert cache.lookup("cpu", again.name.partition("-")[0], ".so") == again
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_a_foreign_entry_is_a_miss(own_cache):
-    first = compiler.build(SMALL)
+def test_a_foreign_entry_is_a_miss(own_cache, small):
+    first = compiler.build(small)
     key = first.name.partition("-")[0]
     os.chown(first, 12345, -1)
     assert cache.lookup("cpu", key, first.suffix) is None
-    assert compiler.build(SMALL).stat().st_uid == 0
+    assert compiler.build(small).stat().st_uid == 0
 
 
-def test_a_foreign_cache_folder_is_refused(own_cache, monkeypatch):
-    first = compiler.build(SMALL)
+def test_a_foreign_cache_folder_is_refused(own_cache, small, monkeypatch):
+    first = compiler.build(small)
     key = first.name.partition("-")[0]
     monkeypatch.setattr(cache.os, "getuid", lambda: first.stat().st_uid + 1)
     with pytest.raises(PermissionError, match=r"belongs to another user; set CODEGEMM_CACHE_DIR"):
@@ -84,17 +89,15 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, monkeypatch, fresh_engine,
         np.ones(64, np.float32) @ make_weight(32, 64, "m1v4").T
 
 
-def test_everything_that_matters_is_in_the_key(own_cache, monkeypatch, tmp_path):
-    source = tmp_path / "one.cpp"
-    source.write_text('extern "C" int one() { return 1; }\n')
-    names = {compiler.build(source)}
-    source.write_text('extern "C" int one() { return 2; }\n')
-    names.add(compiler.build(source))
-    (tmp_path / "header.hpp").write_text("// a header beside it\n")
-    names.add(compiler.build(source))
+def test_everything_that_matters_is_in_the_key(own_cache, small, monkeypatch):
+    names = {compiler.build(small)}
+    small.write_text('extern "C" int one() { return 2; }\n')
+    names.add(compiler.build(small))
+    (small.parent / "header.hpp").write_text("// a header beside it\n")
+    names.add(compiler.build(small))
     monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-g0"))
-    names.add(compiler.build(source))
-    names.add(compiler.build(source, isa.InstructionSet("plain", (), ("-O1",))))
+    names.add(compiler.build(small))
+    names.add(compiler.build(small, isa.InstructionSet("plain", (), ("-O1",))))
     assert len({name.name.partition("-")[0] for name in names}) == 5
 
 
@@ -253,7 +256,7 @@ def test_a_loop_inside_a_task_is_that_threads_alone():
     before = codegemm.get_num_threads()
     codegemm.set_num_threads(3)
     try:
-        loop = library._load(SMALL).codegemm_parallel_for
+        loop = library._load(compiler.SOURCES / "threads.cpp").codegemm_parallel_for
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
         seen = []
 
