@@ -62,11 +62,11 @@ def _fed_back(
 
     def closest(columns: Vectors) -> tuple[npt.NDArray[np.uint16], Vectors]:
         found = nearest(columns, progress)
-        return found, grid[found]
+        return found, grid.take(found, axis=0)
 
     sizes, error = sides.fitted(halfway, grid.take(codes, axis=0).reshape(core.shape), tie)
     others = np.stack(feed_back(core / np.float32(_ROOM), tie, e8p_codebook.DIM, closest), 1)
-    other_sizes, less = sides.fitted(halfway, grid[others].reshape(core.shape), tie)
+    other_sizes, less = sides.fitted(halfway, grid.take(others, axis=0).reshape(core.shape), tie)
     return (others, other_sizes) if less < error else (codes, sizes)
 
 

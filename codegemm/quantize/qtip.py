@@ -49,13 +49,13 @@ def quantize(
 
     def nearest(columns: Vectors) -> tuple[States, Vectors]:
         found = search(trellis.tile(columns), progress.advance)
-        return found, trellis.untile(search.pairs[found], columns.shape)
+        return found, trellis.untile(search.pairs.take(found, axis=0), columns.shape)
 
     states, found = nearest(core)
     sizes, error = sides.fitted(halfway, found, tie)
     if tie is not None:
         fed_back = np.stack(feed_back(core, tie, trellis.TILE, nearest), 1).reshape(-1, trellis.STEPS)
-        others, less = sides.fitted(halfway, trellis.untile(search.pairs[fed_back], core.shape), tie)
+        others, less = sides.fitted(halfway, trellis.untile(search.pairs.take(fed_back, axis=0), core.shape), tie)
         if less < error:
             states, sizes = fed_back, others
     codes = trellis.pack(trellis.words(states, bits), core.shape)

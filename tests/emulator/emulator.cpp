@@ -32,7 +32,7 @@ namespace emulator {
 namespace {
 
 constexpr int lanes = 32;
-constexpr size_t stack_bytes = 128 << 10;
+constexpr size_t stack_bytes = 256 << 10;
 constexpr size_t kept_fibers = 1 << 15;  // of which each has touched some pages of its stack
 constexpr int nobody = -1, several = -2;
 
@@ -300,7 +300,7 @@ Fiber* fiber(size_t index) {
         if (memory == MAP_FAILED) throw std::bad_alloc();
         kept->memory.reset(static_cast<char*>(memory));
         kept->stack = kept->memory.get();
-        kept->stack_bytes = stack_bytes - index % 64 * 1088;  // else all begin at the same places of caches
+        kept->stack_bytes = stack_bytes;
         getcontext(&kept->context);
         kept->context.uc_stack.ss_sp = kept->memory.get();
         kept->context.uc_stack.ss_size = kept->stack_bytes;
@@ -362,12 +362,16 @@ void settle(Counts& c, Space space, const Access& access) {
     }
 }
 
+void settle(Pending& place, Space space) {
+    for (const Access& access : place.accesses) settle(*place.counts, space, access);
+    place.counted += place.accesses.size();
+    place.accesses.clear();
+}
+
 // What only some of a warp's lanes came to.
 void settle_all() {
     for (auto& warp : pending)
-        for (const auto& [key, place] : warp)
-            for (const Access& access : place.accesses) settle(*place.counts, key.space, access);
-    pending.clear();
+        for (auto& [key, place] : warp) settle(place, key.space);
 }
 
 Counts& counts_of(Space space, Kind kind, const Site& site) {
@@ -628,10 +632,7 @@ void access(Space space, Kind kind, const void* address, int bytes, Site site) {
     access.active |= 1u << lane;
     access.bytes = bytes;
     // The last one that lanes came to: they came to those before it, too.
-    if (access.active != ~0u || instance + 1 != place.accesses.size()) return;
-    for (const Access& each : place.accesses) settle(*place.counts, space, each);
-    place.counted += place.accesses.size();
-    place.accesses.clear();
+    if (access.active == ~0u && instance + 1 == place.accesses.size()) settle(place, space);
 }
 
 void foreign(const void* address) {
