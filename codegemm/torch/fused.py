@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
-from weakref import ref
 
 import torch
 
@@ -15,6 +14,7 @@ from codegemm.formats.weight import same
 from codegemm.torch import op
 from codegemm.torch.bound import bound_to, settle
 from codegemm.torch.tensors import joined
+from codegemm.torch.traces import Traces
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Fused:
         self._ends = tuple(accumulate(layer.out_features for layer in layers))
         self._made: dict[int, _Made] = {}  # by thread
         self._traced: tuple[torch.Tensor, torch.Tensor, tuple[int, ...]] | None = None
-        self._trace: ref[Any] | None = None  # whose `_traced` is
+        self._traces = Traces()
         bound_to(self._tensors(), self.layout, self.precision)  # raises where they can't be joined
 
     def product(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -68,22 +68,16 @@ class Fused:
 
     def _traced_product(self, number: int, x: torch.Tensor) -> torch.Tensor:
         """The same, of plain values alone, which tracing follows: one call in the graph."""
-        new = self._is_new_trace()
+        import codegemm.torch.constants  # noqa: F401  # `is_new` is one
+
+        # What an earlier trace left is not to be taken: by the next call x has other numbers, or a graph of gradients.
+        new = self._traces.is_new()
         if new or self._traced is None or self._traced[0] is not x or number not in self._traced[2]:
             self._traced = x, self._all(x), tuple(range(len(self.layers)))
         x, y, waiting = self._traced
         waiting = tuple(each for each in waiting if each != number)
         self._traced = (x, y, waiting) if waiting else None
         return self._part(y, number)
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _is_new_trace(self) -> bool:
-        """Whether what an earlier graph left is not to be taken: by the next call x has other numbers, or a graph of
-        gradients."""
-        trace = torch._guards.TracingContext.try_get()
-        new = self._trace is None or self._trace() is not trace
-        self._trace = None if trace is None else ref(trace)
-        return new
 
     def prepare(self, n: int, dtype: torch.dtype) -> None:
         """Have the layers hold codes once, in the order of the kernel for n rows of x."""
@@ -118,4 +112,4 @@ class Fused:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_made": {}, "_traced": None, "_trace": None}
+        return vars(self) | {"_made": {}, "_traced": None, "_traces": Traces()}

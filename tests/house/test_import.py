@@ -24,6 +24,14 @@ def test_nothing_heavy_is_imported(code, libraries, tmp_path):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_compiler_of_torch_is_not_imported(tmp_path):
+    """It takes as long as torch itself."""
+    pytest.importorskip("torch")
+    script = "import sys, codegemm.torch; print([m for m in ('torch._dynamo', 'torch._inductor') if m in sys.modules])"
+    done = python("-c", script, cwd=tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_gpu_needs_few_libraries(tmp_path):
     """What `make gpu` runs, where nothing but NumPy, CuPy and pytest is installed: no command line, no tables."""
     blocked = (*HEAVY[3:], "threadpoolctl", "matplotlib")
