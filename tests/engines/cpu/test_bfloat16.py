@@ -35,7 +35,7 @@ def imitated(request, monkeypatch, fresh_engine):
     if "avx512f" not in here.needs:
         pytest.skip("the imitation is of registers of 64 bytes")
     version = zlib.crc32(IMITATION.read_bytes())  # compiled anew where it changes
-    flags = (*here.flags, "-include", str(IMITATION), f"-DVERSION={version}", *(["-DTILES"] if name == "amx" else []))
+    flags = (*here.flags, "-O1", "-include", str(IMITATION), f"-DVERSION={version}", *(["-DTILES"] if name == "amx" else []))
     monkeypatch.setattr(isa, "chosen", lambda: replace(SETS[name], flags=flags))
     return kernel, KERNELS[request.param]
 
