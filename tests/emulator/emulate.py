@@ -245,7 +245,7 @@ def _build(source: str, instances: list[str], folder: Path) -> None:
     code, compiled = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
     launchers = "".join(_LAUNCHER.format(index=index, instance=instance) for index, instance in enumerate(instances))
     code.write_text(f'#include "{folder}/{source}"\n{_CALLER}{launchers}')
-    _compile([*_FLAGS, "-shared", str(code), str(emulator), "-o", str(compiled)])
+    _compile([*_FLAGS, "-fno-exceptions", "-shared", str(code), str(emulator), "-o", str(compiled)])
     library = ctypes.CDLL(str(compiled))
     for index, instance in enumerate(instances):
         launcher = library[f"launch_{index}"]

@@ -152,7 +152,13 @@ def test_packing_is_least_significant_bit_first(b, rows, count, seed):
     codes = np.random.default_rng(seed).integers(0, 1 << b, (rows, count)).astype(bits.code_dtype(b))
     packed = bits.pack(codes, b)
     assert packed.shape == (rows, bits.row_bytes(count, b))
-    assert np.array_equal(bits.unpack(packed, count, b), codes)
+    unpacked = bits.unpack(packed, count, b)
+    assert unpacked.dtype == codes.dtype
+    assert np.array_equal(unpacked, codes)
+    assert packed.flags.c_contiguous
+    assert unpacked.flags.c_contiguous
     for row, stored in zip(codes, packed, strict=True):
         number = sum(int(code) << b * i for i, code in enumerate(row))
         assert number == int.from_bytes(stored.tobytes(), "little")
+    packed[:, -1] |= np.uint8(0xFF << (count * b - 1) % 8 + 1 & 0xFF)  # behind the last code
+    assert np.array_equal(bits.unpack(packed, count, b), codes)
