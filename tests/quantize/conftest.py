@@ -1,10 +1,17 @@
-"""Files that are quantised; what is in them is each module's own `tensors`."""
+"""Matrices and files that are quantised; what is in files is each module's own `tensors`."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.gaussian import normal
+
+
+@pytest.fixture
+def gaussian() -> np.ndarray:
+    """A matrix [256, 1024] in float32, the test's own."""
+    return normal().copy()
 
 
 @pytest.fixture

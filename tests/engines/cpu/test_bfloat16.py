@@ -35,7 +35,9 @@ def imitated(request, monkeypatch, fresh_engine):
     if "avx512f" not in here.needs:
         pytest.skip("the imitation is of registers of 64 bytes")
     version = zlib.crc32(IMITATION.read_bytes())  # compiled anew where it changes
-    flags = (*here.flags, "-O1", "-include", str(IMITATION), f"-DVERSION={version}", *(["-DTILES"] if name == "amx" else []))
+    tiles = ["-DTILES"] if name == "amx" else []
+    # Optimised little: to compile it takes longer than to run it.
+    flags = (*here.flags, "-O1", "-include", str(IMITATION), f"-DVERSION={version}", *tiles)
     monkeypatch.setattr(isa, "chosen", lambda: replace(SETS[name], flags=flags))
     return kernel, KERNELS[request.param]
 

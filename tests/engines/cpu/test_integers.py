@@ -29,6 +29,7 @@ def imitated(monkeypatch, fresh_engine):
     if SETS["avx512"] not in isa.available():
         pytest.skip("the imitation is of registers of 64 bytes")
     version = zlib.crc32(IMITATION.read_bytes())  # compiled anew where it changes
+    # Optimised little: to compile it takes longer than to run it.
     flags = (*SETS["avx512"].flags, "-O1", "-include", str(IMITATION), f"-DVERSION={version}")
     monkeypatch.setattr(isa, "chosen", lambda: replace(SETS["vnni"], flags=flags))
 
