@@ -150,19 +150,20 @@ def test_emulated_output_in_the_dtype_of_x(case, compiled, make_weight, rng):
     assert np.array_equal(narrow, wide.astype(x.dtype))
 
 
+RANGED = [
+    *(Form(Psumbook(), (40, 512), "m2v4g64", n) for n in (1, 2, 4)),
+    *(Form(Dequant(), (40, 512), config, n, gpu=AMPERE) for config, n in (("m2v4g64", 9), ("m1v4g64", 8))),
+    *(Form(Wide(), (40, 512), config, 34) for config in ("m2v4g64", "m1v4g64")),
+]
+
+
 @pytest.mark.parametrize("size", ["large", "tiny", "mixed"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize(
-    "form",
-    [
-        *(Form(Psumbook(), (40, 512), "m2v4g64", n) for n in (1, 2, 4)),
-        *(Form(Dequant(), (40, 512), config, n, gpu=AMPERE) for config, n in (("m2v4g64", 9), ("m1v4g64", 8))),
-        *(Form(Wide(), (40, 512), config, 34) for config in ("m2v4g64", "m1v4g64")),
-    ],
-    ids=str,
+    "case", [*itertools.product(RANGED, ("float16", "bfloat16", "float32"))], ids=lambda case: f"{case[0]}-{case[1]}"
 )
-def test_emulated_range_of_x(form, dtype, size, make_weight, rng):
+def test_emulated_range_of_x(case, size, compiled, make_weight, rng):
     """Near the largest or the smallest numbers of its type, or of many magnitudes."""
+    form, dtype = case
     weight, _ = form.operands(dtype, make_weight, rng)
     limits = np.finfo(np.float16) if dtype == "float16" else np.finfo(np.float32)
     large, tiny = float(limits.max) / 1e3, float(limits.tiny) * (64 if dtype == "float16" else 2**10)
