@@ -1,4 +1,4 @@
-"""What torch.compile takes for a constant. Imported where it traces: to mark it imports all of the compiler, a second."""
+"""What torch.compile takes for a constant; imported where it traces, for to mark it imports all of the compiler."""
 
 from __future__ import annotations
 
