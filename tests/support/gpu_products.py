@@ -1,13 +1,14 @@
 """The products of `test_gpu.py`, apart from it so that what they launch can be compiled on another machine."""
 
 import itertools
-from dataclasses import replace
+from functools import cache
 
 from codegemm.arrays import float_dtype
 from codegemm.devices import FIRST_GPU
 from codegemm.formats.format import spec_of
 from codegemm.kernel import Product
 from codegemm.registry import kernel_for, refusal, registered
+from codegemm.testing.problems import Problem
 
 DTYPES = ("float16", "bfloat16", "float32")
 CASES = [
@@ -104,14 +105,18 @@ def fewest(kernel, spec, n, dtype):
     return None
 
 
+@cache
+def spec_of_case(case):
+    """The spec of its weight, of which only one that was joined need be made."""
+    rows, columns, config, parts = case
+    return Problem(*case).weight(0).spec if parts > 1 else spec_of((rows, columns), config)
+
+
 def builds():
     """What the products above compile, by kernels' own account."""
     each = {}
-    for name, (rows, columns, config, parts), n, dtype in every_kernel() + psumbook() + others():
-        spec = spec_of((rows, columns), config)
-        if parts > 1:
-            bounds = [rows * part // parts for part in range(parts + 1)]
-            spec = replace(spec, part_rows=tuple(end - first for first, end in itertools.pairwise(bounds)))
+    for name, case, n, dtype in every_kernel() + psumbook() + others():
+        spec = spec_of_case(case)
         kernel = kernel_named(name, spec)
         product = fewest(kernel, spec, n, dtype)
         each |= dict.fromkeys(kernel.builds(product, FIRST_GPU) if product else ())
