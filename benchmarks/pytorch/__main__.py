@@ -19,7 +19,7 @@ from benchmarks.pytorch import calls, decode
 from benchmarks.pytorch.rounds import Seconds, quartiles
 from benchmarks.targets import Outcome
 from codegemm.engines.cpu import isa
-from codegemm.engines.cpu.library import get_num_threads
+from codegemm.measuring import conditions
 from codegemm.measuring.machine import Machine
 from codegemm.reporting import new_table, open_console, write_json
 
@@ -88,13 +88,13 @@ def times_torch(seconds: Seconds) -> dict[str, list[float]]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write."""
     chosen = parse("benchmarks.pytorch", __doc__, "a small model", arguments, "torch")
-    torch.set_num_threads(get_num_threads())
-    machine = Machine.here("cpu")
-    print("calls ...", file=sys.stderr, flush=True)
-    called = calls.measure(*((3, 20) if chosen.quick else (201, 100)))
-    print("a model ...", file=sys.stderr, flush=True)
-    decoded = decode.measure(*((decode.QUICK, 3) if chosen.quick else (decode.FULL_SIZE, 15)))
-    measured = Measured(machine.again(), isa.chosen().name, called, decoded.layers, decoded.models)
+    with conditions.threads(None):
+        machine = Machine.here("cpu")
+        print("calls ...", file=sys.stderr, flush=True)
+        called = calls.measure(*((3, 20) if chosen.quick else (201, 100)))
+        print("a model ...", file=sys.stderr, flush=True)
+        decoded = decode.measure(*((decode.QUICK, 3) if chosen.quick else (decode.FULL_SIZE, 15)))
+        measured = Measured(machine.again(), isa.chosen().name, called, decoded.layers, decoded.models)
     print_tables(measured)
     if chosen.json is not None:
         write_json(measured.as_json(), chosen.json)

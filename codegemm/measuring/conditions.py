@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -48,15 +49,23 @@ def threads(count: int | None, with_torch: bool = True) -> Iterator[None]:
     with ExitStack() as stack:
         set_num_threads(count)
         stack.callback(set_num_threads, before)
+        torch = _torch(with_torch)
+        if torch is not None:
+            # Asked before the limit, of which torch takes its own number for that: all threads to come would have it.
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
         from threadpoolctl import threadpool_limits
 
         stack.enter_context(threadpool_limits(count))
-        if "torch" in sys.modules or (with_torch and importlib.util.find_spec("torch") is not None):
-            import torch
-
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if torch is not None:
             torch.set_num_threads(count)
         yield
+
+
+def _torch(wanted: bool) -> Any:
+    """torch where it is there already, or installed and wanted; else None."""
+    if "torch" in sys.modules or (wanted and importlib.util.find_spec("torch") is not None):
+        return importlib.import_module("torch")
+    return None
 
 
 def settle() -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from unittest.mock import Mock
@@ -855,6 +856,20 @@ def test_threads_are_the_same_for_all(monkeypatch):
         assert codegemm.get_num_threads() == 1
         assert {pool["num_threads"] for pool in threadpool_info()} <= {1}
     assert codegemm.get_num_threads() == before
+
+
+def test_threads_of_torch_are_given_back():
+    """In this thread, and in those to come."""
+    torch = pytest.importorskip("torch")
+
+    def numbers():
+        with ThreadPoolExecutor(1) as pool:
+            return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+    before = numbers()
+    with conditions.threads(before[0] + 2):
+        assert numbers() == (before[0] + 2, before[0] + 2)
+    assert numbers() == before
 
 
 @pytest.mark.parametrize(
