@@ -114,12 +114,12 @@ def promised(engine: str, config: str, n: int, dtype: str) -> float:
 
 
 def cpu_errors(precision: str, normal: bool) -> float:
-    """The largest error of one row of x in `make cpu`: of normally distributed x, or of all."""
+    """The largest error of one row of x in `make cpu`: of normally distributed x, or of x with outliers."""
     return max(
         each.error
         for _, measured in files.ratios().values()
         for each in measured.accuracies
-        if each.precision == precision and (each.x == "normal" or not normal)
+        if each.precision == precision and (each.x == "normal") == normal
     )
 
 
