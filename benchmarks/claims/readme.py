@@ -67,7 +67,11 @@ CLAIMS: tuple[Claim, ...] = (
         lambda: [16 / 8, *sources.beside_codes("m1v8b16g-1", 16 / 8)],
     ),
     Computed(README, "between two rotations | {:.1f} | | QuIP# 3", lambda: [sources.bits("e8p")]),
-    Computed(README, "`e8p3`, `e8p4`: multiplied by, and not quantised to | {:.1f}, {:.1f} |", lambda: map(sources.bits, ("e8p3", "e8p4"))),
+    Computed(
+        README,
+        "`e8p3`, `e8p4`: multiplied by, and not quantised to | {:.1f}, {:.1f} |",
+        lambda: map(sources.bits, ("e8p3", "e8p4")),
+    ),
     Computed(README, "each with a scale for 128 weights | {:.2f} |", lambda: [sources.bits("q2g128")]),
     Computed(
         README,
