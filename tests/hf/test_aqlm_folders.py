@@ -22,7 +22,7 @@ def quantise(folder, rng, m=1, b=16, floats=np.float16):
     for name in [name.removesuffix(".weight") for name in tensors if name.endswith("proj.weight")]:
         rows, columns = tensors.pop(f"{name}.weight").shape
         tensors[f"{name}.codes"] = rng.integers(-1 << b - 1, 1 << b - 1, (rows, columns // 8, m)).astype(integers)
-        tensors[f"{name}.codebooks"] = (0.2 * rng.standard_normal((m, 1 << b, 1, 8))).astype(floats)
+        tensors[f"{name}.codebooks"] = (0.05 * rng.standard_normal((m, 1 << b, 1, 8))).astype(floats)
         tensors[f"{name}.scales"] = rng.uniform(0.5, 2, (rows, 1, 1, 1)).astype(floats)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     said = {"in_group_size": 8, "out_group_size": 1, "num_codebooks": m, "nbits_per_codebook": b}
@@ -50,8 +50,7 @@ def test_the_same_logits(tmp_path, rng):
         expected, logits = theirs(tokens).logits, model(tokens).logits
         ours = codegemm.AutoModelForCausalLM.from_pretrained(tmp_path / "aqlm", dtype=torch.float32)
         assert (logits - expected).norm() <= 1e-5 * expected.norm()
-        # Of large random weights, whose attention multiplies what kernels round.
-        assert close(ours(tokens).logits, expected, 5e-3)
+        assert close(ours(tokens).logits, expected)
 
 
 @pytest.mark.parametrize(("m", "b", "floats"), [(2, 8, np.float16), (1, 16, np.float16), (3, 6, ml_dtypes.bfloat16)])

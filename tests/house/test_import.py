@@ -8,6 +8,7 @@ import sys
 import pytest
 from platformdirs import user_cache_path
 from support import ROOT
+from support.backends import needs_torch
 from support.processes import python, python_without
 
 HEAVY = ("cupy", "torch", "matplotlib", "transformers", "rich", "click", "safetensors", "ml_dtypes", "platformdirs")
@@ -16,18 +17,17 @@ HEAVY = ("cupy", "torch", "matplotlib", "transformers", "rich", "click", "safete
 MULTIPLY = "import numpy; numpy.ones(64, 'f') @ codegemm.formats.random_weight((32, 64), 'm1v4').T"
 
 
-@pytest.mark.parametrize(("code", "libraries"), [("pass", HEAVY), (MULTIPLY, HEAVY[:4])])
+@pytest.mark.parametrize(
+    ("code", "libraries"),
+    [
+        ("pass", HEAVY),
+        (MULTIPLY, HEAVY[:4]),
+        pytest.param("import codegemm.torch", ("torch._dynamo", "torch._inductor"), marks=needs_torch),
+    ],
+)
 def test_nothing_heavy_is_imported(code, libraries, tmp_path):
-    """By the package, nor by a product."""
+    """By the package, nor by a product; by what is for torch, not torch's compiler, which takes as long as torch."""
     script = f"import sys, codegemm; {code}; print([m for m in {libraries!r} if m in sys.modules])"
-    done = python("-c", script, cwd=tmp_path)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_the_compiler_of_torch_is_not_imported(tmp_path):
-    """It takes as long as torch itself."""
-    pytest.importorskip("torch")
-    script = "import sys, codegemm.torch; print([m for m in ('torch._dynamo', 'torch._inductor') if m in sys.modules])"
     done = python("-c", script, cwd=tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
 
