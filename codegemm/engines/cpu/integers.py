@@ -13,7 +13,7 @@ from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 
 _MOST = 32767 - 8  # each of up to 8 codebooks may round up
 _PROMISED = 2e-4  # an error, of the norm of y
-_USUAL = 2  # times what is lost of normally distributed x
+_USUAL = 1.5  # times what is lost of normally distributed x
 _SEEN = 128  # rows and k-vectors whose weights are looked at
 
 
@@ -35,8 +35,8 @@ def arrays(weight: CodebookWeight, block: int) -> tuple[dict[str, npt.NDArray], 
     lengths = np.linalg.norm(integers.reshape(*books.shape[:3], -1, chunk).astype(np.float64), axis=-1)
     longest = float(max(lengths.max((2, 3)).sum(1).max(), 1))
     some, lost = _some(weight, books), _some(weight, books - integers * units[:, None, None, None])
-    rows = some.reshape(len(some), -1)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    rows = (some - some.mean()).reshape(len(some), -1)  # what the mean does is seen of each row of x (put_x)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
     allowed = _PROMISED**2 / error_margin(spec.out_features, rows @ rows.T)
     w_square, rounded_square = float(np.square(some).mean()), float(np.square(lost).mean())
     unit = block / math.sqrt(chunk) * longest / 2**31  # of x, in its standard deviations

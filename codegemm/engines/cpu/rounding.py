@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-_DEVIATIONS = 3.72  # standard ones, beyond which a normally distributed number is one time in 10,000
 
+def error_margin(rows: int, alike: npt.NDArray[np.floating], deviations: float = 5.33) -> float:
+    """How many times what is expected the square of a product's error may be, but for one time in ten million.
 
-def error_margin(rows: int, alike: npt.NDArray[np.floating]) -> float:
-    """How many times what is expected the square of a product's error may be, but for one time in 10,000.
+    rows: of W. alike: [some, some], how far the errors of two rows of W are the same, 0 to 1 (or -1). deviations: how
+    many standard ones a normally distributed number is away from its mean as seldom.
 
-    rows: of W. alike: [some, some], how far the errors of two rows of W are the same, 0 to 1 (or -1). Errors that are
-    independent have a sum of squares over the rows that is chi-square distributed, with as many degrees of freedom as
-    there are rows, or fewer where these have the same errors: of a quantile of it, by Wilson and Hilferty's
-    approximation.
+    Along the eigenvectors of this matrix errors are independent. What adds up along the first one is one normally
+    distributed number, however many rows there are; of the many others' squares the sum is nearly one.
     """
-    others = max(alike.size - len(alike), 1)
-    spread = 2 / 9 * (1 / rows + max(float((alike**2).sum()) - len(alike), 0) / others)
-    return float((1 - spread + _DEVIATIONS * np.sqrt(spread)) ** 3)
+    some = len(alike)
+    others = max(some - 1, 1)
+    # As all rows have them: the first eigenvalue and the squares of all, of eigenvalues that add up to 1.
+    first = 1 / rows + (1 - 1 / rows) * max(np.linalg.eigvalsh(alike)[-1] - 1, 0) / others
+    squares = 1 / rows + (1 - 1 / rows) * max(np.square(alike).sum() - some, 0) / (some * others)
+    return float(first * deviations**2 + 1 - first + deviations * np.sqrt(2 * max(squares - first**2, 0)))
