@@ -113,7 +113,7 @@ def wide_has(case):
 def covering(source, form, axes, threads, has=lambda case: True):
     """(source, instance, architecture) and threads of instances of a template; threads: of a case, or of all."""
     # All pairs of values only with the larger set: registers change with a kernel, and not from run to run.
-    for case in cases.covering(axes, 700, has) if cases.ALL else cases.covering(axes, 0, has)[::24]:
+    for case in cases.covering(axes, 100, has) if cases.ALL else cases.covering(axes, 0, has)[::24]:
         values = ", ".join(str(case[name]) for name in axes if name != "arch")
         yield (source, f"{form}<{values}>", case["arch"]), threads(case) if callable(threads) else threads
 
