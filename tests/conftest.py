@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ pytest_plugins = ["emulator.gpu"]
 
 TUNED = tables.tuned  # before `untuned` takes it away
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_configure() -> None:
+    """Options from outside are for this run: others that tests start would write over its reports."""
+    os.environ.pop("PYTEST_ADDOPTS", None)
 
 
 def pytest_collection_finish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def quantize(
 
     SOURCE is a safetensors file; or a folder with model.safetensors or with shards and their index, or the index. Then
     TARGET is a folder of the same form, to which the other files are copied, hidden ones and weights in other forms
-    aside. A matrix `name.weight` becomes the weight `name`. One that would take more bits than it has stays as it is.
+    aside. A matrix `name.weight` becomes the weight `name`. One that would take more bits than it has stays as it is;
+    one whose rows the group size does not divide gets the largest smaller one that does.
 
     With texts as --calibration, SOURCE is a folder of Hugging Face's with a tokenizer, and all linear layers of the
     model are quantised, in turn, for the inputs that the quantised layers before them give. With --bits, layers that
@@ -86,9 +88,11 @@ def quantize(
     if len(calibration) > 1:
         raise click.UsageError(f"--calibration {calibration[1]}: of sums there can be one file")
     calibration_file = calibration[0] if calibration else None
+    from codegemm.quantize import configured
     from codegemm.quantize.file import Interrupted, quantize_file
     from codegemm.quantize.plan import Quantized
 
+    usual = str(configured(config, rotate))
     progress = sys.stderr.isatty()
     say = print if progress and sys.stdout.isatty() else click.echo  # which is not heard by bars
 
@@ -114,6 +118,7 @@ def quantize(
         _print_plan(done, calibration_file is not None)
         for one in done.copied:
             tell(one)
+    _print_group_sizes(done, usual)
     _print_summary(target, done, dry_run)
 
 
@@ -127,6 +132,14 @@ def _print_plan(planned: QuantizedFile, calibrated: bool) -> None:
         known = ["yes" if one.calibrated else "no"] * calibrated
         table.add_row(one.tensor, by(one.shape), f"{one.bits_per_weight:.3f}", *sizes, *known)
     open_console().print(table)
+
+
+def _print_group_sizes(done: QuantizedFile, config: str) -> None:
+    """Which matrices have another than that of the configuration."""
+    others = Counter((one.shape[1], one.config) for one in done.quantized if one.config != config)
+    for (columns, own), count in others.items():
+        said = f"{count} of {len(done.quantized)} matrices are {own}"
+        click.echo(f"{said}: the group size of {config} does not divide their {columns} columns")
 
 
 def _print_summary(target: Path, done: QuantizedFile, dry_run: bool) -> None:

@@ -69,9 +69,10 @@ def quantize_file(
     """Quantise the matrices of a safetensors file or of a model's folder and write them, and all else, to another.
 
     A matrix `name.weight` of float16, bfloat16, float32 or float64 becomes the weight `name`, one of any other name
-    keeps it; `codegemm.load(target, name)` reads it. What can't be quantised is copied: tensors that are no matrices of
-    floats, shapes that the configuration can't hold, matrices that would take more bits than they have or are not
-    finite. So are, unless `include` names them, embeddings, output heads and routers of experts.
+    keeps it; `codegemm.load(target, name)` reads it. A group size that does not divide a matrix's rows becomes the
+    largest smaller one that does. What can't be quantised is copied: tensors that are no matrices of floats, shapes
+    that the configuration can't hold, matrices that would take more bits than they have or are not finite. So are,
+    unless `include` names them, embeddings, output heads and routers of experts.
 
     source: a file; or a folder with `model.safetensors` or with shards and `model.safetensors.index.json`, or such an
         index. Then the target is a folder of the same form: shards of the same names, their index, and the other files
@@ -112,7 +113,7 @@ def quantize_file(
         return _result(outcomes, place, sum(one.nbytes for one in outcomes), 0)
 
     said = None if model.folder is None else read_config(model.folder)
-    work = Work(model, Parts(place.path), config, calibration or {}, seed, time_limit)
+    work = Work(model, Parts(place.path), calibration or {}, seed, time_limit)
     resumed = work.find(outcomes)
     try:
         outcomes = work.run(outcomes, progress, on_tensor)
@@ -136,7 +137,8 @@ def _told(said: dict[str, Any] | None, model: Model, config: str, outcomes: Sequ
         return {}
     matrices = [one.tensor for one in outcomes if isinstance(one, Copied) and len(model.tensors[one.tensor].shape) > 1]
     dense = sorted({name.rpartition(".")[0] for name in matrices})
-    written = model_config.content(said, model_config.entry(config, {}, dense))
+    own = {one.name: one.config for one in outcomes if isinstance(one, Quantized) and one.config != config}
+    written = model_config.content(said, model_config.entry(config, own, dense))
     return {CONFIG: written, **with_note(model.folder, config)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from codegemm.calibration import Calibration, CalibrationFile
 from codegemm.contents import weight_names
 from codegemm.files import RawTensor
-from codegemm.formats.format import format_of, spec_of
+from codegemm.formats.format import fitted, format_of, spec_of
 from codegemm.formats.native import RESERVED
 from codegemm.quantize.selection import Selection
 from codegemm.shards import Model
@@ -20,12 +20,13 @@ from codegemm.storage import check_names
 class Quantized:
     """A matrix `tensor` [out_features, in_features] of so many source_bytes that becomes the weight `name`.
 
-    calibrated: whether there is a calibration for it.
+    config: its own, with a group size that divides its rows. calibrated: whether there is a calibration for it.
     """
 
     tensor: str
     name: str
     shape: tuple[int, int]
+    config: str
     bits_per_weight: float
     calibrated: bool
     source_bytes: int
@@ -114,11 +115,12 @@ def _outcome(
     try:
         if tensor.rpartition(".")[0] in stored:
             raise ValueError("is part of a quantised weight")
-        bits = _bits(held, config, selection.spares(tensor))
+        own = fitted(config, held.shape[1])
+        bits = _bits(held, own, selection.spares(tensor))
     except ValueError as error:
         return Copied(tensor, str(error), held.nbytes)
-    name = weight_name(tensor)
-    return Quantized(tensor, name, (held.shape[0], held.shape[1]), bits, name in calibrations, held.nbytes)
+    name, shape = weight_name(tensor), (held.shape[0], held.shape[1])
+    return Quantized(tensor, name, shape, str(own), bits, name in calibrations, held.nbytes)
 
 
 def _bits(held: RawTensor, config: Any, spared: str | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy.typing as npt
 
@@ -25,7 +24,6 @@ class Work:
 
     model: Model
     parts: Parts
-    config: Any
     calibrations: Mapping[str, Calibration]
     seed: int
     time_limit: float | None
@@ -65,7 +63,7 @@ class Work:
         calibration = self.calibrations.get(one.name)
         try:
             weight = quantize(
-                self._matrix(one), self.config, calibration=calibration, seed=self.seed, time_limit=self.time_limit,
+                self._matrix(one), one.config, calibration=calibration, seed=self.seed, time_limit=self.time_limit,
                 progress=bar.beneath,
             )  # fmt: skip
         except ValueError as error:
@@ -82,7 +80,7 @@ class Work:
         write_weights(path, weights, others, kept_metadata(file.metadata), version)
 
     def _key(self, one: Quantized, calibration: Calibration | None) -> str:
-        return part_key(self._matrix(one), calibration, self.config, self.seed, self.time_limit)
+        return part_key(self._matrix(one), calibration, one.config, self.seed, self.time_limit)
 
     def _matrix(self, one: Quantized) -> npt.NDArray:
         return self.model.tensors[one.tensor].numpy()

@@ -12,21 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import ROOT
-from support.processes import COMMAND, python
+from support.processes import begun, python
 from support.processes import codegemm as run
 
 import codegemm
 from codegemm import calibration
-
-
-def begun(*arguments, **options):
-    """A command that is running, and hears Ctrl-C though the tests themselves may not, as in a shell's background."""
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments],
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
 
 
 def said(*arguments, **options):
@@ -70,6 +60,13 @@ def test_quantize_and_info(tensors):
     told = said("info", "out.safetensors")
     for text in ("a", "m1v4b4g32", "32 x 64", "2.000", "1 weight,"):
         assert text in told
+
+
+def test_group_sizes_that_do_not_divide_a_row_are_told(tensors):
+    told = "1 of 2 matrices are m1v2b2g6: the group size of m1v2b2g8 does not divide their 30 columns\n"
+    assert told in said(*QUANTIZE, "--config", "m1v2b2g8", "--dry-run")
+    assert told in said(*QUANTIZE, "--config", "m1v2b2g8")
+    assert codegemm.load("out.safetensors", "b") == codegemm.quantize(tensors["b.weight"], "m1v2b2g6")
 
 
 def test_quantize_by_calibration_and_rotation(tensors):

@@ -275,14 +275,18 @@ def test_names_that_the_caller_maps(dense, tmp_path, tokens):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_codegemm_quantize_writes(tied, tmp_path, tokens, invoke):
-    """Matrices that the configuration does not divide stay dense there."""
+    """The same weights and the same entry as loading quantises and saves, down_proj with a group size of its own."""
     tiny_llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "dense", max_shard_size="30KB")
     done = invoke("quantize", tmp_path / "dense", tmp_path / "made", "--config", CONFIG)
     assert done.exit_code == 0
     model = loaded(tmp_path / "made")
     weights = codegemm.load_all(tmp_path / "made")
     assert {name: layer.to_weight() for name, layer in quantised(model).items()} == weights
-    assert len(weights) == 12  # without down_proj, of 48 inputs
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(loaded(tmp_path / "saved"), tokens), expected)
+    loaded(tmp_path / "dense", quantization_config=CodegemmConfig(CONFIG)).save_pretrained(tmp_path / "other")
+    assert codegemm.load_all(tmp_path / "other") == weights
+    assert {weight.spec.name for weight in weights.values()} == {"m1v4b4g-1", "m1v4b4g24"}  # of rows of 32 and 48
+    layers = {f"model.layers.{i}.mlp.down_proj": "m1v4b4g24" for i in range(2)}
+    assert entry(tmp_path / "made")["layers"] == entry(tmp_path / "other")["layers"] == layers

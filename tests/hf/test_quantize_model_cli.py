@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import click
 import pytest
 from emulator.cases import ALL
 from support.models import loaded, quantised, tiny_llama
-from support.processes import COMMAND
+from support.processes import begun
 from support.whole import CONFIG, REPORT, contents, left_behind, saved
 
 import codegemm
@@ -119,10 +118,9 @@ def test_ctrl_c_of_workers(everybody, dense, tmp_path, texts):
     """One line, whoever is told: a terminal tells all of them."""
     saved(tiny_llama(3), dense)
     arguments = ("quantize", dense, tmp_path / "out", "--config", "m1v4b5g16", "--length", "16", "--workers", "2")
-    running = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *map(str, arguments), "--calibration", *map(str, texts)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    running = begun(
+        *arguments, "--calibration", *texts, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     assert "q_proj" in running.stdout.readline()
     (os.killpg if everybody else os.kill)(running.pid, signal.SIGINT)
     _, told = running.communicate(timeout=60)

@@ -86,11 +86,12 @@ def alone(attention):
 
 
 def truth(attention, weight, x):
-    """The outputs, of one product with all rows of the weight."""
-    biases = [layer.bias for layer in quantised(attention).values()]
-    ends = np.cumsum([layer.out_features for layer in quantised(attention).values()])[:-1].tolist()
-    parts = codegemm.matmul(x.detach(), weight.T).double().tensor_split(ends, -1)
-    return [part if bias is None else part + bias.detach() for part, bias in zip(parts, biases)]
+    """The outputs, of one product with all rows of the weight and with all biases."""
+    layers = list(quantised(attention).values())
+    biases = [torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach() for layer in layers]
+    bias = None if all(layer.bias is None for layer in layers) else torch.cat([each.double() for each in biases])
+    ends = np.cumsum([layer.out_features for layer in layers])[:-1].tolist()
+    return codegemm.linear(x.detach(), weight, bias).tensor_split(ends, -1)
 
 
 def same(outputs, expected):
@@ -572,7 +573,7 @@ def test_a_layer_is_of_the_last_group(make_attention, products, monkeypatch):
             y = attention(x)
         assert len(products) == number
         assert not settled
-        assert all(close(y.double(), z) for y, z in zip(y, truth(attention, weight, x)))
+        assert all(close(y, z) for y, z in zip(y, truth(attention, weight, x)))
         attention.load_state_dict(attention.state_dict())
 
 

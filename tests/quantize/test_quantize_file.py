@@ -43,7 +43,9 @@ def test_everything_is_told_as_it_happens(source, target, tensors):
     done = quantize_file(source, target, CONFIG, on_tensor=told.append)
     weight = codegemm.load(target, "a")
     assert weight == codegemm.quantize(tensors["a.weight"], CONFIG)
-    assert done.quantized == (Quantized("a.weight", "a", (32, 64), weight.bits_per_weight, False, 32 * 64 * 4),)
+    assert done.quantized == (
+        Quantized("a.weight", "a", (32, 64), "m1v4b2g-1", weight.bits_per_weight, False, 32 * 64 * 4),
+    )
     assert done.quantized[0].nbytes == weight.nbytes
     assert {one.tensor: one.reason for one in done.copied} == {
         "b.weight": "in_features=30: must be a multiple of the vector length v=4",
@@ -94,6 +96,19 @@ def test_include_and_exclude(source, target):
     assert quantized(exclude="[bc].*") == {"a"}
     assert quantized(include="a.*|o.*") == {"a", "other"}
     assert quantized(include="a.*|o.*", exclude="other") == {"a"}
+
+
+@pytest.mark.parametrize("around", ["", "+rotated"])
+def test_a_group_size_that_does_not_divide_a_row_becomes_smaller(around, source, target, tensors):
+    seen = {"b": Calibration.of(np.eye(30), 30)}
+    done = quantize_file(source, target, f"m1v2b2g12{around}", include="[ab].weight", calibration=seen)
+    own = {"a": f"m1v2b2g8{around}", "b": f"m1v2b2g10{around}"}
+    assert {one.name: one.config for one in done.quantized} == own
+    for name, config in own.items():
+        expected = codegemm.quantize(tensors[f"{name}.weight"], config, calibration=seen.get(name))
+        assert codegemm.load(target, name) == expected
+    for one in done.quantized:
+        assert one.bits_per_weight == codegemm.load(target, one.name).bits_per_weight
 
 
 def test_weights_that_are_there_already_stay(target, tensors, source):
@@ -227,6 +242,6 @@ def test_more_matrices_than_files_may_be_open(tmp_path):
 
 
 def test_outcomes_are_data():
-    one = Quantized("a.weight", "a", (3, 8), 5.0, False, 96)
+    one = Quantized("a.weight", "a", (3, 8), "m1v4g-1", 5.0, False, 96)
     assert (one.size, one.nbytes) == (24, 15)
     assert Copied("b", None, 4).reason is None

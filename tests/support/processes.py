@@ -1,6 +1,7 @@
 """Python in processes of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -65,6 +66,16 @@ COMMAND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from codegemm.cli imp
 def codegemm(*arguments, **options):
     """The command line."""
     return python("-c", COMMAND, *map(str, arguments), timeout=120, **options)
+
+
+def begun(*arguments, **options):
+    """A command that is running, and hears Ctrl-C though the tests themselves may not, as in a shell's background."""
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *map(str, arguments)],
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
 
 
 def python_without(modules, folder, code):
