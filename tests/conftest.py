@@ -23,9 +23,14 @@ TUNED = tables.tuned  # before `untuned` takes it away
 DATA = Path(__file__).parent / "data"
 
 
-def pytest_configure() -> None:
-    """Options from outside are for this run: others that tests start would write over its reports."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Options from outside are for this run: others that tests start would write over its reports.
     os.environ.pop("PYTEST_ADDOPTS", None)
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # which tests on a GPU do without
+        from hypothesis import settings
+
+        settings.register_profile("no deadline", deadline=None)  # whatever else a machine is doing
+        settings.load_profile("no deadline")
 
 
 def pytest_collection_finish() -> None:

@@ -22,7 +22,7 @@ from codegemm.quantize import stored
 from codegemm.quantize.quantizers import E8PQuantizer
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 400),
     st.integers(1, 800),
@@ -42,7 +42,7 @@ def test_two_bits_are_first_of_all_those_of_the_literature(shape):
     assert found >= {"m1v4g-1", "m1v4g128", "m2v8g-1", "m2v8g128"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(*3 * [st.integers(0, 4)]), max_size=12))
 def test_the_front_is_what_nothing_beats(points):
     for point, front in zip(points, pareto(points), strict=True):

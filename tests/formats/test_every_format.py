@@ -1,5 +1,7 @@
 """Every registered format: its text, memory, files, rows, and the kernels that take it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from emulator import cases
@@ -9,6 +11,7 @@ from support import ROOT, format_checks
 
 import codegemm
 from codegemm import CodebookConfig, E8PConfig, QtipConfig, TransformedConfig, files, formats
+from codegemm.formats.format import fitted
 from codegemm.formats.transformed import OFFSETS, USUAL
 
 EVERY = [(format, text) for format in formats.registered() for text in format.examples]
@@ -91,6 +94,16 @@ def test_the_names_of_every_format_are_drawn():
 @given(st.one_of(*CONFIGS.values()))
 def test_every_name_is_read_as_what_it_names(config):
     assert formats.parse(str(config)) == config
+
+
+@given(st.one_of(*CONFIGS.values()), st.integers(1, 5000))
+def test_a_group_size_becomes_the_largest_that_divides_a_row(config, in_features):
+    own = fitted(config, in_features)
+    core = getattr(config, "core", config)
+    if isinstance(core, CodebookConfig) and core.g > 0:
+        sizes = [g for g in range(core.v, min(core.g, in_features) + 1, core.v) if in_features % g == 0]
+        core = replace(core, g=max(sizes, default=core.g))
+    assert own == (replace(config, core=core) if isinstance(config, TransformedConfig) else core)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from codegemm.arrays import bfloat16
 from codegemm.formats import bits, random_weight
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 16), st.integers(1, 8), st.integers(1, 12), st.integers(1, 9), st.integers(1, 5))
 def test_round_trip_of_any_configuration(tmp_path, v, m, b, rows, groups):
     weight = random_weight((rows, v * groups * 3), f"m{m}v{v}b{b}g{3 * v}")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.cpu import usable
 from support.kernels import joined
@@ -30,7 +30,6 @@ def close(y, truth, dtype=np.float32):
     )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["float16", "bfloat16", "float32", "float64"]), st.data()
 )
@@ -53,7 +52,6 @@ def test_any_leading_shape_dtype_and_stride(leading, dtype, data):
     assert close(bound(x), truth, dtype)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 5), st.booleans())
 def test_weight_on_the_left(leading, columns, vector):
     rng = np.random.default_rng(0)

@@ -72,7 +72,7 @@ def problems(draw):
     return rows, groups * per_group * config.v, str(config), draw(st.integers(1, 18)), draw(st.integers(0, 2**31))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(problems())
 @example(([1], 1, "m6v1b1g-1", 1, 12))  # six centroids of one weight that cancel
 def test_any_configuration_and_shape(problem):
