@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv; only Python 3.11 or later, make and g++ must be there.
 #   make test          the tests (TORCH=0: without those that need torch)
-#   make test-all      the same with larger sets of emulated and compiled kernels: over a quarter of an hour
+#   make test-all      the same with larger sets of emulated and compiled kernels: about half an hour
 #   make test-torch    what needs torch, with another version of it: VERSION=2.11.0; downloads gigabytes
 #   make counters      what the kernels cost by the emulator's counters, into docs/kernels.md
 #   make cpu           what the CPU engine reaches beside its targets, in ratios (JSON=FILE COMPARE=FILE)
