@@ -171,6 +171,11 @@ def quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
+def beside_bars() -> Callable[[str], None]:
+    """What prints a line above bars, where there are any: they do not hear click."""
+    return print if sys.stderr.isatty() and sys.stdout.isatty() else click.echo
+
+
 def _find_engine(ctx: click.Context, param: click.Parameter, engine: str) -> str:
     from codegemm.measuring import conditions
 

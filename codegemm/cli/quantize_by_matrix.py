@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from codegemm.cli import options
+
 if TYPE_CHECKING:
     from codegemm.quantize.file import QuantizedFile
     from codegemm.quantize.plan import Copied, Quantized
@@ -25,8 +27,7 @@ def run(
     from codegemm.quantize import configured
     from codegemm.quantize.file import Interrupted, quantize_file
 
-    shown = sys.stderr.isatty()
-    say = print if shown and sys.stdout.isatty() else click.echo  # which is not heard by bars
+    wanted, say = configured(config, rotate), options.beside_bars()
 
     def tell(one: Quantized | Copied) -> None:
         line = _line(one, bool(sums))
@@ -35,7 +36,7 @@ def run(
 
     try:
         done = quantize_file(
-            source, target, config, calibration=sums[0] if sums else None, rotate=rotate, progress=shown,
+            source, target, wanted, calibration=sums[0] if sums else None, progress=sys.stderr.isatty(),
             on_tensor=None if dry_run else tell, dry_run=dry_run, **how,
         )  # fmt: skip
     except Interrupted as stop:
@@ -46,7 +47,7 @@ def run(
         _print_plan(done, bool(sums))
         for one in done.copied:
             tell(one)
-    _print_group_sizes(done, str(configured(config, rotate)))
+    _print_group_sizes(done, str(wanted))
     _print_summary(target, done, dry_run)
 
 

@@ -94,8 +94,7 @@ def run(
     from codegemm.hf.blockwise.runner import quantize_model
 
     options.quiet_transformers()
-    shown = sys.stderr.isatty()
-    say = print if shown and sys.stdout.isatty() else click.echo  # which is not heard by bars
+    say = options.beside_bars()
 
     def tell(layer: Any) -> None:
         error = "without calibration" if layer.output_error is None else f"error of outputs {layer.output_error:.4f}"
@@ -106,7 +105,8 @@ def run(
             source, target, _config(config, bits, rotate), bits=bits, calibration=list(texts), tokens=tokens or _TOKENS,
             length=length or _LENGTH, tune=tune or 0, distill=distill or 0, layers=dict(map(_named, layers)),
             modules_to_not_convert=list(dense) or None, workers=workers, keep=keep, spill=spill, seed=seed,
-            time_limit=time_limit, device=device, progress=shown, on_layer=tell, force=force, dry_run=dry_run,
+            time_limit=time_limit, device=device, progress=sys.stderr.isatty(), on_layer=tell, force=force,
+            dry_run=dry_run,
         )  # fmt: skip
     except KeyboardInterrupt:
         click.echo("stopped: the same command goes on from what is finished", err=True)
