@@ -95,7 +95,7 @@ class Lutgemm(CpuKernel[Spec, Weight]):
         lookups = product.n * spec.out_features * count * _row_codes(product.spec)
         return Cost(rows * (codes + 2 * spec.groups) + product.x_bytes, product.y_bytes, made, lookups)
 
-    def work(self, product: Product[Spec]) -> Work:
+    def work(self, product: Product[Spec]) -> tuple[Work, ...]:
         """Lookups and tables, each for as many rows of x as have theirs at a time."""
         count, _ = planes.planes_of(product.spec)
         codes = _row_codes(product.spec)
@@ -107,7 +107,7 @@ class Lutgemm(CpuKernel[Spec, Weight]):
             size = min(each for each in sizes if each >= rows)
             counts[f"lookup for {size}"] += codes * lookups
             counts[f"table for {size}"] += codes * slices
-        return Work(self.name, counts)
+        return (Work(self.name, counts),)
 
 
 _FEW_ROWS = (1, 2, 3, 4)

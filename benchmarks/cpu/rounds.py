@@ -50,7 +50,6 @@ THREADS = (1, AUTO_THREADS)
 BATCHES = (1, 4, 8, 16, 64, 128, 256, 512)  # rows of x that `auto` is measured for
 FEW_ROWS = (1, 4, 8, 16, 64)  # for which others are, too; with one thread a single row alone
 MOST_BF16 = 16  # rows that torch multiplies in bfloat16: without its instructions more take seconds
-FAST_ROWS = (1, 8, 16)
 DTYPE = np.dtype(np.float32)
 _SAMPLES = 4  # rows of x for an error
 _TIMES, _OUTLIERS_EVERY = 50, 256  # one element of x in so many is so many times as large
@@ -90,7 +89,7 @@ def cases(threads: int, batches: Sequence[int]) -> list[Case]:
         *(Case(name, MAIN[0], n) for n in many for name in (DENSE, TORCH_FP32)),
         *(Case(TORCH_BF16, MAIN[0], n) for n in many if n <= MOST_BF16),
         *(Case(AUTO, config, n) for n in many for config in MAIN),
-        *(Case(FAST, config, n) for n in many for config in MAIN if n in FAST_ROWS),
+        *(Case(FAST, config, n) for n in many for config in MAIN),
         *(Case(PSUMBOOK, config, n) for n in few for config in MAIN),
         *(Case(PSUMBOOK_FAST, config, 1) for config in MAIN),
         *(Case(kernel, AQLM_CONFIG, 1) for kernel in (AUTO, PSUMBOOK, AQLM)),
@@ -183,10 +182,12 @@ class Bench:
                     yield Accuracy(precision, kind, self._shape, config, error, limit)
 
     def _cases(self, threads: int) -> list[Case]:
-        """What can be timed here, the kernels that `auto` takes in place of what stands for them."""
+        """What can be timed here, the kernels that `auto` takes in place of what stands for them. Single rows of x come
+        first, soon after the bandwidth that they are compared with."""
         wanted = cases(threads, self._settings.batches)
         here = [case for case in wanted if case.kernel in (AUTO, FAST) or case.kernel in self._usable]
-        return list(dict.fromkeys(replace(case, kernel=self._selected(case).name) for case in here))
+        taken = dict.fromkeys(replace(case, kernel=self._selected(case).name) for case in here)
+        return sorted(taken, key=lambda case: case.batch)
 
     def _product(self, case: Case) -> Product:
         return Product.of(self._weight(case.config).spec, case.batch, DTYPE)

@@ -142,8 +142,8 @@ class NeverSlower:
 
 
 _AMX = ("amx",)
-_PERMUTING = ("vbmi", *_AMX)  # bytes, in registers
-_OTHERS = ("vbmi", "vnni", "avx512", "avx2", "neon")  # torch's bfloat16 has AMX, too
+_PERMUTING = ("vbmi", "bf16", *_AMX)  # bytes, in registers
+_OTHERS = ("bf16", "vbmi", "vnni", "avx512", "avx2", "neon")  # torch's bfloat16 has AMX, too
 TARGETS: tuple[Target | NeverSlower, ...] = (
     Target(AUTO, 2, 1, 0.60, sets=_PERMUTING),
     Target(FAST, 2, 1, 0.72, sets=_PERMUTING),

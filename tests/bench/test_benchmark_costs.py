@@ -65,6 +65,7 @@ def test_they_are_measured_and_written_when_asked(tmp_path, monkeypatch, capsys)
     assert written[here]["processor"] == device.name()
     found = written[here]["nanoseconds"]
     assert {"psumbook", "psumbook_words", "dequant", "dequant_panels", "around", "lutgemm"} <= found.keys()
+    assert costs.table().get(here, {}).keys() <= found.keys()  # what the last one wrote, this one does
     assert all(cost >= 0 for pieces in found.values() for cost in pieces.values())
     out = capsys.readouterr().out
     assert "psumbook 64 x 256 m1v4g128 N = 1 " in out

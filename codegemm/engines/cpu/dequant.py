@@ -132,8 +132,8 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     def cost(self, product: Product[CodebookSpec], device: Device) -> Cost:
         return Cost(weight_bytes(product.spec) + product.x_bytes, product.y_bytes, product.multiply_adds)
 
-    def work(self, product: Product[CodebookSpec]) -> Work:
-        """Vectors that are decoded, of m codes each, and multiply-adds."""
+    def work(self, product: Product[CodebookSpec]) -> tuple[Work, ...]:
+        """Vectors that are decoded, of m codes each, multiply-adds, and elements of x and of the output."""
         spec, n = product.spec, product.n
         vectors = -(-n // BATCH_ROWS) * spec.out_features * spec.vectors
         rows, way = _whole(n, PANEL_ROWS), "dequant_panels"
@@ -141,15 +141,14 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
             way = self.name
         elif n <= FEW_ROWS:
             rows, way = n, self.name
-        return Work(
-            way,
-            {
-                "product": 1,
-                "vector": vectors,
-                "code": vectors * spec.config.m,
-                "multiply-add": rows * spec.out_features * spec.in_features,
-            },
-        )
+        counts = {
+            "product": 1,
+            "vector": vectors,
+            "code": vectors * spec.config.m,
+            "multiply-add": rows * spec.out_features * spec.in_features,
+            "element": rows * (spec.in_features + spec.out_features),
+        }
+        return (Work(way, counts),)
 
 
 class DequantFast(Dequant):

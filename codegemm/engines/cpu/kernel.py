@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from ctypes import Structure
+from ctypes import Structure, c_int
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -32,7 +32,7 @@ class CpuKernel(Kernel[S, W]):
     """A kernel compiled at first use.
 
     source: its C++ file. entry: the function in it that multiplies, `extern "C"`, of the parallel loop, a pointer to
-    its arguments and `parameters`. structure: of those arguments; what `prepare` makes has them filled in as
+    its arguments and `parameters()`. structure: of those arguments; what `prepare` makes has them filled in as
     `arguments` (`library.Arguments`). A kernel with several functions says by `function` which.
     """
 
@@ -41,11 +41,14 @@ class CpuKernel(Kernel[S, W]):
     source: ClassVar[Path]
     entry: ClassVar[str]
     structure: ClassVar[type[Structure]]
-    parameters: ClassVar[tuple[int, ...]] = ()
 
     def function(self, n: int) -> Any:
         """The compiled function for n rows of x; None without a compiler."""
-        return library.function(self.source, self.entry, self.structure)
+        return library.function(self.source, self.entry, self.structure, *[c_int] * len(self.parameters()))
+
+    def parameters(self) -> tuple[int, ...]:
+        """What the function is told beside its arguments."""
+        return ()
 
     def path(self) -> str:
         return NUMPY if self.function(1) is None else isa.chosen().name
@@ -66,7 +69,7 @@ class CpuKernel(Kernel[S, W]):
 
     def run_compiled(self, function: Any, prepared: Any, x: Any, out: Any, workspace: Any, bias: Any = None) -> None:
         """out = x @ W^T + bias by the compiled function."""
-        prepared.arguments.call(function, x, out, workspace, *self.parameters, bias=bias)
+        prepared.arguments.call(function, x, out, workspace, *self.parameters(), bias=bias)
 
     def is_one_call(self, n: int) -> bool:
         """Whether a product of n rows is a call of the compiled function and nothing else, which a plan makes without
@@ -83,19 +86,19 @@ class CpuKernel(Kernel[S, W]):
         if function is None:
             return None
         call: Callable[..., None] = prepared.arguments.bound(
-            function, product.n, product.dtype, product.out_dtype, *self.parameters, bias_pitch=bias_pitch
+            function, product.n, product.dtype, product.out_dtype, *self.parameters(), bias_pitch=bias_pitch
         )
         return call
 
-    def work(self, product: Product[S]) -> costs.Work | None:
-        """What costs.json says of this product; None if it says nothing."""
-        return None
+    def work(self, product: Product[S]) -> tuple[costs.Work, ...]:
+        """Of this product, by the ways that it is multiplied in; none if costs.json does not know them."""
+        return ()
 
     def estimate(self, product: Product[S], device: Device) -> float:
         """By what its work takes, where that was measured; else by its bytes."""
-        work = self.work(product)
-        known = None if work is None else costs.seconds(work)
-        return super().estimate(product, device) if known is None else known
+        known = [costs.seconds(work) for work in self.work(product)]
+        seconds = [each for each in known if each is not None]
+        return sum(seconds) if seconds and seconds == known else super().estimate(product, device)
 
     @abstractmethod
     def run_numpy(self, prepared: Any, x: Any, out: Any, workspace: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ctypes import c_int
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +24,8 @@ MAX_B = 8
 FINISHED_ROWS = declarations.constant(SOURCE, "finished_rows")  # that a task adds up at the end
 _SEEN = 128  # rows and positions whose codes are compared
 
-# Rows of x up to which each has tables of bytes, by instruction set and bytes of an entry; more share words.
+# Of 16 rows of x and of what is left of them, those up to which each has tables of bytes, by instruction set and bytes
+# of an entry; more share words.
 _PERMUTED = {2: 10, 1: 16}
 _BYTES_UP_TO = {
     "amx": _PERMUTED,
@@ -59,10 +59,9 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
     name = "psumbook"
     weights = CodebookWeight
     automatic = True
-    source = SOURCE
+    source, entry, structure = SOURCE, "psumbook", PsumbookArgs
     rearranged = ("codes",)
     planes = 2  # bytes of an entry
-    parameters = (planes,)
 
     def cut(self, spec: CodebookSpec) -> layout.Cut:
         """How a product is cut."""
@@ -121,9 +120,8 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         floats = 2 + 2 * spec.in_features + pieces * plan.padded_rows
         return BATCH * (8 * (pieces * slices + finishing) + 4 * floats + spec.vectors)
 
-    def function(self, n: int) -> Any:
-        entry = "psumbook_bytes" if n <= self._bytes_up_to() else "psumbook_words"
-        return library.function(self.source, entry, PsumbookArgs, c_int)
+    def parameters(self) -> tuple[int, ...]:
+        return self.planes, self._bytes_up_to()
 
     def run_numpy(self, prepared: Prepared, x: Any, out: Any, workspace: Any) -> None:
         """The same algorithm where there is no compiler: one table of floats a tile, gathered for a block at once."""
@@ -169,22 +167,23 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         lookups = product.n * spec.out_features * spec.vectors * config.m
         return Cost(read, product.y_bytes, made, lookups)
 
-    def work(self, product: Product[CodebookSpec]) -> Work:
-        """Lookups and the entries of tables, for one row of x or for as many as share words."""
-        spec, n = product.spec, product.n
+    def work(self, product: Product[CodebookSpec]) -> tuple[Work, ...]:
+        """Lookups and the entries of tables, for each row of x that has its own and for those that share words."""
+        spec, n, limit = product.spec, product.n, self._bytes_up_to()
+        in_bytes = n if limit >= BATCH else n % BATCH if n % BATCH <= limit else 0
         positions = spec.vectors * spec.config.m
         entries = len(self.cut(spec).slices) * positions * layout.table_entries(spec.config.b)
-        in_bytes = n <= self._bytes_up_to()
-        times = n if in_bytes else -(-n // BATCH)
-        return Work(
-            self.name if in_bytes else "psumbook_words",
-            {
+
+        def times(count: int) -> dict[str, float]:
+            return {
                 "product": 1,
-                "lookup": times * spec.out_features * positions,
-                "entry": times * entries,
-                "component": times * entries * spec.config.v,
-            },
-        )
+                "lookup": count * spec.out_features * positions,
+                "entry": count * entries,
+                "component": count * entries * spec.config.v,
+            }
+
+        ways = {self.name: in_bytes, "psumbook_words": -(-(n - in_bytes) // BATCH)}
+        return tuple(Work(way, times(count)) for way, count in ways.items() if count)
 
     def _bytes_up_to(self) -> int:
         return _BYTES_UP_TO.get(isa.chosen().name, {}).get(self.planes, 1)
@@ -194,16 +193,10 @@ class PsumbookFast(Psumbook):
     """The same with entries of one byte, for `precision="fast"`: an error of about 1.2e-2 of the output's norm, at most
     3e-2.
 
-    It multiplies few rows: more share tables of words, and those are `psumbook`'s.
+    Where more rows of x share tables of words, those are `psumbook`'s.
     """
 
     name = "psumbook_fast"
     automatic = False
     precision = "fast"
     planes = 1
-    parameters = (planes,)
-
-    def refuses(self, product: Product[CodebookSpec], device: Device) -> str | None:
-        if product.n > self._bytes_up_to():
-            return f"n={product.n}: its tables are for up to {self._bytes_up_to()} rows"
-        return super().refuses(product, device)

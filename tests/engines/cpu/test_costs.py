@@ -1,5 +1,7 @@
 """What work takes by instruction set, and what `auto` makes of it."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -37,8 +39,9 @@ def test_all_pieces_of_work_have_a_cost(instructions):
                 product = Product.of(spec, n, np.float32)
                 if refusal(kernel, product, CPU) or not (kernel.is_automatic(product) or kernel.precision == "fast"):
                     continue
-                works = [kernel.around(product)] if isinstance(kernel, CpuTransformed) else []
-                for work in (bench.work(kernel, product), *works):
+                works = bench.works(kernel, product)
+                assert works
+                for work in (*works, *([kernel.around(product)] if isinstance(kernel, CpuTransformed) else [])):
                     assert costs.seconds(work) is not None, (kernel.name, work.way)
                     counted |= {(work.way, piece) for piece in work.counts}
                 assert kernel.estimate(product, CPU) > 0
@@ -57,6 +60,21 @@ def test_estimates_are_sums_of_pieces(instructions, monkeypatch):
     product = Product.of(spec, 1, np.float32)
     assert kernel_for(kernel, spec).estimate(product, CPU) == pytest.approx(1e-9 * nanoseconds)
     assert costs.seconds(Work("dequant", {"product": 1})) is None
+
+
+@pytest.mark.parametrize("n", range(1, 16))
+@pytest.mark.parametrize("name", ["psumbook", "psumbook_fast"])
+def test_rows_beyond_sixteen_are_counted_as_if_they_were_alone(name, n, instructions):
+    spec = spec_of((256, 512), "m2v8g128")
+    [kernel] = [kernel for kernel in registered("cpu") if kernel.name == name]
+
+    def counted(rows):
+        total = Counter()
+        for work in kernel.work(Product.of(spec, rows, np.float32)):
+            total.update({(work.way, piece): count for piece, count in work.counts.items() if piece != "product"})
+        return total
+
+    assert counted(32 + n) == counted(16) + counted(16) + counted(n)
 
 
 def test_a_choice_is_the_same_for_any_number_of_threads(instructions):

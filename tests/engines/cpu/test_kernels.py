@@ -128,6 +128,20 @@ def test_the_same_on_older_processors(name, monkeypatch, fresh_engine, make_weig
             check_products(weight, x, names & set(usable(weight, n)))
 
 
+@pytest.mark.parametrize("left", [1, 10, 11, 15])
+@pytest.mark.parametrize("kernel", ["psumbook", "psumbook_fast"])
+def test_rows_beyond_sixteen_are_multiplied_as_if_they_were_alone(kernel, left, make_weight, rng):
+    """By tables of their own where they are few, whatever the sixteen before them took."""
+    weight = make_weight(300, 512, "m2v8g128")
+    x = rng.standard_normal((32 + left, 512)).astype(np.float32)
+    parts = [
+        codegemm.plan(weight, end - first, kernel=kernel)(x[first:end])
+        for first, end in ((0, 16), (16, 32), (32, 32 + left))
+    ]
+    together = codegemm.plan(weight, 32 + left, kernel=kernel)(x)
+    assert np.array_equal(together, np.concatenate(parts))
+
+
 @pytest.mark.parametrize(("kernel", "config"), [("quip", "e8p"), ("qtip", "qtip")])
 def test_rotations_stay_in_range_where_the_result_does(kernel, config, make_weight):
     weight = make_weight(64, 4096, config)

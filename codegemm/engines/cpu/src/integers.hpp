@@ -69,8 +69,7 @@ void decode_integers(const CodeTile& tile, int row, int end_row, Pair* strip) {
     for (int b = 0; b < blocks; ++b) group_of[b] = (tile.first * a.v + b * tile_step) / group;
     for (; row < end_row; ++row, strip += integers_pitch) {
         const Code* codes = static_cast<const Code*>(tile.codes) + row * tile.pitch;
-        for (int p = 0; p < vectors * a.m * int(sizeof(Code)); p += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(codes + tile.next) + p, 0, 2);
+        fetch_next(tile, codes, vectors * a.m);
         decode_vectors<Code, V, M>(a, codes, vectors, books, reinterpret_cast<Short*>(strip));
         const half* scales = a.scales + size_t(tile.first_row + row) * groups;
         half some[lanes] = {};

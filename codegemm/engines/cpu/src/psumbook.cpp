@@ -334,20 +334,16 @@ void for_entries(int entries, Run&& run) {
 
 extern "C" {
 
-// Entries of `planes` bytes, 1 or 2, for each row of x.
-void psumbook_bytes(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int planes) {
+// 16 rows of x at a time, and what is left of them: up to `bytes_up_to` with entries of `planes` bytes, 1 or 2, for
+// each; more with entries of words for all of them.
+void psumbook(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int planes, int bytes_up_to) {
     using namespace codegemm;
-    for_entries(args->entries, [&](auto entries) {
-        planes == 1 ? multiply_bytes<entries, 1>(loop, *args) : multiply_bytes<entries, 2>(loop, *args);
-    });
-}
-
-// Entries of words for 16 rows of x at a time.
-void psumbook_words(codegemm::ParallelFor loop, const codegemm::PsumbookArgs* args, int) {
-    using namespace codegemm;
-    for_entries(args->entries, [&](auto entries) {
-        for (int i = 0; i < args->n; i += batch)
-            multiply_words<entries>(loop, rows_of(*args, i, args->n - i < batch ? args->n - i : batch));
-    });
+    for (int i = 0; i < args->n; i += batch) {
+        const PsumbookArgs some = rows_of(*args, i, args->n - i < batch ? args->n - i : batch);
+        for_entries(args->entries, [&](auto entries) {
+            if (some.n > bytes_up_to) return multiply_words<entries>(loop, some);
+            planes == 1 ? multiply_bytes<entries, 1>(loop, some) : multiply_bytes<entries, 2>(loop, some);
+        });
+    }
 }
 }
