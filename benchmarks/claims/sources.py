@@ -54,9 +54,9 @@ def beside_codes(config: str, of_codes: float) -> tuple[float, float]:
 
 
 def cpu_times_dense(kernel: str, config: str, batch: int) -> list[float]:
-    """Means over Llama-3-8B's layers, of every processor, the least first."""
+    """Means over Llama-3-8B's layers, of every processor."""
     found = [speed.mean(files.of_llama(files.rows(file)), kernel, config, batch) for file in files.COMPARED]
-    return sorted(each for each in found if each is not None)
+    return [each for each in found if each is not None]
 
 
 def gpu_rows(*models: str) -> list[Row]:

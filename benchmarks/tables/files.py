@@ -13,8 +13,8 @@ from codegemm.engines.cpu import isa
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 # Named by the command that wrote them and the instruction set that it measured.
-COMPARED = ("compare-vnni.json", "compare-avx2.json")  # README sums up the first
-TORCH = ("torch-avx512.json",)
+COMPARED = ("compare-vnni.json", "compare-bf16.json", "compare-avx2.json")  # README sums up the first
+TORCH = ("torch-bf16.json",)
 GAUSSIAN, MINILM = "quantize.json", "quantize-minilm.json"
 
 Row = dict[str, Any]
