@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solved = solve(timed)
     console = open_console()
     console.print(f"{device.name()}, {isa.chosen().name}: nanoseconds of one thread")
-    console.print(_table(timed, solved))
+    for way in solved:
+        console.print(_table(way, timed, solved[way]))
     if chosen.write:
         write(isa.chosen().name, solved)
         console.print(f"written to {costs.FILE}")
@@ -164,16 +165,15 @@ def write(instructions: str, solved: dict[str, dict[str, float]]) -> None:
     costs.table.cache_clear()
 
 
-def _table(timed: Sequence[Timed], solved: dict[str, dict[str, float]]) -> Table:
-    table = new_table("Products and the sum of their pieces", "product", ">measured", ">sum", ">off")
-    for way, pieces in solved.items():
-        table.add_row(f"{way}: {', '.join(f'{piece} {value:g}' for piece, value in pieces.items())}", "", "", "")
-        for each in timed:
-            if each.work.way == way:
-                total = 1e-9 * sum(count * pieces[piece] for piece, count in each.work.counts.items())
-                off = f"{100 * (total / each.seconds - 1):+.0f} %"
-                table.add_row(f"  {each.name}", format_time(each.seconds), format_time(total), off)
-        table.add_section()
+def _table(way: str, timed: Sequence[Timed], pieces: dict[str, float]) -> Table:
+    """The products of one way beside the sum of their pieces."""
+    told = ", ".join(f"{piece} {value:g}" for piece, value in pieces.items())
+    table = new_table(f"{way}: {told}", "product", ">measured", ">sum", ">off")
+    for each in timed:
+        if each.work.way == way:
+            total = 1e-9 * sum(count * pieces[piece] for piece, count in each.work.counts.items())
+            off = f"{100 * (total / each.seconds - 1):+.0f} %"
+            table.add_row(each.name, format_time(each.seconds), format_time(total), off)
     return table
 
 

@@ -69,7 +69,7 @@ def problems(draw):
     g = draw(st.sampled_from((-1, per_group * config.v)))
     config = codegemm.CodebookConfig(v=config.v, m=config.m, b=config.b, g=g)
     rows = draw(st.lists(st.integers(1, 90), min_size=1, max_size=3))
-    return rows, groups * per_group * config.v, str(config), draw(st.integers(1, 18)), draw(st.integers(0, 2**31))
+    return rows, groups * per_group * config.v, str(config), draw(st.integers(1, 35)), draw(st.integers(0, 2**31))
 
 
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
