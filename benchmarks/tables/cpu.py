@@ -76,7 +76,8 @@ def by_batch() -> str:
     tables = []
     for file, (machine, measured) in files.ratios().items():
         where = f"{_place(machine)} ([{file}](../benchmarks/results/{file}))"
-        tables.append(f"{where}:\n\n{speed.means(_rows(measured))}")
+        busy = "".join(f"; the machine was busy: {each}" for each in machine.disturbances)
+        tables.append(f"{where}{busy}:\n\n{speed.means(_rows(measured))}")
     return "\n".join(tables)
 
 

@@ -96,12 +96,12 @@ def timed(kernel, config, batch, seconds, taken=()):
     return Timed((64, 512), 2, kernel, config, batch, tuple(seconds), 800, "full" in taken, "fast" in taken, 1e-4)
 
 
-def write_run(results, path, rows):
+def write_run(results, path, rows, disturbances=()):
     """As `make cpu` would, in place of all others."""
     for file in results.glob("cpu-*.json"):
         file.unlink()
     found = Measured(rows, bandwidths=[Bandwidth((64, 512), 2, (1000.0, 1000.0, 1000.0))])
-    machine = Machine("a processor", path, path, {}, "abc1234")
+    machine = Machine("a processor", path, path, {}, "abc1234", disturbances=disturbances)
     write_report(found, machine, results / f"cpu-{path}.json")
 
 
@@ -132,6 +132,8 @@ def test_ratios_by_instruction_set(results, rng):
     assert cpu.by_batch() == f"{where}:\n\n{BY_BATCH}"
     [*_, line] = cpu.ratios().splitlines()
     assert line == f"| {where} |  | 0.50 | 2.00 | 40 | 80 |"
+    write_run(results, "avx2", rows, ("loud neighbours",))
+    assert cpu.by_batch() == f"{where}; the machine was busy: loud neighbours:\n\n{BY_BATCH}"
     assert cpu.by_batch() in page.page()
     assert cpu.ratios() in page.page()
 
