@@ -174,16 +174,13 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
         positions = spec.vectors * spec.config.m
         entries = len(self.cut(spec).slices) * positions * layout.table_entries(spec.config.b)
 
-        def times(count: int) -> dict[str, float]:
-            return {
-                "product": 1,
-                "lookup": count * spec.out_features * positions,
-                "entry": count * entries,
-                "component": count * entries * spec.config.v,
-            }
+        def work(way: str, times: int) -> Work:
+            lookups = times * spec.out_features * positions
+            made = times * entries
+            return Work(way, {"product": 1, "lookup": lookups, "entry": made, "component": made * spec.config.v})
 
         ways = {self.name: in_bytes, "psumbook_words": -(-(n - in_bytes) // BATCH)}
-        return tuple(Work(way, times(count)) for way, count in ways.items() if count)
+        return tuple(work(way, times) for way, times in ways.items() if times)
 
     def _bytes_up_to(self) -> int:
         return _BYTES_UP_TO.get(isa.chosen().name, {}).get(self.planes, 1)

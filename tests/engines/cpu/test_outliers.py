@@ -244,6 +244,20 @@ def test_few_numbers_whose_roundings_add_up(config, mean, make_weight, rng):
                 check(weight, x)
 
 
+def test_roundings_that_cancel_between_groups_and_not_in_rows(make_weight, rng):
+    """Two values, and in every second group the opposite ones: over all groups their roundings cancel, but not with the
+    scales of each row."""
+    for _ in range(20):
+        weight = make_weight(300, 1024, "m1v4g128")
+        books = (weight.codebooks.astype(np.float32) + 30).astype(np.float16)
+        weight = codegemm.CodebookWeight(weight.codes, books, weight.scales)
+        ones = rng.integers(11, 16, 16)[:, None]  # of a block of 32, for each row of x
+        left = rng.uniform(2, 6, (16, 1))  # of a block's sum
+        blocks = rng.uniform(0.5, 1, (16, 1)) * np.where(np.arange(32) < ones, 1, (left - ones) / (32 - ones))
+        signs = np.repeat([1, -1], 4)
+        check(weight, np.tile(np.einsum("g,nk->ngk", signs, blocks).reshape(16, -1), 4).astype(np.float32))
+
+
 @pytest.mark.parametrize("config", ["m1v4g128", "m2v8b4g-1"])
 def test_threads_change_nothing(config, make_weight, rng):
     weight = make_weight(3000, 1024, config)

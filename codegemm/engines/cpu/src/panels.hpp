@@ -38,10 +38,23 @@ constexpr int strip_pitch(int step) {
     return (max_tile + lanes) / step;
 }
 
-// What a row of x is expected to lose where its products are rounded: a square, and the roots of two that are known by
-// their sums alone (integers.hpp).
+// What roundings that are alike lose, by the sums of their parts alone. In a row of W those of a group of columns add
+// up as they are. Groups do so, too, where their scales are as those of other rows; else they may cancel in sum and not
+// in the rows.
+struct Alike {
+    double all = 0, group = 0, squares = 0;  // of the group at hand; of those before it, the squares
+
+    void add(double part, bool begins_group) {
+        if (begins_group) squares += group * group, group = 0;
+        group += part, all += part;
+    }
+    double square() const { return std::max(all * all, squares + group * group); }
+};
+
+// What a row of x is expected to lose where its products are rounded (integers.hpp).
 struct Lost {
-    double square = 0, of_x = 0, of_w = 0;
+    double square = 0;
+    Alike of_x, of_w;
 };
 
 // Neighbouring k of one row of x, from k on.
