@@ -61,7 +61,7 @@ def test_the_text_of_generate(raw, folder, tokenizer, invoke, tmp_path):
     assert (told["prompt_tokens"], told["new_tokens"]) == (count, len(expected))
     assert told["weight_bytes"] == 2 * told["float16_bytes"]
     assert told["dtype"] == "float32"
-    assert told["decode_tokens_per_second"] > 0
+    assert (told["decode_tokens_per_second"] > 0) == (len(expected) > 1)  # the first may end the text
 
 
 def test_drawn_text(folder, invoke):
