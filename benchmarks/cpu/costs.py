@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     solved = solve(timed)
     console = open_console()
     console.print(f"{device.name()}, {isa.chosen().name}: nanoseconds of one thread")
-    for way in solved:
-        console.print(_table(way, timed, solved[way]))
+    for way, pieces in solved.items():
+        console.print(_table(way, timed, pieces))
     if chosen.write:
         write(isa.chosen().name, solved)
         console.print(f"written to {costs.FILE}")
