@@ -77,12 +77,12 @@ def by_batch() -> str:
     for file, (machine, measured) in files.ratios().items():
         where = f"{_place(machine)} ([{file}](../benchmarks/results/{file}))"
         busy = "".join(f"; the machine was busy: {each}" for each in machine.disturbances)
-        tables.append(f"{where}{busy}:\n\n{speed.means(_rows(measured))}")
+        tables.append(f"{where}{busy}:\n\n{speed.means(rows(measured))}")
     return "\n".join(tables)
 
 
-def _rows(measured: Measured) -> list[Row]:
-    """Those with as many threads as `auto` is measured by, as tables of speed read them."""
+def rows(measured: Measured) -> list[Row]:
+    """Of `make cpu` those with as many threads as `auto` is measured by, as tables of speed read them."""
     return [
         {"kernel": kernel, "config": row.config, "batch": row.batch, "times_dense": measured.times(row, DENSE)}
         for kernel in _TOLD

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from codegemm.hf.bench.candidates import Choice
 
 
-@click.command("bench-model")
+@click.command("bench-model", short_help="Time how fast models decode, beside other kernels.")
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--llama", "llama_name", type=click.Choice(["8b", "70b"]), help="Llama-3.1 of that size, with --random.")
 @click.option("--random", "is_random", is_flag=True, help="Random weights, other ones in every layer.")
-@click.option("--config", "configs", type=options.ListOf(), help="Of --random; m1v4g128,m2v8g128 by default.")
+@click.option(
+    "--config", "configs", type=options.ListOf(), help="Configurations for --random; m1v4g128,m2v8g128 by default."
+)
 @click.option(
     "--batch",
     "batches",
@@ -28,8 +30,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Texts at a time.",
 )
-@click.option("--prompt-length", type=click.IntRange(1), default=128, show_default=True, help="Positions before.")
-@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Of each text, in a round.")
+@click.option(
+    "--prompt-length", type=click.IntRange(1), default=128, show_default=True, help="Tokens before the first timed one."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Tokens that are written for each text in a round.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of every model.")
 @options.ENGINE
 @options.THREADS

@@ -14,7 +14,7 @@ from codegemm.kernel import Kernel
 from codegemm.registry import PRECISIONS
 
 
-@click.command()
+@click.command(short_help="Time all kernels for a weight, and check their results.")
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="A safetensors file, or a model's folder, to take matrices from."

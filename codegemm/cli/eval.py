@@ -10,7 +10,7 @@ import click
 from codegemm.cli import options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Say how well a model predicts texts, beside another.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--text",
@@ -26,11 +26,13 @@ from codegemm.cli import options
     "--window", type=click.IntRange(2), help="Tokens read at a time.  [default: 512, or the model's positions]"
 )
 @click.option("--stride", type=click.IntRange(1), help="Tokens from one window to the next.  [default: --window]")
-@click.option("--tokens", type=click.IntRange(2), help="Of each text, the first ones.  [default: all]")
+@click.option(
+    "--tokens", type=click.IntRange(2), help="Read only so many tokens of each text, the first ones.  [default: all]"
+)
 @options.QUANTISE
 @options.DTYPE
 @options.DEVICE
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the intervals' bootstrap.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the intervals' bootstrap.")
 @options.THREADS
 @options.JSON
 def evaluate(

@@ -10,7 +10,7 @@ import click
 from codegemm.cli import options
 
 
-@click.command()
+@click.command(short_help="Size, error and time of a matrix in many configurations.")
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.option(
     "--bits",
@@ -20,7 +20,11 @@ from codegemm.cli import options
     help="Budgets of bits a weight.",
 )
 @options.TENSORS
-@click.option("--calibration", type=click.Path(path_type=Path), help="What x is like; errors are of outputs then.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="A file of codegemm.calibration.save: errors are of outputs then.",
+)
 @click.option("--rotate", is_flag=True, help="Try every configuration with a rotation, too.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of x.")
 @click.option(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from codegemm.hf.sizes import Sizes
 
 
-@click.command()
+@click.command(short_help="Let a model write text, and say how fast it does.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What the model goes on from, or answers where it has a chat template.")
 @click.option("--max-new-tokens", "count", type=click.IntRange(1), default=128, show_default=True)
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token always."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what --temperature draws.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what --temperature draws.")
 @options.QUANTISE
 @options.DTYPE
 @options.DEVICE

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="List the quantised weights of a file or a folder.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: names, formats, shapes, bits per weight, bytes.")
 def info(file: Path, as_json: bool) -> None:

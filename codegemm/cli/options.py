@@ -201,7 +201,7 @@ DTYPE = click.option(
     type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of activations and what is not quantised; auto: the model's own, on a CPU float32.",
+    help="Type of activations and of what is not quantised; auto: the model's own, on a CPU float32.",
 )
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 THREADS = click.option(
@@ -218,4 +218,4 @@ def batches(default: str) -> Callable[[Any], Any]:
 def seconds(default: float) -> Callable[[Any], Any]:
     """For one measurement."""
     kind = click.FloatRange(0)
-    return click.option("--seconds", type=kind, default=default, show_default=True, help="For one measurement.")
+    return click.option("--seconds", type=kind, default=default, show_default=True, help="Seconds for one measurement.")

@@ -21,7 +21,7 @@ Shape = tuple[int, int]
 _OTHERS = {"x\ndense": ("dense", ""), "x aqlm\n2x8": ("aqlm", "m2v8g-1"), "x\nquip": ("quip", "e8p")}
 
 
-@click.command()
+@click.command(short_help="Predict times on a GPU, without one.")
 @click.option("--gpu", "name", type=click.Choice(list(KNOWN)), default="h200", show_default=True)
 @options.SHAPES
 @options.CONFIGS

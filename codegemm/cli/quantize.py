@@ -10,17 +10,19 @@ import click
 from codegemm.cli import options, quantize_by_matrix, quantize_by_text
 
 
-@click.command()
+@click.command(short_help="Quantise the matrices of a file or a model.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--config", help="Like m2v8g128, e8p or qtip. With --bits, those to choose from: m1v4g-1,m2v8g128.")
+@click.option(
+    "--config", help="Configuration, like m2v8g128, e8p or qtip. With --bits, those to choose from: m1v4g-1,m2v8g128."
+)
 @click.option(
     "--include",
     metavar="REGEX",
-    help="Of the whole tensor names. Default: all that end in .weight but embeddings, output heads and routers of "
-    "experts, which are quantised only where this names them.",
+    help="Matches the whole names of tensors to quantise. Default: all that end in .weight but embeddings, output "
+    "heads and routers of experts, which are quantised only where this names them.",
 )
-@click.option("--exclude", metavar="REGEX", help="Of the whole names of those to be left as they are.")
+@click.option("--exclude", metavar="REGEX", help="Matches the whole names of those to be left as they are.")
 @click.option(
     "--calibration",
     cls=options.Several,

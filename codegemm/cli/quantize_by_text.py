@@ -20,22 +20,32 @@ _SETTINGS = (
     click.option(
         "--bits",
         type=click.FloatRange(0, min_open=True),
-        help="Of a weight in the mean: which layer gets which configuration is found by measuring.",
-    ),
-    click.option("--tokens", type=click.IntRange(1), help=f"Of the texts, to quantise for.  [default: {_TOKENS}]"),
-    click.option("--length", type=click.IntRange(2), help=f"Of the rows that they are cut into.  [default: {_LENGTH}]"),
-    click.option(
-        "--tune", type=click.IntRange(1), metavar="STEPS", help="Train each block to give what it did before."
+        help="Mean bits per weight to reach: which layer gets which configuration is found by measuring.",
     ),
     click.option(
-        "--distill", type=click.IntRange(1), metavar="TOKENS", help="Then train on so many tokens of the texts."
+        "--tokens", type=click.IntRange(1), help=f"Tokens of the texts to quantise for.  [default: {_TOKENS}]"
+    ),
+    click.option(
+        "--length", type=click.IntRange(2), help=f"Tokens of a row that texts are cut into.  [default: {_LENGTH}]"
+    ),
+    click.option(
+        "--tune",
+        type=click.IntRange(1),
+        metavar="STEPS",
+        help="Train each block, in so many steps, to give what it did before.",
+    ),
+    click.option(
+        "--distill",
+        type=click.IntRange(1),
+        metavar="TOKENS",
+        help="Then train the model, on so many tokens of the texts, to give its original predictions.",
     ),
     click.option(
         "--layer",
         "layers",
         multiple=True,
         metavar="NAME=CONFIG",
-        help="Other configurations, by names or patterns (*.v_proj=m2v8g32).",
+        help="Another configuration for layers of a name or pattern (*.v_proj=m2v8g32; may be repeated).",
     ),
     click.option("--dense", "dense", multiple=True, metavar="NAME", help="What stays as it is (may be repeated)."),
     click.option(

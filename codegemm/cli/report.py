@@ -10,7 +10,7 @@ from codegemm.cli import options
 from codegemm.engines.cuda.gpu import KNOWN
 
 
-@click.command()
+@click.command(short_help="Write one HTML page of results.")
 @click.argument("results", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--predict", "gpus", type=click.Choice(list(KNOWN)), multiple=True, help="Times there (may be repeated).")
 @click.option("--output", "-o", type=options.NewFile(), required=True, help="Write the page there.")

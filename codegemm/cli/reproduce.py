@@ -14,7 +14,7 @@ from codegemm.reproduction import ALL, NAMES
 _CHOICES = (*NAMES, ALL)
 
 
-@click.command()
+@click.command(short_help="Run the experiments of the CodeGEMM paper.")
 @click.argument("names", nargs=-1, type=click.Choice(_CHOICES), metavar=f"[{'|'.join(_CHOICES)}]...")
 @options.ENGINE
 @click.option("--predict", "gpu", type=click.Choice(list(KNOWN)), help="Measure nothing: predict times on that GPU.")

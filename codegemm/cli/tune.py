@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from codegemm.tuning import Measured
 
 
-@click.command()
+@click.command(short_help="Measure what `auto` may choose, and keep the fastest.")
 @options.SHAPES
 @options.CONFIGS
 @options.batches("1,2,4,8,16,32,64")
 @options.ENGINE
 @click.option(
-    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Of x; a GPU's default is float16."
+    "--dtype", type=click.Choice(["float16", "bfloat16", "float32"]), help="Type of x; a GPU's default is float16."
 )
 @options.THREADS
 @options.seconds(0.1)

@@ -116,7 +116,7 @@ def _draw_points(panel: Any, table: Table) -> None:
     if shown is not None:
         bar = panel.figure.colorbar(shown, ax=panel, pad=0.01)
         bar.ax.tick_params(labelsize=_FONT)
-        bar.set_label("relative error of a Gaussian matrix", fontsize=_FONT)
+        bar.set_label("relative MSE of a Gaussian matrix", fontsize=_FONT)
         panel.legend(fontsize=_FONT, frameon=False, loc="upper left")
     panel.set_ylim(bottom=0)
     panel.set_ylabel("ms", fontsize=_FONT)

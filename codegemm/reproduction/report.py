@@ -74,11 +74,11 @@ def told(number: Number, unit: str) -> str:
     """A number in its unit; nothing where there is none."""
     if number is None:
         return "-"
-    if unit == "us":
+    if unit in ("us", "time"):
         return format_time(number / 1e6)
     if unit in ("%", "% of memory"):
         return f"{number:.1f} %"
-    if unit == "relative error":
+    if unit == "relative MSE":
         return f"{number:.4f}"
     return f"{number:.3g}" if number < 100 else f"{number:.0f}"
 

@@ -22,8 +22,8 @@ CONFIGS = tuple(
     for g in (8, 32, 128, -1)
     if g == -1 or g % v == 0
 )
-_TIME = "us"
-COLUMNS = ("bits/weight", _TIME, "relative error")
+_TIME = "time"
+COLUMNS = ("bits/weight", _TIME, "relative MSE")
 
 
 def products() -> list[Cell]:

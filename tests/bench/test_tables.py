@@ -216,7 +216,7 @@ def experiments(rng):
     shares = Table.beside("table6", "Building", "Shares.", [[12.34, 5.0], [6.0, 7.0]], notes=("On one thread.",))
     points = Table(
         name="figure4", title="Trade-offs", caption="Of a Gaussian matrix.", unit="", rows=("m1v8g128",), paper=None,
-        columns=("bits/weight", "us", "relative error"), ours=((2.126, 1234.5, 0.1),),
+        columns=("bits/weight", "time", "relative MSE"), ours=((2.126, 1234.5, 0.1),),
     )  # fmt: skip
     return {
         "kind": "reproduction", "machine": {"device": "a processor", "threads": 2}, "disturbances": ["load 9"],

@@ -103,7 +103,7 @@ def test_what_follows_from_a_noisy_time_is_marked(small, monkeypatch, noisy):
     monkeypatch.setattr(stopwatch, "NOISY", noisy)
     monkeypatch.setattr(power, "meter", lambda engine: None)
     tables = {each.name: each for each in run(["table3", "figure4"]).tables}
-    for name, columns in (("table3", {"TFLOPS", "% of memory"}), ("figure4", {"us"})):
+    for name, columns in (("table3", {"TFLOPS", "% of memory"}), ("figure4", {"time"})):
         expected = {(row, column) for row in tables[name].rows for column in columns if noisy < 0}
         assert tables[name].noisy == expected
 

@@ -23,6 +23,7 @@ BATCH = declarations.constant(SOURCE, "batch")  # rows of x that share tables of
 MAX_B = 8
 FINISHED_ROWS = declarations.constant(SOURCE, "finished_rows")  # that a task adds up at the end
 _SEEN = 128  # rows and positions whose codes are compared
+_BYTE_STEPS = 253  # of a table whose entries are bytes: `most_steps` in byte_tables.hpp
 
 # Of 16 rows of x and of what is left of them, those up to which each has tables of bytes, by instruction set and bytes
 # of an entry; more share words.
@@ -46,11 +47,21 @@ def _scaled(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.ND
         return np.ldexp(x, -exponents), np.ldexp(np.float32(1), exponents)
 
 
-def _shared(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Which part of the entries that a row looks up another does, too: of some rows of codes [M, vectors, m]."""
-    some = codes.reshape(len(codes), -1)
-    some = some[:: -(-len(some) // _SEEN), :: -(-some.shape[1] // _SEEN)]
-    return np.array([np.count_nonzero(some == row, axis=1) for row in some]) / some.shape[1]
+def _shared(weight: CodebookWeight, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Which part of the entries that a row looks up another does, too: of some rows of codes [M, vectors, m].
+
+    Centroids that differ by less than a step of bytes count as one: entries that are alike are rounded alike.
+    """
+    books = weight.part_codebooks.astype(np.float32)
+    step = 2 * np.linalg.norm(books, axis=-1).max() / _BYTE_STEPS or 1
+    places = np.rint(books / step).reshape(-1, books.shape[-1]) + 0.0  # which leaves no -0
+    alike = np.unique(places, axis=0, return_inverse=True)[1].reshape(books.shape[:3]).astype(np.int32)
+    rows = np.arange(0, len(codes), -(-len(codes) // _SEEN))
+    parts = np.searchsorted(weight.part_starts, rows, side="right") - 1
+    some = codes.reshape(len(codes), -1)[rows]
+    positions = np.arange(0, some.shape[1], -(-some.shape[1] // _SEEN))
+    named = alike[parts[:, None], positions % books.shape[1], some[:, positions]]
+    return np.array([np.count_nonzero(named == row, axis=1) for row in named]) / len(positions)
 
 
 class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
@@ -106,7 +117,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
             slice_count=len(plan.slices),
             rows=spec.out_features,
             entries=padded.shape[-1],
-            margin=error_margin(len(codes), _shared(codes)),
+            margin=error_margin(len(codes), _shared(weight, codes)),
         )
         return Prepared(spec, arguments)
 

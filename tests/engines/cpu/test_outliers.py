@@ -149,6 +149,20 @@ def test_a_centroid_that_no_code_names(rng):
             check(weight, np.ones((n, columns), np.float32))
 
 
+@pytest.mark.parametrize("apart", [0, 1e-4])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_many_centroids_that_are_one(config, apart, rng):
+    """Most of them are zero, or nearly: rows that name other codes look up the same entries."""
+    for share in (0.8, 0.9):
+        weight = random_weight((300, 1024), config, int(rng.integers(1 << 31)))
+        books = weight.codebooks.astype(np.float32)
+        books *= np.where(rng.random((*books.shape[:-1], 1)) < share, apart, 1)
+        books[..., 0, :] = 1
+        weight = codegemm.CodebookWeight(weight.codes, books.astype(np.float16), weight.scales)
+        for n in (1, 7, 33):
+            check(weight, rng.standard_normal((n, 1024)).astype(np.float32))
+
+
 @pytest.mark.parametrize(("rows", "alike"), [(1, 1), (1000, 1000), (3, 1), (8, 1), (400, 8)])
 def test_few_different_rows(rows, alike, rng):
     """An error is far from what is expected where few numbers make it up."""
