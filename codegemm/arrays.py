@@ -106,9 +106,11 @@ def written(tensor: Any) -> None:
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """The inverse of `from_torch`, on the same memory."""
+    """The inverse of `from_torch`, on the same memory; on a copy's of an array that must not be written to."""
     import torch
 
+    if not array.flags.writeable:
+        array = array.copy()
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from codegemm import arrays, devices
+from codegemm.counts import count
 from codegemm.errors import CheckpointError
 from codegemm.files import File, RawTensor, write
 from codegemm.formats.codebook import check_finite
+from codegemm.formats.native import check_name
 
 __all__ = ["Calibration", "load", "save"]
 
@@ -72,7 +74,10 @@ class Calibration:
     def of(cls, H: Any, rows: int) -> Calibration:
         """From a matrix X^T X [K, K] of so many rows, of any library; ValueError unless it is symmetric, finite and may
         be one."""
-        matrix = np.array(devices.to_host(H, "H"), np.float64)
+        given = devices.to_host(H, "H")
+        if np.iscomplexobj(given):
+            raise ValueError(f"H: {given.dtype}, must be real numbers")
+        matrix = np.array(given, np.float64)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"H: shape {matrix.shape}, must be [in_features, in_features]")
         check_finite("H", matrix)
@@ -81,8 +86,18 @@ class Calibration:
             raise ValueError(f"H: {diagonal.min():.3g} on its diagonal, must be sums of squares")
         if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-3 * float(diagonal.max(initial=0))):
             raise ValueError("H: must be symmetric")
+        lengths = np.sqrt(diagonal)
+        for first in range(0, len(matrix), _ROWS):  # of two columns no product is larger than their lengths'
+            some = slice(first, first + _ROWS)
+            most = np.outer(lengths[some], lengths) + 1e-3 * float(diagonal.max(initial=0))
+            if (np.abs(matrix[some]) > most).any():
+                row, column = np.argwhere(np.abs(matrix[some]) > most)[0] + (first, 0)
+                raise ValueError(
+                    f"H: {matrix[row, column]:.3g} at [{row}, {column}], must be at most "
+                    f"{most[row - first, column]:.3g} beside its diagonal"
+                )
         calibration = cls(len(matrix))
-        calibration._sum, calibration.rows = matrix, operator.index(rows)
+        calibration._sum, calibration.rows = matrix, count("rows", rows, 0)
         return calibration
 
     def __repr__(self) -> str:
@@ -90,7 +105,12 @@ class Calibration:
 
 
 def save(path: str | os.PathLike[str], calibrations: Mapping[str, Calibration]) -> None:
-    """Write calibrations by the name of their weight; an existing file is replaced only when everything is written."""
+    """Write calibrations by the name of their weight; an existing file is replaced only when everything is written.
+
+    Raises ValueError for names that a file can't hold, CheckpointError where writing fails.
+    """
+    for name in calibrations:
+        check_name("calibration", name)
     tensors = {name + _PART: RawTensor.of(one.H) for name, one in calibrations.items()}
     write(path, tensors, {name: str(one.rows) for name, one in calibrations.items()})
 

@@ -23,6 +23,7 @@ from codegemm.errors import CheckpointError
 
 # Of what is being written; whether its writer lives can't be asked: it may be on another machine.
 _MOST_SECONDS = 24 * 3600
+_MOST_HEADER = 100_000_000  # bytes that safetensors reads
 
 # safetensors' names of the dtypes that NumPy has; tensors of any other travel as raw bytes.
 _DTYPES = {
@@ -98,7 +99,7 @@ class File:
         from safetensors import SafetensorError, safe_open
 
         self.path = Path(path)
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise CheckpointError(f"{self.path}: is a folder, must be a safetensors file")
         try:
             with safe_open(self.path, "numpy") as checked:
@@ -130,7 +131,10 @@ class File:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file tensor by tensor, beside its place, and rename it there."""
+    """Write a safetensors file tensor by tensor, beside its place, and rename it there.
+
+    ValueError for names and metadata that are too long together; CheckpointError where writing fails.
+    """
     # Largest elements first, as the format's own writer does, so that every tensor is aligned; of bytes those of an
     # even number, since 16-bit codes are stored as bytes.
     order = sorted(tensors, key=lambda name: (-_item_size(tensors[name]), tensors[name].nbytes % 2, name))
@@ -145,6 +149,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
         }
         offset += tensor.nbytes
     text = json.dumps(header).encode()
+    if len(text) > _MOST_HEADER:
+        raise ValueError(f"{path}: names and metadata of {len(text):,} bytes, a file holds up to {_MOST_HEADER:,}")
     text += b" " * (-len(text) % 8)
     start = (len(text).to_bytes(8, "little"), text)
     replace_file(path, chain(start, (tensors[name].data.data for name in order)))
@@ -152,15 +158,16 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """CheckpointError for a file that can't be made where it is to be."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"{path}: is a folder")
+    _check_kind(path)
     check_folder_of(path)
 
 
 def check_folder_of(path: str | os.PathLike[str]) -> None:
     """CheckpointError where nothing can be made in the folder in which a file or folder is to be."""
     path = Path(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise CheckpointError(f"{path}: there is no folder {path.parent}")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
@@ -183,6 +190,7 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
     What a process that was killed had begun to write there goes a day later.
     """
     path = Path(os.path.realpath(path))  # a link stays one
+    _check_kind(path)
     _remove_leftovers(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
@@ -199,6 +207,12 @@ def replace_file(path: str | os.PathLike[str], chunks: Iterable[Any]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _check_kind(path: str | os.PathLike[str]) -> None:
+    """CheckpointError for a device, a pipe or a socket, which a file would take the place of."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise CheckpointError(f"{path}: is no regular file")
 
 
 def is_left(state: os.stat_result) -> bool:

@@ -350,7 +350,7 @@ def back(weight: Weight, g: Any) -> Any:
                 cpu_backward.multiply(weight, rows).astype(rows.dtype).reshape(*g.shape[:-1], weight.shape[1])
             )
         result = g.new_empty((*g.shape[:-1], weight.shape[1]))
-        out = arrays.from_torch(result).reshape(len(rows), -1)
+        out = arrays.from_torch(result).reshape(len(rows), weight.shape[1])
         cuda_backward.multiply(rows, lambda x: _times_rows(x, weight, None, "auto", "full"), out)
         return result
 

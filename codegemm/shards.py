@@ -53,7 +53,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     CheckpointError for files that are not there or broken, and where an index and its shards contradict each other.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         index, single = path / INDEX, path / SINGLE
         if index.exists():
             model = _sharded(path, index)

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from codegemm.contents import Held, held_weights
+from codegemm.counts import count
 from codegemm.devices import CPU, Device, to_host
 from codegemm.errors import CheckpointError
 from codegemm.files import RawTensor
@@ -80,6 +81,9 @@ def save_all(
     and dtypes that a file can't hold, CheckpointError where writing fails.
     """
     tensors, metadata = tensors or {}, metadata or {}
+    for name, weight in weights.items():
+        if not isinstance(weight, Weight):
+            raise TypeError(f"weight {name!r}: {type(weight).__name__}, must be a quantised weight")
     stored = {name: weight.stored() for name, weight in weights.items()}
     check_names({name: one.tensors for name, one in stored.items()}, tensors, metadata)
     others = {name: _raw(name, tensor) for name, tensor in tensors.items()}
@@ -98,12 +102,21 @@ def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], me
     for name, note in metadata.items():
         if not isinstance(note, str):
             raise ValueError(f"metadata {name!r}: {note!r}, must be text")
+        if not note.isascii():
+            _check_encodes(name, note)
         if name in weights:
             raise ValueError(f"metadata {name!r}: a weight has that name")
     for name, ends in weights.items():
         for taken in (f"{name}.{end}" for end in (*ends, *TransformedWeight.tensor_names)):
             if taken in tensors:
                 raise ValueError(f"tensor {taken!r}: is part of a weight of that name")
+
+
+def _check_encodes(name: str, note: str) -> None:
+    try:
+        note.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"metadata {name!r}: {note[error.start]!r}, must be text that UTF-8 holds") from None
 
 
 def _raw(name: str, tensor: Any) -> RawTensor:
@@ -119,7 +132,7 @@ def _raw(name: str, tensor: Any) -> RawTensor:
 def _read_weight(name: str, held: Held) -> Weight:
     """One weight; CheckpointError where its tensors don't fit its description."""
     try:
-        rows, columns = held.description["shape"]
+        rows, columns = (count("shape", each) for each in held.description["shape"])
         kind = described(held.description).weight
         weight = kind.from_stored(held.description, lambda end: held.tensors[f"{name}.{end}"].numpy())
         if weight.shape != (rows, columns):

@@ -118,7 +118,8 @@ class CodebookWeight(Weight):
             lambda: bits.unpack(packed, vectors * config.m, config.b).reshape(unpacked), kept=True
         )
         weight._hold(codebooks, scales, (unpacked, bits.code_dtype(config.b)), part_rows)
-        if weight.config != config and config.group_size(shape[1]) != weight.config.group_size(shape[1]):
+        mine, its = ((c.v, c.m, c.b, c.group_size(shape[1])) for c in (weight.config, config))
+        if mine != its:
             raise ValueError(f"the tensors are {weight.config}, the description says {config}")
         return weight
 

@@ -14,8 +14,10 @@ import numpy.typing as npt
 MAX_V, MAX_M, MAX_B = 16, 8, 16
 
 SYNTAX = "m<codebooks>v<vector length>[b<bits>][g<group size>], like m1v4g128, or q1[v<vector length>][g<group size>]"
+_NUMBER = r"[0-9]{1,9}"
 PATTERN = re.compile(
-    r"(?:m(?P<m>[0-9]+)v(?P<v>[0-9]+)(?:b(?P<b>[0-9]+))?|q1(?:v(?P<signs>[0-9]+))?)(?:g(?P<g>-1|[0-9]+))?"
+    rf"(?:m(?P<m>{_NUMBER})v(?P<v>{_NUMBER})(?:b(?P<b>{_NUMBER}))?|q1(?:v(?P<signs>{_NUMBER}))?)"
+    rf"(?:g(?P<g>-1|{_NUMBER}))?"
 )
 MAX_SIGNS = 8  # of a code: all of them are 2^8 centroids
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -73,9 +74,9 @@ class E8PWeight(IncoherentWeight):
         self._spec = _infer_spec(self.qidxs, self.SU, self.SV)
         if resid_scale is None:
             resid_scale = DEFAULT_SCALE[self.bits]
-        if not np.isfinite(resid_scale) or resid_scale <= 0:
-            raise ValueError(f"resid_scale={resid_scale}: must be a positive number")
-        self.resid_scale = float(resid_scale) if self.bits > 2 else 1.0
+        if not isinstance(resid_scale, Real) or not 1 / _MOST_SCALE <= resid_scale <= _MOST_SCALE:
+            raise ValueError(f"resid_scale={resid_scale!r}: must be a number from 2**-64 to 2**64")
+        self.resid_scale: float = float(resid_scale) if self.bits > 2 else 1.0
 
     @classmethod
     def from_stored(cls, description: Mapping[str, Any], tensor: Callable[[str], npt.NDArray]) -> Self:
@@ -153,6 +154,7 @@ class E8PFormat(Format[E8PConfig, E8PSpec, E8PWeight]):
         return "format" not in description and "codebook" in description
 
 
+_MOST_SCALE = 2.0**64  # what it divides stays a number of float32
 DEFAULT_SCALE = {2: 1.0, **e8p_codebook.DEFAULT_RESID_SCALE}
 
 

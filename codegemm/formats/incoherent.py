@@ -34,7 +34,7 @@ class IncoherentConfig:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """The inverse of `str`; None for another format's text, ValueError for other bits."""
-        match = re.fullmatch(rf"{cls.format_name}([0-9]*)", text)
+        match = re.fullmatch(rf"{cls.format_name}([0-9]{{0,9}})", text)
         return cls(int(match[1] or 2)) if match else None
 
 

@@ -37,10 +37,10 @@ OFFSETS = ("", "scaled", "added")
 USUAL = -1  # the block of a rotation that the shape gives
 
 _PATTERN = re.compile(
-    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>[0-9]*))?(\+(?P<offsets>offsets|added))?"
-    r"(\+terms(?P<terms>[0-9]+))?"
+    r"(?P<core>.*?)(?P<ordered>\+ordered)?(\+rotated(?P<block>[0-9]{0,9}))?(\+(?P<offsets>offsets|added))?"
+    r"(\+terms(?P<terms>[0-9]{1,9}))?"
 )
-_PLANES = re.compile(r"q([0-9]+)((?:v[0-9]+)?(?:g(?:-1|[0-9]+))?(?:\+.*)?)")
+_PLANES = re.compile(r"q([0-9]{1,9})((?:v[0-9]{1,9})?(?:g(?:-1|[0-9]{1,9}))?(?:\+.*)?)")
 _EXTENSIONS = "+ordered, +rotated[<block>], +offsets or +added, +terms<number>"
 _AROUND = ("terms", "block", "offsets", "ordered")  # of a description
 _WORDS = {"": "", "scaled": "+offsets", "added": "+added"}
@@ -220,7 +220,7 @@ class TransformedWeight(Weight):
         """The inverse of `stored`; the core's codes are unpacked at their first use."""
         rows, columns = description["shape"]
         terms, block, offsets, ordered = (description.get(key) for key in _AROUND)
-        terms = 1 if terms is None else terms
+        terms = 1 if terms is None else count("terms", terms)
         inner = _core_description(description)
         core = described(inner).weight.from_stored({**inner, "shape": (rows, columns * terms)}, tensor)
         if offsets not in (None, "scaled", "added"):

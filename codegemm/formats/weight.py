@@ -61,6 +61,10 @@ class Spec(ABC):
         return float(Fraction(self.packed_bits, self.out_features * self.in_features))
 
 
+# What NumPy says of axes where `x @= w.T` is meant, of matrices and of one row: the usual ones.
+_IN_PLACE = ([(-2, -1)] * 3, [(-1,), (-2, -1), (-1,)])
+
+
 class Matrix:
     """What `@`, numpy.matmul and NumPy's conversions find on a weight and on its transpose."""
 
@@ -79,6 +83,8 @@ class Matrix:
         if ufunc is not np.matmul or method != "__call__":
             return NotImplemented  # NumPy raises its own TypeError
         out = kwargs.pop("out", None)
+        if kwargs.get("axes") in _IN_PLACE:
+            del kwargs["axes"]
         if kwargs:
             raise TypeError(f"numpy.matmul with a quantised weight takes out= only, got {sorted(kwargs)}")
         return self.matmul(*inputs, out=out[0] if isinstance(out, tuple) else out)

@@ -83,7 +83,7 @@ def quantize(
     Constant rows are rows like others; a row or group of zeros has the scale zero.
 
     The error of a row is in proportion to the row, however small or large its weights are. Scales times centroids, both
-    float16, hold rows whose root mean squares are from about 4e-9 to 1e8, the largest at most 2**29 times the smallest;
+    float16, hold rows whose root mean squares are from about 4e-9 to 1e8, the largest at most 2**28 times the smallest;
     of a row's groups those that are smaller than that beside its largest become zero. `e8p` and `qtip` hold what
     float32 does. Planes of signs hold what float16 scales do: weights up to 65504, the largest at least about 6e-5;
     rows and groups that are smaller than that err more, or become zero.

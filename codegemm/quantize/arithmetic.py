@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from codegemm.arrays import to_torch
 from codegemm.engines.cpu.library import get_num_threads
 
 Backend = Literal["numpy", "torch", "cuda"]
@@ -115,7 +116,7 @@ class Torch(Arithmetic):
         self.stack, self.concatenate = torch.stack, torch.cat
 
     def put(self, array: npt.NDArray) -> Any:
-        return self._torch.from_numpy(np.ascontiguousarray(array))
+        return to_torch(np.ascontiguousarray(array))
 
     def get(self, array: Any) -> npt.NDArray:
         return array.numpy()

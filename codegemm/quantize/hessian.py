@@ -49,11 +49,17 @@ class Hessian:
 
     @classmethod
     def of(cls, H: npt.NDArray[np.float64], v: int) -> Hessian:
-        """For k-vectors of v columns; dead inputs (zero rows) and a singular H are held by the damping."""
+        """For k-vectors of v columns; dead inputs (zero rows) and a singular H are held by the damping.
+
+        ValueError for an H that can't be X^T X.
+        """
         damped = H / np.diagonal(H).mean()
         damped[np.diag_indices(len(damped))] += DAMPING
         own = _diagonal(damped, v)
-        upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        try:
+            upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            raise ValueError("calibration: its H has negative eigenvalues, as no X^T X has") from None
         own_upper = _diagonal(upper, v)
         return cls(
             Tie(_single(damped), _single(np.linalg.inv(own)), _single(np.linalg.cholesky(own))),

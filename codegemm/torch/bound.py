@@ -22,7 +22,7 @@ from codegemm.locks import ForkSafeLock
 from codegemm.torch.tensors import Layout, parse, tensor_of, weight_of
 
 _MAX_READY = 64  # of a weight: servers come with any number of rows
-_making = ForkSafeLock()
+making = ForkSafeLock()  # held while tensors are let go of, put back or written to: threads may share a layer
 
 
 @dataclass
@@ -81,7 +81,7 @@ def bound_to(tensors: Sequence[Any], layout: str, precision: str) -> Bound:
     carried, key, states = attached(tensors[0]).bound, (layout, precision), _states(tensors)
     bound = carried.get(key)
     if bound is None or bound.states != states:
-        with _making:
+        with making:
             bound = carried.get(key)
             if bound is None or bound.states != states:
                 bound = carried[key] = Bound(tensors, parse(layout), precision)
@@ -91,7 +91,7 @@ def bound_to(tensors: Sequence[Any], layout: str, precision: str) -> Bound:
 def settle(tensors: Sequence[Any], layout: str, precision: str, n: int, dtype: torch.dtype) -> list[Any]:
     """Hold codes once, in the order of the kernel for n rows of x: what is to take the place of the tensors."""
     bound = bound_to(tensors, layout, precision)
-    with _making:
+    with making:
         settled = bound.settle(tensors, n, dtype)
         attached(settled[0]).bound[layout, precision] = bound
     return settled

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from codegemm import gradients
 from codegemm.formats.weight import same
 from codegemm.torch import op
-from codegemm.torch.bound import bound_to, settle
+from codegemm.torch.bound import bound_to, making, settle
 from codegemm.torch.tensors import joined
 from codegemm.torch.traces import Traces
 
@@ -53,11 +54,12 @@ class Fused:
         if torch.compiler.is_compiling():
             return self._traced_product(number, x)
         thread, device = threading.get_ident(), x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        is_cast = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_cast else x.dtype
         state = -1 if x.is_inference() else x._version, torch.is_grad_enabled(), dtype
         made = self._made.get(thread)
         if made is None or made.x is not x or made.state != state or number not in made.waiting:
-            if not bound_to(self._tensors(), self.layout, self.precision).settled:
+            if not op.is_watched(x) and not bound_to(self._tensors(), self.layout, self.precision).settled:
                 self.prepare(1, dtype)
             made = _Made(x, state, self._all(x), set(range(len(self.layers))))
             self._made[thread] = made
@@ -81,9 +83,10 @@ class Fused:
 
     def prepare(self, n: int, dtype: torch.dtype) -> None:
         """Have the layers hold codes once, in the order of the kernel for n rows of x."""
-        settled = iter(settle(self._tensors(), self.layout, self.precision, n, dtype))
-        for layer in self.layers:
-            layer.take([next(settled) for _ in layer.tensors()])
+        with making:
+            settled = iter(settle(self._tensors(), self.layout, self.precision, n, dtype))
+            for layer in self.layers:
+                layer.take([next(settled) for _ in layer.tensors()])
 
     def dissolve(self) -> None:
         """Have the layers multiplied each by itself again."""
@@ -107,9 +110,12 @@ class Fused:
         given = [layer.bias for layer in self.layers if layer.bias is not None]
         if not given:
             return None
-        return torch.cat(
-            [given[0].new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in self.layers]
-        )
+        # Those of half the bits in float32: autocast joins none of the half type that is not its own.
+        zeros = given[0].new_zeros
+        return torch.cat([
+            zeros(layer.out_features) if layer.bias is None else layer.bias.to(gradients.wide(layer.bias.dtype))
+            for layer in self.layers
+        ])  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_made": {}, "_traced": None, "_traces": Traces()}

@@ -13,7 +13,7 @@ from codegemm.formats.format import parse as parse_config
 from codegemm.formats.format import spec_of
 from codegemm.formats.weight import Weight
 from codegemm.torch import op
-from codegemm.torch.bound import Bound, bound_to, content, forget, settle
+from codegemm.torch.bound import Bound, bound_to, content, forget, making, settle
 from codegemm.torch.fused import Fused
 from codegemm.torch.tensors import blank, tensor_of, text_of
 
@@ -130,12 +130,14 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
         if self._fused is not None:
             self._fused.prepare(n, dtype)
         elif not self._is_offloaded():
-            self.take(settle(self.tensors(), self.layout, self.precision, n, dtype))
+            with making:
+                self.take(settle(self.tensors(), self.layout, self.precision, n, dtype))
         return self
 
     def restore(self) -> Self:
         """Put the parameters back as they were before the first product; the layer itself."""
-        return self.take([content(tensor, name) for name, tensor in zip(self._names, self.tensors())])
+        with making:
+            return self.take([content(tensor, name) for name, tensor in zip(self._names, self.tensors())])
 
     def take(self, tensors: list[torch.Tensor]) -> Self:
         """Have these as parameters, in the order of the layout; the layer itself."""
@@ -172,35 +174,39 @@ class CodebookLinear(torch.nn.Module):  # type: ignore[misc]
 
     def _apply(self, function: Callable[[Any], Any], recurse: bool = True) -> Self:
         """What `.to`, `.cuda`, `.half` and `to_empty` come to: dtypes stay."""
-        self.restore()
-        with torch.inference_mode(False):
-            moved = {name: _moved(function, tensor) for name, tensor in zip(self._names, self.tensors())}
-        before = self._parameters
-        self._parameters = {name: tensor for name, tensor in before.items() if name not in moved}
-        try:
-            super()._apply(function, recurse)
-            before = {**moved, **self._parameters}
-        finally:
-            self._parameters = before
+        with making:
+            self.restore()
+            with torch.inference_mode(False):
+                moved = {name: _moved(function, tensor) for name, tensor in zip(self._names, self.tensors())}
+            before = self._parameters
+            self._parameters = {name: tensor for name, tensor in before.items() if name not in moved}
+            try:
+                super()._apply(function, recurse)
+                before = {**moved, **self._parameters}
+            finally:
+                self._parameters = before
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, tensor in zip(self._names, self.tensors()):
-            destination[prefix + name] = content(destination[prefix + name] if tensor.numel() else tensor, name)
+        with making:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            for name, tensor in zip(self._names, self.tensors()):
+                destination[prefix + name] = content(destination[prefix + name] if tensor.numel() else tensor, name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        written = any(prefix + name in state_dict for name in self._names)
-        if written:
+        if not any(prefix + name in state_dict for name in self._names):
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
+            return
+        with making:
             self.restore()
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if written:
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
             for tensor in self.tensors():
                 forget(tensor)  # in inference mode nothing else tells that it was written to
 
     def __getstate__(self) -> dict[str, Any]:
-        self.restore()
-        return dict(vars(self))
+        with making:
+            self.restore()
+            return dict(vars(self))
 
 
 def _moved(function: Callable[[Any], Any], tensor: torch.Tensor) -> torch.nn.Parameter:

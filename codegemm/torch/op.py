@@ -91,11 +91,12 @@ def is_watched(x: Any) -> bool:
 
 
 def is_plain(x: Any, bias: Any, tensors: Sequence[Any] = ()) -> bool:
-    """Whether torch has nothing to do with a product but to make it: no graph, no transformation, no other dtype, and
-    nobody who traces or watches."""
+    """Whether torch has nothing to do with a product but to make it: no graph, no transformation, no other dtype or
+    sign, and nobody who traces or watches."""
     return (
         type(x) is torch.Tensor
         and not is_watched(x)
+        and not x.is_neg()
         and not (torch.is_grad_enabled() and torch._C._any_requires_grad(x, bias, *tensors))
         and not torch._C._is_torch_function_mode_enabled()
         and not torch._C._is_any_autocast_enabled()

@@ -93,7 +93,7 @@ def joined(texts: Sequence[str]) -> str:
 
 def tensor_of(array: Any) -> Any:
     """A tensor on the CPU with the numbers of a file's array; the same memory where that can be written to."""
-    return to_torch(array if array.flags.writeable else array.copy())
+    return to_torch(array)
 
 
 def weight_of(tensors: Sequence[Any], layout: Layout) -> Weight:

@@ -136,7 +136,9 @@ def weight_arrays(rows=32, columns=128):
         (lambda q, u, v: (q, u * np.float16(np.nan), v), r"SU: nan at \[0\], must be finite"),
         (lambda q, u, v: (q, u.astype(np.float64), v), "SU: dtype float64"),
         (lambda q, u, v: (q, u[None], v), "SU: shape"),
-        (lambda q, u, v: (q, u, v, 0.0), "resid_scale=0.0: must be a positive number"),
+        (lambda q, u, v: (q, u, v, 0.0), r"resid_scale=0.0: must be a number from 2\*\*-64 to 2\*\*64"),
+        (lambda q, u, v: (q, u, v, 1e-40), "resid_scale=1e-40: must be a number"),
+        (lambda q, u, v: (q, u, v, "3"), "resid_scale='3': must be a number"),
         (lambda q, u, v: (q, np.ones(64 * 11, np.float16), v), "length 704: must be a power of two times"),
     ],
 )

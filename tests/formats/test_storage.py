@@ -231,6 +231,8 @@ def test_permissions_and_links_stay(saved, make_weight):
     ("tensors", "metadata", "kind", "message"),
     [
         ({}, {"note": 3}, ValueError, "metadata 'note': 3, must be text"),
+        ({}, {"note": "a\udcff"}, ValueError, r"metadata 'note': '\\udcff', must be text that UTF-8 holds"),
+        ({}, {"note": "x" * 100_000_000}, ValueError, r"names and metadata of 100,000,\d+ bytes, a file holds up to"),
         ({}, {"a": "x"}, ValueError, "metadata 'a': a weight has that name"),
         ({"__metadata__": np.ones(3)}, {}, ValueError, "name '__metadata__': can't be that of a tensor"),
         ({"\ud800": np.ones(3)}, {}, ValueError, "can't be that of a tensor"),
@@ -243,6 +245,22 @@ def test_what_a_file_cannot_hold_is_said_before_it_is_written(tensors, metadata,
     with pytest.raises(kind, match=message):
         storage.save_all(saved, {"a": make_weight(16, 64, "m1v4")}, tensors, metadata)
     assert saved.read_bytes() == before
+
+
+def test_a_pipe_or_a_device_is_never_replaced(saved, tmp_path, make_weight):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(CheckpointError, match="pipe: is no regular file"):
+            make_weight(16, 64, "m1v4").save(path)
+        with pytest.raises(CheckpointError, match="is no regular file"):
+            files.check_writable(path)
+    assert pipe.is_fifo()
+    with pytest.raises(TypeError, match="weight 'a': int, must be a quantised weight"):
+        storage.save_all(saved, {"a": 5})
+    with pytest.raises(CheckpointError, match="aaa"):
+        codegemm.load("a" * 300)
 
 
 def test_other_byte_orders_and_foreign_codes(tmp_path, make_weight):

@@ -77,6 +77,16 @@ def test_every_kernel_has_the_gradients_of_a_dense_layer(config, dtype):
                 assert torch.linalg.norm(gradient.double() - exact) <= limit * torch.linalg.norm(exact), (name, n)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_gradients_of_no_rows(config):
+    weight = weight_of(config)
+    for shape in ((0, 128), (3, 0, 128)):
+        x, bias = leaf(*shape), leaf(64)
+        of_x, of_bias = torch.autograd.grad(codegemm.linear(x, weight, bias).sum(), (x, bias))
+        assert of_x.shape == shape
+        assert not of_bias.any()
+
+
 def test_gradients_of_what_is_asked_for():
     weight = weight_of("m1v4g16")
     x, bias = torch.randn(3, 128), leaf(64)

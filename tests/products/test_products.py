@@ -52,6 +52,15 @@ def test_any_leading_shape_dtype_and_stride(leading, dtype, data):
     assert close(bound(x), truth, dtype)
 
 
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 3, 64)])
+def test_in_place(shape, make_weight, rng):
+    weight, x = make_weight(64, 64, "m1v4g16"), rng.standard_normal(shape).astype(np.float32)
+    expected, before = x @ weight.T, x
+    x @= weight.T
+    assert x is before
+    assert np.array_equal(x, expected)
+
+
 @given(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 5), st.booleans())
 def test_weight_on_the_left(leading, columns, vector):
     rng = np.random.default_rng(0)
@@ -167,6 +176,7 @@ def test_halves_are_rounded_to_nearest_even(dtype, rng):
         (lambda x: multiply(x, kernel="quip"), KernelError, "it multiplies E8PWeights"),
         (lambda x: multiply(x, kernel="aqlm"), KernelError, "g=16: AQLM has one scale a row"),
         (lambda x: np.matmul(x, WEIGHT.T, dtype=np.float64), TypeError, r"takes out= only, got \['dtype'\]"),
+        (lambda x: np.matmul(x, WEIGHT.T, axes=[(0, 1)] * 3), TypeError, r"takes out= only, got \['axes'\]"),
         (lambda x: np.add(x, WEIGHT.T), TypeError, "add"),
         (lambda x: np.asarray(WEIGHT), TypeError, r"call dequantize\(\)"),
         (lambda x: np.asarray(WEIGHT.T), TypeError, r"TransposedWeight.*call dequantize\(\)"),

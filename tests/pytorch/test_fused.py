@@ -369,6 +369,37 @@ def test_under_autocast(traced, make_attention, products):
         assert attention.k_proj(x).dtype == torch.float32
 
 
+@pytest.mark.parametrize("biases", BIASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_biases_of_any_dtype_under_autocast(dtype, biases, make_attention):
+    attention, weight = make_attention(biases=biases)
+    x = torch.randn(3, COLUMNS)
+    for gradient in (False, True):
+        with torch.autocast("cpu", dtype):
+            y = attention(x.requires_grad_(gradient))
+        assert same([part.detach() for part in y], truth(attention, weight, x.to(dtype)))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_first_product_within_a_transformation(loaded, make_attention):
+    """Whoever traces or transforms sees the operation alone."""
+    attention, weight = make_attention()
+    if loaded:
+        attention.load_state_dict(copy.deepcopy(attention.state_dict()))
+    x = torch.randn(2, COLUMNS)
+    y, tangents = torch.func.jvp(attention, (x,), (x,))
+    assert same(y, truth(attention, weight, x))
+    for part, tangent, layer in zip(y, tangents, quantised(attention).values()):
+        assert close(tangent + (0 if layer.bias is None else layer.bias), part)
+    assert same(attention(x), truth(attention, weight, x))
+
+
+def test_on_the_meta_device(make_attention):
+    attention, _ = make_attention()
+    y = attention.to("meta")(torch.randn(2, COLUMNS, device="meta"))
+    assert [part.shape for part in y] == [(2, 13), (2, 13), (2, 14)]
+
+
 def test_a_state_without_the_weights(make_attention):
     attention, weight = make_attention(biases="all")
     x = torch.randn(3, COLUMNS)

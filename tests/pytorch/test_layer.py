@@ -3,6 +3,9 @@
 import copy
 import io
 import pickle
+import sys
+import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -643,3 +646,35 @@ def test_first_product_within_a_transformation(make_weight):
         for _ in range(2):
             check(transform(layer), x.double() @ dense_of(weight).T)
             check_layer(layer, weight)
+
+
+def test_loaded_while_others_call(make_weight):
+    """What they are given meanwhile may be of both weights; afterwards it is of the new one, which the layer holds."""
+    weights = [make_weight(320, 960, "m1v4g32") for _ in range(2)]
+    states = [{name: tensor.clone() for name, tensor in layer_of(each).state_dict().items()} for each in weights]
+    layer, x, over = layer_of(weights[0]), torch.randn(2, 960), threading.Event()
+    bias = layer.bias.detach().double()
+
+    def call():
+        while not over.is_set():
+            with torch.no_grad():
+                layer(x)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    try:
+        for number in range(30):
+            states[number % 2]["bias"] = bias.float()
+            layer.load_state_dict(states[number % 2])
+            time.sleep(3e-3)
+            with torch.no_grad():
+                check(layer(x), x.double() @ dense_of(weights[number % 2]).T + bias)
+            assert layer.to_weight() == weights[number % 2]
+    finally:
+        over.set()
+        for caller in callers:
+            caller.join()
+        sys.setswitchinterval(before)

@@ -1,6 +1,7 @@
 """Weights quantised for their inputs, and rotated: what they gain, and inputs of unusual kinds."""
 
 import itertools
+import warnings
 from unittest.mock import Mock
 
 import numpy as np
@@ -271,11 +272,40 @@ def test_calibrations_that_do_not_fit(arguments, error, message, matrix):
         (np.diag([1, np.nan]), "H: nan at"),
         (np.diag([1.0, -1]), "H: -1 on its diagonal"),
         (np.array([[1.0, 1], [0, 1]]), "H: must be symmetric"),
+        (np.array([[1.0, 2], [2, 1]]), r"H: 2 at \[0, 1\], must be at most 1 beside its diagonal"),
+        (np.eye(3) * 1j, "H: complex128, must be real numbers"),
     ],
 )
 def test_matrices_that_are_no_gram_matrix(H, message):
     with pytest.raises(ValueError, match=message):
         codegemm.Calibration.of(H, 1)
+
+
+def test_what_is_no_gram_matrix_though_no_two_columns_tell(matrix):
+    H = np.full((matrix.shape[1],) * 2, -0.9) + 1.9 * np.eye(matrix.shape[1])
+    with pytest.raises(ValueError, match="calibration: its H has negative eigenvalues"):
+        codegemm.quantize(matrix, "m1v4b4", calibration=codegemm.Calibration.of(H, 5))
+
+
+@pytest.mark.parametrize("rows", [-1, 2.5, "4"])
+def test_no_number_of_rows(rows):
+    with pytest.raises(ValueError, match=f"rows={rows!r}"):
+        codegemm.Calibration.of(np.eye(3), rows)
+
+
+def test_names_that_no_file_holds(tmp_path):
+    with pytest.raises(ValueError, match="can't be that of a calibration"):
+        calibration.save(tmp_path / "c", {"a\udcff": codegemm.Calibration.of(np.eye(3), 1)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_matrix_that_must_not_be_written_to(rng):
+    pytest.importorskip("torch")
+    matrix, seen = rng.standard_normal((3, 8)), codegemm.Calibration.of(np.eye(8), 8)
+    matrix.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codegemm.quantize(matrix, "m1v1b6g4", calibration=seen, backend="torch")
 
 
 @pytest.mark.parametrize("in_features", [0, -1, 2.5, "4"])

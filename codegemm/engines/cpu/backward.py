@@ -27,9 +27,9 @@ def multiply(weight: Weight, g: npt.NDArray) -> npt.NDArray:
 def _around_core(weight: TransformedWeight, g: npt.NDArray) -> npt.NDArray:
     """g times a core's terms, added up, and times the offsets of groups."""
     spec, n = weight.spec, len(g)
-    total = multiply(weight.core, g).reshape(n, spec.terms, -1).sum(1)
+    total = multiply(weight.core, g).reshape(n, spec.terms, spec.in_features).sum(1)
     if spec.offsets:
-        total.reshape(n, spec.groups, -1)[...] += (g @ weight.addends(g.dtype))[..., None]
+        total.reshape(n, spec.groups, spec.in_features // spec.groups)[...] += (g @ weight.addends(g.dtype))[..., None]
     return total
 
 

@@ -137,6 +137,8 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     cuts = []
     for warps, rows, per_split, chunk, received, cluster in dict.fromkeys(found):
         before = max(tables + chunk * each, warps * STAGE_BYTES)
+        if before + received > gpu.shared_per_block:
+            continue
         cuts.append(
             Cut(batch, passes, shared, warps, blocks, per_split, chunk, slices(spec, rows), before, before + received,
                 cluster)

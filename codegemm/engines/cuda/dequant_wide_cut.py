@@ -136,6 +136,8 @@ def candidates(spec: CodebookSpec, n: int, gpu: Gpu) -> list[Cut]:
     for count, warps, rows, per_split, chunk, received, cluster in dict.fromkeys(found):
         x = chunk * each * (2 if chunk < per_split else 1)
         before = max(_fixed_bytes(spec, warps, count) + x, warps * _STAGE_BYTES)
+        if before + received > gpu.shared_per_block:
+            continue
         cuts.append(
             Cut(batch, count, warps, blocks, per_split, chunk, slices(spec, rows), before, before + received, cluster)
         )
