@@ -50,6 +50,8 @@ class Destination:
             write_file(self.model.files[0], self.path)
             return
         new, old = work / "new", work / "old"
+        if work.is_dir() and (others := {each.name for each in work.iterdir()} - {new.name, old.name}):
+            raise CheckpointError(f"{work}: holds {min(others)}, which would be lost: move it elsewhere")
         try:
             if old.exists() and not self.path.exists():  # a process was killed in the middle of `_exchange`
                 os.rename(old, self.path)
@@ -127,12 +129,17 @@ def _others(model: Model, folder: Path, target: Path) -> tuple[tuple[str, ...], 
         if (
             str(name) in own
             or any(part.startswith(".") for part in name.parts)
-            or path.resolve().is_relative_to(target)
+            or Path(os.path.realpath(path)).is_relative_to(target)
         ):
             continue
-        if path.is_file() and not name.name.lower().endswith(_WEIGHTS):
+        if os.path.isdir(path):
+            if not os.access(path, os.R_OK | os.X_OK):
+                raise CheckpointError(f"{path}: can't be read, and would be left out")
+        elif os.path.isfile(path) and not name.name.lower().endswith(_WEIGHTS):
+            if not os.access(path, os.R_OK):
+                raise CheckpointError(f"{path}: can't be read, and would be left out")
             copies.append(str(name))
-        elif path.is_file() or path.is_symlink():
+        elif os.path.isfile(path) or path.is_symlink():
             left_out.append(str(name))
     return tuple(copies), tuple(left_out)
 

@@ -101,11 +101,16 @@ class File:
         self.path = Path(path)
         if os.path.isdir(self.path):
             raise CheckpointError(f"{self.path}: is a folder, must be a safetensors file")
+        _check_kind(self.path)
         try:
+            with self.path.open("rb"):  # whose errors tell what is not there from what may not be read
+                pass
             with safe_open(self.path, "numpy") as checked:
                 self.metadata: dict[str, str] = checked.metadata() or {}
         except FileNotFoundError:
             raise CheckpointError(f"{self.path}: no such file") from None
+        except PermissionError as error:
+            raise CheckpointError(f"{self.path}: can't be read: {error.strerror}") from None
         except (SafetensorError, OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.path}: not a whole safetensors file ({error})") from None
         mapped = np.memmap(self.path, np.uint8, "r").view(np.ndarray)

@@ -108,10 +108,10 @@ def _sharded(path: Path, index: Path) -> Model:
     if not isinstance(placed, dict) or not isinstance(metadata, dict) or not placed:
         raise CheckpointError(f"{index}: not an index of shards: weight_map must name the shard of each tensor")
     for shard in placed.values():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or "\0" in shard or Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard.isprintable() or shard in ("", ".", "..") or "/" in shard:
             raise CheckpointError(f"{index}: shard {shard!r}: must be the name of a file in the index's folder")
     names = sorted(set(placed.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         raise CheckpointError(f"{index}: names {few(missing)}, which {'are' if missing[1:] else 'is'} not there")
     files = tuple(File(index.parent / name) for name in names)

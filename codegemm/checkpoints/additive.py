@@ -59,6 +59,9 @@ def from_codegemm(codes: Any, codebooks: Any, scales: Any, *, group_size: int | 
     words = as_array("codes", codes, ("int32", "uint32"), 3)
     codebooks = as_array("codebooks", codebooks, FLOATS, 3)
     scales = as_array("scales", scales, FLOATS, 2)
+    for name, array in (("codes", words), ("codebooks", codebooks), ("scales", scales)):
+        if not array.size:
+            raise CheckpointError(f"{name}: shape {array.shape}, must not be empty")
     if _code_bits(codebooks) != 8:
         raise CheckpointError(f"codebooks: shape {codebooks.shape}, must be [m, 256, v]")
     m, groups_of_four, rows = words.shape

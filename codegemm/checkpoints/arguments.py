@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,18 @@ def as_array(name: str, values: Any, dtypes: tuple[str, ...], axes: int) -> npt.
     if array.ndim != axes:
         raise CheckpointError(f"{name}: shape {array.shape}, must have {axes} axes")
     return array
+
+
+def number(name: str, value: Any) -> float:
+    """`value`, of any library, as a finite float; CheckpointError for what is none."""
+    array = devices.to_host(value, name) if hasattr(value, "dtype") else value
+    try:
+        found = float(array)
+    except (TypeError, ValueError, OverflowError):
+        found = float("nan")
+    if not isfinite(found) or isinstance(value, str):
+        raise CheckpointError(f"{name}={value!r}: must be a finite number")
+    return found
 
 
 def as_codes(codes: npt.NDArray, b: int) -> npt.NDArray:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
 from codegemm.checkpoints.groups import find_groups
-from codegemm.checkpoints.uniform import check_bits, of_groups
+from codegemm.checkpoints.uniform import checked_bits, of_groups
 from codegemm.errors import CheckpointError
 from codegemm.formats.bits import unpack
 from codegemm.formats.codebook import CodebookWeight
@@ -65,7 +65,7 @@ def from_gptq(
     g_idx says. Then the weight has its columns sorted by group, and an `order` by which products take x. All groups
     must be of one size, but for a shorter last one. Raises CheckpointError.
     """
-    check_bits(bits)
+    bits = checked_bits(bits)
     if version not in _VERSIONS:
         raise CheckpointError(f"version={version!r}: must be one of {', '.join(map(str, _VERSIONS))}")
     if writer not in _WRITERS:

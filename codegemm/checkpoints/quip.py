@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.checkpoints.arguments import as_array, refusing, single, vector
+from codegemm.checkpoints.arguments import as_array, number, refusing, single, vector
 from codegemm.errors import CheckpointError
 from codegemm.formats.codebook import check_finite
 from codegemm.formats.e8p import E8PWeight
@@ -41,16 +41,14 @@ def from_quip(
 
     What is folded must be a normal float32, or zero. Raises CheckpointError.
     """
-    if codebook not in CODEBOOKS:
+    if not isinstance(codebook, str) or codebook not in CODEBOOKS:
         raise CheckpointError(f"codebook {codebook!r}: must be one of {', '.join(CODEBOOKS)}")
     qidxs = as_array("qidxs", qidxs, ("int64",), 2)
     su, sv = vector("SU", SU), vector("SV", SV)
     wanted = CODEBOOKS[codebook] * len(su) // 64
     if qidxs.shape != (len(sv), wanted):
         raise CheckpointError(f"qidxs: shape {qidxs.shape}, must be ({len(sv)}, {wanted}) for {codebook}")
-    if not np.isfinite(wscale):
-        raise CheckpointError(f"wscale={wscale}: must be finite")
-    factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * float(wscale)
+    factors = _of_parts(fuse_scales, fuse_sizes, len(sv)) * number("wscale", wscale)
     if (factors != 1).any():
         sv = single("SV", sv * factors)
     if scale_wh is not None:
@@ -61,7 +59,7 @@ def from_quip(
         if not divisor.all():
             raise CheckpointError(f"scale_wh: is 0 at {int(np.argmin(divisor != 0))}, must not be")
         su = single("SU", su / divisor)
-    if resid_scale is not None and resid_scale <= 0:
+    if resid_scale is not None and (resid_scale := number("resid_scale", resid_scale)) <= 0:
         resid_scale = None
     return E8PWeight(qidxs, su, sv, resid_scale)
 

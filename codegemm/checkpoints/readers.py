@@ -54,7 +54,7 @@ def aqlm_config(said: Mapping[str, Any], where: Path | str) -> tuple[CodebookCon
     except ValueError as error:
         told = ", ".join(f"{field} is {key}" for field, key in keys.items())
         raise CheckpointError(f"{where}: quantization_config: {error} ({told})") from None
-    dense = said.get("linear_weights_not_to_quantize") or []
+    dense = [] if (listed := said.get("linear_weights_not_to_quantize")) is None else listed
     if not isinstance(dense, list) or not all(isinstance(name, str) for name in dense):
         raise CheckpointError(f"{where}: linear_weights_not_to_quantize {dense!r}, must be a list of names")
     return config, tuple(name.removesuffix(".weight") for name in dense)
@@ -64,6 +64,12 @@ def read_aqlm(said: Mapping[str, Any], model: Model) -> Checkpoint:
     """AQLM's. said: the quantization_config; CheckpointError for what it or the tensors can't be."""
     config, dense = aqlm_config(said, model.paths[0].parent / CONFIG)
     names = sorted({name.rpartition(".")[0] for name in model.tensors if name.endswith((".codes", ".codebooks"))})
+    for entry in dense:
+        if quantised := [name for name in names if f".{entry}." in f".{name}."]:
+            raise CheckpointError(
+                f"{model.paths[0].parent / CONFIG}: linear_weights_not_to_quantize names {entry!r}, and the files hold "
+                f"{quantised[0]}.codes"
+            )
     return Checkpoint({name: _aqlm_layer(name, config, model) for name in names}, dense)
 
 

@@ -5,12 +5,13 @@ A code is several integers of a row side by side, and the centroids are the grid
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from codegemm.checkpoints.arguments import FLOATS, as_array, refusing
+from codegemm.checkpoints.arguments import FLOATS, as_array, number, refusing
 from codegemm.checkpoints.groups import Groups, find_groups
 from codegemm.checkpoints.halves import Numbers, halved, scales_of, vectors_of
 from codegemm.errors import CheckpointError
@@ -39,7 +40,7 @@ def from_uniform(
     short; then scales and offsets are stored for groups of gcd(g, K), each as often as it takes, and `bits_per_weight`
     counts them all: for K=960 and g=128 those of 64. Raises CheckpointError.
     """
-    check_bits(bits)
+    bits = checked_bits(bits)
     integers = as_array("integers", integers, _INTEGERS, 2)
     scales = as_array("scales", scales, (*FLOATS, "float64"), 2)
     rows, columns = integers.shape
@@ -75,10 +76,12 @@ def of_groups(
     return TransformedWeight(core, offsets=groups.spread(half_offsets[0]) if half_offsets else None, order=groups.order)
 
 
-def check_bits(bits: int) -> None:
-    """CheckpointError unless integers of so many bits can be converted."""
-    if bits not in BITS:
+def checked_bits(bits: Any) -> int:
+    """A plain int, whatever NumPy would make of its type; CheckpointError unless integers of so many bits can be
+    converted."""
+    if not isinstance(bits, Integral) or bits not in BITS:
         raise CheckpointError(f"bits={bits!r}: must be one of {', '.join(map(str, BITS))}")
+    return int(bits)
 
 
 def integers_per_code(bits: int, group: int) -> int:
@@ -106,8 +109,8 @@ def split_zeros(points: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.
 
 
 def _zero_points(zeros: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    if np.ndim(zeros) == 0:
-        points = np.full(shape, float(zeros))
+    if zeros is None or np.ndim(zeros) == 0:
+        points = np.full(shape, number("zeros", zeros))
     else:
         points = as_array("zeros", zeros, (*_INTEGERS, *FLOATS, "float64"), 2).astype(np.float64)
     if points.shape != shape:

@@ -72,6 +72,7 @@ def bench_model(
         raise click.UsageError("--llama and --random go together: there are no other weights of it here")
     if configs and model is not None:
         raise click.UsageError(f"--config {','.join(configs)}: {model} is measured as it is; --config is for --random")
+    options.check_outputs([json_path], None, model)
     from codegemm.hf import generation
     from codegemm.hf.bench import candidates, report, runner
     from codegemm.hf.sizes import cache_bytes

@@ -58,7 +58,7 @@ def evaluate(
     missing = options.missing_transformers()
     if missing:
         raise click.UsageError(missing)
-    options.check_outputs([json_path], None, *texts)
+    options.check_outputs([json_path], None, model, base, *texts)
     from codegemm.hf.evaluation import report, runner
     from codegemm.measuring import conditions
     from codegemm.reporting import write_json

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token always."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of what --temperature draws.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 63) - 1),
+    default=0,
+    show_default=True,
+    help="Seed of what --temperature draws.",
+)
 @options.QUANTISE
 @options.DTYPE
 @options.DEVICE
@@ -50,6 +56,7 @@ def generate(
     missing = options.missing_transformers()
     if missing:
         raise click.UsageError(missing)
+    options.check_outputs([json_path], None, model)
     from transformers import TextStreamer
 
     from codegemm.formats.format import parse

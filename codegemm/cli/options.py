@@ -86,7 +86,8 @@ class NewFile(click.Path):
 
 
 def check_outputs(outputs: Sequence[Path | None], model: Path | None, *others: Path | None) -> None:
-    """UsageError for an output that is another one, or one of the command's inputs: a model's files, and others."""
+    """UsageError for an output that is another one, or one of the command's inputs: a model's files, and others; of a
+    folder among these all that it holds."""
     from codegemm.shards import open_model
 
     inputs = [] if model is None else open_model(model).paths
@@ -95,8 +96,9 @@ def check_outputs(outputs: Sequence[Path | None], model: Path | None, *others: P
         raise click.UsageError(f"{written[0]}: is named for two outputs")
     for output in written:
         for each in filter(None, (*inputs, *others)):
-            if files.same(output, each):
-                raise click.UsageError(f"{output}: would replace {each}, which is read")
+            held = output.exists() and each.is_dir() and each.resolve() in output.resolve().parents
+            if held or files.same(output, each):
+                raise click.UsageError(f"{output}: would replace {output if held else each}, which is read")
 
 
 class Picture(NewFile):
@@ -209,6 +211,16 @@ THREADS = click.option(
 )
 
 
+class Seconds(click.FloatRange):
+    """A number, which `nan` is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value} is not a number of at least 0.", param, ctx)
+        return number
+
+
 def batches(default: str) -> Callable[[Any], Any]:
     """Rows of x."""
     kind = ListOf(click.IntRange(1))
@@ -217,5 +229,5 @@ def batches(default: str) -> Callable[[Any], Any]:
 
 def seconds(default: float) -> Callable[[Any], Any]:
     """For one measurement."""
-    kind = click.FloatRange(0)
+    kind = Seconds(0)
     return click.option("--seconds", type=kind, default=default, show_default=True, help="Seconds for one measurement.")

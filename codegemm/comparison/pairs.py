@@ -48,9 +48,8 @@ def read(path: str | Path, kind: str = "rows") -> Data:
 
     kind: `rows`, or `cuts` for those of `make gpu PART=cuts`, too.
     """
-    text = Path(path).read_text()
     try:
-        data = json.loads(text)
+        data = json.loads(Path(path).read_bytes())
         usable = all(map(_is_product, data.get("rows") or data[kind]))
     except (ValueError, AttributeError, TypeError, LookupError):
         usable = False

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from codegemm.errors import CheckpointError
+from codegemm.files import File
 from codegemm.formats.native import ENTRY
 from codegemm.hf import experts
 from codegemm.shards import few
@@ -34,8 +35,7 @@ def names(files: Sequence[str]) -> set[str]:
 
 
 def _keys(path: str) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
+    return list(File(path).tensors)
 
 
 def check(model: Any, files: Sequence[str], conversions: Sequence[Any], layers: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from codegemm import model_config
+from codegemm.errors import CheckpointError
 from codegemm.formats.format import parse
 from codegemm.formats.native import FORMAT
 from codegemm.model_config import VERSION
@@ -69,7 +70,10 @@ class CodegemmConfig(QuantizationConfigMixin):  # type: ignore[misc]
         for key in ("config", "version"):
             if key not in config_dict:
                 raise ValueError(f"quantization_config: has no {key!r}: {dict(config_dict)}")
-        made = cls(**{key: config_dict[key] for key in known if key in config_dict})
+        try:
+            made = cls(**{key: config_dict[key] for key in known if key in config_dict})
+        except TypeError as error:
+            raise CheckpointError(f"quantization_config: {error}") from None
         return (made, kwargs) if return_unused_kwargs else made
 
     def to_dict(self) -> dict[str, Any]:

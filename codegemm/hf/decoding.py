@@ -31,7 +31,7 @@ class Decoder:
         _check(length, batch, temperature)
         self.length, self.batch = length, batch
         self._model, self._device = model.eval(), model.device
-        self._temperature = temperature
+        self._temperature = temperature and max(temperature, torch.finfo(torch.float32).tiny)
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._cache = static_cache(model.config, length)
         self._arguments = _arguments(model, self._cache)
@@ -116,7 +116,7 @@ class Decoder:
         logits = self._model(input_ids=tokens, **self._arguments).logits[:, -1].float()
         if self._temperature:
             # The largest of these is a draw from the softmax (Gumbel), without the host's seeing it.
-            logits = logits / self._temperature - self._noise.log()
+            logits = (logits - logits.amax(-1, keepdim=True)) / self._temperature - self._noise.log()
         self._tokens.copy_(logits.argmax(-1, keepdim=True))
 
     def _draw(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from codegemm import devices
 from codegemm.devices import Device
 from codegemm.errors import CheckpointError
+from codegemm.files import File
 from codegemm.hf.auto import AutoModelForCausalLM
 from codegemm.hf.config import CodegemmConfig
 from codegemm.hf.decoding import Decoder
@@ -22,6 +24,8 @@ from codegemm.shards import few
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _NAMED = 3
+# What is one line as it is; where a file is not as usual, transformers raises anything.
+_TOLD = (ValueError, OSError, ImportError, MemoryError, torch.OutOfMemoryError)
 
 
 @dataclass
@@ -61,7 +65,8 @@ def open_config(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: no such folder")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: has no config.json: must be a model's folder, as save_pretrained writes it")
-    return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    with _read_by_transformers(folder):
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -72,7 +77,7 @@ def open_tokenizer(folder: Path) -> Any:
     if any((folder / name).is_file() for name in _VOCABULARIES):
         try:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:
             reason = f"its tokenizer can't be read: {[*str(error).splitlines(), ''][0]}"
     raise CheckpointError(f"{folder}: {reason}: copy tokenizer.json and tokenizer_config.json of the original there")
 
@@ -89,17 +94,31 @@ def open_model(
     dtype: of `DTYPES`, or `auto`: the folder's own on a GPU, float32 on a processor. MemoryError, before anything is
     read, where not even the files have room; CheckpointError where they lack some of the model.
     """
-    taken = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = [File(path) for path in sorted(folder.glob("*.safetensors"))]  # which says what is wrong with one
+    taken = sum(file.path.stat().st_size for file in files)
     if config is None:
         memory.ensure(str(folder), taken, Device.parse(device.type))
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "auto"
     asked = {} if config is None else {"quantization_config": CodegemmConfig(config)}
-    model, told = kind.from_pretrained(  # type: ignore[attr-defined]
-        str(folder), dtype=DTYPES.get(dtype, "auto"), local_files_only=True, output_loading_info=True, **asked
-    )
+    with _read_by_transformers(folder):
+        model, told = kind.from_pretrained(  # type: ignore[attr-defined]
+            str(folder), dtype=DTYPES.get(dtype, "auto"), local_files_only=True, output_loading_info=True, **asked
+        )
     _check_complete(folder, told["missing_keys"])
     return model.eval().to(device)
+
+
+@contextmanager
+def _read_by_transformers(folder: Path) -> Iterator[None]:
+    """CheckpointError where a folder's files make transformers fail in ways of its own."""
+    try:
+        yield
+    except _TOLD:
+        raise
+    except Exception as error:
+        said = [*str(error).splitlines(), ""][0]
+        raise CheckpointError(f"{folder}: transformers can't read it: {type(error).__name__}: {said}") from error
 
 
 def _check_complete(folder: Path, missing: Iterable[str]) -> None:

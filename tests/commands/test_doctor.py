@@ -14,6 +14,7 @@ from support.processes import codegemm
 from codegemm import cache
 from codegemm.cli import cli
 from codegemm.engines.cpu import library
+from codegemm.engines.cuda import compiler
 
 # The command of that name hides the module behind it.
 doctor = importlib.import_module("codegemm.cli.doctor")
@@ -37,6 +38,7 @@ def no_cupy(monkeypatch):
 @pytest.fixture
 def cupy(monkeypatch):
     """A made-up one: of a driver for CUDA 12.8 and no GPU."""
+    compiler.version()  # by the real one, which NVRTC comes with
     error = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
     error.status = 100
     cupy = types.ModuleType("cupy")
@@ -219,7 +221,7 @@ def test_settings_that_are_none(variable, value, what, monkeypatch, fresh_engine
 def test_packages_that_are_missing_name_the_command(monkeypatch):
     missing = importlib.metadata.PackageNotFoundError("it")
     monkeypatch.setattr(doctor.importlib.metadata, "version", Mock(side_effect=missing))
-    assert found()["torch"] == ("missing", "for the baseline dense_bf16: pip install 'codegemm[torch]'")
+    assert found()["torch"] == ("missing", "for models of PyTorch and two baselines: pip install 'codegemm[torch]'")
 
 
 def test_whatever_else_is_wrong_is_no_traceback(monkeypatch):

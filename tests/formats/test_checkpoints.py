@@ -182,6 +182,21 @@ def test_quip_residual_scale(golden):
             "scale_wh: is 0 at 0",
         ),
         (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), wscale=np.inf), "wscale=inf"),
+        (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), wscale=None), "wscale=None"),
+        (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), wscale="1.5"), "wscale='1.5'"),
+        (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), ["E8P12"]), "codebook .*E8P12"),
+        (
+            lambda a: from_codegemm(
+                np.zeros((2, 4, 8), np.int32), np.ones((2, 256, 0), np.float16), np.ones((1, 8), "f2")
+            ),
+            r"codebooks: shape \(2, 256, 0\), must not be empty",
+        ),
+        (
+            lambda a: from_codegemm(
+                np.zeros((2, 0, 8), np.int32), np.ones((2, 256, 8), np.float16), np.ones((1, 8), "f2")
+            ),
+            r"codes: shape \(2, 0, 8\), must not be empty",
+        ),
         (
             lambda a: from_quip(
                 np.zeros((16, 4), np.int64), np.ones(64), np.ones(16), "E8P12RVQ4B", resid_scale=np.nan

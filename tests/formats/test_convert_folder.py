@@ -231,6 +231,10 @@ def tensor(end, change):
         (said(nbits_per_codebook=17), "b=17: must be an integer from 1 to 16"),
         (said(linear_weights_not_to_quantize="lm_head"), "linear_weights_not_to_quantize 'lm_head', must be a list"),
         (said(linear_weights_not_to_quantize=[3]), r"linear_weights_not_to_quantize \[3\], must be a list"),
+        (said(linear_weights_not_to_quantize=False), "linear_weights_not_to_quantize False, must be a list"),
+        (said(linear_weights_not_to_quantize=[f"{QUANT}.weight"]),
+         rf"config\.json: linear_weights_not_to_quantize names '{QUANT}', and the files hold {QUANT}\.codes"),
+        (said(linear_weights_not_to_quantize=["layers.0"]), r"names 'layers\.0', and the files hold model\.layers\.0"),
         (drop(f"{QUANT}.scales"), rf"aqlm: {QUANT}: {QUANT}\.scales is missing"),
         (drop(f"{QUANT}.codes"), rf"{QUANT}: {QUANT}\.codes is missing"),
         (drop(f"{QUANT}.codebooks", f"{QUANT}.scales"), rf"{QUANT}\.codebooks and {QUANT}\.scales are missing"),
@@ -254,6 +258,36 @@ def test_what_is_refused_before_anything_is_read(change, message, model, target,
         convert_folder(model.path, target)
     assert "\n" not in str(raised.value)
     assert os.listdir(target.parent) == ["aqlm"]
+
+
+def test_a_folder_of_somebody_elses_is_kept(model, target):
+    mine = target.with_name(f".{target.name}.converted") / "mine"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    with pytest.raises(CheckpointError, match="holds mine, which would be lost: move it elsewhere"):
+        convert_folder(model.path, target)
+    assert mine.read_text() == "kept"
+    assert not target.exists()
+
+
+def test_links_to_themselves(model, target):
+    (model.path / "me").symlink_to("me")
+    assert "me" in convert_folder(model.path, target).left_out
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
+def test_files_that_may_not_be_read(model, target):
+    for name in ("notes", "folder"):
+        path = model.path / name
+        path.mkdir() if name == "folder" else path.write_text("secret")
+        path.chmod(0)
+        with pytest.raises(CheckpointError, match=f"{name}: can't be read, and would be left out"):
+            convert_folder(model.path, target)
+        path.chmod(0o700)
+        assert not target.exists()
+    (model.path / "model.safetensors").chmod(0)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: can't be read: Permission denied"):
+        convert_folder(model.path, target)
 
 
 def test_folders_that_are_none(model, target):

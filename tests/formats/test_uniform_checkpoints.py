@@ -485,3 +485,23 @@ def test_other_bad_layers_are_refused():
     with pytest.raises(CheckpointError, match=r"offsets: shape \(3, 1\)"):
         from_binary(planes, np.ones((3, 2, 2), np.float16), np.ones((3, 1), np.float16))
     assert issubclass(CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint64])
+def test_bits_of_any_integer_type(kind, rng):
+    """NumPy computes with them in their own type, where they are not made plain."""
+    integers, scales, zeros = draw(rng, 4, 16, 64, 2)
+    assert from_uniform(integers, scales, zeros, bits=kind(4)) == from_uniform(integers, scales, zeros, bits=4)
+    words = words_of(integers.T.reshape(64, 16).T, 4).T.copy(), words_of(zeros.T % 16, 4), scales.T.copy()
+    layer = dict(zip(("qweight", "qzeros", "scales"), words))
+    assert from_gptq(**layer, bits=kind(4), version=2) == from_gptq(**layer, bits=4, version=2)
+    for wrong in (4.0, "4", None, True):
+        with pytest.raises(CheckpointError, match="bits="):
+            from_uniform(integers, scales, zeros, bits=wrong)
+
+
+@pytest.mark.parametrize("zeros", [None, "8", 10**400, np.nan])
+def test_a_zero_point_that_is_no_number(zeros, rng):
+    integers, scales, _ = draw(rng, 4, 16, 64, 2)
+    with pytest.raises(CheckpointError, match=r"zeros=.*: must be a finite number"):
+        from_uniform(integers, scales, zeros, bits=4)

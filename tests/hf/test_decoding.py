@@ -108,8 +108,9 @@ def test_drawn_tokens(llama):
     texts = [list(Decoder(llama, 20, 2, temperature=1.5, seed=seed).tokens(prompt, 15)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert list(recorded(Decoder(llama, 20, 2, temperature=1.5, seed=1)).tokens(prompt, 15)) == texts[0]
-    cold = list(Decoder(llama, 20, 2, temperature=1e-6).tokens(prompt, 15))
-    assert cold == generated(llama, prompt, 15)
+    for temperature in (1e-6, 1e-40, 1e-300):
+        cold = list(Decoder(llama, 20, 2, temperature=temperature).tokens(prompt, 15))
+        assert cold == generated(llama, prompt, 15)
     many = 4000
     decoder = Decoder(llama, 3, many, temperature=0.7, seed=3)
     counts = decoder.prefill(prompt[:1].expand(many, -1)).bincount(minlength=61)

@@ -166,6 +166,39 @@ def test_folders_that_hold_no_model(folder, invoke, tmp_path):
     refused(folder, "model: no tokenizer: copy tokenizer.json")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "--prompt", PROMPT, "--max-new-tokens", 1),
+        ("bench-model", "--tokens", 1, "--rounds", 1, "--prompt-length", 1, "--batch", 1),
+        ("eval", "--text", "TEXT"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_model_is_never_replaced(command, name, folder, invoke, tmp_path):
+    (tmp_path / "text.txt").write_text(f"{PROMPT} " * 9)
+    before = (folder / name).read_bytes()
+    options = [str(tmp_path / "text.txt") if each == "TEXT" else each for each in command[1:]]
+    with pytest.raises(click.UsageError, match=rf"{name}: would replace .*{name}, which is read"):
+        invoke(command[0], folder, "--json", folder / name, *options)
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"1234567890", r"model\.safetensors: not a whole safetensors file"),
+        ("tokenizer.json", b"{}", "model: its tokenizer can't be read"),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "32"}', "model: transformers can't read it: "),
+    ],
+)
+def test_damaged_folders(name, content, message, folder, invoke):
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        invoke("generate", folder, "--prompt", PROMPT, "--max-new-tokens", 2, "--device", "cpu")
+
+
 def test_models_that_have_no_room(folder, invoke, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match=r"model: needs at least 0\.0 GB"):
