@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator
 from ctypes import byref, c_int, c_void_p
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from codegemm.devices import Device
 from codegemm.engines import cut, declarations
-from codegemm.engines.cpu import compiler, integers, isa, kernel, library, psumbook_layout
+from codegemm.engines.cpu import bfloat16, compiler, integers, isa, kernel, library, psumbook_layout
 from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
@@ -33,6 +33,7 @@ _SLICE_BLOCKS = 8
 SLICE_ROWS = _SLICE_BLOCKS * MAX_BLOCK_ROWS
 DequantArgs = declarations.structure(SOURCE, "DequantArgs")
 BFLOAT16 = ("amx", "bf16")  # instruction sets with products of it
+Rounded = Literal["integers", "bfloat16", "two bfloat16"]
 
 
 @dataclass
@@ -40,25 +41,25 @@ class Prepared(kernel.Prepared[CodebookSpec]):
     """The weight's codes as it holds them and its own scales, centroids in float32 where they are few, row blocks."""
 
     weight: CodebookWeight
-    rounded: bool  # whether there are integers, too
+    rounded: Rounded | None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
         return prepare(copy.deepcopy(self.weight, memo), self.rounded)  # whose arrays the arguments point to again
 
 
-def prepare(weight: CodebookWeight, rounded: bool = False) -> Prepared:
+def prepare(weight: CodebookWeight, rounded: Rounded | None = None) -> Prepared:
     """The form that this kernel and `dequant_dense` read: codes as they are, or in the Psumbook kernel's order if the
-    weight has let go of them. rounded: with centroids as integers."""
+    weight has let go of them. rounded: what products of many rows of x round W and x to."""
     spec, config = weight.spec, weight.config
     books = weight.part_codebooks
     codes = _arranged(weight) or {
         "codes": weight.codes,
         "blocks": cut.row_slices(spec.part_rows, MAX_BLOCK_ROWS),
     }
-    whole, expected = integers.arrays(weight, _TILE_STEP) if rounded else ({}, {})
+    more, told = _told(weight, rounded)
     arguments = library.Arguments(
         DequantArgs,
-        codes | whole | {"codebooks": books.astype(np.float32) if config.b <= 8 else books, "scales": weight.scales},
+        codes | more | {"codebooks": books.astype(np.float32) if config.b <= 8 else books, "scales": weight.scales},
         spec,
         config,
         block_count=len(codes["blocks"]),
@@ -66,7 +67,7 @@ def prepare(weight: CodebookWeight, rounded: bool = False) -> Prepared:
         padded_rows=int(codes["places"][-1, 2]) if "places" in codes else 0,
         wide_codes=int(config.b > 8),
         tile_vectors=tile_vectors(config.v),
-        **expected,
+        **told,
     )
     # Without the weight itself, which keeps this: a cycle would outlive it until the garbage collector runs.
     return Prepared(spec, arguments, weight.twin(), rounded)
@@ -93,10 +94,23 @@ def _arranged(weight: CodebookWeight) -> dict[str, npt.NDArray] | None:
     }
 
 
-def _rounds(spec: CodebookSpec) -> bool:
-    """Whether many rows of x are multiplied as integers with the chosen instructions."""
-    needs = isa.chosen().needs
-    return "avx512_vnni" in needs and "amx_bf16" not in needs and integers.fits(spec, _TILE_STEP)
+def _rounded(spec: CodebookSpec, precision: str) -> Rounded | None:
+    """What the chosen instructions round many rows of x to."""
+    chosen = isa.chosen()
+    if chosen.name == "amx":
+        return "bfloat16" if precision == "fast" else "two bfloat16"
+    if chosen.name in BFLOAT16 and precision == "fast":
+        return "bfloat16"
+    return "integers" if "avx512_vnni" in chosen.needs and integers.fits(spec, _TILE_STEP) else None
+
+
+def _told(weight: CodebookWeight, rounded: Rounded | None) -> tuple[dict[str, npt.NDArray], dict[str, Any]]:
+    """Arrays and numbers of DequantArgs for that."""
+    if rounded is None:
+        return {}, {}
+    if rounded == "integers":
+        return integers.arrays(weight, _TILE_STEP)
+    return bfloat16.expected(weight, 1 if rounded == "bfloat16" else 2)
 
 
 def tile_vectors(v: int) -> int:
@@ -115,7 +129,7 @@ class Dequant(CpuKernel[CodebookSpec, CodebookWeight]):
     source, entry, structure = SOURCE, "dequant", DequantArgs
 
     def prepare(self, weight: CodebookWeight, device: Device) -> Prepared:
-        return prepare(weight, self.precision != "fast" and _rounds(weight.spec))
+        return prepare(weight, _rounded(weight.spec, self.precision))
 
     def workspace(self, product: Product[CodebookSpec], device: Device) -> int:
         spec, n = product.spec, product.n

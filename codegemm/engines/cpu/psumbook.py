@@ -15,7 +15,7 @@ from codegemm.engines.cpu import psumbook_layout as layout
 from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.psumbook_layout import SOURCE, Prepared, cut_for
-from codegemm.engines.cpu.rounding import error_margin
+from codegemm.engines.cpu.rounding import error_margin, row_sizes
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
@@ -117,7 +117,7 @@ class Psumbook(CpuKernel[CodebookSpec, CodebookWeight]):
             slice_count=len(plan.slices),
             rows=spec.out_features,
             entries=padded.shape[-1],
-            margin=error_margin(len(codes), _shared(weight, codes)),
+            margin=error_margin(row_sizes(weight), _shared(weight, codes)),
         )
         return Prepared(spec, arguments)
 

@@ -65,6 +65,18 @@ def test_any_configuration_in_imitation(imitated, rng):
                 assert worst > 1e-4
 
 
+@pytest.mark.parametrize(("config", "columns"), [("m1v4g128", 1920), ("m2v5b4g75", 1800)])
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_few_rows_of_w(rows, config, columns, imitated, rng):
+    """y may be small beside what is added up, and rounding is not: these rows of x are multiplied again."""
+    kernel, _ = imitated
+    weight = random_weight((rows, columns), config, int(rng.integers(1 << 31)))
+    x = rng.standard_normal((300, columns)).astype(np.float32)
+    size = np.linalg.norm(x, axis=1) * np.linalg.norm(weight.dequantize(np.float64)) / np.sqrt(columns)
+    told = np.linalg.norm(x @ weight.dequantize(np.float64).T, axis=1) > 1e-2 * size  # others float32 can't tell
+    assert (relative_errors(weight, x, kernel)[told] <= (1e-2 if kernel == "dequant_fast" else 2e-4)).all()
+
+
 @pytest.mark.skipif(not cases.ALL, reason="takes minutes")
 def test_the_interface_is_kept_in_imitation(imitated, rng):
     name, _ = imitated

@@ -5,6 +5,9 @@
 // high by low and low by high, which is as exact as W and x to 16 bits are, or (`precision="fast"`) high by high alone.
 // By AVX512_BF16 three products take longer than float32 does.
 //
+// What is lost is known but for the codes that meet it. Where it is too much for y, since W has few rows or y is small
+// where x is large, a row of x is multiplied again (mend_rows).
+//
 // These instructions take denormal numbers as zeros: x comes under a power of two.
 #pragma once
 
@@ -30,13 +33,29 @@ struct Pairs {
     using Element = Pair;
     using Decode = codegemm::Decode;
     static constexpr int step = 2, planes = PLANES, elements = tile_step / step, pitch = strip_pitch(step);
-    static constexpr bool scaled = true, rounds = false;
+    static constexpr bool scaled = true, rounds = true;
 
     static void put_x(const PartOfRow& part, int count, size_t plane, Pair* to) {
+        const DequantArgs& a = *part.args;
         const float* row = part.x;
         for (int k = 0; k < count; k += 2, to += panel_rows) {
             to[0] = pair_of(row[k], row[k + 1]);
             if (planes == 2) to[plane] = pair_of(remainder_of(row[k]), remainder_of(row[k + 1]));
+        }
+        const int group = a.group_vectors * a.v, there = std::min(count, a.in_features - part.k);
+        for (int k = 0, end; k < there; k = end) {
+            const int at = (part.k + k) / group;
+            end = std::min(there, (at + 1) * group - part.k);
+            Taken taken;
+            int i = k;
+            for (; i + 16 <= end; i += 16) taken.add(load<16>(row + i));
+            if (i < end) {
+                float few[16] = {};
+                std::copy(row + i, row + end, few);
+                taken.add(load<16>(few));
+            }
+            part.lost->add(a, at, (part.k + k) % group == 0, 1, total(taken.left), total(taken.left_square),
+                           total(taken.kept), total(taken.kept_square));
         }
     }
     static Decode decode_for(const DequantArgs& a) { return codegemm::decode_for(a); }
@@ -62,6 +81,30 @@ struct Pairs {
  private:
     typedef uint16_t halves __attribute__((vector_size(32)));
     typedef uint32_t words __attribute__((vector_size(64)));
+    typedef double doubles __attribute__((vector_size(64)));
+
+    // Sums over x of what rounding takes and keeps, and of their squares, which may leave float32's range.
+    struct Taken {
+        doubles left{}, left_square{}, kept{}, kept_square{};
+
+        void add(vec<16> x) {
+            vec<16> rounded = widened(_mm512_cvtneps_pbh(__m512(x)));
+            if (planes == 2) rounded += widened(_mm512_cvtneps_pbh(__m512(x - rounded)));
+            for (int half = 0; half < 2; ++half) {
+                const doubles of_left = in_doubles(x - rounded, half), of_kept = in_doubles(rounded, half);
+                left += of_left, left_square += of_left * of_left;
+                kept += of_kept, kept_square += of_kept * of_kept;
+            }
+        }
+
+        static doubles in_doubles(vec<16> values, int half) {
+            vec<8> some;
+            std::memcpy(&some, reinterpret_cast<const float*>(&values) + 8 * half, sizeof some);
+            return __builtin_convertvector(some, doubles);
+        }
+    };
+
+    static double total(doubles values) { return _mm512_reduce_add_pd(__m512d(values)); }
 
     template <class Halves>
     static void store_halves(Pair* to, Halves values) {

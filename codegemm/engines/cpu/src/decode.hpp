@@ -25,14 +25,16 @@ struct DequantArgs {
     int32_t group_vectors;                // k-vectors that share a scale
     int32_t tile_vectors;                 // k-vectors of a tile; tile_vectors * v is a multiple of tile_step
     // Of integers.hpp.
-    const int16_t* integers;             // null, or the codebooks [parts][m][centroids][v] in units
-    const float* units;                  // [parts]
-    const float* squares;                // [groups] sums of the squares of W's scales
-    int32_t chunk;                       // components, of which `longest` is the length in integers, summed over m
-    float longest;                       // of all chunks of centroids
-    float w_square, w_mean;              // of a component before its scale: mean square, square of the mean
-    float rounded_square, rounded_mean;  // the same of what their rounding takes
-    float allowed;                       // to lose, by expectation: of the square of y
+    const int16_t* integers;  // null, or the codebooks [parts][m][centroids][v] in units
+    const float* units;       // [parts]
+    int32_t chunk;            // components, of which `longest` is the length in integers, summed over m
+    float longest;            // of all chunks of centroids
+    // Of rows that may be mended (panels.hpp).
+    const float* squares;            // [groups] sums of the squares of W's scales
+    float w_square, w_row, w_group;  // of a component before its scale: its square, and its product with that of
+                                     // another k-vector of the row, of the group, on average
+    float rounded_square, rounded_row, rounded_group;  // the same of what their rounding takes
+    float allowed;                                     // to lose, by expectation: of the square of y
 };
 
 constexpr int max_block_rows = group_rows, max_tile = 512, max_m = 8;

@@ -121,17 +121,10 @@ struct Integers {
             }
             for (int p = 0; p < block_pairs; ++p) to[p * panel_rows] = pairs[p];
             std::memcpy(to + block_pairs * panel_rows, &unit, sizeof unit);
-            const int group = a.group_vectors * a.v;
-            const bool begins = (part.k + k) % group == 0;
-            const double scales = a.squares[(part.k + k) / group], root = unit * std::sqrt(scales);
-            part.lost->square += root * root * (a.w_square * total(square_taken) + a.rounded_square * total(square));
-            part.lost->of_x.add(root * total(taken), begins);
-            part.lost->of_w.add(root * total(sum), begins);
+            const int group = a.group_vectors * a.v, at = (part.k + k) / group;
+            part.lost->add(a, at, (part.k + k) % group == 0, unit, total(taken), total(square_taken), total(sum),
+                           total(square));
         }
-    }
-    // Where numbers are alike their roundings are, and add up.
-    static double expected(const DequantArgs& a, const Lost& lost) {
-        return lost.square + a.w_mean * lost.of_x.square() + a.rounded_mean * lost.of_w.square();
     }
 
     static Decode decode_for(const DequantArgs& a) {

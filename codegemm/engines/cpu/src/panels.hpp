@@ -10,7 +10,7 @@
 //     elements                        of a tile_step, with what else is stored for it
 //     pitch                           elements from a row of a strip to the next
 //     scaled                          whether rows of x come under powers of two that bring their largest near 1
-//     rounds                          whether rows may have to be mended, by expected(args, lost)
+//     rounds                          whether rows may have to be mended, by what put_x says of them in part.lost
 //     overlaps                        whether a strip is decoded while the one before it is multiplied
 //     strip_rows(panels)              rows of a strip
 //     put_x(part, count, plane, to)   `count` k of one row of x into a panel, whose planes are `plane` elements apart
@@ -38,9 +38,8 @@ constexpr int strip_pitch(int step) {
     return (max_tile + lanes) / step;
 }
 
-// What roundings that are alike lose, by the sums of their parts alone. In a row of W those of a group of columns add
-// up as they are. Groups do so, too, where their scales are as those of other rows; else they may cancel in sum and not
-// in the rows.
+// Sums over a row of x, whose square is what is lost where all that they are multiplied by is alike: over all columns,
+// and over those of each group, for groups have scales of their own, by which they cancel in sum and not in the rows.
 struct Alike {
     double all = 0, group = 0, squares = 0;  // of the group at hand; of those before it, the squares
 
@@ -48,13 +47,29 @@ struct Alike {
         if (begins_group) squares += group * group, group = 0;
         group += part, all += part;
     }
-    double square() const { return std::max(all * all, squares + group * group); }
+    // by_row, by_group: the square of what is alike in a row and in a group.
+    double square(double by_row, double by_group) const {
+        return std::max(by_row * all * all, by_group * (squares + group * group));
+    }
 };
 
-// What a row of x is expected to lose where its products are rounded (integers.hpp).
+// What a row of x is expected to lose where its products are rounded: x, and W.
 struct Lost {
     double square = 0;
     Alike of_x, of_w;
+
+    // Columns that share a scale, the first of their group or not: what rounding took of x and what it left, in units,
+    // their sums and those of their squares.
+    void add(const DequantArgs& a, int group, bool begins_group, double unit, double taken, double square_taken,
+             double sum, double square_sum) {
+        const double root = unit * std::sqrt(double(a.squares[group]));
+        square += root * root * (a.w_square * square_taken + a.rounded_square * square_sum);
+        of_x.add(root * taken, begins_group);
+        of_w.add(root * sum, begins_group);
+    }
+    double expected(const DequantArgs& a) const {
+        return square + of_x.square(a.w_row, a.w_group) + of_w.square(a.rounded_row, a.rounded_group);
+    }
 };
 
 // Neighbouring k of one row of x, from k on.
@@ -265,7 +280,7 @@ void fill_panel(const DequantArgs& a, const Batch<Arithmetic>& batch, int panel)
         }
     }
     if constexpr (Arithmetic::rounds)
-        for (int i = 0; i < panel_rows; ++i) batch.lost()[panel * panel_rows + i] = Arithmetic::expected(a, lost[i]);
+        for (int i = 0; i < panel_rows; ++i) batch.lost()[panel * panel_rows + i] = lost[i].expected(a);
 }
 
 // Sums of a block and panels begin .. end-1 of a batch, over all of K.
