@@ -16,7 +16,7 @@ PROMISED = {1: 1e-2, 2: 2e-4}  # an error, of the norm of y, by the parts of a n
 
 def expected(weight: CodebookWeight, parts: int) -> tuple[dict[str, npt.NDArray], dict[str, Any]]:
     """The fields of DequantArgs that `rounding.expected` tells, for numbers of so many parts of bfloat16."""
-    kept = rounding.sums(weight, weight.part_codebooks.astype(np.float32))
+    [kept] = rounding.sums(weight, weight.part_codebooks.astype(np.float32))
     scales = weight.scales[rounding.rows_of(weight)].astype(np.float32)[..., None, None]
     lost = kept * scales
     for _ in range(parts):

@@ -34,8 +34,8 @@ def arrays(weight: CodebookWeight, block: int) -> tuple[dict[str, npt.NDArray], 
     chunk = math.gcd(config.v, block)
     lengths = np.linalg.norm(integers.reshape(*books.shape[:3], -1, chunk).astype(np.float64), axis=-1)
     longest = float(max(lengths.max((2, 3)).sum(1).max(), 1))
-    lost = rounding.sums(weight, books - integers * units[:, None, None, None])
-    squares, told = rounding.expected(weight, rounding.sums(weight, books), lost, _PROMISED)
+    kept, lost = rounding.sums(weight, books, books - integers * units[:, None, None, None])
+    squares, told = rounding.expected(weight, kept, lost, _PROMISED)
     unit = block / math.sqrt(chunk) * longest / 2**31  # of x, in its standard deviations
     if _USUAL * (unit**2 / 12 * told["w_square"] + told["rounded_square"]) > told["allowed"] * told["w_square"]:
         return {}, {}

@@ -52,10 +52,13 @@ class Driver:
         self.cuFuncSetAttribute = lambda *_: 0
         self.buffer = ctypes.create_string_buffer(1 << 20)
         length = ctypes.c_int.in_dll(made, "length")
-        per_byte = []
-        for length.value in (0, 1 << 20):
-            per_byte.append(least(lambda: made.cuLaunchKernelEx(None, self.buffer, None, None)))
-        length.value = int((1 << 20) * least(lambda: zlib.adler32(_DRIVER)) / (per_byte[1] - per_byte[0]))
+        found = []
+        for _ in range(10):  # in turns, for a processor changes its clock
+            for length.value in (0, 1 << 20):
+                found.append(least(lambda: made.cuLaunchKernelEx(None, self.buffer, None, None), 20))
+            found.append(least(lambda: zlib.adler32(_DRIVER), 20))
+        none, all_bytes, checksum = (min(found[i::3]) for i in range(3))
+        length.value = int((1 << 20) * checksum / (all_bytes - none))
 
 
 def least(call, repeats=200):
