@@ -67,7 +67,10 @@ def from_codegemm(codes: Any, codebooks: Any, scales: Any, *, group_size: int | 
     m, groups_of_four, rows = words.shape
     as_bytes = np.ascontiguousarray(words.astype("<i4")).view(np.uint8).reshape(m, groups_of_four, rows, 4)
     by_row = as_bytes.transpose(2, 1, 3, 0).reshape(rows, 4 * groups_of_four, m)
-    groups = find_groups(by_row.shape[1] * codebooks.shape[2], len(scales), group_size)
+    v = codebooks.shape[2]
+    groups = find_groups(by_row.shape[1] * v, len(scales), group_size)
+    if groups.size % v:
+        raise CheckpointError(f"scales: groups of {groups.size} columns, must be of a multiple of v={v}")
     return _weight(by_row, codebooks, groups.spread(scales.T))
 
 

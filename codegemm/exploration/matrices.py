@@ -45,8 +45,9 @@ def load_matrices(path: Path, tensors: Sequence[str], calibration: Path | None) 
     memory.ensure(f"{path}: {', '.join(names)}", sum(4 * prod(tensor.shape) for tensor in copied))
     matrices = []
     for name in names:
+        held = sources.read_matrix(model, name)
         try:
-            values = as_matrix(sources.read_matrix(model, name))
+            values = as_matrix(held)
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
         if not values.any():

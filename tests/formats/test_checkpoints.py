@@ -175,6 +175,12 @@ def test_quip_residual_scale(golden):
             r"codebooks: .*e\+1\d at \[0, 0, 0\] is not near a normal float16, and no power of two",
         ),
         (lambda a: from_codegemm(np.zeros((1, 4, 8), np.int16), 0, 0), "codes: dtype int16, must be int32"),
+        (
+            lambda a: from_codegemm(
+                np.zeros((1, 6, 8), np.int32), np.ones((1, 256, 8), "f2"), np.ones((16, 8), "f2"), group_size=12
+            ),
+            "scales: groups of 12 columns, must be of a multiple of v=8",
+        ),
         (lambda a: from_quip(np.zeros((16, 2), np.int64), np.ones(64), np.ones(16), "E9"), "codebook 'E9'"),
         (lambda a: from_quip(np.zeros((16, 3), np.int64), np.ones(64), np.ones(16)), "qidxs: shape"),
         (
