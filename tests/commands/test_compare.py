@@ -531,10 +531,12 @@ def test_a_wrong_product_counts_in_no_mean_of_two_results(tmp_path):
 def test_results_that_can_not_be_compared(tmp_path):
     one, other = two_results(tmp_path)
     (tmp_path / "no.json").write_text("{}")
+    (tmp_path / "bytes.json").write_bytes(b"\xc8")
     cases = (
         ([one], 2, "two results are compared, A.json and B.json"),
         ([one, other, "--batch", "1"], 2, "--batch: is for measuring, and two results are only read"),
         ([one, str(tmp_path / "no.json")], 1, "no.json: must be what `codegemm compare --json` or `make gpu` wrote"),
+        ([one, str(tmp_path / "bytes.json")], 1, "bytes.json: must be what"),
         ([one, str(tmp_path / "nowhere.json")], 1, "No such file"),
         ([one, str(RESULTS / "cpu-avx2.json")], 1, "cpu-avx2.json: must be"),
         ([one, str(RESULTS / "nvidia-h200" / "bench-8b.json")], 1, "no product is in both"),

@@ -146,6 +146,7 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch):
         (("--bits", "0"), "0.0 is not in the range 0.5<=x<=8"),
         (("--bits", "99"), "99.0 is not in the range 0.5<=x<=8"),
         (("--bits", "abc"), "'abc' is not a valid float"),
+        (("--seconds", "nan"), "nan is not a number of at least 0"),
         (("--tensor", "b.weight"), "no tensor 'b.weight'"),
         (("--tensor", "zero.weight"), "all its elements are zero"),
         (("--tensor", "odd.weight"), "no configuration stores 5 x 3"),

@@ -267,6 +267,8 @@ def test_broken_folders_are_refused_first(kind, model, target, monkeypatch):
         ({"x": "/etc/passwd"}, "shard '/etc/passwd': must be the name of a file"),
         ({"x": ".."}, r"shard '\.\.': must be the name of a file"),
         ({"x": 3}, "shard 3: must be the name of a file"),
+        ({"x": "a\nb"}, r"shard 'a\\nb': must be the name of a file"),
+        ({"x": "ä" * 300}, "names ä*, which is not there"),
     ],
 )
 def test_an_index_that_contradicts_its_shards(places, message, model, target, tensors, monkeypatch):
