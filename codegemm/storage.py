@@ -102,8 +102,7 @@ def check_names(weights: Mapping[str, Iterable[str]], tensors: Iterable[str], me
     for name, note in metadata.items():
         if not isinstance(note, str):
             raise ValueError(f"metadata {name!r}: {note!r}, must be text")
-        if not note.isascii():
-            _check_encodes(name, note)
+        _check_encodes(name, note)
         if name in weights:
             raise ValueError(f"metadata {name!r}: a weight has that name")
     for name, ends in weights.items():

@@ -34,9 +34,14 @@ _CLAIMS = re.compile(
 Span = tuple[int, int]
 
 
+def by_hand(document: str) -> str:
+    """A document without what commands write."""
+    return _GENERATED.sub("", document)
+
+
 def handwritten(document: str) -> str:
-    """A document's text in one line, without what commands write and without targets of links."""
-    return " ".join(_NAMES.sub("]", _GENERATED.sub("", document)).split())
+    """The same in one line, and without targets of links."""
+    return " ".join(_NAMES.sub("]", by_hand(document)).split())
 
 
 def measured(text: str) -> Iterator[Span]:

@@ -181,7 +181,7 @@ class DequantFast(Dequant):
         return f"instructions {name}: products of bfloat16 need {' or '.join(BFLOAT16)}"
 
     def tolerance(self, product: Product[CodebookSpec]) -> float:
-        return 1e-2
+        return bfloat16.PROMISED[1]
 
 
 def weight_bytes(spec: CodebookSpec) -> int:

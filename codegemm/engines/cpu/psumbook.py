@@ -15,7 +15,7 @@ from codegemm.engines.cpu import psumbook_layout as layout
 from codegemm.engines.cpu.costs import Work
 from codegemm.engines.cpu.kernel import CpuKernel
 from codegemm.engines.cpu.psumbook_layout import SOURCE, Prepared, cut_for
-from codegemm.engines.cpu.rounding import error_margin, row_sizes
+from codegemm.engines.cpu.rounding import error_margin, parts_of, row_sizes
 from codegemm.formats.codebook import CodebookSpec, CodebookWeight
 from codegemm.kernel import Cost, Product
 
@@ -23,7 +23,7 @@ BATCH = declarations.constant(SOURCE, "batch")  # rows of x that share tables of
 MAX_B = 8
 FINISHED_ROWS = declarations.constant(SOURCE, "finished_rows")  # that a task adds up at the end
 _SEEN = 128  # rows and positions whose codes are compared
-_BYTE_STEPS = 253  # of a table whose entries are bytes: `most_steps` in byte_tables.hpp
+_BYTE_STEPS = declarations.constant(SOURCE, "byte_steps")  # of a table whose entries are bytes
 
 # Of 16 rows of x and of what is left of them, those up to which each has tables of bytes, by instruction set and bytes
 # of an entry; more share words.
@@ -57,10 +57,9 @@ def _shared(weight: CodebookWeight, codes: npt.NDArray[np.uint8]) -> npt.NDArray
     places = np.rint(books / step).reshape(-1, books.shape[-1]) + 0.0  # which leaves no -0
     alike = np.unique(places, axis=0, return_inverse=True)[1].reshape(books.shape[:3]).astype(np.int32)
     rows = np.arange(0, len(codes), -(-len(codes) // _SEEN))
-    parts = np.searchsorted(weight.part_starts, rows, side="right") - 1
     some = codes.reshape(len(codes), -1)[rows]
     positions = np.arange(0, some.shape[1], -(-some.shape[1] // _SEEN))
-    named = alike[parts[:, None], positions % books.shape[1], some[:, positions]]
+    named = alike[parts_of(weight, rows)[:, None], positions % books.shape[1], some[:, positions]]
     return np.array([np.count_nonzero(named == row, axis=1) for row in named]) / len(positions)
 
 

@@ -44,12 +44,17 @@ def rows_of(weight: CodebookWeight) -> npt.NDArray[np.intp]:
     return np.arange(0, weight.spec.out_features, -(-weight.spec.out_features // count))
 
 
+def parts_of(weight: CodebookWeight, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The part of each row."""
+    return np.searchsorted(weight.part_starts, rows, side="right") - 1
+
+
 def sums(weight: CodebookWeight, *books: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
     """What these rows have of codebooks [parts, m, centroids, v], without their scales [rows, groups, k-vectors of a
     group, v]; of each such codebooks."""
     rows, spec = rows_of(weight), weight.spec
     codes = weight.codes[rows]  # made anew where the weight has let go of them
-    parts = np.searchsorted(weight.part_starts, rows, side="right")[:, None] - 1
+    parts = parts_of(weight, rows)[:, None]
     added = [sum(each[parts, c, codes[:, :, c]] for c in range(spec.config.m)) for each in books]
     return [each.reshape(len(rows), spec.groups, spec.group_vectors, -1) for each in added]
 

@@ -10,8 +10,9 @@
 
 namespace codegemm {
 
+constexpr int byte_steps = 253, word_steps = 65533;  // rounding and the shift may add one each
 template <int PLANES>
-constexpr float most_steps = PLANES == 2 ? 65533 : 253;  // rounding and the shift may add one each
+constexpr float most_steps = PLANES == 2 ? word_steps : byte_steps;
 
 // A tile for one row of x. least_before[p]: what entries of 0 stand for, summed over all positions before p.
 struct Step {
